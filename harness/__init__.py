@@ -1,0 +1,1 @@
+"""vmm-workbench: boot FreeBSD on virtual VT-x/EPT, load a patched vmm.ko, and prove the patch."""

@@ -1,0 +1,68 @@
+"""What can go wrong, by whose fault it is; each kind has its exit code.
+
+A message is one line: the thing, the reason, the mend.  `detail` holds what may follow it (a
+compiler's lines, a console's tail) and is printed below the line, never instead of it.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANNOT = 3
+EXIT_GUEST = 4
+EXIT_PATCH = 5
+EXIT_INTERRUPTED = 130
+
+
+class WorkbenchError(Exception):
+    """Base of every error a user may meet; never raised itself."""
+
+    exit_code = EXIT_CANNOT
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail.rstrip("\n")
+
+
+class UsageError(WorkbenchError):
+    """The command was called wrongly: unknown release, file that is not there, bad option."""
+
+    exit_code = EXIT_USAGE
+
+
+class CannotError(WorkbenchError):
+    """This machine, or what is at hand on it, cannot do what was asked."""
+
+    exit_code = EXIT_CANNOT
+
+
+class GuestError(WorkbenchError):
+    """The virtual computer or the system in it broke: died, hung, refused."""
+
+    exit_code = EXIT_GUEST
+
+
+class MachineDied(GuestError):
+    """The emulator ended by itself while somebody still needed it."""
+
+
+class GuestPanic(GuestError):
+    """The guest's kernel panicked; `detail` is the console from the panic on."""
+
+
+class WaitTimeout(GuestError):
+    """A time limit ran out while the machine was still running."""
+
+
+class PatchError(WorkbenchError):
+    """A patch does not apply, or what it makes does not build."""
+
+    exit_code = EXIT_PATCH
+
+
+class ChecksFailed(WorkbenchError):
+    """Everything ran, and a check did not hold."""
+
+    exit_code = EXIT_CHECK_FAILED

@@ -1,0 +1,165 @@
+"""Files that appear whole or not at all, digests, and where things are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from .errors import CannotError
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The checkout: `images/`, `patches/` and `tests/` are below it."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+def cache_dir() -> Path:
+    """Where prepared images and builds are kept: $HARNESS_CACHE or the user's cache folder.
+
+    Raises CannotError when the folder cannot be made.
+    """
+    given = os.environ.get("HARNESS_CACHE")
+    path = Path(given).absolute() if given else Path(platformdirs.user_cache_dir("vmm-workbench"))
+    return _private(path, "set HARNESS_CACHE to a folder that can be written")
+
+
+def runs_dir() -> Path:
+    """Where each run leaves its folder: $HARNESS_RUNS or `runs/` in the checkout."""
+    given = os.environ.get("HARNESS_RUNS")
+    path = Path(given).absolute() if given else PROJECT / "runs"
+    return _private(path, "set HARNESS_RUNS to a folder that can be written")
+
+
+def _private(path: Path, mend: str) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotError(f"{path}: {error.strerror}; {mend}") from error
+    return path
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target` that becomes `target` if the block ends well.
+
+    The file is synced before it is renamed; when the block raises, nothing of it stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(target.parent)
+
+
+def write_atomic(target: Path, data: str | bytes, mode: int = 0o644) -> None:
+    """Write `data` to `target`, whole or not at all."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.chmod(mode)
+
+
+@contextmanager
+def atomic_dir(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` if the block ends well.
+
+    An existing `target` is replaced only then.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            target.replace(old / "was")
+            temporary.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.replace(target)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, what: str, timeout_s: float = 600.0) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; CannotError when another process keeps it too long."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except filelock.Timeout as error:
+        raise CannotError(
+            f"{what}: another run has held {path} for {timeout_s:.0f} s; wait for it or end it"
+        ) from error
+    except OSError as error:
+        raise CannotError(f"{what}: cannot lock {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The file's SHA-256 as hex; `progress` gets the number of bytes read so far."""
+    digest = hashlib.sha256()
+    done = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(done)
+    return digest.hexdigest()
+
+
+def sha256_text(*parts: str) -> str:
+    """One digest over several texts, each closed so that ("ab", "c") differs from ("a", "bc")."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def require_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """CannotError unless the file system under `folder` has `needed_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise CannotError(
+            f"{what} needs {human_bytes(needed_bytes)} in {folder}, {human_bytes(free)} are free; "
+            "free some room or choose another folder (HARNESS_CACHE, HARNESS_RUNS)"
+        )
+
+
+def human_bytes(count: int) -> str:
+    """A size for people, in binary units: 512 B, 1.5 KiB, 3.0 GiB."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")

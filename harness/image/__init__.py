@@ -1,0 +1,1 @@
+"""What guests boot from: manifests, the cache, import and preparation."""

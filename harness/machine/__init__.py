@@ -1,0 +1,1 @@
+"""Virtual computers: one interface, two kinds."""

@@ -1,0 +1,1 @@
+"""Pytest fixtures and options over the workbench's objects."""

@@ -1,0 +1,106 @@
+"""What people see: stages as they happen, and tables.
+
+On a terminal a stage shows one live line (what, how long, the console's last line); without one it
+prints a plain line when it begins and one when it ends.  Everything for people goes to standard
+error while work is under way, so that standard output holds the result alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line about the work under way, on standard error."""
+    err.print(Text(line))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table on standard output; the last column takes what room there is."""
+    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for number, header in enumerate(headers):
+        grid.add_column(header, overflow="fold", no_wrap=number < len(headers) - 1)
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    # Without a terminal rich assumes 80 columns and would fold what a log can hold.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
+
+
+def print_json(data: Any) -> None:
+    """Print data for programs on standard output."""
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=False) + "\n")
+
+
+@dataclass
+class Stage:
+    """One step of a run: its name, how long it took, how it ended and what there is to say."""
+
+    name: str
+    seconds: float = 0.0
+    outcome: str = "running"
+    note: str = ""
+    _live: Callable[[str], None] = field(default=lambda _line: None, repr=False)
+
+    def live(self, line: str) -> None:
+        """Show `line` beside the stage while it runs (terminals only)."""
+        self._live(line)
+
+
+@contextmanager
+def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
+    """Run a block as a named stage; its time and outcome go to `record` whatever happens."""
+    step = Stage(name)
+    if record is not None:
+        record.append(step)
+    start = time.monotonic()
+    try:
+        if err.is_terminal:
+            with _live_line(name) as show:
+                step._live = show
+                yield step
+        else:
+            say(f"{name} ...")
+            yield step
+        if step.outcome == "running":
+            step.outcome = "ok"
+    except BaseException:
+        step.outcome = "failed"
+        raise
+    finally:
+        step.seconds = time.monotonic() - start
+        step._live = lambda _line: None
+        note = f": {step.note}" if step.note else ""
+        say(f"{name}: {step.outcome} after {step.seconds:.1f} s{note}")
+
+
+@contextmanager
+def _live_line(name: str) -> Iterator[Callable[[str], None]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[last]}", style="dim", markup=False),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(name, total=None, last="")
+        yield lambda line: progress.update(task, last=printable(line)[:100])
+
+
+def printable(text: str) -> str:
+    """`text` with everything that could steer a terminal replaced by `?`."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,43 @@
+"""Invoke tasks: parse, call harness/, print.  `./inv --list` shows them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import task
+
+from harness import packages, ui
+from harness.cli import run_task
+
+SECTIONS = ("unit", "machine")
+
+
+@task
+@run_task
+def setup(_context: Context) -> None:
+    """Install the Debian packages that are missing, or print the line that does."""
+    packages.ensure()
+    ui.say("setup: everything that is needed is here")
+
+
+@task(help={"only": "unit or machine (default: both)", "args": "further arguments for pytest"})
+@run_task
+def test(_context: Context, only: str = "", args: str = "") -> int:
+    """Run the project's own tests: no FreeBSD, no KVM needed."""
+    packages.ensure()
+    folders = [f"tests/{section}" for section in SECTIONS if only in ("", section)]
+    return subprocess.call([sys.executable, "-m", "pytest", *folders, *args.split()])
+
+
+@task
+@run_task
+def lint(_context: Context) -> int:
+    """Check the style: ruff (format and lint) and mypy --strict."""
+    commands = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
+    return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
+
+
+namespace = Collection(setup, test, lint)
