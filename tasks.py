@@ -23,9 +23,12 @@ def setup(_context: Context) -> None:
     ui.say("setup: everything that is needed is here")
 
 
-@task(help={"only": "unit or machine (default: both)", "args": "further arguments for pytest"})
+@task(
+    name="test",
+    help={"only": "unit or machine (default: both)", "args": "further arguments for pytest"},
+)
 @run_task
-def test(_context: Context, only: str = "", args: str = "") -> int:
+def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     """Run the project's own tests: no FreeBSD, no KVM needed."""
     packages.ensure()
     folders = [f"tests/{section}" for section in SECTIONS if only in ("", section)]
@@ -40,4 +43,4 @@ def lint(_context: Context) -> int:
     return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
 
 
-namespace = Collection(setup, test, lint)
+namespace = Collection(setup, run_tests, lint)

@@ -1,0 +1,150 @@
+"""A virtual computer, whatever runs it.
+
+Everything above this package talks to `Machine`; which emulator is beneath shows in `backend`
+alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..console import Console
+from ..deadline import Deadline
+from ..errors import MachineDied
+
+BACKENDS = ("kvm", "bochs", "tcg")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a kind of machine is like, for those who plan work on it.
+
+    `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
+    can be expected inside (the probe proves it).
+    """
+
+    backend: str
+    time_scale: float
+    virtualizes: bool
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A disk: `path` is never written to; what the guest writes goes to the run folder."""
+
+    path: Path
+    format: str = "raw"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a machine is made of.
+
+    `run_dir` gets its console log, overlay and emulator log.  `cpu` is the emulator's own name for
+    a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
+    forwarded to a free port on 127.0.0.1; `network_out` lets the guest reach the outside (only
+    while an image is prepared).
+    """
+
+    run_dir: Path
+    drive: Drive
+    memory_bytes: int = 1 << 30
+    cpus: int = 1
+    cpu: str | None = None
+    ssh: bool = True
+    network_out: bool = False
+    name: str = "guest"
+
+
+class Machine(ABC):
+    """One virtual computer: started once, stopped once, its console always logged.
+
+    Use it as a context manager: leaving the block ends the emulator whatever happened.
+    """
+
+    traits: Traits
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.ssh_port: int | None = None
+        self._console: Console | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def backend(self) -> str:
+        """kvm, tcg or bochs."""
+        return self.traits.backend
+
+    @property
+    def console(self) -> Console:
+        """The serial line; only a started machine has one."""
+        if self._console is None:
+            raise RuntimeError("the machine was not started")
+        return self._console
+
+    @property
+    def pid(self) -> int | None:
+        """The emulator's process id while it runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The emulator's exit code once it has ended (negative: the signal that ended it)."""
+        return self._process.poll() if self._process else None
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The emulator's command line, as it is or would be run."""
+
+    @abstractmethod
+    def start(self, deadline: Deadline) -> None:
+        """Start the emulator; MachineDied with its own words when it ends at once."""
+
+    @abstractmethod
+    def stop(self, deadline: Deadline) -> None:
+        """End the emulator, softly where it knows how, and wait for it.  Harmless when it ended."""
+
+    @abstractmethod
+    def last_words(self) -> str:
+        """What the emulator itself printed last (standard error or its log), for messages."""
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop(Deadline.after(10))
+
+    def check(self) -> None:
+        """Raise GuestPanic or MachineDied if the guest panicked or the emulator ended."""
+        if self._console is not None:
+            self._console.check_panic()
+        code = self.exit_code
+        if code is not None:
+            raise MachineDied(
+                f"{self.spec.name}: {self.backend} {describe_exit(code)}; "
+                f"the console's log is {self.spec.run_dir / 'console.log'}",
+                detail="\n".join(filter(None, (self.last_words(), self.console.tail()))),
+            )
+
+    def wait_ended(self, deadline: Deadline) -> int | None:
+        """Wait for the emulator to end by itself; its exit code, or None when time ran out."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(timeout=deadline.remaining_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words: `exited with 1`, `was killed by SIGKILL`."""
+    if code >= 0:
+        return f"exited with {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
