@@ -14,8 +14,9 @@ import re
 import selectors
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pexpect.exceptions import EOF, TIMEOUT
 from pexpect.spawnbase import SpawnBase
@@ -38,11 +39,13 @@ class Console:
     """The near end of a serial line.
 
     `fd` is a connected socket or the master of a pseudo-terminal and belongs to the console from
-    here on; `log` gets every byte as it came.
+    here on; `log` gets every byte as it came.  `watch` is called during every wait and raises when
+    there is nothing left to wait for.
     """
 
-    def __init__(self, fd: int, log: Path) -> None:
+    def __init__(self, fd: int, log: Path, watch: Callable[[], None] = lambda: None) -> None:
         self.log = log
+        self._watch = watch
         self._fd = fd
         self._data = bytearray()
         self._arrived = threading.Condition()
@@ -155,11 +158,29 @@ class Console:
         return Conversation(self, self.mark if from_mark is None else from_mark)
 
     def wait_more(self, mark: int, deadline: Deadline) -> bool:
-        """Wait until there is more than `mark` bytes; False when the time or the line ended."""
-        with self._arrived:
-            while len(self._data) <= mark and not self._closed and not deadline.expired:
+        """Wait until there is more than `mark` bytes; False when the time or the line ended.
+
+        Raises GuestPanic, and what `watch` raises, as soon as there is reason to.
+        """
+        while True:
+            self.check_panic()
+            with self._arrived:
+                if len(self._data) > mark:
+                    return True
+                if self._closed or deadline.expired:
+                    break
                 self._arrived.wait(min(_WAIT_STEP_S, deadline.remaining_s))
-            return len(self._data) > mark
+            if self.mark <= mark:
+                self._watch()
+        self.check_panic()
+        return False
+
+    def wait_closed(self, deadline: Deadline) -> bool:
+        """Wait until the other end is gone; whether it is."""
+        with self._arrived:
+            while not self._closed and not deadline.expired:
+                self._arrived.wait(deadline.remaining_s)
+            return self._closed
 
     def read_from(self, mark: int, size: int) -> bytes:
         """At most `size` bytes after `mark`, without waiting."""
@@ -183,7 +204,14 @@ class Console:
         self._fd = -1
 
 
-class Conversation(SpawnBase[str]):
+if TYPE_CHECKING:
+    _TextSpawn = SpawnBase[str]
+else:
+    # Generic in its stubs only.
+    _TextSpawn = SpawnBase
+
+
+class Conversation(_TextSpawn):
     """pexpect over a console: `expect`, `before`, `match` as everywhere else.
 
     `expect_line` is the one to use: it names what was waited for when time runs out.
@@ -197,10 +225,8 @@ class Conversation(SpawnBase[str]):
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> str:
         """pexpect's hook: some text, or its TIMEOUT or EOF; GuestPanic as soon as there is one."""
-        self._console.check_panic()
         limit = Deadline.after(3600.0 if timeout is None or timeout < 0 else timeout)
         if not self._console.wait_more(self._mark, limit):
-            self._console.check_panic()
             if self._console.closed:
                 self.flag_eof = True
                 raise EOF("the serial line closed")

@@ -6,9 +6,13 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import socket
 import subprocess
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +51,8 @@ class Spec:
     `run_dir` gets its console log, overlay and emulator log.  `cpu` is the emulator's own name for
     a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
     forwarded to a free port on 127.0.0.1; `network_out` lets the guest reach the outside (only
-    while an image is prepared).
+    while an image is prepared).  `debug_exit` gives QEMU the port by which a bare-metal program
+    ends it with an exit code (Bochs has a port of its own for that).
     """
 
     run_dir: Path
@@ -57,7 +62,18 @@ class Spec:
     cpu: str | None = None
     ssh: bool = True
     network_out: bool = False
+    debug_exit: bool = False
     name: str = "guest"
+
+    @property
+    def console_log(self) -> Path:
+        """Every byte the guest sent over its serial line."""
+        return self.run_dir / "console.log"
+
+    @property
+    def emulator_log(self) -> Path:
+        """What the emulator itself printed."""
+        return self.run_dir / "emulator.log"
 
 
 class Machine(ABC):
@@ -105,12 +121,33 @@ class Machine(ABC):
         """Start the emulator; MachineDied with its own words when it ends at once."""
 
     @abstractmethod
-    def stop(self, deadline: Deadline) -> None:
-        """End the emulator, softly where it knows how, and wait for it.  Harmless when it ended."""
+    def powered_off(self) -> bool:
+        """Whether the emulator ended because the guest switched itself off."""
 
     @abstractmethod
     def last_words(self) -> str:
         """What the emulator itself printed last (standard error or its log), for messages."""
+
+    @abstractmethod
+    def _quit(self, deadline: Deadline) -> None:
+        """Ask the emulator itself to end, where it can be asked."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give back what the machine held, once the emulator has ended."""
+
+    def stop(self, deadline: Deadline) -> None:
+        """End the emulator, softly where it knows how, and wait for it.  Harmless when it ended."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            self._quit(deadline)
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if self._console is not None:
+            self._console.close()
+        self._release()
 
     def __enter__(self) -> Machine:
         return self
@@ -122,13 +159,22 @@ class Machine(ABC):
         """Raise GuestPanic or MachineDied if the guest panicked or the emulator ended."""
         if self._console is not None:
             self._console.check_panic()
+        self._check_process()
+
+    def _check_process(self) -> None:
         code = self.exit_code
-        if code is not None:
-            raise MachineDied(
-                f"{self.spec.name}: {self.backend} {describe_exit(code)}; "
-                f"the console's log is {self.spec.run_dir / 'console.log'}",
-                detail="\n".join(filter(None, (self.last_words(), self.console.tail()))),
-            )
+        if code is None:
+            return
+        console = self._console
+        if console is not None:
+            # What the guest said last may still be on its way; a panic explains the end better.
+            console.wait_closed(Deadline.after(1))
+            console.check_panic()
+        raise MachineDied(
+            f"{self.spec.name}: {self.backend} {describe_exit(code)} while it was needed; the "
+            f"console's log is {self.spec.console_log}",
+            detail="\n".join(filter(None, (self.last_words(), console.tail() if console else ""))),
+        )
 
     def wait_ended(self, deadline: Deadline) -> int | None:
         """Wait for the emulator to end by itself; its exit code, or None when time ran out."""
@@ -138,6 +184,45 @@ class Machine(ABC):
             return self._process.wait(timeout=deadline.remaining_s)
         except subprocess.TimeoutExpired:
             return None
+
+    def _spawn(
+        self,
+        command: Sequence[str],
+        *,
+        stdio: int | None = None,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Run the emulator in a session of its own, standard error to its log.
+
+        setpriv makes the kernel end the emulator with the harness, even when that is killed.
+        """
+        with self.spec.emulator_log.open("ab") as log:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                stdin=subprocess.DEVNULL if stdio is None else stdio,
+                stdout=log if stdio is None else stdio,
+                stderr=log,
+                pass_fds=tuple(pass_fds),
+                cwd=self.spec.run_dir,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tail_of(path: Path, lines: int = 15) -> str:
+    """The last lines of a log, or nothing when there is none."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
 
 
 def describe_exit(code: int) -> str:

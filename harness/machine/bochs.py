@@ -1,0 +1,214 @@
+"""Bochs, which emulates VMX and EPT completely and needs nothing of the host's processor.
+
+What is particular to Debian's 2.7 and was found by running it is said where it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import termios
+import threading
+import tty
+from pathlib import Path
+
+from ..console import Console, clean_lines
+from ..deadline import Deadline
+from ..errors import CannotError, MachineDied
+from .base import Machine, Spec, Traits, describe_exit, free_port, tail_of
+
+TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True)
+
+DEFAULT_CPU = "corei7_skylake_x"
+BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
+VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
+
+# How many instructions make a second of the guest's.  The BIOS waits three seconds for a key, and
+# the guest's own waits cost as many instructions: more makes both slower.  Fewer would have the
+# guest spend its instructions on timer interrupts.
+_IPS = 10_000_000
+
+_CONFIG = "bochsrc.txt"
+_DEBUGGER = "debugger.txt"
+_SLIRP = "slirp.txt"
+_LOG = "bochs.log"
+_REDOLOG = "overlay.redolog"
+_COMPLAINT = re.compile(r"^\d{11}[pe]\[")
+_CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALSA ")
+_POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown requested")
+
+
+def configuration(spec: Spec, *, console_tty: str, has_network: bool) -> str:
+    """The bochsrc for `spec`; pure, so that golden files can hold it."""
+    mib = spec.memory_bytes >> 20
+    lines = [
+        # The text display opens no port; rfb would listen on every interface.
+        "display_library: term",
+        f"romimage: file={BIOS}",
+        f"vgaromimage: file={VGA_BIOS}",
+        f"cpu: model={spec.cpu or DEFAULT_CPU}, count=1, ips={_IPS}, "
+        "reset_on_triple_fault=1, ignore_bad_msrs=1",
+        f"memory: guest={mib}, host={mib}",
+        # The guest's clock follows the instructions alone, so it leaps while the guest idles.
+        "clock: sync=none, time0=utc",
+        "pci: enabled=1, chipset=i440fx" + (", slot1=e1000" if has_network else ""),
+        "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14",
+        # What the guest writes goes to the journal; the image is only read.
+        f'ata0-master: type=disk, mode=volatile, path="{spec.drive.path}", journal={_REDOLOG}',
+        "ata1: enabled=0",
+        "boot: disk",
+        f'com1: enabled=1, mode=term, dev="{console_tty}"',
+        f"log: {_LOG}",
+        "panic: action=fatal",
+        "error: action=report",
+        "info: action=report",
+        "debug: action=ignore",
+        # No sound: its drivers would look for a sound card and complain on standard error.
+        "plugin_ctrl: speaker=0, parallel=0, gameport=0",
+        "mouse: enabled=0",
+        "magic_break: enabled=0",
+    ]
+    if has_network:
+        lines.insert(
+            7,
+            "e1000: enabled=1, mac=52:54:00:12:34:56, ethmod=slirp, ethdev=none, "
+            f'script="{_SLIRP}"',
+        )
+    return "\n".join(lines) + "\n"
+
+
+def slirp_settings(ssh_port: int, network_out: bool) -> str:
+    """The settings file of Bochs's slirp; its first line is compared letter by letter."""
+    return (
+        "# slirp config\n"
+        f"restricted = {0 if network_out else 1}\n"
+        f"hostfwd = tcp:127.0.0.1:{ssh_port}-:22\n"
+    )
+
+
+class BochsMachine(Machine):
+    """A virtual computer in Bochs: one processor, an ATA disk, an e1000."""
+
+    traits = TRAITS
+
+    def __init__(self, spec: Spec) -> None:
+        if spec.drive.format != "raw":
+            raise CannotError(
+                f"Bochs boots raw disks only, {spec.drive.path} is {spec.drive.format}"
+            )
+        super().__init__(spec)
+        self._console_tty_fd = -1
+        self._screen: _Screen | None = None
+
+    def command(self) -> list[str]:
+        # Debian's Bochs carries its debugger and would stop before the first instruction; the
+        # script's one line tells it to go on.
+        return ["bochs", "-q", "-f", _CONFIG, "-rc", _DEBUGGER]
+
+    def start(self, deadline: Deadline) -> None:
+        for path, package in ((BIOS, "bochsbios"), (VGA_BIOS, "vgabios")):
+            if not path.exists():
+                raise CannotError(f"{path} (package {package}) is missing; run ./inv setup")
+        run_dir = self.spec.run_dir
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        master, self._console_tty_fd = pty.openpty()
+        tty.setraw(self._console_tty_fd)
+        if self.spec.ssh:
+            self.ssh_port = free_port()
+            settings = slirp_settings(self.ssh_port, self.spec.network_out)
+            (run_dir / _SLIRP).write_text(settings)
+        config = configuration(
+            self.spec, console_tty=os.ttyname(self._console_tty_fd), has_network=self.spec.ssh
+        )
+        (run_dir / _CONFIG).write_text(config)
+        (run_dir / _DEBUGGER).write_text("c\n")
+        self._console = Console(master, self.spec.console_log, self._check_process)
+        self._screen = _Screen()
+        try:
+            self._process = self._spawn(
+                self.command(), stdio=self._screen.tty, environment={"TERM": "vt100"}
+            )
+        except FileNotFoundError as error:
+            self.stop(Deadline.after(1))
+            raise CannotError(f"{error.filename} is not installed; run ./inv setup") from error
+        self._screen.started()
+        self._wait_running(deadline)
+
+    def _wait_running(self, deadline: Deadline) -> None:
+        """Bochs has read its settings and begun once its log says that the processor was reset."""
+        log = self.spec.run_dir / _LOG
+        limit = deadline.at_most(20)
+        while not limit.expired:
+            if self.wait_ended(Deadline.after(0.05)) is not None:
+                code = self.exit_code
+                self.stop(Deadline.after(1))
+                raise MachineDied(
+                    f"Bochs did not start: {describe_exit(code or 0)}; its log is {log}",
+                    detail=self.last_words(),
+                )
+            if log.exists() and "cpu hardware reset" in log.read_text(errors="replace"):
+                return
+        raise MachineDied(f"Bochs did not start within {limit.limit_s:.0f} s; its log is {log}")
+
+    def powered_off(self) -> bool:
+        words = tail_of(self.spec.run_dir / _LOG, 60)
+        return self.exit_code is not None and any(sign in words for sign in _POWERED_OFF)
+
+    def last_words(self) -> str:
+        log = tail_of(self.spec.run_dir / _LOG, 60).splitlines()
+        told = [line for line in log if _COMPLAINT.match(line)]
+        printed = tail_of(self.spec.emulator_log, 40).splitlines()
+        told += [line for line in printed if line and not _CHATTER.match(line)]
+        screen = self._screen.text() if self._screen and not told else ""
+        return "\n".join(told[-8:]) or screen
+
+    def _quit(self, deadline: Deadline) -> None:
+        """Bochs cannot be asked, and there is nothing in it to lose."""
+
+    def _release(self) -> None:
+        if self._console_tty_fd >= 0:
+            os.close(self._console_tty_fd)
+            self._console_tty_fd = -1
+        if self._screen is not None:
+            self._screen.close()
+
+
+class _Screen:
+    """The pseudo-terminal that Bochs draws its display on: read, so that it never blocks.
+
+    Only the last part is kept, for what Bochs prints before its log begins.
+    """
+
+    _KEEP_BYTES = 4096
+
+    def __init__(self) -> None:
+        self._master, self.tty = pty.openpty()
+        # Bochs refuses to draw on less than 25 lines.
+        fcntl.ioctl(self.tty, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self._kept = b""
+        self._thread = threading.Thread(target=self._drain, name="screen", daemon=True)
+
+    def started(self) -> None:
+        """The emulator holds the terminal's other end now."""
+        os.close(self.tty)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(self._master, 65536):
+                self._kept = (self._kept + data)[-self._KEEP_BYTES :]
+
+    def text(self) -> str:
+        """What was drawn last, without the terminal's steering."""
+        return "\n".join(clean_lines(self._kept.decode("utf-8", "replace"))[-8:])
+
+    def close(self) -> None:
+        """Give the terminal back; the emulator has ended."""
+        if self._thread.is_alive():
+            self._thread.join(timeout=2)
+        with contextlib.suppress(OSError):
+            os.close(self._master)

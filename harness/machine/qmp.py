@@ -1,0 +1,65 @@
+"""QMP, said synchronously: qemu.qmp in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from qemu.qmp import QMPClient, QMPError
+
+from ..deadline import Deadline
+from ..errors import GuestError
+
+T = TypeVar("T")
+
+
+class Qmp:
+    """A QMP session over a connected socket."""
+
+    def __init__(self, connection: socket.socket, name: str, deadline: Deadline) -> None:
+        """Take over `connection`; GuestError when QEMU does not greet in time."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
+        self._thread.start()
+        self._client = QMPClient(name)
+        # Its log would go to standard error; what matters comes back as an exception.
+        self._client.logger.disabled = True
+        try:
+            self._wait(self._client.connect(connection), deadline)
+        except GuestError:
+            self._end_loop()
+            raise
+
+    def _wait(self, work: Coroutine[Any, Any, T], deadline: Deadline) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout=deadline.remaining_s)
+        except TimeoutError:
+            future.cancel()
+            raise GuestError(
+                f"QEMU did not answer over QMP within {deadline.limit_s:.0f} s"
+            ) from None
+        except (QMPError, OSError, EOFError) as error:
+            raise GuestError(f"QMP: {error}") from error
+
+    def execute(
+        self, command: str, deadline: Deadline, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        """Run one QMP command; GuestError with QEMU's words when it is refused or the line ends."""
+        return self._wait(self._client.execute(command, arguments), deadline)
+
+    def close(self) -> None:
+        """End the session; harmless when QEMU has gone."""
+        with contextlib.suppress(Exception):
+            self._wait(self._client.disconnect(), Deadline.after(2))
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            self._loop.close()
