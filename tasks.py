@@ -9,7 +9,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import packages, ui
+from harness import host, packages, ui
 from harness.cli import run_task
 
 SECTIONS = ("unit", "machine")
@@ -35,6 +35,18 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     return subprocess.call([sys.executable, "-m", "pytest", *folders, *args.split()])
 
 
+@task(help={"json": "print the findings and the facts as JSON"})
+@run_task
+def doctor(_context: Context, json: bool = False) -> int:
+    """Show what this machine can do, what is missing, and the backend `auto` would take."""
+    verdict = host.examine(host.gather())
+    if json:
+        ui.print_json(verdict.to_data())
+    else:
+        host.show(verdict)
+    return verdict.exit_code
+
+
 @task
 @run_task
 def lint(_context: Context) -> int:
@@ -43,4 +55,4 @@ def lint(_context: Context) -> int:
     return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
 
 
-namespace = Collection(setup, run_tests, lint)
+namespace = Collection(setup, doctor, run_tests, lint)

@@ -1,0 +1,209 @@
+"""What was found out about a machine, as data; and its form in files.
+
+`./inv doctor --json` prints these facts under "facts", and the unit tests read them back from such
+files: whoever meets a host that is judged wrongly can send its facts and they become a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+_NO_REGISTERS: Mapping[int, int] = MappingProxyType({})
+_NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+
+KVM_INTEL = "kvm_intel"
+KVM_AMD = "kvm_amd"
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A processor as the software running on it sees it: the host's, or one KVM would give.
+
+    `leaf1_ecx` is CPUID 1 ECX, `ext1_ecx` 8000_0001 ECX, `svm_edx` 8000_000A EDX (SDM volume 2,
+    CPUID; APM volume 3, appendix E); `msrs` the VMX capability registers that are there, by index
+    (SDM volume 3, appendix A).
+    """
+
+    leaf1_ecx: int = 0
+    ext1_ecx: int = 0
+    svm_edx: int = 0
+    msrs: Mapping[int, int] = field(default_factory=lambda: _NO_REGISTERS)
+
+    @property
+    def vmx(self) -> bool:
+        """Whether it announces VMX."""
+        return bool(self.leaf1_ecx >> 5 & 1)
+
+    @property
+    def svm(self) -> bool:
+        """Whether it announces SVM."""
+        return bool(self.ext1_ecx >> 2 & 1)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The host's own processor, from /proc/cpuinfo."""
+
+    vendor: str = ""
+    model: str = ""
+    vmx: bool = False
+    svm: bool = False
+    hypervisor: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Kvm:
+    """/dev/kvm and what lies beneath it.
+
+    Errors are errno names, empty where there was none.  `modules` are the kernel modules whose name
+    begins with kvm; `parameters` some of their settings (`kvm_intel.nested`: "Y").  `guest` is the
+    processor a guest would get: None when KVM was not asked or did not say.
+    """
+
+    present: bool = False
+    device: bool = False
+    open_error: str = ""
+    api_version: int | None = None
+    create_vm_error: str = ""
+    msrs_error: str = ""
+    problem: str = ""
+    modules: tuple[str, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=lambda: _NO_PARAMETERS)
+    guest: Processor | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is beneath: "Intel", "AMD", "software (NAME)" or "unknown"."""
+        if KVM_INTEL in self.modules:
+            return "Intel"
+        if KVM_AMD in self.modules:
+            return "AMD"
+        others = [name for name in self.modules if name != "kvm"]
+        return f"software ({', '.join(others)})" if others else "unknown"
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """An emulator that is installed; `cpu_models` only where it lists them in no time."""
+
+    path: str = ""
+    version: str = ""
+    cpu_models: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A prepared image in the cache, and whether trees to build for it came along."""
+
+    release: str
+    source: bool = False
+    sysroot: bool = False
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder the workbench writes to; `free_bytes` None when it cannot be used."""
+
+    path: str = ""
+    free_bytes: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """All that decides what this machine can do.
+
+    `emulators` and `tools` hold what is installed, by command name (a tool's text is its version,
+    empty where it tells none); `packages_missing` are Debian's names of what is not, and
+    `packages_line` the command that installs them.
+    """
+
+    cpu: Cpu = field(default_factory=Cpu)
+    kvm: Kvm = field(default_factory=Kvm)
+    emulators: Mapping[str, Emulator] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    packages_missing: tuple[str, ...] = ()
+    packages_line: str = ""
+    cache: Folder = field(default_factory=Folder)
+    runs: Folder = field(default_factory=Folder)
+    memory_available_bytes: int = 0
+    python_version: str = ""
+    images: tuple[Image, ...] = ()
+    about: str = ""
+
+
+def to_data(facts: HostFacts) -> dict[str, Any]:
+    """The facts as JSON has them, registers in hex."""
+    # asdict cannot copy a read-only mapping, so they become dictionaries on the way.
+    return {name: _plain(name, value) for name, value in vars(facts).items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {key: _plain(key, part) for key, part in vars(value).items()}
+    if isinstance(value, Mapping):
+        hexadecimal = name == "msrs"
+        return {
+            (hex(key) if hexadecimal else key): _plain("" if not hexadecimal else "msr", part)
+            for key, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain("", part) for part in value]
+    if name in {"msr", "leaf1_ecx", "ext1_ecx", "svm_edx"}:
+        return f"0x{value:x}"
+    return value
+
+
+def from_data(data: Mapping[str, Any]) -> HostFacts:
+    """Facts from what `to_data` made; what is left out has its default.
+
+    Raises ValueError or TypeError for anything else.
+    """
+    kvm = dict(data.get("kvm", {}))
+    guest = kvm.pop("guest", None)
+    kvm["modules"] = tuple(kvm.get("modules", ()))
+    rest = {
+        key: data[key]
+        for key in (
+            "tools",
+            "packages_line",
+            "memory_available_bytes",
+            "python_version",
+            "about",
+        )
+        if key in data
+    }
+    return HostFacts(
+        cpu=Cpu(**data.get("cpu", {})),
+        kvm=Kvm(**kvm, guest=None if guest is None else _processor(guest)),
+        emulators={
+            name: Emulator(**{**found, "cpu_models": tuple(found.get("cpu_models", ()))})
+            for name, found in data.get("emulators", {}).items()
+        },
+        packages_missing=tuple(data.get("packages_missing", ())),
+        cache=Folder(**data.get("cache", {})),
+        runs=Folder(**data.get("runs", {})),
+        images=tuple(Image(**image) for image in data.get("images", ())),
+        **rest,
+    )
+
+
+def _processor(data: Mapping[str, Any]) -> Processor:
+    return Processor(
+        leaf1_ecx=int(data.get("leaf1_ecx", "0"), 0),
+        ext1_ecx=int(data.get("ext1_ecx", "0"), 0),
+        svm_edx=int(data.get("svm_edx", "0"), 0),
+        msrs={int(key, 0): int(value, 0) for key, value in data.get("msrs", {}).items()},
+    )
+
+
+def load(text: str) -> HostFacts:
+    """Facts from a file's text."""
+    return from_data(json.loads(text))

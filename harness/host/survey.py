@@ -1,0 +1,257 @@
+"""Finding the facts out: everything at once, nothing allowed to hang.
+
+All questions to other programs are started together and share one limit, so that the slowest one
+is what it costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .. import files, packages
+from ..deadline import Deadline
+from ..errors import WorkbenchError
+from . import kvm as kvm_device
+from .facts import Cpu, Emulator, Folder, HostFacts, Image, Kvm, Processor
+
+_LIMIT_S = 1.2
+_VERSION = re.compile(r"\d+(?:\.\d+)*")
+# Which of KVM's settings explain an answer: without EPT or unrestricted guest in the host there is
+# none for a guest either.
+_PARAMETERS = {
+    "kvm_intel": ("nested", "ept", "unrestricted_guest"),
+    "kvm_amd": ("nested", "npt"),
+}
+
+
+def gather() -> HostFacts:
+    """Look at this machine.  Takes well under two seconds, whatever state its devices are in."""
+    deadline = Deadline.after(_LIMIT_S)
+    device = kvm_device.start()
+    questions = {name: _ask(command) for name, command in _commands().items()}
+    lacking = packages.missing()
+    cpu = parse_cpuinfo(_read("/proc/cpuinfo"))
+    cache, runs = _folder(files.cache_dir), _folder(files.runs_dir)
+    memory = available_memory_bytes()
+    images = _images()
+    answers = {name: _answer(child, deadline) for name, child in questions.items()}
+    found = kvm_device.finish(device, max(0.1, deadline.remaining_s))
+    return HostFacts(
+        cpu=cpu,
+        kvm=make_kvm(found, *_modules(Path("/sys/module"))),
+        emulators=_emulators(answers),
+        tools={
+            name: version_in(answer)
+            for name, answer in answers.items()
+            if name not in {"qemu-system-x86_64", "bochs"}
+        },
+        packages_missing=lacking.packages,
+        packages_line=lacking.line if lacking.packages else "",
+        cache=cache,
+        runs=runs,
+        memory_available_bytes=memory,
+        python_version=platform.python_version(),
+        images=images,
+    )
+
+
+def _commands() -> dict[str, list[str]]:
+    """What to ask of every tool that is installed; a tool with no such question asks nothing."""
+    clang = packages.clang_version()
+    commands = {
+        "qemu-system-x86_64": ["--version"],
+        "bochs": ["--help", "cpu"],
+        "bmake": ["-f", os.devnull, "-V", "MAKE_VERSION"],
+        "git": ["--version"],
+        "gcc": ["-dumpfullversion"],
+        "make": ["--version"],
+        "mandoc": [],
+    }
+    if clang is not None:
+        # One LLVM release brings all three, so one of them is asked.
+        commands[f"clang-{clang}"] = ["--version"]
+    return {
+        name: [path, *options] if options else []
+        for name, options in commands.items()
+        if (path := shutil.which(name, path=packages.search_path()))
+    }
+
+
+def _ask(command: Sequence[str]) -> subprocess.Popen[str] | None:
+    if not command:
+        return None
+    with contextlib.suppress(OSError):
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    return None
+
+
+def _answer(child: subprocess.Popen[str] | None, deadline: Deadline) -> str:
+    if child is None:
+        return ""
+    try:
+        answer, _ = child.communicate(timeout=max(0.05, deadline.remaining_s))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return ""
+    return answer
+
+
+def version_in(answer: str) -> str:
+    """The first version number in what a program said of itself, or an empty text."""
+    match = _VERSION.search(answer)
+    return match.group() if match else ""
+
+
+def _emulators(answers: Mapping[str, str]) -> dict[str, Emulator]:
+    found = {}
+    for name, text in answers.items():
+        path = shutil.which(name, path=packages.search_path()) or ""
+        if name == "qemu-system-x86_64":
+            version = version_in(text)
+            problem = "" if version else "it does not run"
+            found[name] = Emulator(path=path, version=version, problem=problem)
+        elif name == "bochs":
+            found[name] = parse_bochs(path, text)
+    return found
+
+
+def parse_bochs(path: str, text: str) -> Emulator:
+    """Bochs's version and processor models, out of `bochs --help cpu`."""
+    version = re.search(r"Bochs x86 Emulator (\S+)", text)
+    _, _, listed = text.partition("Supported CPU models:")
+    models = tuple(line for line in listed.splitlines() if re.fullmatch(r"\w+", line))
+    return Emulator(
+        path=path,
+        version=version.group(1) if version else "",
+        cpu_models=models,
+        problem="" if models else "it does not list its processor models",
+    )
+
+
+def parse_cpuinfo(text: str) -> Cpu:
+    """The host's processor, out of /proc/cpuinfo's first block."""
+    block, _, _ = text.partition("\n\n")
+    pairs = {
+        name.strip(): value.strip()
+        for name, colon, value in (line.partition(":") for line in block.splitlines())
+        if colon
+    }
+    flags = set(pairs.get("flags", "").split())
+    return Cpu(
+        vendor=pairs.get("vendor_id", ""),
+        model=pairs.get("model name", ""),
+        vmx="vmx" in flags,
+        svm="svm" in flags,
+        hypervisor="hypervisor" in flags,
+        count=len(os.sched_getaffinity(0)),
+    )
+
+
+def _modules(folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """KVM's kernel modules (built in or loaded) and those of their settings that matter here."""
+    with contextlib.suppress(OSError):
+        modules = tuple(sorted(path.name for path in folder.glob("kvm*")))
+        parameters = {
+            f"{module}.{name}": text
+            for module in modules
+            for name in _PARAMETERS.get(module, ())
+            if (text := _read(str(folder / module / "parameters" / name)).strip())
+        }
+        return modules, parameters
+    return (), {}
+
+
+def make_kvm(
+    found: Mapping[str, Any], modules: tuple[str, ...], parameters: Mapping[str, str]
+) -> Kvm:
+    """Facts out of what the device said (see `kvm.look`) and what the kernel's modules are."""
+    guest = None
+    if "cpuid" in found:
+        none = (0, 0, 0, 0)
+        leaves = found["cpuid"]
+        guest = Processor(
+            leaf1_ecx=leaves.get("0x1", none)[2],
+            ext1_ecx=leaves.get("0x80000001", none)[2],
+            svm_edx=leaves.get("0x8000000a", none)[3],
+            msrs={int(index, 16): value for index, value in found.get("msrs", {}).items()},
+        )
+    return Kvm(
+        present=bool(found.get("present")),
+        device=bool(found.get("device", found.get("present"))),
+        open_error=found.get("open_error", ""),
+        api_version=found.get("api_version"),
+        create_vm_error=found.get("create_vm_error", ""),
+        msrs_error=found.get("msrs_error", ""),
+        problem=found.get("problem", ""),
+        modules=modules,
+        parameters=parameters,
+        guest=guest,
+    )
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping, within this control group's limit."""
+    available: int = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        # "max", a missing file and an unlimited group's huge number all leave it as it is.
+        with contextlib.suppress(ValueError):
+            available = min(available, max(0, int(_read(limit)) - int(_read(used))))
+    return available
+
+
+def _folder(find: Callable[[], Path]) -> Folder:
+    try:
+        path = find()
+        return Folder(path=str(path), free_bytes=shutil.disk_usage(path).free)
+    except WorkbenchError as error:
+        return Folder(problem=error.message)
+    except OSError as error:
+        return Folder(problem=str(error))
+
+
+def _images() -> tuple[Image, ...]:
+    """The prepared images; none when the cache cannot be read."""
+    # Through importlib: the cache's reader needs libraries that cost more time than all of this.
+    try:
+        store = importlib.import_module("harness.image.store")
+        return tuple(
+            Image(
+                release=record.release,
+                source=record.source is not None,
+                sysroot=record.sysroot is not None,
+            )
+            for record in store.prepared()
+        )
+    except (ImportError, WorkbenchError, OSError):
+        return ()
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(errors="replace")
+    return ""
