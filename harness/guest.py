@@ -1,0 +1,191 @@
+"""FreeBSD inside a machine: wait for it, ask it things, look at its modules, let it go."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from .deadline import Deadline
+from .errors import GuestError, WaitTimeout
+from .machine import Machine
+from .ssh import Address, Result, Ssh, succeeded
+
+_BOOT_S = 50.0
+_COMMAND_S = 20.0
+_SHUTDOWN_S = 20.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """What lets us into a prepared image, and how we know that it is the one."""
+
+    private_key: Path
+    host_key: str
+    user: str = "root"
+
+
+@dataclass(frozen=True)
+class Kld:
+    """A loaded kernel module or the kernel: a line of kldstat -v."""
+
+    name: str
+    path: str
+    size_bytes: int
+
+
+class Guest:
+    """A FreeBSD that runs in `machine`; every wait ends at once when the machine dies or panics.
+
+    Time limits default to ones scaled to the machine's pace.
+    """
+
+    def __init__(self, machine: Machine, access: Access) -> None:
+        self.machine = machine
+        self._access = access
+        self._ssh: Ssh | None = None
+
+    def deadline(self, native_s: float = _COMMAND_S) -> Deadline:
+        """A deadline for work that takes `native_s` seconds at native speed."""
+        return Deadline.scaled(native_s, self.machine.traits.time_scale)
+
+    def wait_ready(self, deadline: Deadline | None = None) -> None:
+        """Wait until a command can be run over SSH.
+
+        Raises WaitTimeout with the console's tail, or GuestPanic, MachineDied or SshRefused as soon
+        as there is no more use in waiting.
+        """
+        port = self.machine.ssh_port
+        if port is None:
+            raise RuntimeError("the machine has no network")
+        limit = deadline or self.deadline(_BOOT_S)
+        address = Address(
+            port=port,
+            private_key=self._access.private_key,
+            host_key=self._access.host_key,
+            user=self._access.user,
+        )
+        self.disconnect()
+        self._ssh = Ssh(address, self.machine.check)
+        try:
+            self._ssh.connect(limit)
+        except WaitTimeout as error:
+            raise WaitTimeout(
+                f"{self.machine.spec.name}: {error.message}; the console's log is "
+                f"{self.machine.console.log}",
+                detail=self.machine.console.tail(),
+            ) from error
+        self.must(["true"], limit)
+
+    @property
+    def ssh(self) -> Ssh:
+        """The connection, made anew when it was cut."""
+        if self._ssh is None:
+            raise RuntimeError("the guest was not waited for")
+        if not self._ssh.connected:
+            self._ssh.connect(self.deadline())
+        return self._ssh
+
+    def run(
+        self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
+    ) -> Result:
+        """Run a command; its Result, whatever its exit code."""
+        return self.ssh.run(command, deadline or self.deadline(), stdin=stdin)
+
+    def must(
+        self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
+    ) -> str:
+        """Run a command that has to exit 0; its standard output."""
+        return succeeded(self.run(command, deadline, stdin=stdin)).stdout
+
+    def script(
+        self, text: str, *arguments: str, deadline: Deadline | None = None, check: bool = True
+    ) -> Result:
+        """Run a /bin/sh script; CommandFailed unless it exits 0 or `check` is off."""
+        result = self.ssh.script(text, deadline or self.deadline(), arguments)
+        return succeeded(result) if check else result
+
+    def put(self, local: Path, remote: str, mode: int = 0o644) -> None:
+        """Copy a file into the guest."""
+        self.ssh.put(local, remote, self.deadline(), mode)
+
+    def sysctl(self, name: str) -> str | None:
+        """A sysctl's value as text, or None when there is no such sysctl."""
+        result = self.run(["sysctl", "-n", name])
+        if result.ok:
+            return result.stdout.removesuffix("\n")
+        if "unknown oid" in result.stderr:
+            return None
+        raise GuestError(f"sysctl {name}: {result.stderr.strip()}")
+
+    def exists(self, path: str) -> bool:
+        """Whether a path is there."""
+        return self.run(["test", "-e", path]).ok
+
+    def klds(self) -> list[Kld]:
+        """What kldstat -v lists, the kernel first."""
+        return parse_kldstat(self.must(["kldstat", "-v"]))
+
+    def dmesg(self) -> list[str]:
+        """The kernel's message buffer, a line each."""
+        return self.must(["dmesg"]).splitlines()
+
+    def shut_down(self, deadline: Deadline | None = None) -> None:
+        """Power off and wait for the emulator's end; WaitTimeout when it does not come."""
+        limit = deadline or self.deadline(_SHUTDOWN_S)
+        # The connection may go before the command's exit code comes.
+        with contextlib.suppress(GuestError):
+            self.run(["shutdown", "-p", "now"], limit.at_most(30))
+        self.disconnect()
+        if self.machine.wait_ended(limit) is None:
+            raise WaitTimeout(
+                f"{self.machine.spec.name} did not power off within {limit.limit_s:.0f} s",
+                detail=self.machine.console.tail(),
+            )
+        if not self.machine.powered_off():
+            self.machine.check()
+
+    def reboot(self, deadline: Deadline | None = None) -> None:
+        """Reboot and wait until the new system answers."""
+        limit = deadline or self.deadline(_BOOT_S + _SHUTDOWN_S)
+        before = self.must(["sysctl", "-n", "kern.boottime"])
+        with contextlib.suppress(GuestError):
+            self.run(["shutdown", "-r", "now"], limit.at_most(30))
+        self.disconnect()
+        while True:
+            # The old system may still answer once or twice.
+            self.wait_ready(limit)
+            if self.must(["sysctl", "-n", "kern.boottime"]) != before:
+                return
+            self.disconnect()
+            time.sleep(0.5)
+
+    def disconnect(self) -> None:
+        """Close the connection; the guest goes on."""
+        if self._ssh is not None:
+            self._ssh.close()
+            self._ssh = None
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.disconnect()
+
+
+_KLD = re.compile(r"^\s*\d+\s+\d+\s+0x[0-9a-f]+\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
+
+
+def parse_kldstat(text: str) -> list[Kld]:
+    """The files that `kldstat -v` lists; sizes there are hexadecimal."""
+    matches = (_KLD.match(line) for line in text.splitlines())
+    return [Kld(name=m[2], path=m[3], size_bytes=int(m[1], 16)) for m in matches if m]

@@ -1,0 +1,138 @@
+"""The first boot of an imported disk: what makes it an image that runs can rely on.
+
+Over the serial line go only the key and what SSH needs; the host key comes back over it and is
+pinned.  All else is one script, `images/prepare.sh`, run over SSH.  The brought disk is beneath an
+overlay throughout, and only the flattened result is kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import machine as machines
+from ..console import Console
+from ..deadline import Deadline
+from ..errors import CannotError, GuestError
+from ..files import PROJECT, human_bytes, require_room, write_atomic
+from ..guest import Access, Guest
+from ..machine.qemu import QemuMachine, flatten
+from ..serial_login import SerialLogin
+from ..ssh import make_key
+from .model import Imported, Prepared
+
+VERSION = 1
+"""Changes with what preparation does, so that an older image is not taken for a present one."""
+
+SCRIPT = PROJECT / "images" / "prepare.sh"
+
+_BOOT_S = 60.0
+_STEP_S = 20.0
+_MEMORY_BYTES = 1 << 30
+
+# Each goes over the serial line by itself; sshd's first word counts, so ours come before its file.
+_SSHD = (
+    "PermitRootLogin prohibit-password",
+    "PasswordAuthentication no",
+    "KbdInteractiveAuthentication no",
+    "PermitEmptyPasswords no",
+    "UseDNS no",
+    # An emulated clock leaps while the guest idles; a grace time would run out in the handshake.
+    "LoginGraceTime 0",
+    "MaxStartups 100",
+)
+
+
+def prepare(
+    imported: Imported, folder: Path, backend: str, live: Callable[[str], None] = lambda _line: None
+) -> Prepared:
+    """Boot `imported` once under `backend` (kvm or tcg) and leave the prepared image in `folder`.
+
+    `folder` gets `disk.raw`, the private key, the serial line's password and the boot's logs.
+    Raises CannotError when the image cannot be entered, GuestError when it breaks.
+    """
+    if backend == "bochs":
+        raise CannotError("an image is prepared under kvm or tcg; use --backend tcg")
+    require_room(folder, imported.disk_bytes, f"preparing {imported.disk.name}")
+    key = folder / "id_ed25519"
+    public = make_key(key, "vmm-workbench")
+    password = secrets.token_urlsafe(12)
+    write_atomic(folder / "console-password", password + "\n", mode=0o600)
+    spec = machines.Spec(
+        run_dir=folder / "boot",
+        drive=machines.Drive(imported.disk, imported.disk_format),
+        memory_bytes=_MEMORY_BYTES,
+        cpus=2,
+        name=f"preparing {imported.release}",
+    )
+    machine = machines.make(backend, spec)
+    if not isinstance(machine, QemuMachine):
+        raise TypeError("only QEMU leaves an overlay that can be flattened")
+    with machine:
+        machine.start(Deadline.after(30))
+        scale = machine.traits.time_scale
+        host_key = _let_ssh_in(machine.console, imported, public, scale, live)
+        with Guest(machine, Access(key, host_key, imported.login.user)) as guest:
+            live("waiting for SSH")
+            guest.wait_ready()
+            live("changing the image")
+            done = guest.script(SCRIPT.read_text(), password, deadline=guest.deadline(60))
+            uname = guest.must(["uname", "-a"]).strip()
+            osversion = int(guest.must(["sysctl", "-n", "kern.osreldate"]))
+            live("shutting down")
+            guest.shut_down()
+        if not machine.powered_off():
+            raise GuestError(f"{spec.name}: the guest did not power off cleanly")
+    live(f"writing {human_bytes(imported.disk_bytes)}, sparse")
+    disk = folder / "disk.raw"
+    flatten(machine.overlay, disk)
+    machine.overlay.unlink()
+    disk.chmod(0o400)
+    changes = [line.removeprefix("changed: ") for line in done.stdout.splitlines()]
+    return Prepared(
+        disk_raw=disk,
+        private_key=key,
+        host_key=host_key,
+        osversion=osversion,
+        uname=uname,
+        changes=("sshd: keys only, for root; our key is the only one", *changes),
+    )
+
+
+def _let_ssh_in(
+    console: Console,
+    imported: Imported,
+    public_key: str,
+    scale: float,
+    live: Callable[[str], None],
+) -> str:
+    """Log in on the serial line, install the key and start sshd; the host key."""
+    login = SerialLogin(console, imported.login.user, imported.login.password)
+    live("waiting for the login prompt")
+    login.log_in(Deadline.scaled(_BOOT_S, scale))
+    live("installing the key")
+    limit = Deadline.scaled(_STEP_S * 3, scale)
+    login.run("umask 077; mkdir -p ~/.ssh", limit)
+    login.run(f"echo {shlex.quote(public_key)} >~/.ssh/authorized_keys", limit)
+    login.run("cd /etc/ssh; umask 022; : >sshd_config.new", limit)
+    for line in _SSHD:
+        login.run(f"echo {shlex.quote(line)} >>sshd_config.new", limit)
+    # Newer servers lock out an address whose connections break off, which is what waiting for a
+    # boot looks like to them; older ones do not know the word.
+    penalty = "PerSourcePenalties no"
+    login.run(
+        f"if /usr/sbin/sshd -T -o {shlex.quote(penalty)} >/dev/null 2>&1; "
+        f"then echo {shlex.quote(penalty)} >>sshd_config.new; fi",
+        limit,
+    )
+    login.run("cat sshd_config >>sshd_config.new; mv sshd_config.new sshd_config", limit)
+    login.run("ssh-keygen -A >/dev/null", limit)
+    host_key = " ".join(login.run("cat ssh_host_ed25519_key.pub", limit).split()[:2])
+    if not host_key.startswith("ssh-ed25519 AAAA"):
+        raise GuestError(f"no host key came over the serial line, but: {host_key[:60]}")
+    login.run("sysrc -q sshd_enable=YES >/dev/null", limit)
+    login.run("service sshd onerestart >/dev/null 2>&1", limit)
+    login.run("ps -axo command | grep -q '[s]shd'", limit)
+    return host_key

@@ -1,0 +1,68 @@
+# What preparation changes in an image, besides the key and sshd's settings: run once as root by the
+# guest's /bin/sh.  $1 is the new password for the serial line.  Every change prints a line
+# "changed: ..."; `inv image.info` shows them.
+set -eu
+
+password=$1
+changed() { echo "changed: $*"; }
+
+# root's password: only the serial line takes it, and only who holds the prepared image knows it.
+printf '%s\n' "$password" | pw usermod root -h 0
+changed "root has a random password, for the serial line only"
+
+# The loader: straight on, everything on the serial line, no module of bhyve's before ours.
+loader=/boot/loader.conf
+touch $loader
+sed -i '' -e '/# vmm-workbench$/d' -e '/^[[:space:]]*vmm_load=/d' $loader
+while read -r setting; do
+	echo "$setting # vmm-workbench" >>$loader
+done <<'SETTINGS'
+autoboot_delay="-1"
+beastie_disable="YES"
+loader_logo="none"
+boot_multicons="NO"
+boot_serial="YES"
+comconsole_speed="115200"
+console="comconsole"
+kern.hz="100"
+SETTINGS
+changed "loader.conf: no countdown, no menu, serial console, 100 Hz (the default in a recognized VM)"
+
+# rc.conf: a network on whatever card there is, and nothing that a test bench does not use.
+for name in $(sysrc -aqn 2>/dev/null | sed -n 's/^\(ifconfig_[^:=]*\).*/\1/p'); do
+	sysrc -qx "$name" || true
+done
+sysrc -q hostname=vmm-workbench ifconfig_DEFAULT=SYNCDHCP sshd_enable=YES kld_list= \
+    background_dhclient=NO defaultroute_delay=5 netwait_enable=NO \
+    growfs_enable=NO firstboot_freebsd_update_enable=NO firstboot_pkgs_enable=NO \
+    nuageinit_enable=NO cloudinit_enable=NO \
+    dumpdev=NO savecore_enable=NO crashinfo_enable=NO \
+    sendmail_enable=NONE dma_flushq_enable=NO cron_enable=NO syslogd_enable=NO newsyslog_enable=NO \
+    ntpd_enable=NO ntpdate_enable=NO powerd_enable=NO moused_nondefault_enable=NO mixer_enable=NO \
+    devmatch_enable=NO kldxref_enable=NO virecover_enable=NO update_motd=NO motd_enable=NO \
+    cleanvar_enable=NO ip6addrctl_enable=NO rtsold_enable=NO os_release_enable=NO \
+    entropy_save_num=1 rc_startmsgs=YES >/dev/null
+changed "rc.conf: DHCP on any card; no cron, mail, syslog, crash dumps, device matching, growfs"
+
+rm -f /firstboot /firstboot-reboot
+
+# The root file system by name, so that it is found on a virtio disk and on an ATA disk alike.
+root=$(awk '$2 == "/" { print $1; exit }' /etc/fstab)
+case $root in
+/dev/vtbd*|/dev/ada*|/dev/da*|/dev/nda*|/dev/nvd*)
+	device=${root#/dev/}
+	name=$(glabel status -s | awk -v device="$device" '$3 == device { print $1 }' |
+	    grep -E '^(gpt|ufs|ufsid|gptid)/' | head -n 1)
+	if [ -z "$name" ]; then
+		echo "the root file system $root has no label; give it one (tunefs -L) and import again" >&2
+		exit 1
+	fi
+	sed -i '' "s|^$root[[:space:]]|/dev/$name	|" /etc/fstab
+	changed "fstab: / is /dev/$name, it was $root"
+	;;
+esac
+# Disks that another machine does not have would stop the boot.
+sed -i '' -E '/^\/dev\/(vtbd|ada|da|nda|nvd)[^[:space:]]*[[:space:]]+(none|\/)[^[:space:]]*/s/^/#/' /etc/fstab
+
+rm -rf /var/log/*.old /var/crash/* /tmp/* 2>/dev/null || true
+sync
