@@ -16,7 +16,7 @@
 	.code16
 	.section .l2, "ax", @progbits
 	.globl	l2_hello, l2_read, l2_have_read, l2_write, l2_have_written
-	.globl	l2_io, l2_vmcall, l2_vmmcall, l2_cost_at, l2_hlt
+	.globl	l2_io, l2_vmcall, l2_vmmcall, l2_cost_at, l2_hlt, l2_spin
 l2:
 	movw	$L2_DATA_SEG, %ax
 	movw	%ax, %ds
@@ -116,4 +116,8 @@ l2_hlt:
 	movl	$L2_END, %eax
 	cpuid
 	jmp	10b
+
+	/* Not on the way: L1 sets IP here after the HLT. */
+l2_spin:
+	jmp	l2_spin
 	.section .note.GNU-stack, "", @progbits

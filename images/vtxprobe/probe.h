@@ -57,6 +57,7 @@ void	 watchdog_init(void);
 void	 watchdog_arm(uint16_t);
 void	 watchdog_disarm(void);
 void	 watchdog_ack(void);
+int	 watchdog_pending(void);
 
 /*
  * tap.c: every test is a row of a table.  A row runs when all it needs

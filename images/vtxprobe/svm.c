@@ -315,7 +315,7 @@ svm_vmcb(const struct row *r)
 	V64(VMCB_CR0) = CR0_ET;
 	V64(VMCB_DR6) = 0xffff0ff0;
 	V64(VMCB_DR7) = 0x400;
-	V64(VMCB_RFLAGS) = 2;
+	V64(VMCB_RFLAGS) = 0x202;	/* IF: see vmx.c */
 	V64(VMCB_RSP) = 0x1000;
 	V64(VMCB_PAT) = PAT_RESET;
 	l2_begin(&vt);

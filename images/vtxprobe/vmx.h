@@ -20,6 +20,7 @@ enum { PIN, PROC, PROC2, EXIT, ENTRY };
 #define	PIN_EXTINT		BIT(0)
 #define	PIN_NMI			BIT(3)
 #define	PIN_VIRTUAL_NMI		BIT(5)
+#define	PIN_PREEMPTION_TIMER	BIT(6)
 #define	PROC_HLT		BIT(7)
 #define	PROC_CR3_LOAD		BIT(15)
 #define	PROC_CR3_STORE		BIT(16)
@@ -61,6 +62,7 @@ enum { PIN, PROC, PROC2, EXIT, ENTRY };
 #define	VMCS_EXIT_INSTR_LEN	0x440c
 #define	VMCS_GUEST_ES_LIMIT	0x4800	/* ... LDTR TR GDTR IDTR */
 #define	VMCS_GUEST_ES_AR	0x4814
+#define	VMCS_PREEMPTION_TIMER	0x482e
 #define	VMCS_EXIT_QUAL		0x6400
 #define	VMCS_EXIT_GLA		0x640a
 #define	VMCS_GUEST_CR0		0x6800
@@ -85,6 +87,7 @@ enum { PIN, PROC, PROC2, EXIT, ENTRY };
 #define	REASON_VMCALL		18
 #define	REASON_IO		30
 #define	REASON_EPT_VIOLATION	48
+#define	REASON_TIMER		52
 #define	REASON_ENTRY_FAILED	0x80000000
 
 /* Exit qualification for EPT violations. */
@@ -102,6 +105,7 @@ int	 vmx_on(const struct row *);
 int	 vmx_vmcs(const struct row *);
 int	 vmx_invept(const struct row *);
 int	 vmx_invvpid(const struct row *);
+int	 vmx_interrupt_masked(const struct row *);
 int	 vmx_off(const struct row *);
 
 #endif /* VMX_H */

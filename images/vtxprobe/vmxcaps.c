@@ -189,6 +189,7 @@ const struct row vmx_rows[] = {
 	ONE2("procbased2.interrupt_delivery", "virtual-interrupt delivery",
 	    O, 9),
 	ONE("pinbased.posted_interrupts", "posted interrupts", O, PIN, 7),
+	ONE("pinbased.preemption_timer", "VMX-preemption timer", O, PIN, 6),
 	EPT("ept.execute_only", "EPT execute-only pages", O, 0),
 	EPT("ept.pages_2m", "EPT pages of 2 MiB", O, 16),
 	EPT("ept.pages_1g", "EPT pages of 1 GiB", O, 17),
@@ -226,6 +227,9 @@ const struct row vmx_rows[] = {
 	STEP("l2.cpuid_roundtrip", "1001 CPUID round trips", l2_round_trips,
 	    "l2.interrupt"),
 	STEP("l2.hlt", "HLT exits", l2_halt, "l2.cpuid_roundtrip"),
+	{ "l2.interrupt_masked", "the same while L2's IF is clear", O,
+	    vmx_interrupt_masked, { "l2.interrupt", "l2.hlt",
+	    "pinbased.preemption_timer" }, 0, 0, 0 },
 	STEP("vmxoff", "VMXOFF", vmx_off, "vmxon"),
 };
 const size_t vmx_nrows = nitems(vmx_rows);

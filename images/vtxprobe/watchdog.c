@@ -50,6 +50,14 @@ watchdog_disarm(void)
 	outb(PIC1 + 1, 0xff);
 }
 
+/* Whether the 8259 has a tick that nobody took. */
+int
+watchdog_pending(void)
+{
+	outb(PIC1, 0x0a);			/* OCW3: read IRR */
+	return (inb(PIC1) & 1);
+}
+
 /* Non-specific end of interrupt. */
 void
 watchdog_ack(void)
