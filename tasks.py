@@ -10,6 +10,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import host, packages, ui
+from harness import probe as vtxprobe
 from harness.cli import run_task
 
 SECTIONS = ("unit", "machine")
@@ -47,6 +48,36 @@ def doctor(_context: Context, json: bool = False) -> int:
     return verdict.exit_code
 
 
+@task(
+    help={
+        "backend": "auto, kvm, bochs or tcg",
+        "cpu": "the emulator's name of a processor model (default: the backend's best)",
+        "fault": "build a deliberate fault in; images/vtxprobe/faults.txt has the names",
+        "json": "print the result as JSON",
+    }
+)
+@run_task
+def probe(
+    _context: Context, backend: str = "auto", cpu: str = "", fault: str = "", json: bool = False
+) -> int:
+    """Try VT-x and EPT (or SVM) in a backend by running a tiny guest: seconds, no download."""
+    decision = host.decide(host.gather(), backend)
+    chosen = decision.require()
+    ui.say(f"backend {chosen}: {decision.reason}")
+    with ui.stage(f"probe on {chosen}") as stage:
+        result = vtxprobe.run_probe(
+            chosen, vendor_flag=decision.vendor_flag, cpu=cpu or None, fault=fault
+        )
+        stage.outcome = "ok" if result.held else "something is missing"
+    if not result.held:
+        ui.say(f"error: {result.reason}")
+    if json:
+        ui.print_json(result.to_data())
+    else:
+        vtxprobe.show(result)
+    return result.exit_code
+
+
 @task
 @run_task
 def lint(_context: Context) -> int:
@@ -55,4 +86,4 @@ def lint(_context: Context) -> int:
     return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
 
 
-namespace = Collection(setup, doctor, run_tests, lint)
+namespace = Collection(setup, doctor, probe, run_tests, lint)

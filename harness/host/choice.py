@@ -15,6 +15,7 @@ BOCHS_MODEL = "corei7_skylake_x"
 
 _QEMU = "qemu-system-x86_64"
 _BOCHS_PACKAGES = {"bochs", "bochs-term", "bochsbios", "vgabios"}
+_SETUP = "./inv setup"
 _NESTED_ON = {"Y", "y", "1"}
 
 
@@ -107,10 +108,10 @@ def bochs_refusal(facts: HostFacts) -> Refusal | None:
     """Why Bochs cannot be used, or None when it can."""
     lacking = sorted(_BOCHS_PACKAGES & set(facts.packages_missing))
     if lacking:
-        return Refusal(f"not installed: {', '.join(lacking)}", _install(*lacking))
+        return Refusal(f"not installed: {', '.join(lacking)}", _SETUP)
     emulator = facts.emulators.get("bochs")
     if emulator is None:
-        return Refusal("it is not installed", _install(*sorted(_BOCHS_PACKAGES)))
+        return Refusal("it is not installed", _SETUP)
     if emulator.problem:
         return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --help cpu")
     if BOCHS_MODEL not in emulator.cpu_models:
@@ -121,14 +122,10 @@ def bochs_refusal(facts: HostFacts) -> Refusal | None:
     return None
 
 
-def _install(*names: str) -> str:
-    return f"sudo apt-get install -y {' '.join(names)}"
-
-
 def _qemu_refusal(facts: HostFacts) -> Refusal | None:
     emulator = facts.emulators.get(_QEMU)
     if emulator is None:
-        return Refusal(f"{_QEMU} is not installed", _install("qemu-system-x86"))
+        return Refusal(f"{_QEMU} is not installed", _SETUP)
     if emulator.problem:
         return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --version")
     return None

@@ -10,11 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
-
-_NO_REGISTERS: Mapping[int, int] = MappingProxyType({})
-_NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
 KVM_INTEL = "kvm_intel"
 KVM_AMD = "kvm_amd"
@@ -32,7 +28,7 @@ class Processor:
     leaf1_ecx: int = 0
     ext1_ecx: int = 0
     svm_edx: int = 0
-    msrs: Mapping[int, int] = field(default_factory=lambda: _NO_REGISTERS)
+    msrs: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def vmx(self) -> bool:
@@ -74,7 +70,7 @@ class Kvm:
     msrs_error: str = ""
     problem: str = ""
     modules: tuple[str, ...] = ()
-    parameters: Mapping[str, str] = field(default_factory=lambda: _NO_PARAMETERS)
+    parameters: Mapping[str, str] = field(default_factory=dict)
     guest: Processor | None = None
 
     @property
@@ -141,7 +137,6 @@ class HostFacts:
 
 def to_data(facts: HostFacts) -> dict[str, Any]:
     """The facts as JSON has them, registers in hex."""
-    # asdict cannot copy a read-only mapping, so they become dictionaries on the way.
     return {name: _plain(name, value) for name, value in vars(facts).items()}
 
 

@@ -1,0 +1,152 @@
+"""The probe's report: TAP version 13 over a serial line, as data.  Pure.
+
+Only whole lines count, so a report that breaks off in the middle of one is never read as more than
+it said.  What a BIOS may have printed before the first TAP line is skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_TEST = re.compile(
+    r"(?P<not>not )?ok (?P<number>\d+) - (?P<name>[\w.]+): (?P<what>.*?)"
+    r"(?P<optional> # TODO optional)?"
+)
+_PLAN = re.compile(r"1\.\.(\d+)")
+_NOT_RUN = "not run: needs "
+_VERDICT = "verdict "
+_COST = re.compile(r"cpuid_roundtrip_cycles (.*)")
+
+
+@dataclass(frozen=True)
+class Test:
+    """One line: a capability or a step by its name, and the notes that were printed below it.
+
+    `optional` says that nothing depends on it.
+    """
+
+    number: int
+    name: str
+    what: str
+    held: bool
+    optional: bool = False
+    notes: tuple[str, ...] = ()
+
+    # pytest would take the class for a test case of its own.
+    __test__ = False
+
+    @property
+    def needs(self) -> str:
+        """What had to hold for this to run at all and did not; empty when it ran."""
+        for note in self.notes:
+            if note.startswith(_NOT_RUN):
+                return note.removeprefix(_NOT_RUN)
+        return ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the probe said.
+
+    `comments` are the lines before the plan (processor, capability registers), `verdict` the values
+    of its closing line, empty when it never came; `bail` why it gave up, if it did.
+    """
+
+    plan: int | None = None
+    tests: tuple[Test, ...] = ()
+    comments: tuple[str, ...] = ()
+    bail: str | None = None
+    verdict: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why this is not a whole report; empty when it is one."""
+        if self.bail is not None:
+            return f"it gave up: {self.bail}"
+        if self.plan is None:
+            return "it said nothing" if not self.comments else "it ended before its first test"
+        if [test.number for test in self.tests] != list(range(1, len(self.tests) + 1)):
+            return "its tests are not numbered in order"
+        if len(self.tests) != self.plan:
+            return f"it ended after {len(self.tests)} of {self.plan} tests"
+        if not self.verdict:
+            return "it ended before its verdict"
+        failed = sum(not test.held and not test.optional for test in self.tests)
+        if self.verdict.get("failed") != str(failed):
+            counted = self.verdict.get("failed", "nothing")
+            return f"its verdict counts {counted} failed, its lines {failed}"
+        return ""
+
+    @property
+    def missing(self) -> tuple[Test, ...]:
+        """The required tests that did not hold, in order."""
+        return tuple(test for test in self.tests if not test.held and not test.optional)
+
+    @property
+    def first_missing(self) -> Test | None:
+        """The first required test that ran and did not hold: what all others follow from."""
+        ran = [test for test in self.missing if not test.needs]
+        return next(iter(ran or self.missing), None)
+
+    @property
+    def cost_cycles(self) -> Mapping[str, int]:
+        """The CPUID round trip in cycles of the time-stamp counter: median, min, p90, max, samples.
+
+        Empty when it was not measured.
+        """
+        for test in self.tests:
+            for note in test.notes:
+                match = _COST.fullmatch(note)
+                if match:
+                    return {key: int(text) for key, text in _pairs(match.group(1)).items()}
+        return {}
+
+
+def parse(text: str) -> Report:
+    """Read a report out of everything that came over the line; never raises."""
+    lines = text.replace("\r", "").split("\n")[:-1]
+    starts = [number for number, line in enumerate(lines) if line.endswith("TAP version 13")]
+    if not starts:
+        return Report()
+    plan: int | None = None
+    bail: str | None = None
+    verdict: Mapping[str, str] = {}
+    comments: list[str] = []
+    tests: list[Test] = []
+    notes: list[list[str]] = []
+    # A machine that was reset begins anew; the last beginning counts.
+    for line in lines[starts[-1] + 1 :]:
+        if line.startswith("Bail out!"):
+            bail = line.removeprefix("Bail out!").strip()
+            break
+        if match := _PLAN.fullmatch(line):
+            plan = int(match.group(1))
+        elif match := _TEST.fullmatch(line):
+            tests.append(
+                Test(
+                    number=int(match["number"]),
+                    name=match["name"],
+                    what=match["what"],
+                    held=match["not"] is None,
+                    optional=match["optional"] is not None,
+                )
+            )
+            notes.append([])
+        elif line.startswith("# "):
+            comment = line.removeprefix("# ")
+            if comment.startswith(_VERDICT):
+                verdict = _pairs(comment.removeprefix(_VERDICT))
+                break
+            (notes[-1] if notes else comments).append(comment)
+    told = tuple(
+        Test(**{**vars(test), "notes": tuple(below)})
+        for test, below in zip(tests, notes, strict=True)
+    )
+    return Report(plan, told, tuple(comments), bail, verdict)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`a=1 b=2` as a dictionary; words without `=` are left out."""
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
