@@ -44,7 +44,7 @@ class Prepared:
     """What the first boot made of an imported disk.
 
     `disk_raw` and `private_key` lie in the folder that `prepare` was given; the store renames that
-    folder into place.  `host_key` is a line as in known_hosts without the host: `ssh-ed25519 AAAA…`.
+    folder into place.  `host_key` is a line as in known_hosts without the host (`ssh-ed25519 …`).
     `osversion` is `__FreeBSD_version` of the running kernel, `changes` what was altered in the
     image, a line each.
     """

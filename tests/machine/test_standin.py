@@ -1,0 +1,155 @@
+"""The stand-in guest does what the tests that use it rely on."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paramiko
+import pytest
+
+from harness import machine as machines
+from harness.console import Conversation
+from harness.deadline import Deadline
+from harness.errors import GuestPanic
+from harness.machine import Drive, Machine, Spec
+
+BOOT_S = 60.0
+PROMPT = "root@standin:~ # "
+
+
+@pytest.fixture
+def guest(standin: Any, tmp_path: Path) -> Iterator[Machine]:
+    """A booted stand-in under TCG, at its login prompt."""
+    spec = Spec(run_dir=tmp_path / "run", drive=Drive(standin.disk), memory_bytes=384 << 20)
+    with machines.make("tcg", spec) as machine:
+        machine.start(Deadline.after(10))
+        yield machine
+
+
+def log_in(machine: Machine) -> Conversation:
+    talk = machine.console.talk(0)
+    deadline = Deadline.after(BOOT_S)
+    talk.expect_any(["login: "], "the login prompt", deadline)
+    talk.sendline("root")
+    talk.expect_any([PROMPT], "the shell's prompt", deadline)
+    return talk
+
+
+def connect(machine: Machine, standin: Any) -> paramiko.SSHClient:
+    """A connection as soon as the guest answers; its host key is checked."""
+    assert machine.ssh_port is not None
+    deadline = Deadline.after(BOOT_S)
+    while True:
+        client = paramiko.SSHClient()
+        trust(client, machine, standin)
+        try:
+            client.connect(
+                "127.0.0.1",
+                machine.ssh_port,
+                "root",
+                key_filename=str(standin.private_key),
+                allow_agent=False,
+                look_for_keys=False,
+                banner_timeout=3,
+            )
+        except (paramiko.SSHException, OSError):
+            client.close()
+            machine.check()
+            if deadline.expired:
+                raise
+            time.sleep(0.3)
+        else:
+            return client
+
+
+def trust(client: paramiko.SSHClient, machine: Machine, standin: Any) -> None:
+    """Let `client` know the guest's host key, and no other."""
+    kind, blob = standin.host_key.split()[:2]
+    key = paramiko.PKey.from_type_string(kind, base64.b64decode(blob))
+    client.get_host_keys().add(f"[127.0.0.1]:{machine.ssh_port}", kind, key)
+
+
+def test_console_login_and_power_off(guest: Machine) -> None:
+    talk = log_in(guest)
+    talk.sendline("echo answer=$((6*7))")
+    talk.expect_any(["answer=42"], "the command's output", Deadline.after(10))
+    talk.sendline("poweroff")
+    assert guest.wait_ended(Deadline.after(20)) == 0
+
+
+def test_ssh_takes_the_key_and_files_and_no_password(guest: Machine, standin: Any) -> None:
+    client = connect(guest, standin)
+    _, out, _ = client.exec_command("id -un; ip -4 addr show eth0")
+    text = out.read().decode()
+    assert text.startswith("root\n")
+    assert "10.0.2.15" in text
+    with client.open_sftp() as sftp:
+        with sftp.open("sent", "wb") as stream:
+            stream.write(b"x" * 100_000)
+        assert sftp.stat("sent").st_size == 100_000
+    client.close()
+
+    client = paramiko.SSHClient()
+    trust(client, guest, standin)
+    assert guest.ssh_port is not None
+    with pytest.raises(paramiko.SSHException):
+        client.connect(
+            "127.0.0.1",
+            guest.ssh_port,
+            "root",
+            password="",
+            allow_agent=False,
+            look_for_keys=False,
+        )
+
+
+def test_the_second_partition_outlives_a_reboot(guest: Machine, standin: Any) -> None:
+    client = connect(guest, standin)
+    client.exec_command("echo kept >/dev/vda2; sync; reboot")[1].read()
+    client.close()
+    mark = guest.console.mark
+    talk = guest.console.talk(mark)
+    talk.expect_any(["login: "], "the login prompt after the reboot", Deadline.after(BOOT_S))
+    again = connect(guest, standin)
+    assert (
+        again.exec_command("head -c 5 /dev/vda2; cat /proc/uptime")[1].read().startswith(b"kept\n")
+    )
+    again.close()
+
+
+def test_a_panic_on_demand_is_seen(guest: Machine) -> None:
+    talk = log_in(guest)
+    talk.sendline("echo c >/proc/sysrq-trigger")
+    with pytest.raises(GuestPanic, match="sysrq triggered crash"):
+        talk.expect_any(["never printed"], "the panic", Deadline.after(20))
+
+
+def test_the_power_button_is_heard(standin: Any, tmp_path: Path) -> None:
+    """A bare QEMU, so that the guest is judged and not our own machine classes."""
+    monitor = tmp_path / "mon"
+    command = [
+        *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"),
+        *("-accel", "tcg", "-m", "384M", "-serial", f"file:{tmp_path / 'console'}"),
+        *("-kernel", standin.kernel, "-initrd", standin.initrd, "-append", standin.append),
+        *("-monitor", f"unix:{monitor},server=on,wait=off"),
+    ]
+    with subprocess.Popen(command) as qemu:
+        try:
+            deadline = Deadline.after(BOOT_S)
+            console = tmp_path / "console"
+            while not console.exists() or b"login: " not in console.read_bytes():
+                assert qemu.poll() is None
+                assert not deadline.expired
+                time.sleep(0.2)
+            with socket.socket(socket.AF_UNIX) as line:
+                line.connect(str(monitor))
+                line.sendall(b"system_powerdown\n")
+                assert qemu.wait(20) == 0
+        finally:
+            qemu.kill()
