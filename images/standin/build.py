@@ -162,8 +162,23 @@ def _write_private(path: Path, key: Ed25519PrivateKey) -> None:
 
 
 def _add_system(archive: cpio.Archive, root: Path, release: str) -> None:
-    for name in ("bin", "sbin", "dev", "proc", "sys", "tmp", "run", "mnt", "lib", "root/.ssh"):
-        archive.folder(name, 0o700 if name.startswith("root") else 0o755)
+    for name in (
+        "bin",
+        "sbin",
+        "dev",
+        "proc",
+        "sys",
+        "tmp",
+        "run",
+        "mnt",
+        "lib",
+        "var/log",
+        "var/run",
+    ):
+        archive.folder(name)
+    # Dropbear takes no key from a folder that others could write to.
+    archive.folder("root", 0o700)
+    archive.folder("root/.ssh", 0o700)
     archive.device("dev/console", 5, 1)
     archive.file("bin/busybox", (root / "bin/busybox").read_bytes(), 0o755)
     archive.link("bin/sh", "busybox")
