@@ -1,0 +1,291 @@
+"""From a source tree and a series to vmm.ko, libvmmapi and vmmls, on this machine.
+
+Everything happens in a private farm (farm.py); the user's tree is only read.  What is made lies in
+`builds/KEY/` of the cache, where KEY is the digest of all that went in, so that a second build of
+the same makes nothing.  A failed build leaves nothing there but its log, in `builds/failed/`.
+
+vmmls finds its library beside itself (run path $ORIGIN): both are copied to one private folder of
+the guest, nothing of the guest's own system is replaced, no variable has to be set, and it is the
+real shared library with its ABI that the checks then go through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import NoteSection
+
+from . import bmake, components, farm, files, kernconf
+from .bmake import Progress, Toolchain
+from .errors import CannotError, PatchError, WorkbenchError
+from .patches import Series
+
+# Part of every key: raise it when the same input is to be made in another way.
+_RECIPE = 1
+_KEPT_BUILDS = 40
+_MANIFEST = "manifest.json"
+
+Maker = Callable[[components.Job], components.Made]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What was built, and of what.  Paths are absolute, in the cache."""
+
+    release: str
+    revision: str
+    osversion: int
+    key: str
+    folder: Path
+    module: Path
+    build_id: str
+    library: Path | None
+    tool: Path | None
+    not_built: tuple[tuple[str, str], ...]
+    series: str | None
+    series_digest: str | None
+    kernel_config: str
+    invariants: bool
+    compiler: str
+    warnings: int
+    seconds: float
+    log: Path
+    digests: tuple[tuple[str, str], ...]
+    cached: bool
+
+    @property
+    def include(self) -> Path:
+        """The patched headers, to be found before the sysroot's."""
+        return self.folder / "include"
+
+
+def build(
+    source: Path,
+    sysroot: Path | None,
+    series: Series | None,
+    release: str,
+    *,
+    kernel_config: str = kernconf.DEFAULT_CONFIG,
+    kernel_options: Sequence[str] = (),
+    progress: Progress = lambda _line: None,
+    maker: Maker = components.make_all,
+) -> Build:
+    """Build what a series makes of `source`, or find that it is built already (`cached`).
+
+    `series` None builds the stock module and library.  Without `sysroot` only the module is built;
+    `not_built` says what is missing and why.  `kernel_options` changes the options of the tree's
+    `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".
+
+    Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
+    that does not apply, code that does not compile; names the log).
+    """
+    tree = farm.identify(source, release)
+    toolchain = bmake.find_toolchain()
+    config = kernconf.read_config(tree.path, kernel_config, kernel_options)
+    root = files.cache_dir() / "builds"
+    if sysroot is not None:
+        sysroot = components.require_sysroot(sysroot)
+    key = files.sha256_text(
+        str(_RECIPE),
+        _own_code(),
+        tree.target,
+        farm.fingerprint(tree.path, series),
+        components.sysroot_fingerprint(sysroot) if sysroot else "no sysroot",
+        series.digest if series else "stock",
+        json.dumps([config.name, config.options]),
+        toolchain.identity,
+    )[:32]
+    target = root / key
+    with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
+        if found := _load(target):
+            os.utime(target / _MANIFEST)
+            return found
+        job = _Job(tree, sysroot, series, release, config, toolchain, progress, key)
+        built = _make(job, target, maker)
+    _prune(root, key)
+    return built
+
+
+@dataclass(frozen=True)
+class _Job:
+    tree: farm.SourceTree
+    sysroot: Path | None
+    series: Series | None
+    release: str
+    config: kernconf.KernelConfig
+    toolchain: Toolchain
+    progress: Progress
+    key: str
+
+
+def _make(job: _Job, target: Path, maker: Maker) -> Build:
+    start = time.monotonic()
+    root = target.parent
+    with _work_folder(root, job.key) as work, files.atomic_dir(target) as kept:
+        log = work / "build.log"
+        try:
+            job.progress("setting up the source")
+            farm.plant(job.tree, job.series, work / "src")
+            log.write_text(f"{job.toolchain.identity}\n{job.tree.path} ({job.tree.target})\n")
+            made = maker(
+                components.Job(
+                    job.tree,
+                    work,
+                    log,
+                    job.config,
+                    job.toolchain,
+                    job.sysroot,
+                    job.progress,
+                    job.series,
+                )
+            )
+            build_id = read_build_id(made.module)
+        except WorkbenchError as error:
+            if log.is_file():
+                failed = root / "failed" / f"{job.key}.log"
+                files.write_atomic(failed, log.read_bytes())
+                error.message += f" (log: {failed})"
+                error.args = (error.message,)
+            raise
+        for path in (made.module, made.library, made.tool):
+            if path:
+                shutil.copy(path, kept / path.name)
+        shutil.copytree(made.include, kept / "include")
+        shutil.copy(log, kept / "build.log")
+        names = [path.name if path else None for path in (made.module, made.library, made.tool)]
+        manifest = {
+            "release": job.release,
+            "revision": job.tree.revision,
+            "osversion": job.tree.osversion,
+            "module": names[0],
+            "build_id": build_id,
+            "library": names[1],
+            "tool": names[2],
+            "not_built": made.not_built,
+            "series": job.series.topic if job.series else None,
+            "series_digest": job.series.digest if job.series else None,
+            "kernel_config": job.config.name,
+            "invariants": job.config.invariants,
+            "compiler": job.toolchain.identity,
+            "warnings": made.warnings,
+            "seconds": round(time.monotonic() - start, 1),
+            "source": str(job.tree.path),
+            "sysroot": str(job.sysroot) if job.sysroot else None,
+            "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "digests": {name: files.sha256_file(kept / name) for name in names if name},
+        }
+        kept.chmod(0o755)
+        (kept / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    built = _load(target, cached=False)
+    if not built:
+        raise CannotError(f"{target}: what was built cannot be read back; is the disk full?")
+    return built
+
+
+def _load(folder: Path, *, cached: bool = True) -> Build | None:
+    """The build in `folder`, or None if there is none or it was damaged."""
+    try:
+        data: Mapping[str, object] = json.loads((folder / _MANIFEST).read_text())
+        digests = dict(data["digests"])  # type: ignore[call-overload]
+        if any(files.sha256_file(folder / name) != digest for name, digest in digests.items()):
+            return None
+        return _from_manifest(folder, dict(data), digests, cached)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _from_manifest(
+    folder: Path, data: dict[str, object], digests: dict[str, str], cached: bool
+) -> Build:
+    values = {
+        name: data[name]
+        for name in (
+            "release", "revision", "osversion", "build_id", "series", "series_digest",
+            "kernel_config", "invariants", "compiler", "warnings", "seconds",
+        )
+    }  # fmt: skip
+    paths = {
+        name: folder / str(data[name]) if data[name] else None
+        for name in ("module", "library", "tool")
+    }
+    return Build(
+        **values,  # type: ignore[arg-type]
+        **paths,  # type: ignore[arg-type]
+        key=folder.name,
+        folder=folder,
+        not_built=tuple((str(a), str(b)) for a, b in data["not_built"]),  # type: ignore[attr-defined]
+        log=folder / "build.log",
+        digests=tuple(sorted(digests.items())),
+        cached=cached,
+    )
+
+
+@contextmanager
+def _work_folder(root: Path, key: str) -> Iterator[Path]:
+    """A private folder to build in, gone afterwards.
+
+    Named after the key, which the caller has locked: what a killed build left there is ours to
+    remove.  make cannot stand blanks in paths, so it moves elsewhere where the cache has some.
+    """
+    base = root / "work"
+    if len(str(base).split()) > 1:
+        base = Path(tempfile.gettempdir()) / f"vmm-workbench-{os.getuid()}"
+        if len(str(base).split()) > 1:
+            raise CannotError(f"{base}: make cannot work below a path with blanks; set TMPDIR")
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if base.stat().st_uid != os.getuid():
+            raise CannotError(f"{base} belongs to somebody else; set TMPDIR")
+        work = base / key[:16]
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(mode=0o700)
+    except OSError as error:
+        raise CannotError(f"{base}: cannot build there: {error.strerror}") from error
+    try:
+        yield work.resolve()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def read_build_id(file: Path) -> str:
+    """The .note.gnu.build-id of an ELF file, as hex.  PatchError if it has none."""
+    try:
+        with file.open("rb") as stream:
+            for section in ELFFile(stream).iter_sections():
+                if isinstance(section, NoteSection) and section.name == ".note.gnu.build-id":
+                    for note in section.iter_notes():
+                        if note["n_type"] == "NT_GNU_BUILD_ID":
+                            return str(note["n_desc"])
+    except (OSError, ELFError) as error:
+        raise PatchError(f"{file.name}: not an ELF file that can be read: {error}") from error
+    raise PatchError(f"{file.name}: has no build id, so it could not be told from another module")
+
+
+def _own_code() -> str:
+    """The digest of the code that builds, so that a change to it makes everything anew."""
+    here = Path(__file__).parent
+    names = ("build.py", "components.py", "bmake.py", "farm.py", "kernconf.py", "gitapply.py")
+    return files.sha256_text(*((here / name).read_text(encoding="utf-8") for name in names))
+
+
+def _prune(root: Path, key: str) -> None:
+    """Forget the builds that were used longest ago; one is a megabyte or two."""
+    used = []
+    for manifest in root.glob(f"*/{_MANIFEST}"):
+        try:
+            used.append((manifest.stat().st_mtime, manifest.parent))
+        except OSError:
+            continue
+    for _, folder in sorted(used, reverse=True)[_KEPT_BUILDS:]:
+        if folder.name != key:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,236 @@
+"""The parts that a build makes: the kernel module, the library, the command.
+
+One function per part, each a bmake call in the farm with what FreeBSD's Makefiles must be told.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import bmake, farm, kernconf
+from .bmake import Make, Progress, Toolchain
+from .errors import PatchError, UsageError
+from .patches import Series
+
+# Where headers are installed -> where they lie in the source tree.
+_HEADERS = (
+    ("machine", "sys/amd64/include"),
+    ("x86", "sys/x86/include"),
+    ("dev/vmm", "sys/dev/vmm"),
+    ("sys", "sys/sys"),
+    ("vm", "sys/vm"),
+    ("", "lib/libvmmapi"),
+    ("", "include"),
+)
+_VMM_HEADER = re.compile(r"(sys/amd64/include/vmm.*|sys/dev/vmm/.*|lib/libvmmapi/vmmapi)\.h\Z")
+_QUIET = (
+    ("MK_CTF", "no"), ("MK_DEBUG_FILES", "no"), ("MK_MAN", "no"), ("MK_PROFILE", "no"),
+    ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the makers get: a private folder with the farm in `src`, and what to build with."""
+
+    tree: farm.SourceTree
+    work: Path
+    log: Path
+    config: kernconf.KernelConfig
+    toolchain: Toolchain
+    sysroot: Path | None
+    progress: Progress
+    series: Series | None
+
+    @property
+    def source(self) -> Path:
+        """The farm."""
+        return self.work / "src"
+
+
+@dataclass(frozen=True)
+class Made:
+    """Files in the private folder, and what was left out with the reason."""
+
+    module: Path
+    library: Path | None
+    tool: Path | None
+    include: Path
+    warnings: int
+    not_built: tuple[tuple[str, str], ...]
+
+
+def require_sysroot(sysroot: Path) -> Path:
+    """The sysroot, absolute.  UsageError unless it holds FreeBSD's headers and C library."""
+    for needed in ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so"):
+        if not (sysroot / needed).is_file():
+            raise UsageError(
+                f"{sysroot}: not a FreeBSD sysroot ({needed} is not there); unpack base.txz"
+            )
+    return sysroot.absolute()
+
+
+def sysroot_fingerprint(sysroot: Path) -> str:
+    """What a build may read of the sysroot, by paths, sizes and times."""
+    return farm.folder_fingerprint(sysroot / "usr/include", sysroot / "lib", sysroot / "usr/lib")
+
+
+def make_all(job: Job) -> Made:
+    """Make every part that can be made.  Raises PatchError when one does not compile."""
+    module, warnings = _module(job)
+    include = job.work / "include"
+    _headers(job, include)
+    library = tool = None
+    left_out: list[tuple[str, str]] = []
+    wants_tool = (job.source / farm.COMPONENTS["vmmls"] / "Makefile").is_file()
+    if job.sysroot:
+        library, more = _library(job, include)
+        warnings += more
+        if wants_tool:
+            tool, more = _tool(job, include, library)
+            warnings += more
+    else:
+        reason = "no sysroot (FreeBSD's headers and libraries) is at hand"
+        left_out.append(("libvmmapi", reason))
+        if wants_tool:
+            left_out.append(("vmmls", reason))
+    if job.series and (stale := farm.unpatched_reads(job.tree, job.series, job.work / "obj")):
+        raise PatchError(f"the build read {', '.join(stale)} unpatched; this is a fault of ours")
+    if not wants_tool:
+        left_out.append(("vmmls", "the source has no usr.sbin/vmmls"))
+    return Made(module, library, tool, include, warnings, tuple(left_out))
+
+
+def _common(job: Job) -> tuple[tuple[str, str], ...]:
+    tool = job.toolchain.tool
+    return (
+        ("MACHINE", "amd64"),
+        ("MACHINE_ARCH", "amd64"),
+        ("MACHINE_CPUARCH", "amd64"),
+        ("SRCTOP", str(job.source)),
+        ("SYSDIR", str(job.source / "sys")),
+        # The user's own make.conf and src.conf are for machines that run FreeBSD.
+        ("SRCCONF", "/dev/null"),
+        ("__MAKE_CONF", "/dev/null"),
+        ("SRC_ENV_CONF", "/dev/null"),
+        ("LD", tool("ld.lld")),
+        ("AR", tool("llvm-ar")),
+        ("NM", tool("llvm-nm")),
+        ("RANLIB", tool("llvm-ranlib")),
+        ("OBJCOPY", tool("llvm-objcopy")),
+        ("STRIPBIN", tool("llvm-strip")),
+        *_QUIET,
+    )
+
+
+def _objects(job: Job, folder: str) -> Path:
+    """Where make puts the objects of a folder, given MAKEOBJDIRPREFIX."""
+    return job.work / "obj" / str(job.source).lstrip("/") / "amd64.amd64" / folder
+
+
+def _run(job: Job, make: Make) -> int:
+    job.progress(f"building {make.component}")
+    return bmake.run(make, job.source, job.log, job.progress).warnings
+
+
+def _expect(file: Path, component: str) -> Path:
+    if not file.is_file():
+        raise PatchError(f"{component}: make ended well but made no {file.name}")
+    return file
+
+
+def _module(job: Job) -> tuple[Path, int]:
+    folder = farm.COMPONENTS["module"]
+    options = job.work / "GENERIC"
+    options.mkdir()
+    kernconf.write_headers(job.config, options)
+    compiler = f"{job.toolchain.tool('clang')} --target={job.tree.target}"
+    make = Make(
+        "vmm.ko",
+        job.source / folder,
+        ("all",),
+        (
+            *_common(job),
+            ("CC", compiler),
+            ("KERNBUILDDIR", str(options)),
+            ("__MPATH", " ".join(map(str, farm.interfaces(job.tree.path, job.source)))),
+            # Every symbol stays: choosing some needs BSD's xargs.
+            ("EXPORT_SYMS", "YES"),
+        ),
+        (("MAKEOBJDIRPREFIX", str(job.work / "obj")),),
+    )
+    warnings = _run(job, make)
+    return _expect(_objects(job, folder) / "vmm.ko", "vmm.ko"), warnings
+
+
+def _headers(job: Job, include: Path) -> None:
+    """Lay out the tree's own headers of vmm, and those the series touches, as installed.
+
+    They come before the sysroot's, which are those of a release without the patch.
+    """
+    include.mkdir()
+    touched = set(job.series.touched) if job.series else set()
+    for installed, folder in _HEADERS:
+        for header in sorted((job.source / folder).glob("*.h")):
+            path = f"{folder}/{header.name}"
+            if path in touched or _VMM_HEADER.match(path):
+                (include / installed).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(header, include / installed / header.name)
+
+
+def userland_compiler(toolchain: Toolchain, target: str, sysroot: Path, include: Path) -> list[str]:
+    """The compiler for programs of the guest, patched headers first."""
+    return [
+        toolchain.tool("clang"),
+        f"--target={target}",
+        f"--sysroot={sysroot}",
+        f"-I{include}",
+        "-Wno-unused-command-line-argument",
+    ]
+
+
+def _userland(job: Job, component: str, target: str, include: Path, link: str) -> Make:
+    assert job.sysroot
+    # make cannot stand blanks in paths; a link of our own has none.
+    sysroot = job.work / "sysroot"
+    if not sysroot.is_symlink():
+        sysroot.symlink_to(job.sysroot)
+    compiler = userland_compiler(job.toolchain, job.tree.target, sysroot, include)
+    linker = shutil.which(job.toolchain.tool("ld.lld"))
+    return Make(
+        component,
+        job.source / farm.COMPONENTS[component],
+        (target,),
+        (*_common(job), ("CC", " ".join(compiler))),
+        (
+            ("MAKEOBJDIRPREFIX", str(job.work / "obj")),
+            ("LDFLAGS", f"--ld-path={linker} {link}".strip()),
+        ),
+    )
+
+
+def _library(job: Job, include: Path) -> tuple[Path, int]:
+    folder = farm.COMPONENTS["libvmmapi"]
+    text = (job.source / folder / "Makefile").read_text(errors="replace")
+    found = re.search(r"^SHLIB_MAJOR\s*=\s*(\d+)", text, re.M)
+    if not found:
+        raise PatchError(f"{folder}/Makefile: has no SHLIB_MAJOR")
+    name = f"libvmmapi.so.{found[1]}"
+    warnings = _run(job, _userland(job, "libvmmapi", name, include, ""))
+    library = _expect(_objects(job, folder) / name, "libvmmapi")
+    # What the linker looks for under -lvmmapi.
+    plain = library.with_name("libvmmapi.so")
+    if not plain.exists():
+        plain.symlink_to(name)
+    return library, warnings
+
+
+def _tool(job: Job, include: Path, library: Path) -> tuple[Path, int]:
+    folder = farm.COMPONENTS["vmmls"]
+    # Doubled for make, quoted for the shell: the linker gets $ORIGIN.
+    link = f"-L{library.parent} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
+    warnings = _run(job, _userland(job, "vmmls", "vmmls", include, link))
+    return _expect(_objects(job, folder) / "vmmls", "vmmls"), warnings
