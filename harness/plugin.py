@@ -1,1 +1,172 @@
-"""Pytest fixtures and options over the workbench's objects."""
+"""Pytest over the workbench: fixtures, options, markers, and what a failure shows.
+
+Installed as an entry point, so a contributor's own test file elsewhere can use it too.  It stays
+out of the way of tests that ask for none of its fixtures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from .errors import GuestError, GuestPanic, MachineDied, WorkbenchError
+from .guest import Guest
+from .machine import Machine
+from .vmm import Vmm
+from .workbench import Options, Workbench, new_run_dir
+
+WORKBENCH = pytest.StashKey[Workbench]()
+"""Set in `config.stash` by whoever has brought a guest up already (`inv verify`)."""
+
+_BROKEN = pytest.StashKey[str]()
+_CONSOLE_MARK = pytest.StashKey[int]()
+_DMESG_BEFORE = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vmm", "vmm-workbench: a FreeBSD guest with the patched vmm.ko")
+    group.addoption("--vmm-release", default="15.1", help="the FreeBSD release to boot")
+    group.addoption("--vmm-backend", default="auto", help="auto, kvm, bochs or tcg")
+    group.addoption("--vmm-stock", action="store_true", help="test the unpatched module")
+    group.addoption(
+        "--vmm-series", action="append", type=Path, default=[], help="a series folder or patches"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "patch: the claim belongs to the series; on the stock module it must fail",
+        "vtx: makes virtual machines, so the guest's processor must virtualize",
+        "tools: needs programs built for the guest, so a sysroot must have been imported",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+@pytest.fixture(scope="session")
+def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
+    """A run with the module loaded: the one that is given, or one brought up here."""
+    config = request.config
+    given = config.stash.get(WORKBENCH, None)
+    if given is not None:
+        yield given
+        return
+    options = Options(
+        release=config.getoption("--vmm-release"),
+        backend=config.getoption("--vmm-backend"),
+        stock=config.getoption("--vmm-stock"),
+        series=tuple(config.getoption("--vmm-series")),
+    )
+    with Workbench(options, new_run_dir("pytest")) as bench:
+        try:
+            bench.up()
+        except WorkbenchError as error:
+            pytest.exit(f"{error.detail}\n{error.message}".strip(), returncode=error.exit_code)
+        config.stash[WORKBENCH] = bench
+        yield bench
+        del config.stash[WORKBENCH]
+
+
+@pytest.fixture(scope="session")
+def guest(workbench: Workbench) -> Guest:
+    """The FreeBSD guest."""
+    assert workbench.guest is not None
+    return workbench.guest
+
+
+@pytest.fixture(scope="session")
+def machine(guest: Guest) -> Machine:
+    """The virtual computer beneath it."""
+    return guest.machine
+
+
+@pytest.fixture(scope="session")
+def vmm(workbench: Workbench) -> Vmm:
+    """The guest's vmm: its sysctls, vmmls and virtual machines."""
+    assert workbench.vmm is not None
+    return workbench.vmm
+
+
+@pytest.fixture
+def vm(vmm: Vmm) -> Iterator[Callable[..., None]]:
+    """Make virtual machines: `vm("name", memory_bytes)`; they are destroyed after the test."""
+    yield vmm.create
+    vmm.destroy_all()
+
+
+@pytest.fixture(autouse=True)
+def _needs_met(request: pytest.FixtureRequest) -> None:
+    """Skip, in words, what this guest cannot do."""
+    marked = {mark.name for mark in request.node.iter_markers()}
+    if not marked & {"vtx", "tools"}:
+        return
+    bench: Workbench = request.getfixturevalue("workbench")
+    if "tools" in marked and bench.vmtool is None:
+        pytest.skip("needs programs built for the guest: import the image with --sysroot")
+    if "vtx" in marked and bench.loaded is not None and not bench.loaded.virtualizes:
+        pytest.skip(f"needs a processor that virtualizes: {bench.loaded.refusal}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Once the machine is broken, what comes after it names the first cause instead of its own."""
+    broken = item.config.stash.get(_BROKEN, None)
+    if broken is not None and "workbench" in getattr(item, "fixturenames", ()):
+        pytest.skip(f"not run, the machine broke before: {broken}")
+    bench = item.config.stash.get(WORKBENCH, None)
+    if bench is None or bench.guest is None:
+        return
+    item.stash[_CONSOLE_MARK] = bench.guest.machine.console.mark
+    with contextlib.suppress(GuestError):
+        item.stash[_DMESG_BEFORE] = bench.guest.dmesg()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give a failure what the guest said meanwhile, and notice when the machine broke."""
+    report = yield
+    bench = item.config.stash.get(WORKBENCH, None)
+    if not report.failed or bench is None or bench.guest is None or _CONSOLE_MARK not in item.stash:
+        return report
+    machine = bench.guest.machine
+    broken = call.excinfo.value if call.excinfo else None
+    if not isinstance(broken, GuestPanic | MachineDied):
+        broken = None
+        try:
+            machine.check()
+        except GuestError as error:
+            broken = error
+            report.sections.append(("the guest broke", f"{error.message}\n{error.detail}"))
+    if broken is not None:
+        item.config.stash.setdefault(_BROKEN, str(broken))
+    said = machine.console.since(item.stash[_CONSOLE_MARK]).strip()
+    report.sections.append(("guest console meanwhile", said or "(nothing)"))
+    if broken is None and _DMESG_BEFORE in item.stash:
+        before = item.stash[_DMESG_BEFORE]
+        try:
+            after = bench.guest.dmesg()
+        except GuestError as error:
+            report.sections.append(("guest dmesg meanwhile", f"not to be had: {error.message}"))
+        else:
+            news = new_lines(before, after)
+            report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
+    return report
+
+
+def new_lines(before: list[str], after: list[str]) -> list[str]:
+    """The lines of `after` that follow the end of `before`; all of them when it has rolled over."""
+    if not before:
+        return after
+    for length in range(min(len(before), len(after)), 0, -1):
+        if after[:length] == before[-length:]:
+            return after[length:]
+    return after
+
+
+def broken_reason(config: pytest.Config) -> str | None:
+    """Why the machine broke during this session, if it did."""
+    return config.stash.get(_BROKEN, None)

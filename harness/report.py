@@ -1,0 +1,208 @@
+"""What a run did: as data, as JUnit, and as the table a person reads.
+
+A check's meaning depends on what ran: on the stock module the checks that belong to a patch must
+fail, and one that holds there proves nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import ui
+from .errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
+from .files import write_atomic
+
+Outcome = Literal["passed", "failed", "skipped"]
+Status = Literal["ok", "FAILED", "not run"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check as pytest saw it; `of_patch`: it can hold only with the series."""
+
+    name: str
+    title: str
+    outcome: Outcome
+    of_patch: bool
+    seconds: float
+    message: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of the run; `outcome` is ok, failed or not run."""
+
+    name: str
+    outcome: str
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run; `error` is the line that ended it early, with `error_exit_code`."""
+
+    release: str
+    backend: str
+    stock: bool
+    series: str
+    started_at: str
+    run_dir: Path
+    stages: tuple[StageResult, ...]
+    checks: tuple[Check, ...]
+    properties: Mapping[str, str]
+    error: str = ""
+    error_exit_code: int = EXIT_OK
+
+    def status(self, check: Check) -> tuple[Status, str]:
+        """What a check's outcome means in this run, and why, in a few words."""
+        if check.outcome == "skipped":
+            return "not run", check.message
+        if self.stock and check.of_patch:
+            if check.outcome == "failed":
+                return "ok", "fails without the patch, as it must"
+            return "FAILED", "holds without the patch, so it proves nothing"
+        return ("ok", "") if check.outcome == "passed" else ("FAILED", check.message)
+
+    def count(self, status: Status) -> int:
+        """How many checks have this status."""
+        return sum(self.status(check)[0] == status for check in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        """The run's exit code: the error's own, 1 for a failed check, 3 for one not run, else 0."""
+        if self.error:
+            return self.error_exit_code
+        if self.count("FAILED"):
+            return EXIT_CHECK_FAILED
+        return EXIT_CANNOT if self.count("not run") or not self.checks else EXIT_OK
+
+    @property
+    def verdict(self) -> str:
+        """One line: what was proved."""
+        what = "the stock module" if self.stock else self.series
+        where = f"{what}, FreeBSD {self.release}" + (f" in {self.backend}" if self.backend else "")
+        counts = f"{self.count('ok')} of {len(self.checks)} checks ok"
+        if self.stock and self.checks:
+            must = [check for check in self.checks if check.of_patch]
+            fails = sum(self.status(check)[0] == "ok" for check in must)
+            counts += f" ({fails} of the patch's {len(must)} fail without it, as they must)"
+        if self.count("FAILED"):
+            counts += f", {self.count('FAILED')} FAILED"
+        if self.count("not run"):
+            counts += f", {self.count('not run')} not run"
+        if self.error:
+            return f"{where}: no verdict: {self.error}"
+        return f"{where}: {counts}"
+
+    def to_data(self) -> dict[str, Any]:
+        """All of it for programs."""
+        data = dataclasses.asdict(self)
+        data["run_dir"] = str(self.run_dir)
+        data["properties"] = dict(self.properties)
+        for entry, check in zip(data["checks"], self.checks, strict=True):
+            entry["status"], entry["meaning"] = self.status(check)
+        data["verdict"] = self.verdict
+        data["exit_code"] = self.exit_code
+        return data
+
+
+def save(report: Report) -> None:
+    """Write report.json and junit.xml into the run's folder."""
+    write_atomic(report.run_dir / "report.json", json.dumps(report.to_data(), indent=2) + "\n")
+    write_atomic(report.run_dir / "junit.xml", junit(report))
+
+
+def show(report: Report) -> None:
+    """Print the checks, the stages with their seconds, and the verdict."""
+    if report.checks:
+        rows = []
+        for check in report.checks:
+            status, why = report.status(check)
+            note = check.title if not why else f"{check.title}: {why}"
+            rows.append((status, f"{check.seconds:.1f} s", check.name, note))
+        ui.table(("status", "took", "check", "what it says"), rows)
+    ui.table(
+        ("stage", "result", "took", "note"),
+        [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],
+    )
+    for check in report.checks:
+        if report.status(check)[0] == "FAILED" and check.detail:
+            ui.out.print(f"--- {check.name}\n{check.detail}\n", markup=False)
+    ui.out.print(f"verdict: {report.verdict}", markup=False)
+    ui.out.print(f"run:     {report.run_dir}", markup=False)
+
+
+def junit(report: Report) -> bytes:
+    """The run in JUnit's XML: a suite of stages and a suite of checks."""
+    top = ET.Element("testsuites", name="vmm-workbench")
+    stages = _suite(top, "stages", report, sum(s.seconds for s in report.stages))
+    for stage in report.stages:
+        case = ET.SubElement(
+            stages, "testcase", classname="stage", name=stage.name, time=f"{stage.seconds:.3f}"
+        )
+        if stage.outcome == "failed":
+            ET.SubElement(case, "error", message=_xml(report.error or stage.note))
+        elif stage.outcome == "not run":
+            ET.SubElement(case, "skipped", message=_xml(stage.note or "not run"))
+    checks = _suite(top, "checks", report, sum(c.seconds for c in report.checks))
+    for check in report.checks:
+        status, why = report.status(check)
+        case = ET.SubElement(
+            checks,
+            "testcase",
+            classname="check",
+            name=_xml(check.name),
+            time=f"{check.seconds:.3f}",
+        )
+        if status == "FAILED":
+            failure = ET.SubElement(case, "failure", message=_xml(why))
+            failure.text = _xml(check.detail)
+        elif status == "not run":
+            ET.SubElement(case, "skipped", message=_xml(why))
+    for suite in (stages, checks):
+        cases = suite.findall("testcase")
+        suite.set("tests", str(len(cases)))
+        suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
+        suite.set("errors", str(sum(case.find("error") is not None for case in cases)))
+        suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
+    ET.indent(top)
+    return bytes(ET.tostring(top, encoding="utf-8", xml_declaration=True))
+
+
+def _suite(top: ET.Element, name: str, report: Report, seconds: float) -> ET.Element:
+    suite = ET.SubElement(
+        top, "testsuite", name=name, time=f"{seconds:.3f}", timestamp=report.started_at
+    )
+    properties = ET.SubElement(suite, "properties")
+    known = {
+        "release": report.release,
+        "backend": report.backend,
+        "series": report.series,
+        "stock": str(report.stock).lower(),
+        **report.properties,
+    }
+    for key, value in known.items():
+        ET.SubElement(properties, "property", name=key, value=_xml(value))
+    return suite
+
+
+def _xml(text: str) -> str:
+    """`text` without the characters that XML 1.0 cannot hold; a console brings them all."""
+    return "".join(
+        c if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff") else "?" for c in text
+    )
+
+
+def stage_results(stages: Sequence[ui.Stage], planned: Sequence[str]) -> tuple[StageResult, ...]:
+    """What ran, and after it what was planned and did not run."""
+    ran = [StageResult(s.name, s.outcome, s.seconds, s.note) for s in stages]
+    names = {stage.name for stage in ran}
+    return (*ran, *(StageResult(name, "not run", 0.0, "") for name in planned if name not in names))

@@ -1,0 +1,180 @@
+"""`inv verify`: bring the guest up, run the checks, say what was proved."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import plugin, report, ui
+from .errors import EXIT_OK, CannotError, GuestError, WorkbenchError
+from .files import PROJECT
+from .report import Check, Report
+from .workbench import STAGES, Options, Workbench, load_series, new_run_dir
+
+CHECKS = PROJECT / "tests" / "guest"
+_SERIES_TESTS = "test_series_*.py"
+
+
+def verify(options: Options, tests: Path = CHECKS) -> Report:
+    """Walk the whole way; whatever happens, a Report comes back and lies in the run's folder."""
+    run_dir = new_run_dir("verify-stock" if options.stock else "verify")
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    checks: list[Check] = []
+    error: WorkbenchError | None = None
+    with Workbench(options, run_dir) as bench:
+        try:
+            # Read before anything is booted: a misspelt series must not cost a boot.
+            series = load_series(options)
+            try:
+                bench.up()
+            except CannotError:
+                if bench.stages[-1].name == "image":
+                    _without_guest(bench)
+                raise
+            _run_checks(bench, tests, checks)
+        except WorkbenchError as caught:
+            error = caught
+            if error.detail:
+                sys.stderr.write(error.detail + "\n")
+    result = Report(
+        release=options.release,
+        backend=bench.backend,
+        stock=options.stock,
+        series=f"series {series.topic}" if not error and series else _series_name(options),
+        started_at=started,
+        run_dir=run_dir,
+        stages=report.stage_results(bench.stages, STAGES),
+        checks=tuple(checks),
+        properties=bench.properties,
+        error=error.message if error else "",
+        error_exit_code=error.exit_code if error else EXIT_OK,
+    )
+    report.save(result)
+    return result
+
+
+def _series_name(options: Options) -> str:
+    if options.stock:
+        return "stock"
+    return f"series {', '.join(map(str, options.series)) or options.topic}"
+
+
+def _run_checks(bench: Workbench, tests: Path, checks: list[Check]) -> None:
+    """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
+
+    Raises GuestError when the machine broke, CannotError when pytest itself could not run.
+    """
+    recorder = _Recorder(bench, checks)
+    log = bench.run_dir / "pytest.log"
+    with ui.stage("checks", bench.stages) as step:
+        recorder.step = step
+        arguments = [str(tests), "-p", "no:cacheprovider", "-q", "--tb=short", "-o", "addopts=-ra"]
+        arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
+        with log.open("w") as stream, contextlib.redirect_stdout(stream):
+            code = pytest.main(arguments, plugins=[recorder])
+        if recorder.broken:
+            step.outcome = "failed"
+            step.note = recorder.broken
+            raise GuestError(f"the guest broke: {recorder.broken}")
+        if not checks:
+            tail = "\n".join(log.read_text().splitlines()[-15:])
+            raise CannotError(f"pytest ran no check (exit {int(code)}); see {log}", detail=tail)
+        failed = sum(check.outcome == "failed" for check in checks)
+        step.note = f"{len(checks)} run, {failed} failed"
+
+
+class _Recorder:
+    """A pytest plugin: hands pytest the guest, and takes down what came of each check."""
+
+    def __init__(self, bench: Workbench, checks: list[Check]) -> None:
+        self._bench = bench
+        self._checks = checks
+        self._items: dict[str, tuple[bool, str]] = {}
+        self._parts: dict[str, list[pytest.TestReport]] = {}
+        self._config: pytest.Config | None = None
+        self.step: ui.Stage | None = None
+
+    @property
+    def broken(self) -> str | None:
+        """Why the machine broke, if it did."""
+        return plugin.broken_reason(self._config) if self._config else None
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self._config = config
+        config.stash[plugin.WORKBENCH] = self._bench
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            function = getattr(item, "function", None)
+            title = (getattr(function, "__doc__", "") or item.name).strip().splitlines()[0]
+            self._items[item.nodeid] = (item.get_closest_marker("patch") is not None, title)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self.step:
+            self.step.live(_short(nodeid))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        parts = self._parts.setdefault(report.nodeid, [])
+        parts.append(report)
+        if report.when == "teardown":
+            self._checks.append(self._check(report.nodeid, parts))
+
+    def _check(self, nodeid: str, parts: list[pytest.TestReport]) -> Check:
+        of_patch, title = self._items.get(nodeid, (False, nodeid))
+        worst = next(
+            (part for part in parts if part.failed),
+            next((part for part in parts if part.skipped), parts[-1]),
+        )
+        message, detail = "", ""
+        if worst.failed:
+            message = _reason(worst)
+            sections = [f"--- {name}\n{text.rstrip()}" for name, text in worst.sections]
+            detail = "\n".join([worst.longreprtext.rstrip(), *sections])
+        elif worst.skipped and isinstance(worst.longrepr, tuple):
+            message = str(worst.longrepr[2]).removeprefix("Skipped: ")
+        return Check(
+            name=_short(nodeid),
+            title=title,
+            outcome=worst.outcome,
+            of_patch=of_patch,
+            seconds=sum(part.duration for part in parts),
+            message=message,
+            detail=detail,
+        )
+
+
+def _short(nodeid: str) -> str:
+    return nodeid.rpartition("/")[2]
+
+
+def _reason(part: pytest.TestReport) -> str:
+    """The failure's own line, without pytest's frame around it."""
+    crash = getattr(part.longrepr, "reprcrash", None)
+    lines = (crash.message if crash else part.longreprtext).strip().splitlines()
+    return lines[0][:160] if lines else "failed"
+
+
+def _without_guest(bench: Workbench) -> None:
+    """What can be shown without FreeBSD: the tests of the series' own C."""
+    tests = sorted((PROJECT / "tests" / "unit").glob(_SERIES_TESTS))
+    if not tests:
+        return
+    with ui.stage("series C", bench.stages) as step:
+        log = bench.run_dir / "series.log"
+        with log.open("w") as stream:
+            code = subprocess.call(
+                [sys.executable, "-m", "pytest", "-q", *map(str, tests)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=PROJECT,
+            )
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        step.note = (lines[-1].strip("= ") if lines else "no output") + f"; {log}"
+        if code:
+            step.outcome = "failed"

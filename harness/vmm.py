@@ -1,0 +1,217 @@
+"""bhyve in a guest, as data: the hw.vmm sysctls, vmmls's answer, virtual machines made and ended.
+
+`load` brings our module in and proves that it is ours and that it works; `Vmm` is what checks talk
+to afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .build import Build
+from .errors import CannotError, GuestError, PatchError
+from .files import sha256_file
+from .guest import Guest
+from .ssh import CommandFailed, Result
+
+MIB = 1 << 20
+SYSCTLS = ("hw.vmm.mem_total", "hw.vmm.mem_allocated", "hw.vmm.mem_free")
+_HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
+
+# What vmm.ko says when the processor is not up to it.
+_HARDWARE = re.compile(r"^(?:vmx_modinit|vmx_init|svm_init|amdvi|SVM|VMX|ept_init|npt)\b.*", re.I)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The three figures at one moment, in bytes."""
+
+    total_bytes: int
+    allocated_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A virtual machine as vmmls shows it; sizes are None where it may not look."""
+
+    name: str
+    memory_bytes: int | None
+    lowmem_bytes: int | None
+    highmem_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything in one answer of vmmls."""
+
+    vms: tuple[Listed, ...]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module that the guest's kernel runs: from where, and what proves that it is ours.
+
+    `virtualizes` is whether /dev/vmmctl exists, without which no VM can be made; `refusal` is the
+    module's own reason when it does not.
+    """
+
+    path: str
+    build_id: str
+    sha256: str
+    virtualizes: bool
+    refusal: str
+
+
+def load(guest: Guest, build: Build) -> Loaded:
+    """Copy the module in, load it by absolute path and prove that it is the one that runs.
+
+    Raises PatchError when the kernel refuses the module, GuestError when another vmm stays loaded.
+    A module that loads without the processor's help is no error here: see `Loaded.virtualizes`.
+    """
+    home = f"{_HOME}/{build.build_id[:16]}"
+    remote = f"{home}/vmm.ko"
+    guest.must(["mkdir", "-p", home])
+    if any(kld.name == "vmm.ko" for kld in guest.klds()):
+        guest.must(["kldunload", "vmm"])
+    running = int(guest.must(["sysctl", "-n", "kern.osreldate"]))
+    if running // 100000 != build.osversion // 100000 or running < build.osversion:
+        raise CannotError(
+            f"the guest runs FreeBSD {running}, the source tree is {build.osversion}: the kernel "
+            "must be of the same major release and at least as new; give the tree that the image "
+            "was built from (--src)"
+        )
+    digest = sha256_file(build.module)
+    guest.put(build.module, remote)
+    arrived = guest.must(["sha256", "-q", remote]).strip()
+    if arrived != digest:
+        raise GuestError(f"{remote} arrived as {arrived}, not as {digest}")
+    mark = guest.machine.console.mark
+    result = guest.run(["kldload", remote], guest.deadline(30))
+    said = [line.strip() for line in guest.machine.console.since(mark).splitlines() if line.strip()]
+    hardware = next((line for line in said if _HARDWARE.match(line)), "")
+    if not result.ok:
+        if hardware:
+            return Loaded(remote, build.build_id, digest, virtualizes=False, refusal=hardware)
+        raise PatchError(
+            f"the guest's kernel refuses the module: {result.stderr.strip() or 'no reason given'}",
+            detail="\n".join(said[-15:]),
+        )
+    # The kernel remembers the path it loaded from; the file there is byte for byte what was built.
+    loaded = [kld for kld in guest.klds() if kld.name == "vmm.ko"]
+    if [kld.path for kld in loaded] != [remote]:
+        raise GuestError(f"loaded {remote}, but the kernel runs {loaded}")
+    there = guest.exists("/dev/vmmctl")
+    reason = hardware or "/dev/vmmctl is missing"
+    return Loaded(
+        remote, build.build_id, digest, virtualizes=there, refusal="" if there else reason
+    )
+
+
+class Vmm:
+    """The guest's vmm, its tools and its virtual machines.
+
+    `vmtool` is the helper of tests/guest/src, built for the guest; None where no sysroot was at
+    hand, and then no VM can be given memory.
+    """
+
+    def __init__(self, guest: Guest, loaded: Loaded, build: Build, vmtool: Path | None) -> None:
+        self.guest = guest
+        self.loaded = loaded
+        self.home = str(Path(loaded.path).parent)
+        self._made: list[str] = []
+        for local in (build.library, build.tool, vmtool):
+            if local is not None:
+                guest.put(local, f"{self.home}/{local.name}", mode=0o755)
+        self.vmmls_path = f"{self.home}/vmmls"
+        self._vmtool_path = f"{self.home}/vmtool"
+
+    @property
+    def memory(self) -> Memory:
+        """The three sysctls, read by one sysctl(8); GuestError where they do not exist."""
+        values = self.guest.must(["sysctl", "-n", *SYSCTLS]).split()
+        return Memory(*(int(value) for value in values))
+
+    @property
+    def mem_total_bytes(self) -> int:
+        """hw.vmm.mem_total: what VMs may hold together."""
+        return self.memory.total_bytes
+
+    @property
+    def mem_allocated_bytes(self) -> int:
+        """hw.vmm.mem_allocated: what VMs hold."""
+        return self.memory.allocated_bytes
+
+    @property
+    def mem_free_bytes(self) -> int:
+        """hw.vmm.mem_free: what may still be given."""
+        return self.memory.free_bytes
+
+    def library_memory(self) -> Memory:
+        """The same figures from libvmmapi's functions."""
+        said = dict(line.split() for line in self._vmtool(["memory"]).splitlines())
+        return Memory(int(said["total"]), int(said["allocated"]), int(said["free"]))
+
+    def vmmls(self, *arguments: str) -> Result:
+        """Run vmmls; whatever its exit code."""
+        return self.guest.run([self.vmmls_path, *arguments])
+
+    def listing(self, *names: str) -> Listing:
+        """What vmmls says, from its JSON; CommandFailed when it exits with anything but 0."""
+        return parse_listing(self.guest.must([self.vmmls_path, "--libxo", "json", *names]))
+
+    def names(self) -> list[str]:
+        """The virtual machines under /dev/vmm, looked up without vmmls."""
+        script = "test -d /dev/vmm && find /dev/vmm -type c || true"
+        found = self.guest.script(script).stdout.splitlines()
+        return sorted(path.removeprefix("/dev/vmm/") for path in found)
+
+    def create(self, name: str, memory_bytes: int = 0, devmem_bytes: int = 0) -> None:
+        """Make a VM and give it memory; CommandFailed, and no VM, when the kernel refuses."""
+        self._vmtool(["create", name, str(memory_bytes), str(devmem_bytes)])
+        self._made.append(name)
+
+    def destroy(self, *names: str) -> None:
+        """Destroy VMs."""
+        self._vmtool(["destroy", *names])
+        self._made = [name for name in self._made if name not in names]
+
+    def destroy_all(self) -> None:
+        """Destroy whatever `create` made and nobody destroyed."""
+        there = set(self.names())
+        left = [name for name in self._made if name in there]
+        self._made = []
+        if left:
+            self.destroy(*left)
+
+    def churn(self, prefix: str, count: int, memory_bytes: int) -> None:
+        """Make and destroy `count` VMs, one after another."""
+        limit = self.guest.deadline(10 + count * 0.2)
+        command = [self._vmtool_path, "churn", prefix, str(count), str(memory_bytes)]
+        self.guest.must(command, limit)
+
+    def _vmtool(self, arguments: Sequence[str]) -> str:
+        return self.guest.must([self._vmtool_path, *arguments])
+
+
+def parse_listing(text: str) -> Listing:
+    """vmmls's JSON as data; CommandFailed when it is none or lacks a figure."""
+    try:
+        top = json.loads(text)["vmm"]
+        rows = top.get("virtual-machine", [])
+        return Listing(
+            vms=tuple(
+                Listed(row["name"], row.get("memory"), row.get("lowmem"), row.get("highmem"))
+                for row in rows
+            ),
+            memory=Memory(top["total"], top["allocated"], top["free"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CommandFailed(
+            f"vmmls printed JSON that is not as documented: {error!r}", detail=text
+        ) from error

@@ -1,0 +1,259 @@
+"""The one way through: from this machine to a guest that runs the module under test.
+
+`verify` and the pytest plugin both walk it; each step is a stage with a name, a time and a note,
+and each can be the last, with a reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from . import build as builder
+from . import files, host, machine, patches, probe, ui, vmm
+from .deadline import Deadline
+from .errors import CannotError, GuestError, UsageError
+from .guest import Access, Guest
+from .image import store
+from .image.model import ImageRecord
+
+T = TypeVar("T")
+
+STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
+
+_MEMORY_BYTES = 1 << 30
+_START_S = 30.0
+_SOURCES = files.PROJECT / "tests" / "guest" / "src"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be tested, where.
+
+    `series` names a folder of patches, or is empty for the project's own; `stock` leaves it out.
+    """
+
+    release: str = "15.1"
+    backend: str = "auto"
+    stock: bool = False
+    series: tuple[Path, ...] = ()
+    topic: str = "meminfo"
+
+
+class Workbench:
+    """A run: its folder, its stages so far, and in the end a guest with the module loaded.
+
+    Use it as a context manager: leaving it ends the machine.
+    """
+
+    def __init__(self, options: Options, run_dir: Path) -> None:
+        self.options = options
+        self.run_dir = run_dir
+        self.stages: list[ui.Stage] = []
+        self.properties: dict[str, str] = {}
+        self.decision: host.Decision | None = None
+        self.record: ImageRecord | None = None
+        self.build: builder.Build | None = None
+        self.vmtool: Path | None = None
+        self.guest: Guest | None = None
+        self.loaded: vmm.Loaded | None = None
+        self.vmm: vmm.Vmm | None = None
+
+    @property
+    def backend(self) -> str:
+        """The chosen backend; empty before one was chosen."""
+        return (self.decision.backend or "") if self.decision else ""
+
+    def up(self) -> None:
+        """Every step, in order."""
+        for step in (
+            self.choose,
+            self.prove,
+            self.find_image,
+            self.make,
+            self.boot,
+            self.load,
+        ):
+            step()
+
+    def choose(self) -> None:
+        """Choose the backend; CannotError when none does what was asked."""
+        with ui.stage("host", self.stages) as step:
+            self.decision = host.decide(host.gather(), self.options.backend)
+            backend = self.decision.require()
+            step.note = f"{backend}: {self.decision.reason}"
+            self.properties["backend reason"] = self.decision.reason
+
+    def prove(self) -> None:
+        """Run the bare-metal probe there; CannotError when the backend does not virtualize.
+
+        TCG was never said to: what it lacks is noted, and the run goes on to what needs no VM.
+        """
+        decision = _given(self.decision, "choose")
+        backend = decision.require()
+        with ui.stage("probe", self.stages) as step:
+            result = probe.run_probe(
+                backend, vendor_flag=decision.vendor_flag, run_dir=self.run_dir / "probe"
+            )
+            step.note = result.reason
+            self.properties["probe"] = result.reason
+            if machine.traits(backend).virtualizes:
+                result.require()
+
+    def find_image(self) -> None:
+        """Find the prepared image, its source and its sysroot; CannotError with the mend."""
+        with ui.stage("image", self.stages) as step:
+            self.record = store.find(self.options.release)
+            if self.record.source is None:
+                raise CannotError(
+                    f"FreeBSD {self.options.release} was imported without a source tree to build "
+                    f"from; run ./inv image.import --release {self.options.release} "
+                    f"--disk {self.record.origin} --src DIR-or-src.txz"
+                )
+            step.note = f"{self.record.uname.split(' GENERIC')[0]}"
+            self.properties["image sha256"] = self.record.disk_sha256
+
+    def make(self) -> None:
+        """Build module, library and tools; PatchError when the series does not."""
+        record = _given(self.record, "find_image")
+        source = _given(record.source, "find_image")
+        with ui.stage("build", self.stages) as step:
+            series = load_series(self.options)
+            self.build = builder.build(
+                source, record.sysroot, series, self.options.release, progress=step.live
+            )
+            if self.build.library is not None:
+                self.vmtool = builder.compile_program(
+                    self.build, [_SOURCES / "vmtool.c"], sysroot=_given(record.sysroot, "sysroot")
+                )
+            made = "cached" if self.build.cached else f"{self.build.warnings} warnings"
+            missing = "".join(f"; no {name}: {why}" for name, why in self.build.not_built)
+            step.note = f"{series.topic if series else 'stock'}, {made}{missing}"
+            self.properties["module build id"] = self.build.build_id
+            self.properties["module sha256"] = files.sha256_file(self.build.module)
+            self.properties["series sha256"] = series.digest if series else "none"
+
+    def boot(self) -> None:
+        """Start the machine and wait for SSH; GuestError when it does not come up."""
+        record = _given(self.record, "find_image")
+        decision = _given(self.decision, "choose")
+        backend = decision.require()
+        with ui.stage("boot", self.stages) as step:
+            spec = machine.Spec(
+                run_dir=self.run_dir / "guest",
+                drive=machine.Drive(record.disk),
+                memory_bytes=_MEMORY_BYTES,
+                cpus=1 if backend == "bochs" else 2,
+                name=f"FreeBSD {record.release}",
+            )
+            virtual = machine.make(backend, spec, vendor_flag=decision.vendor_flag)
+            access = Access(record.private_key, record.host_key, record.login_user)
+            self.guest = Guest(virtual, access)
+            virtual.start(Deadline.after(_START_S))
+            with following(step, virtual.console.last_line):
+                self.guest.wait_ready()
+            step.note = f"SSH on 127.0.0.1:{virtual.ssh_port}"
+
+    def load(self) -> None:
+        """Load the module and prove that it is ours.
+
+        CannotError where it loaded but the processor does not virtualize, unless TCG was asked for,
+        which never does; then the checks that need VMs are not run.
+        """
+        guest = _given(self.guest, "boot")
+        build = _given(self.build, "make")
+        with ui.stage("load", self.stages) as step:
+            self.loaded = vmm.load(guest, build)
+            step.note = f"build id {build.build_id[:16]}, from {self.loaded.path}"
+            if not self.loaded.virtualizes:
+                refusal = (
+                    f"vmm.ko loaded, but this processor cannot virtualize: {self.loaded.refusal}"
+                )
+                if guest.machine.traits.virtualizes:
+                    raise CannotError(refusal)
+                step.note += f"; {refusal}"
+            self.vmm = vmm.Vmm(guest, self.loaded, build, self.vmtool)
+
+    def close(self) -> None:
+        """End the machine; its overlay goes with it, its logs stay."""
+        if self.guest is not None:
+            if self.loaded is not None and self.guest.machine.pid:
+                with contextlib.suppress(GuestError):
+                    text = "\n".join(self.guest.dmesg())
+                    files.write_atomic(self.run_dir / "guest" / "dmesg.txt", text + "\n")
+            self.guest.disconnect()
+            self.guest.machine.stop(Deadline.after(10))
+            for overlay in (self.run_dir / "guest").glob("overlay.*"):
+                overlay.unlink(missing_ok=True)
+
+    def __enter__(self) -> Workbench:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load_series(options: Options) -> patches.Series | None:
+    """The series to build, or None for the stock module."""
+    if options.stock:
+        return None
+    if options.series:
+        where = options.series if len(options.series) > 1 else options.series[0]
+        return patches.load_series(where, options.release)
+    return patches.load_series(options.topic, options.release)
+
+
+def new_run_dir(what: str) -> Path:
+    """A fresh folder runs/TIME-WHAT, 0700; `runs/latest` points at it."""
+    root = files.runs_dir()
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    for number in range(1000):
+        name = f"{now}-{what}" + (f"-{number}" if number else "")
+        try:
+            (root / name).mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CannotError(f"{root / name}: {error.strerror}; set HARNESS_RUNS") from error
+        pointer = root / f".latest.{os.getpid()}"
+        with contextlib.suppress(OSError):
+            pointer.symlink_to(name)
+            pointer.replace(root / "latest")
+        return root / name
+    raise UsageError(f"{root}: a thousand runs began in one second")
+
+
+@contextlib.contextmanager
+def following(step: ui.Stage, line: Callable[[], str]) -> Iterator[None]:
+    """Show `line()` beside the stage, again and again while the block runs."""
+    ended = threading.Event()
+
+    def show() -> None:
+        while not ended.wait(0.5):
+            step.live(line())
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _given(value: T | None, step: str) -> T:
+    if value is None:
+        raise RuntimeError(f"{step} was not done")
+    return value

@@ -1,0 +1,53 @@
+"""What any vmm.ko must do, with or without a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.guest import Guest
+from harness.vmm import MIB, Vmm
+
+
+def test_the_loaded_module_is_ours(guest: Guest, vmm: Vmm) -> None:
+    """the kernel runs the vmm.ko that was built, loaded from where it was put"""
+    assert [kld.path for kld in guest.klds() if kld.name == "vmm.ko"] == [vmm.loaded.path]
+
+
+@pytest.mark.vtx
+def test_the_processor_virtualizes(guest: Guest) -> None:
+    """the module found what it needs of the processor"""
+    assert guest.exists("/dev/vmmctl")
+    intel = guest.sysctl("hw.vmm.vmx.initialized")
+    assert intel == "1" or guest.sysctl("hw.vmm.svm.features") is not None
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_vm_comes_and_goes(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM that is made appears under /dev/vmm, and is gone when destroyed"""
+    vm("there", 32 * MIB)
+    assert vmm.names() == ["there"]
+    vmm.destroy("there")
+    assert vmm.names() == []
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_unload_is_refused_while_a_vm_exists(
+    guest: Guest, vmm: Vmm, vm: Callable[..., None]
+) -> None:
+    """the module stays while a VM exists"""
+    vm("holder", 16 * MIB)
+    assert not guest.run(["kldunload", "vmm"]).ok
+    assert guest.exists("/dev/vmm/holder")
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_the_guest_logs_no_fear(guest: Guest, vmm: Vmm) -> None:
+    """making and destroying VMs leaves no lock order reversal or leak in the kernel's messages"""
+    vmm.churn("fear", 5, 16 * MIB)
+    fearful = ("lock order reversal", "Warning: memory type", "panic", "Fatal trap")
+    assert [line for line in guest.dmesg() if any(word in line for word in fearful)] == []

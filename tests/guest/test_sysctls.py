@@ -1,0 +1,135 @@
+"""hw.vmm.mem_*: what they are, and that the ledger is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.guest import Guest
+from harness.vmm import MIB, SYSCTLS, Vmm
+
+pytestmark = [pytest.mark.patch]
+
+
+@pytest.mark.parametrize("name", SYSCTLS)
+def test_sysctl_is_unsigned_64_bit(guest: Guest, name: str) -> None:
+    """the sysctl exists and is an unsigned 64-bit number"""
+    assert guest.must(["sysctl", "-t", name]).strip() == f"{name}: uint64_t"
+
+
+@pytest.mark.parametrize("name", SYSCTLS)
+def test_sysctl_is_described_and_read_only(guest: Guest, name: str) -> None:
+    """the sysctl has a description, and writing it is refused"""
+    description = guest.must(["sysctl", "-d", name]).strip().removeprefix(f"{name}:").strip()
+    assert description
+    assert not guest.run(["sysctl", f"{name}=0"]).ok
+
+
+@pytest.mark.parametrize("name", SYSCTLS)
+def test_anybody_may_read_the_sysctl(guest: Guest, name: str) -> None:
+    """a user who is not root reads the sysctl"""
+    read = guest.run(["su", "-m", "nobody", "-c", f"/sbin/sysctl -n {name}"])
+    assert read.ok, read.describe()
+    assert read.stdout.strip().isdigit()
+
+
+def test_total_is_the_memory_of_the_host(guest: Guest, vmm: Vmm) -> None:
+    """mem_total is the host's physical memory, in bytes, where no limit is set"""
+    assert guest.sysctl("hw.vmm.mem_limit") in (None, "0")
+    assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))
+
+
+def test_without_a_vm_nothing_is_allocated(vmm: Vmm) -> None:
+    """without a VM, allocated is 0 and free equals total"""
+    assert vmm.names() == []
+    memory = vmm.memory
+    assert memory.allocated_bytes == 0
+    assert memory.free_bytes == memory.total_bytes > 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+@pytest.mark.parametrize("mib", [1, 64, 513])
+def test_a_vm_costs_exactly_its_memory(vmm: Vmm, vm: Callable[..., None], mib: int) -> None:
+    """a VM of N MiB moves free and allocated by exactly N MiB, and gives it back"""
+    before = vmm.memory
+    vm("one", mib * MIB)
+    during = vmm.memory
+    assert during.allocated_bytes == before.allocated_bytes + mib * MIB
+    assert during.free_bytes == before.free_bytes - mib * MIB
+    assert during.total_bytes == before.total_bytes
+    vmm.destroy("one")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_two_vms_add_up(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """two VMs cost the sum; destroying one gives back its part alone"""
+    before = vmm.memory
+    vm("first", 96 * MIB)
+    vm("second", 160 * MIB)
+    assert vmm.mem_free_bytes == before.free_bytes - 256 * MIB
+    vmm.destroy("first")
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 160 * MIB
+    vmm.destroy("second")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM that was given no memory costs nothing"""
+    before = vmm.memory
+    vm("empty")
+    assert vmm.names() == ["empty"]
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_device_memory_is_not_counted(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a boot ROM's 16 MiB of device memory are not counted, only system memory is"""
+    before = vmm.memory
+    vm("rom", 32 * MIB, 16 * MIB)
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 32 * MIB
+    vmm.destroy("rom")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_overcommit_leaves_nothing_free(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """VMs may be promised more than there is; free stays at 0 and allocated stays exact"""
+    before = vmm.memory
+    vm("huge", before.total_bytes // MIB * MIB + 512 * MIB)
+    during = vmm.memory
+    assert during.free_bytes == 0
+    assert during.allocated_bytes > during.total_bytes == before.total_bytes
+    vmm.destroy("huge")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_fifty_vms_leave_no_trace(vmm: Vmm) -> None:
+    """fifty VMs made and destroyed leave the figures where they were"""
+    before = vmm.memory
+    vmm.churn("churn", 50, 48 * MIB)
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_the_library_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """libvmmapi's functions give what the sysctls give"""
+    assert vmm.library_memory() == vmm.memory
+    vm("lib", 128 * MIB)
+    assert vmm.library_memory() == vmm.memory
+
+
+@pytest.mark.tools
+def test_the_library_works_without_a_vm(vmm: Vmm) -> None:
+    """libvmmapi's functions need neither a VM nor a processor that virtualizes"""
+    assert vmm.library_memory() == vmm.memory
