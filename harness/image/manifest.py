@@ -1,0 +1,198 @@
+"""What FreeBSD publishes for a release: `images/freebsd-RELEASE.toml`, checked when it is read."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UsageError
+from ..files import PROJECT
+from .model import DiskFormat, Login
+
+FOLDER = PROJECT / "images"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
+_RELEASE = re.compile(r"[0-9]+\.[0-9]+(?:-[A-Za-z0-9]+)?")
+_HEX = {"sha256": 64, "sha512": 128}
+
+Algorithm = Literal["sha256", "sha512"]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A published file: where it lies below a mirror, and what vouches for it.
+
+    `checksums` is the file beside it with its digest, under `algorithm`; `pin` is the digest that
+    the manifest itself names, or empty.
+    """
+
+    folder: str
+    file: str
+    checksums: str
+    algorithm: Algorithm
+    pin: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A release's published files; `osversion` is its `__FreeBSD_version`."""
+
+    release: str
+    osversion: int
+    mirrors: tuple[str, ...]
+    login: Login
+    image: RemoteFile
+    image_format: DiskFormat
+    image_filesystem: str
+    source: RemoteFile
+    base: RemoteFile
+
+    @property
+    def major(self) -> int:
+        """15 for 15.1."""
+        return self.osversion // 100_000
+
+
+def check_release(release: str) -> str:
+    """`release` if it can be one; UsageError otherwise (it names folders and files)."""
+    if not _RELEASE.fullmatch(release):
+        raise UsageError(
+            f"--release {release}: a release is written like 15.1 or 16.0-CURRENT; "
+            f"manifests are here for {', '.join(available()) or 'none'}"
+        )
+    return release
+
+
+def available(folder: Path = FOLDER) -> tuple[str, ...]:
+    """The releases that have a manifest, newest first."""
+    names = (path.stem.removeprefix("freebsd-") for path in folder.glob("freebsd-*.toml"))
+    return tuple(sorted(names, key=_order, reverse=True))
+
+
+def _order(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"[0-9]+", release))
+
+
+def find(release: str, folder: Path = FOLDER) -> Manifest | None:
+    """The release's manifest, or None when it has none; UsageError when it is not as it must be."""
+    path = folder / f"freebsd-{check_release(release)}.toml"
+    if not path.exists():
+        return None
+    manifest = read(path)
+    if manifest.release != release:
+        raise UsageError(f"{path}: release: is {manifest.release}, the file's name says {release}")
+    return manifest
+
+
+def read(path: Path) -> Manifest:
+    """Read and check one manifest; UsageError naming the file, the key and the reason."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    top = _Table(path, "", data)
+    login = top.table("login")
+    image = top.table("image")
+    manifest = Manifest(
+        release=top.text("release", _RELEASE, "a release like 15.1"),
+        osversion=top.number("osversion", 1_000_000, 9_999_999),
+        mirrors=top.addresses("mirrors"),
+        login=Login(login.text("user", _NAME, "a user's name"), login.text("password")),
+        image=_remote(image, "sha512"),
+        image_format=image.choice("format", "raw", "qcow2"),
+        image_filesystem=image.choice("filesystem", "ufs", "zfs"),
+        source=_remote(top.table("source"), "sha256"),
+        base=_remote(top.table("base"), "sha256"),
+    )
+    top.done()
+    return manifest
+
+
+def _remote(table: _Table, algorithm: Algorithm) -> RemoteFile:
+    return RemoteFile(
+        folder=table.folder("folder"),
+        file=table.text("file", _NAME, "a file's name"),
+        checksums=table.text("checksums", _NAME, "a file's name"),
+        algorithm=algorithm,
+        pin=table.digest(algorithm),
+    )
+
+
+class _Table:
+    """A table of the manifest, which gives up its keys one by one and notices what is left."""
+
+    def __init__(self, path: Path, name: str, data: Mapping[str, Any]) -> None:
+        self._path = path
+        self._name = name
+        self._rest = dict(data)
+        self._inner: list[_Table] = []
+
+    def _wrong(self, key: str, reason: str) -> UsageError:
+        full = f"{self._name}.{key}" if self._name else key
+        return UsageError(f"{self._path}: {full}: {reason}")
+
+    def _take(self, key: str, kind: type, what: str) -> Any:
+        if key not in self._rest:
+            raise self._wrong(key, "is missing")
+        value = self._rest.pop(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self._wrong(key, f"must be {what}, not {value!r}")
+        return value
+
+    def table(self, key: str) -> _Table:
+        inner = _Table(self._path, key, self._take(key, dict, "a table"))
+        self._inner.append(inner)
+        return inner
+
+    def text(self, key: str, shape: re.Pattern[str] | None = None, what: str = "text") -> str:
+        value: str = self._take(key, str, what)
+        if shape and not shape.fullmatch(value):
+            raise self._wrong(key, f"must be {what}, not {value!r}")
+        return value
+
+    def number(self, key: str, least: int, most: int) -> int:
+        value: int = self._take(key, int, "a number")
+        if not least <= value <= most:
+            raise self._wrong(key, f"must be from {least} to {most}, not {value}")
+        return value
+
+    def choice(self, key: str, *allowed: Any) -> Any:
+        value = self._take(key, str, f"one of {', '.join(allowed)}")
+        if value not in allowed:
+            raise self._wrong(key, f"must be one of {', '.join(allowed)}, not {value!r}")
+        return value
+
+    def addresses(self, key: str) -> tuple[str, ...]:
+        values = self._take(key, list, "a list of addresses")
+        for value in values:
+            if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+(?:/\S*)?/", value):
+                raise self._wrong(key, f"must be https:// or http:// and end in /, not {value!r}")
+        if not values:
+            raise self._wrong(key, "must name at least one address")
+        return tuple(values)
+
+    def folder(self, key: str) -> str:
+        value = self.text(key)
+        parts = value.removesuffix("/").split("/")
+        if not value.endswith("/") or not all(_NAME.fullmatch(part) for part in parts):
+            raise self._wrong(key, f"must be a path below the mirror ending in /, not {value!r}")
+        return value
+
+    def digest(self, algorithm: Algorithm) -> str:
+        if self._rest.get(algorithm, "") == "":
+            self._rest.pop(algorithm, None)
+            return ""
+        shape = re.compile(rf"[0-9a-f]{{{_HEX[algorithm]}}}")
+        return self.text(algorithm, shape, f"{_HEX[algorithm]} hexadecimal digits")
+
+    def done(self) -> None:
+        """UsageError when a key was not asked for: most likely misspelt."""
+        for table in (self, *self._inner):
+            for key in table._rest:
+                raise table._wrong(key, "there is no such key")
