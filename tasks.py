@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import host, packages, ui
+from harness import host, packages, report, ui
 from harness import probe as vtxprobe
 from harness.cli import run_task
+from harness.verify import verify as run_verify
+from harness.workbench import Options
 
 SECTIONS = ("unit", "machine")
 
@@ -34,6 +37,36 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     packages.ensure()
     folders = [f"tests/{section}" for section in SECTIONS if only in ("", section)]
     return subprocess.call([sys.executable, "-m", "pytest", *folders, *args.split()])
+
+
+@task(
+    iterable=["series"],
+    help={
+        "release": "the FreeBSD release to boot (default: 15.1)",
+        "backend": "auto (default), kvm, bochs or tcg",
+        "stock": "run the same checks on the unpatched module: the patch's must fail there",
+        "series": "test this series (a folder or patch files, may be given again)",
+        "json": "print the report as JSON",
+    },
+)
+@run_task
+def verify(
+    _context: Context,
+    series: list[str],
+    release: str = "15.1",
+    backend: str = "auto",
+    stock: bool = False,
+    json: bool = False,
+) -> int:
+    """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
+    packages.ensure()
+    options = Options(release, backend, stock, tuple(Path(path).absolute() for path in series))
+    result = run_verify(options)
+    if json:
+        ui.print_json(result.to_data())
+    else:
+        report.show(result)
+    return result.exit_code
 
 
 @task(help={"json": "print the findings and the facts as JSON"})
@@ -86,4 +119,4 @@ def lint(_context: Context) -> int:
     return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
 
 
-namespace = Collection(setup, doctor, probe, run_tests, lint)
+namespace = Collection(verify, setup, doctor, probe, run_tests, lint)
