@@ -116,7 +116,8 @@ def _common(job: Job) -> tuple[tuple[str, str], ...]:
         ("SRCCONF", "/dev/null"),
         ("__MAKE_CONF", "/dev/null"),
         ("SRC_ENV_CONF", "/dev/null"),
-        ("LD", tool("ld.lld")),
+        # The whole path: of a bare ld.lld-N the Makefiles make the wrong --ld-path.
+        ("LD", shutil.which(tool("ld.lld")) or tool("ld.lld")),
         ("AR", tool("llvm-ar")),
         ("NM", tool("llvm-nm")),
         ("RANLIB", tool("llvm-ranlib")),
@@ -199,7 +200,6 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     if not sysroot.is_symlink():
         sysroot.symlink_to(job.sysroot)
     compiler = userland_compiler(job.toolchain, job.tree.target, sysroot, include)
-    linker = shutil.which(job.toolchain.tool("ld.lld"))
     return Make(
         component,
         job.source / farm.COMPONENTS[component],
@@ -207,7 +207,7 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
         (*_common(job), ("CC", " ".join(compiler))),
         (
             ("MAKEOBJDIRPREFIX", str(job.work / "obj")),
-            ("LDFLAGS", f"--ld-path={linker} {link}".strip()),
+            ("LDFLAGS", link),
         ),
     )
 
