@@ -117,7 +117,7 @@ def _common(job: Job) -> tuple[tuple[str, str], ...]:
         ("__MAKE_CONF", "/dev/null"),
         ("SRC_ENV_CONF", "/dev/null"),
         # The whole path: of a bare ld.lld-N the Makefiles make the wrong --ld-path.
-        ("LD", shutil.which(tool("ld.lld")) or tool("ld.lld")),
+        ("LD", linker(job.toolchain)),
         ("AR", tool("llvm-ar")),
         ("NM", tool("llvm-nm")),
         ("RANLIB", tool("llvm-ranlib")),
@@ -191,6 +191,11 @@ def userland_compiler(toolchain: Toolchain, target: str, sysroot: Path, include:
         f"-I{include}",
         "-Wno-unused-command-line-argument",
     ]
+
+
+def linker(toolchain: Toolchain) -> str:
+    """The linker's whole path."""
+    return shutil.which(toolchain.tool("ld.lld")) or toolchain.tool("ld.lld")
 
 
 def _userland(job: Job, component: str, target: str, include: Path, link: str) -> Make:
