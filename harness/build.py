@@ -29,6 +29,7 @@ from . import bmake, components, farm, files, kernconf
 from .bmake import Progress, Toolchain
 from .errors import CannotError, PatchError, WorkbenchError
 from .patches import Series
+from .programs import compile_program as compile_program
 
 # Part of every key: raise it when the same input is to be made in another way.
 _RECIPE = 1

@@ -8,18 +8,22 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import bmake, build, components, files
+from . import bmake, components, files
 from .errors import CannotError, PatchError, UsageError
+
+if TYPE_CHECKING:
+    from .build import Build
 
 _FLAGS = ("-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIE", "-pie")
 
 
 def compile_program(
+    built: Build,
     sources: Sequence[Path],
-    built: build.Build,
-    sysroot: Path,
     *,
+    sysroot: Path,
     name: str = "",
     libraries: Sequence[str] = ("vmmapi", "util"),
     flags: Sequence[str] = (),
@@ -65,7 +69,7 @@ def compile_program(
 
 def _command(
     sources: Sequence[Path],
-    built: build.Build,
+    built: Build,
     sysroot: Path,
     toolchain: bmake.Toolchain,
     folder: Path,
