@@ -1,0 +1,207 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/*
+ * Many threads reserve and release while others read and set the limit.
+ * Whatever is read must have been true at some moment:
+ *
+ * - Each walker holds one of two sizes of its own at any time: it reserves the
+ *   other before it releases the first.  In every sum at least one of the two
+ *   must be found, and no other bit.
+ * - What is free is one of the totals ever set, less such a sum, or 0.
+ * - Once a lower limit was set, what is held only shrinks until it is met.
+ * - A thread that is refused adds nothing: at the end nothing is held.
+ */
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "shim.h"
+
+#include <dev/vmm/vmm_mem_acct.h>
+
+#define	WALKERS		3
+#define	FIRST(i)	(1ULL << (12 + 2 * (i)))
+#define	SECOND(i)	(1ULL << (13 + 2 * (i)))
+#define	ALL		((1ULL << (12 + 2 * WALKERS)) - (1ULL << 12))
+#define	LIMIT_A		(ALL + 4096)
+#define	LIMIT_B		(ALL + (1ULL << 30))
+
+static atomic_bool stop;
+
+static void
+die(const char *what, uint64_t a, uint64_t b)
+{
+	fprintf(stderr, "%s: %#jx %#jx\n", what, (uintmax_t)a, (uintmax_t)b);
+	_Exit(1);
+}
+
+static uint64_t
+get(const char *name)
+{
+	uint64_t value;
+	size_t len;
+
+	len = sizeof(value);
+	if (shim_sysctl(name, &value, &len, NULL, 0, false) != 0)
+		die(name, 0, 0);
+	return (value);
+}
+
+static void
+set_limit(uint64_t limit)
+{
+	if (shim_sysctl("hw.vmm.mem_limit", NULL, NULL, &limit, sizeof(limit),
+	    true) != 0)
+		die("set", limit, 0);
+}
+
+static bool
+possible(uint64_t sum)
+{
+	for (int i = 0; i < WALKERS; i++) {
+		if ((sum & (FIRST(i) | SECOND(i))) == 0)
+			return (false);
+	}
+	return ((sum & ~ALL) == 0);
+}
+
+static void *
+walk(void *arg)
+{
+	int i;
+
+	i = (int)(intptr_t)arg;
+	while (!stop) {
+		if (vmm_mem_acct_reserve(SECOND(i)) != 0)
+			die("refused", SECOND(i), 0);
+		vmm_mem_acct_release(FIRST(i));
+		if (vmm_mem_acct_reserve(FIRST(i)) != 0)
+			die("refused", FIRST(i), 0);
+		vmm_mem_acct_release(SECOND(i));
+	}
+	return (NULL);
+}
+
+static void *
+flip_limit(void *arg)
+{
+	while (!stop) {
+		set_limit(LIMIT_A);
+		set_limit(LIMIT_B);
+	}
+	return (arg);
+}
+
+static void *
+read_numbers(void *arg)
+{
+	uint64_t available, sum, total;
+
+	while (!stop) {
+		sum = get("hw.vmm.mem_allocated");
+		if (!possible(sum))
+			die("allocated", sum, 0);
+		total = get("hw.vmm.mem_total");
+		if (total != LIMIT_A && total != LIMIT_B)
+			die("total", total, 0);
+		available = get("hw.vmm.mem_free");
+		if (!possible(LIMIT_A - available) &&
+		    !possible(LIMIT_B - available))
+			die("free", available, 0);
+	}
+	return (arg);
+}
+
+static void *
+nibble(void *arg)
+{
+	while (!stop) {
+		if (vmm_mem_acct_reserve(4096) == 0)
+			vmm_mem_acct_release(4096);
+	}
+	return (arg);
+}
+
+static void
+run(int rounds, void *(*const *functions)(void *), size_t n,
+    void (*during)(int))
+{
+	pthread_t threads[16];
+
+	stop = false;
+	for (size_t i = 0; i < n; i++)
+		pthread_create(&threads[i], NULL, functions[i],
+		    (void *)(intptr_t)i);
+	during(rounds);
+	stop = true;
+	for (size_t i = 0; i < n; i++)
+		pthread_join(threads[i], NULL);
+}
+
+/* The main thread reads too; the rest is the others' work. */
+static void
+look(int rounds)
+{
+	for (int i = 0; i < rounds; i++) {
+		if (!possible(get("hw.vmm.mem_allocated")))
+			die("allocated", 0, 0);
+	}
+}
+
+/*
+ * A page is reserved and released over and over.  With the limit at what is
+ * held besides, each page already reserved goes and no other comes.
+ */
+static void
+squeeze(int rounds)
+{
+	uint64_t held, now;
+
+	for (int i = 0; i < rounds / 20; i++) {
+		set_limit(LIMIT_B);
+		held = get("hw.vmm.mem_allocated");
+		set_limit(1ULL << 20);
+		held = get("hw.vmm.mem_allocated");
+		for (int j = 0; j < 20; j++) {
+			now = get("hw.vmm.mem_allocated");
+			if (now > held)
+				die("grew under the limit", held, now);
+			held = now;
+		}
+	}
+}
+
+int
+main(int argc, char **argv)
+{
+	void *(*const walkers[])(void *) = {
+		walk, walk, walk, flip_limit, read_numbers
+	};
+	void *(*const nibblers[])(void *) = { nibble, nibble, nibble };
+	int rounds;
+
+	rounds = argc > 1 ? atoi(argv[1]) : 1000;
+	shim_load();
+	set_limit(LIMIT_B);
+	for (int i = 0; i < WALKERS; i++) {
+		if (vmm_mem_acct_reserve(FIRST(i)) != 0)
+			die("refused", FIRST(i), 0);
+	}
+	run(rounds, walkers, 5, look);
+	for (int i = 0; i < WALKERS; i++)
+		vmm_mem_acct_release(FIRST(i));
+	if (get("hw.vmm.mem_allocated") != 0)
+		die("left over", get("hw.vmm.mem_allocated"), 0);
+
+	if (vmm_mem_acct_reserve(1ULL << 20) != 0)
+		die("refused", 1ULL << 20, 0);
+	run(rounds, nibblers, 3, squeeze);
+	vmm_mem_acct_release(1ULL << 20);
+	if (get("hw.vmm.mem_allocated") != 0)
+		die("left over", get("hw.vmm.mem_allocated"), 0);
+	return (0);
+}

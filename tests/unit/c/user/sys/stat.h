@@ -1,0 +1,11 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/* Plain files stand in for device nodes. */
+#include_next <sys/stat.h>
+
+#undef S_ISCHR
+#define	S_ISCHR	S_ISREG
