@@ -162,7 +162,8 @@ fail:
 	jmp	9b
 
 msg:
-	.asciz	"TAP version 13\nBail out! boot sector: the disk cannot be read\n"
+	.ascii	"TAP version 13\n"
+	.asciz	"Bail out! boot sector: the disk cannot be read\n"
 	/* Divisor latch on, divisor 1, 8n1, FIFOs on and clear, DTR and RTS. */
 uart:
 	.byte	1, 0x00, 3, 0x80, 0, 0x01, 1, 0x00, 3, 0x03, 2, 0x07, 4, 0x03

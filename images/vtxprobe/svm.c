@@ -87,12 +87,12 @@ void	svm_enter(uint64_t, struct regs *, uint64_t);	/* vtrun.S */
 #define	V32(off)	(*(volatile uint32_t *)&vmcb[off])
 #define	V64(off)	(*(volatile uint64_t *)&vmcb[off])
 
-static uint32_t
-svm_edx(void)
+static struct cpuid
+svm_leaf(void)
 {
 	if (cpuid(0x80000000, 0).eax < 0x8000000a)
-		return (0);
-	return (cpuid(0x8000000a, 0).edx);
+		return ((struct cpuid){ 0, 0, 0, 0 });
+	return (cpuid(0x8000000a, 0));
 }
 
 static int
@@ -125,7 +125,7 @@ asids(const struct row *r)
 {
 	uint32_t n;
 
-	n = cpuid(0x8000000a, 0).ebx;
+	n = svm_leaf().ebx;
 	if (n < 2)
 		detail("CPUID 0x8000000a EBX: %u address spaces", n);
 	return (cap_bit(r, n >= 2, "two or more", 0));
@@ -134,7 +134,7 @@ asids(const struct row *r)
 static int
 feature(const struct row *r)
 {
-	return (cap_bit(r, svm_edx(), "CPUID 0x8000000a EDX", r->bit));
+	return (cap_bit(r, svm_leaf().edx, "CPUID 0x8000000a EDX", r->bit));
 }
 
 struct msr_write {
@@ -405,14 +405,14 @@ svm_describe(void)
 	struct cpuid c;
 	uint64_t val;
 
-	if (cpuid(0x80000000, 0).eax < 0x8000000a ||
+	if (cpuid(0x80000000, 0).eax < 0x80000001 ||
 	    (cpuid(0x80000001, 0).ecx & 1U << 2) == 0)
 		return;
 	if (rdmsr_safe(MSR_VM_CR, &val) != 0)
 		say("# msr 0x%x VM_CR absent\n", MSR_VM_CR);
 	else
 		say("# msr 0x%x VM_CR 0x%016lx\n", MSR_VM_CR, val);
-	c = cpuid(0x8000000a, 0);
+	c = svm_leaf();
 	say("# cpuid 0x8000000a eax=0x%08x ebx=0x%08x ecx=0x%08x "
 	    "edx=0x%08x\n", c.eax, c.ebx, c.ecx, c.edx);
 }

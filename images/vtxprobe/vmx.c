@@ -75,6 +75,9 @@ vmx_on(const struct row *r)
 	lcr0((rcr0() | rdmsr(0x486)) & rdmsr(0x487));
 	lcr4((rcr4() | CR4_VMXE | rdmsr(0x488)) & rdmsr(0x489));
 
+	/* Here, not in vmx_vmcs(): INVEPT can be tried without a VMCS. */
+	eptp = l2_init(0);
+
 	*(uint32_t *)vmxon_region = rdmsr(MSR_VMX_BASIC) & 0x7fffffff;
 	if (fault("no-vmxon"))
 		*(uint32_t *)vmxon_region ^= 0x00ffff00;
@@ -286,6 +289,32 @@ fill(const struct field *f, size_t n)
 	return (1);
 }
 
+/*
+ * What stays 0 has to be written nevertheless: the SDM does not promise
+ * that a zeroed page, cleared, reads as zeros.
+ */
+static int
+fill_zeros(void)
+{
+	static const uint16_t zeros[] = {
+		/* Page-fault masks, CR3 targets, MSR counts, event. */
+		0x4006, 0x4008, 0x400a, 0x400e, 0x4010, 0x4014, 0x4016,
+		/* CR0 and CR4 masks and shadows. */
+		0x6000, 0x6002, 0x6004, 0x6006,
+		/* L2's interruptibility, activity, debug exceptions. */
+		0x4824, 0x4826, 0x6822,
+		/* SYSENTER, L2's and L1's; L1's FS, GS and TR bases. */
+		0x482a, 0x6824, 0x6826, 0x4c00, 0x6c10, 0x6c12,
+		0x6c06, 0x6c08, 0x6c0a,
+	};
+	size_t i;
+
+	for (i = 0; i < nitems(zeros); i++)
+		if (!fill(&(struct field){ zeros[i], 0 }, 1))
+			return (0);
+	return (1);
+}
+
 static int
 fill_controls(void)
 {
@@ -338,7 +367,7 @@ fill_host(void)
 		{ VMCS_HOST_RIP, (uint64_t)vmx_exit },
 	};
 
-	/* ES, SS, DS, FS and GS; the bases stay 0, even TR's: no IST. */
+	/* ES, SS, DS, FS and GS.  TR's base is 0: the TSS is never used. */
 	for (i = 0; i < 6; i++)
 		if (i != 1 && vmwrite(VMCS_HOST_ES + 2 * i, SEL_DATA))
 			return (0);
@@ -406,7 +435,6 @@ vmx_vmcs(const struct row *r)
 	(void)r;
 	*(uint32_t *)vmcs = rdmsr(MSR_VMX_BASIC) & 0x7fffffff;
 	memset(msr_bitmap, 0xff, sizeof(msr_bitmap));
-	eptp = l2_init(0);
 
 	VMX_INSTR("vmclear %1", fail, "m" (pa));
 	if (fail) {
@@ -418,7 +446,8 @@ vmx_vmcs(const struct row *r)
 		detail("VMPTRLD failed");
 		return (0);
 	}
-	if (!fill_controls() || !fill_host() || !fill_guest())
+	if (!fill_zeros() || !fill_controls() || !fill_host() ||
+	    !fill_guest())
 		return (0);
 	if (fault("vmcs-field") && !fill(&(struct field){ 0x7ffe, 0 }, 1))
 		return (0);

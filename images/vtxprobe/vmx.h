@@ -76,7 +76,6 @@ enum { PIN, PROC, PROC2, EXIT, ENTRY };
 #define	VMCS_HOST_CR0		0x6c00
 #define	VMCS_HOST_CR3		0x6c02
 #define	VMCS_HOST_CR4		0x6c04
-#define	VMCS_HOST_TR_BASE	0x6c0a
 #define	VMCS_HOST_GDTR_BASE	0x6c0c
 #define	VMCS_HOST_IDTR_BASE	0x6c0e
 #define	VMCS_HOST_RIP		0x6c16
