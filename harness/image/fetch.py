@@ -1,0 +1,260 @@
+"""Getting published files: resumed after a break, verified, whole in the cache or not there.
+
+A file counts as published by what the mirror's checksum file says; that digest is written down on
+the first fetch, and one that differs later is an alarm, not an update.  No step waits for longer
+than its limit, so that a machine without a network hears so within seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin
+
+import requests
+
+from ..errors import CannotError, UsageError
+from ..files import human_bytes, locked, require_room, sync, write_atomic
+from . import network
+from .manifest import RemoteFile
+from .network import Broken, Limits, NothingMore
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are here and the bytes there will be, None when nobody says."""
+
+LIMITS = Limits()
+_CHECKSUM_LIMIT_BYTES = 4 << 20
+_BREAKS_FORGIVEN = 3
+
+
+class FetchError(CannotError):
+    """A file could not be had; `url` is the last address tried, `reason` why it failed there."""
+
+    def __init__(self, url: str, reason: str, *, detail: str = "") -> None:
+        super().__init__(f"cannot fetch {url}: {reason}", detail=detail)
+        self.url = url
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A verified file in the cache, the address it came from and its digest in hex."""
+
+    path: Path
+    url: str
+    digest: str
+
+
+def mirrors(manifest_mirrors: Sequence[str]) -> tuple[str, ...]:
+    """$HARNESS_MIRROR alone when it is set, the manifest's mirrors otherwise.
+
+    The mirror has FreeBSD's own layout below it; UsageError when it is no http address.
+    """
+    own = os.environ.get("HARNESS_MIRROR", "")
+    if not own:
+        return tuple(manifest_mirrors)
+    if not re.fullmatch(r"https?://[^\s/]+(?:/\S*)?", own):
+        raise UsageError(f"HARNESS_MIRROR={own}: must be an http:// or https:// address")
+    return (own.rstrip("/") + "/",)
+
+
+def fetch(
+    remote: RemoteFile,
+    mirrors: Sequence[str],
+    folder: Path,
+    *,
+    offline: bool = False,
+    progress: Progress = lambda _done, _total: None,
+    limits: Limits = LIMITS,
+) -> Fetched:
+    """The verified file in `folder`, fetched unless it is there already.
+
+    The mirrors are tried in turn.  What came before a break stays as `FILE.partial` and is gone on
+    with, also by a later run; a second run at the same time waits for the first.  Raises
+    FetchError, and its one line names the address and the reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / remote.file
+    with locked(folder / f"{remote.file}.lock", f"fetching {remote.file}"):
+        noted = _noted(target)
+        if noted is not None and target.exists():
+            if remote.pin not in ("", noted.digest):
+                raise FetchError(
+                    noted.url,
+                    f"the file in the cache is not the one that the manifest pins "
+                    f"({noted.digest[:16]}…, not {remote.pin[:16]}…); remove {target}",
+                )
+            return noted
+        if offline:
+            url = urljoin(mirrors[0], remote.folder + remote.file)
+            raise FetchError(url, "--offline was given and it is not in the cache")
+        failures: list[FetchError] = []
+        for mirror in mirrors:
+            try:
+                return _from_mirror(remote, mirror, target, noted, progress, limits)
+            except FetchError as error:
+                failures.append(error)
+        last = failures[-1]
+        others = "\n".join(error.message for error in failures[:-1])
+        raise FetchError(last.url, last.reason, detail=others)
+
+
+def _noted(target: Path) -> Fetched | None:
+    """What the first fetch wrote down about `target`; it outlives the file."""
+    try:
+        data = json.loads(_note(target).read_text())
+        return Fetched(target, data["url"], data["digest"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotError(f"{_note(target)}: cannot be read ({error}); remove it") from error
+
+
+def _note(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
+
+
+def _from_mirror(
+    remote: RemoteFile,
+    mirror: str,
+    target: Path,
+    noted: Fetched | None,
+    progress: Progress,
+    limits: Limits,
+) -> Fetched:
+    base = urljoin(mirror, remote.folder)
+    url = base + remote.file
+    with requests.Session() as session, _named(base + remote.checksums):
+        text = network.read_text(
+            session, base + remote.checksums, limits, most_bytes=_CHECKSUM_LIMIT_BYTES
+        )
+    published = published_digest(text, remote)
+    if published is None:
+        raise FetchError(base + remote.checksums, f"it has no digest for {remote.file}")
+    for known, whose in (
+        (remote.pin, "the manifest pins"),
+        (noted and noted.digest, "an earlier fetch saw"),
+    ):
+        if known and known != published:
+            raise FetchError(
+                url,
+                f"its published digest is {published[:16]}…, but {whose} {known[:16]}…: the file "
+                f"was replaced or the mirror lies; if it is right, remove {_note(target)}",
+            )
+    partial = target.with_name(f"{target.name}.partial")
+    with _named(url), requests.Session() as session:
+        _download(session, url, partial, published, progress, limits)
+    digest = _digest(partial, remote.algorithm)
+    if digest != published:
+        partial.unlink()
+        raise FetchError(
+            url, f"checksum differs: {remote.checksums} says {published[:16]}…, got {digest[:16]}…"
+        )
+    sync(partial)
+    # The note first: a file without one would be fetched again, which is the lesser evil.
+    write_atomic(_note(target), json.dumps({"url": url, "digest": digest}) + "\n")
+    partial.replace(target)
+    sync(target.parent)
+    return Fetched(target, url, digest)
+
+
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    """What broke inside becomes an error that names `url`."""
+    try:
+        yield
+    except Broken as error:
+        raise FetchError(url, str(error)) from error
+
+
+def published_digest(text: str, remote: RemoteFile) -> str | None:
+    """The digest that a checksum file gives for `remote.file`, or None.
+
+    Two kinds are understood: `SHA512 (file) = hex`, and the distribution sets' MANIFEST, whose
+    second column, after a tab, is SHA-256.
+    """
+    digits = hashlib.new(remote.algorithm).digest_size * 2
+    name = re.escape(remote.file)
+    for shape in (
+        rf"^{remote.algorithm.upper()} \({name}\) = ([0-9a-f]{{{digits}}})\s*$",
+        rf"^{name}\t([0-9a-f]{{{digits}}})(?:\t.*)?$",
+    ):
+        match = re.search(shape, text, re.MULTILINE)
+        if match:
+            return match[1]
+    return None
+
+
+def _download(
+    session: requests.Session,
+    url: str,
+    partial: Path,
+    published: str,
+    progress: Progress,
+    limits: Limits,
+) -> None:
+    """Fill `partial`, going on where it ends.  What is there must be of the same published file."""
+    owner = partial.with_name(f"{partial.name}.of")
+    if not owner.exists() or owner.read_text() != published:
+        partial.unlink(missing_ok=True)
+        write_atomic(owner, published)
+    breaks = 0
+    while True:
+        have = partial.stat().st_size if partial.exists() else 0
+        try:
+            _download_rest(session, url, partial, have, progress, limits)
+        except NothingMore as error:
+            if error.total_bytes == have:
+                break  # an earlier run got all of it and ended before it could look
+            partial.unlink()
+        except Broken as error:
+            # Worth another try only when this one brought something.
+            grew = partial.exists() and partial.stat().st_size > have
+            breaks += 1
+            if not (error.midway and grew and breaks <= _BREAKS_FORGIVEN):
+                raise
+        else:
+            break
+    owner.unlink()
+
+
+def _download_rest(
+    session: requests.Session,
+    url: str,
+    partial: Path,
+    have: int,
+    progress: Progress,
+    limits: Limits,
+) -> None:
+    with network.get(session, url, limits, start=have) as response:
+        if response.start == 0 and have:
+            have = 0  # the server does not go on in the middle
+        total = response.total_bytes
+        if total is not None:
+            require_room(partial.parent, max(0, total - have), f"fetching {partial.stem}")
+        with partial.open("r+b" if have else "wb") as stream:
+            stream.seek(have)
+            stream.truncate()
+            progress(have, total)
+            for chunk in response.chunks():
+                try:
+                    stream.write(chunk)
+                except OSError as error:
+                    raise Broken(f"cannot write {partial}: {error.strerror}") from error
+                have += len(chunk)
+                progress(have, total)
+    if total is not None and have < total:
+        raise Broken(
+            f"the connection broke after {human_bytes(have)} of {human_bytes(total)}", midway=True
+        )
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()

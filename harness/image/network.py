@@ -1,0 +1,188 @@
+"""HTTP with limits: every failure is `Broken`, and says in a few words what happened."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from urllib3 import exceptions as low
+
+_CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait: for a name or a connection, for an answer's next bytes.
+
+    A download that brings fewer than `least_bytes` within `stall_s` counts as stalled as well.
+    """
+
+    connect_s: float = 5.0
+    stall_s: float = 20.0
+    least_bytes: int = 1024
+
+
+class Broken(Exception):
+    """A transfer failed; the text is the reason.  `midway`: an answer had begun to come."""
+
+    def __init__(self, reason: str, *, midway: bool = False) -> None:
+        super().__init__(reason)
+        self.midway = midway
+
+
+class NothingMore(Broken):
+    """The server has no byte after those asked to go on from; `total_bytes` is what it has."""
+
+    def __init__(self, total_bytes: int | None) -> None:
+        super().__init__("the server has no more of it than is here already")
+        self.total_bytes = total_bytes
+
+
+class Answer:
+    """A server's good answer: bytes from `start` on, `total_bytes` in all if it says."""
+
+    def __init__(self, response: requests.Response, limits: Limits) -> None:
+        self._response = response
+        self._limits = limits
+        self.start = 0
+        self.total_bytes: int | None = None
+        if response.status_code == 206:
+            said = re.fullmatch(
+                r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
+            )
+            if not said:
+                raise Broken("the server answers 206 without saying which part it sends")
+            self.start = int(said[1])
+            self.total_bytes = None if said[2] == "*" else int(said[2])
+        elif response.headers.get("Content-Length", "").isdigit():
+            self.total_bytes = int(response.headers["Content-Length"])
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes as they come, never unpacked; Broken when they stop coming."""
+        raw: urllib3.HTTPResponse = self._response.raw
+        window_bytes, window_at = 0, time.monotonic()
+        while True:
+            try:
+                chunk = raw.read1(_CHUNK_BYTES, decode_content=False)
+            except (low.HTTPError, OSError) as error:
+                raise Broken(self._reason(error), midway=True) from error
+            if not chunk:
+                return
+            yield chunk
+            window_bytes += len(chunk)
+            now = time.monotonic()
+            if now - window_at > self._limits.stall_s:
+                if window_bytes < self._limits.least_bytes:
+                    raise Broken(self._stalled(), midway=True)
+                window_bytes, window_at = 0, now
+
+    def _stalled(self) -> str:
+        return f"stalled: next to nothing came for {self._limits.stall_s:.0f} s"
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, low.ReadTimeoutError | TimeoutError):
+            return self._stalled()
+        return "the connection broke"
+
+
+@contextmanager
+def get(session: requests.Session, url: str, limits: Limits, *, start: int = 0) -> Iterator[Answer]:
+    """Ask for `url` from byte `start` on; the answer may begin at 0 all the same."""
+    _resolve(session, url, limits)
+    headers = {"Accept-Encoding": "identity", "User-Agent": "vmm-workbench"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        response = session.get(
+            url, headers=headers, stream=True, timeout=(limits.connect_s, limits.stall_s)
+        )
+    except requests.RequestException as error:
+        raise Broken(_why(error, limits)) from error
+    with response:
+        hops = [*response.history, response]
+        if url.startswith("https:") and any(not hop.url.startswith("https:") for hop in hops):
+            raise Broken("it redirects to an address without TLS")
+        if response.status_code == 416 and start:
+            said = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+            raise NothingMore(int(said[1]) if said else None)
+        if response.status_code not in (200, 206):
+            raise Broken(f"HTTP {response.status_code} {response.reason}".rstrip())
+        answer = Answer(response, limits)
+        if answer.start not in (0, start):
+            raise Broken(f"asked for bytes from {start} on, the server sends from {answer.start}")
+        yield answer
+
+
+def read_text(session: requests.Session, url: str, limits: Limits, *, most_bytes: int) -> str:
+    """A short text file; Broken when it is longer than `most_bytes`."""
+    data = bytearray()
+    with get(session, url, limits) as answer:
+        for chunk in answer.chunks():
+            data += chunk
+            if len(data) > most_bytes:
+                raise Broken(f"it is longer than {most_bytes} bytes: not a checksum file")
+        if answer.total_bytes is not None and len(data) < answer.total_bytes:
+            raise Broken("the connection broke")
+    return data.decode("utf-8", "replace")
+
+
+def _resolve(session: requests.Session, url: str, limits: Limits) -> None:
+    """Look the host up within the limit: a resolver without a network can take half a minute."""
+    if session.trust_env and requests.utils.get_environ_proxies(url):
+        return  # the proxy does it
+    host = urlsplit(url).hostname or ""
+    failure: list[str] = [f"no answer from the name service within {limits.connect_s:.0f} s"]
+
+    def look_up() -> None:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            failure[0] = error.strerror or "unknown"
+        else:
+            failure.clear()
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(limits.connect_s)
+    if failure:
+        raise Broken(f"cannot find the host {host} ({failure[0]}); is there a network?")
+
+
+def _why(error: requests.RequestException, limits: Limits) -> str:
+    """A requests error in a few words; the cause lies several exceptions deep."""
+    if isinstance(error, requests.ConnectTimeout):
+        return f"no answer within {limits.connect_s:.0f} s"
+    if isinstance(error, requests.ReadTimeout):
+        return f"stalled: connected, but no answer within {limits.stall_s:.0f} s"
+    if isinstance(error, requests.TooManyRedirects):
+        return "it redirects without end"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return f"the proxy cannot be used: {_innermost(error)}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"TLS: {_innermost(error)}"
+    return _innermost(error)
+
+
+def _innermost(error: BaseException) -> str:
+    seen: BaseException = error
+    while True:
+        inner = seen.__cause__ or seen.__context__
+        reason = getattr(seen, "reason", None)
+        if isinstance(reason, BaseException):
+            inner = reason
+        elif seen.args and isinstance(seen.args[0], BaseException):
+            inner = seen.args[0]
+        if inner is None or inner is seen:
+            break
+        seen = inner
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror.lower()
+    return str(seen) or type(seen).__name__
