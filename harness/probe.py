@@ -138,7 +138,7 @@ def build(fault: str = "") -> Path:
 def _make(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["make", "-s", "--no-print-directory", "-C", str(SOURCE), *arguments],
+            ["make", "-s", "-j4", "--no-print-directory", "-C", str(SOURCE), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
