@@ -1,0 +1,234 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/*
+ * A guest without an operating system, for bhyve -l bootrom.  It prints a
+ * marker and the memory it finds on COM1, and then does what it is told
+ * there, a line each:
+ *
+ *	tN	touch N MiB of memory, a page at a time, and read it back
+ *	s	spin: never answer again
+ *	h	halt with interrupts off
+ *	p	power off
+ *	r	reset
+ *	f	triple fault
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define	COM1		0x3f8
+#define	COM_DATA	(COM1 + 0)
+#define	COM_LCR		(COM1 + 3)
+#define	COM_LSR		(COM1 + 5)
+#define	LCR_8N1		0x03
+#define	LCR_DLAB	0x80
+#define	LSR_RXREADY	0x01
+#define	LSR_TXREADY	0x20
+
+#define	CMOS_INDEX	0x70
+#define	CMOS_DATA	0x71
+#define	CMOS_LOWMEM	0x34	/* 64 KiB units above 16 MiB, two bytes */
+#define	CMOS_HIGHMEM	0x5b	/* 64 KiB units above 4 GiB, three bytes */
+
+#define	PM1_CONTROL	0x404	/* bhyve's ACPI power management block */
+#define	PM1_SLEEP_OFF	0x3400
+#define	RESET_CONTROL	0xcf9
+#define	RESET_HARD	0x06
+
+#define	MIB		(1024U * 1024U)
+#define	PAGE		4096U
+/* Below lie this program's stack and variables, and the legacy hole. */
+#define	FIRST_MIB	1U
+#define	MAX_MIB		3000U
+
+void	rom_main(void);
+void	triple_fault(void);
+
+static inline void
+outb(uint16_t port, uint8_t value)
+{
+	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline void
+outw(uint16_t port, uint16_t value)
+{
+	__asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline uint8_t
+inb(uint16_t port)
+{
+	uint8_t value;
+
+	__asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+	return (value);
+}
+
+static void
+put_char(char c)
+{
+	while ((inb(COM_LSR) & LSR_TXREADY) == 0)
+		__asm__ volatile("pause");
+	outb(COM_DATA, (uint8_t)c);
+}
+
+static void
+put(const char *text)
+{
+	for (; *text != '\0'; text++) {
+		if (*text == '\n')
+			put_char('\r');
+		put_char(*text);
+	}
+}
+
+static void
+put_number(uint32_t value)
+{
+	char digits[11];
+	int at;
+
+	at = sizeof(digits) - 1;
+	digits[at] = '\0';
+	do {
+		digits[--at] = (char)('0' + value % 10);
+		value /= 10;
+	} while (value != 0);
+	put(&digits[at]);
+}
+
+static char
+get_char(void)
+{
+	while ((inb(COM_LSR) & LSR_RXREADY) == 0)
+		__asm__ volatile("pause");
+	return ((char)inb(COM_DATA));
+}
+
+static uint8_t
+cmos(uint8_t index)
+{
+	outb(CMOS_INDEX, index);
+	return (inb(CMOS_DATA));
+}
+
+/* Memory below 4 GiB, in MiB; the registers say nothing of the first 16. */
+static uint32_t
+lowmem_mib(void)
+{
+	uint32_t units;
+
+	units = cmos(CMOS_LOWMEM) | (uint32_t)cmos(CMOS_LOWMEM + 1) << 8;
+	return (units / 16 + 16);
+}
+
+static uint32_t
+highmem_mib(void)
+{
+	uint32_t units;
+
+	units = cmos(CMOS_HIGHMEM) | (uint32_t)cmos(CMOS_HIGHMEM + 1) << 8 |
+	    (uint32_t)cmos(CMOS_HIGHMEM + 2) << 16;
+	return (units / 16);
+}
+
+/*
+ * Write every page's own address into it and read all back, so that two
+ * pages which are one do not go unnoticed.
+ */
+static void
+touch(uint32_t mib)
+{
+	uint32_t address, bad, end;
+
+	if (mib == 0 || mib > MAX_MIB || mib + FIRST_MIB > lowmem_mib()) {
+		put("L2ROM error: that much memory is not there\n");
+		return;
+	}
+	end = (FIRST_MIB + mib) * MIB;
+	for (address = FIRST_MIB * MIB; address < end; address += PAGE)
+		*(volatile uint32_t *)(uintptr_t)address = address ^ 0x5a5a5a5a;
+	bad = 0;
+	for (address = FIRST_MIB * MIB; address < end; address += PAGE) {
+		if (*(volatile uint32_t *)(uintptr_t)address !=
+		    (address ^ 0x5a5a5a5a))
+			bad++;
+	}
+	put("L2ROM touched ");
+	put_number(mib);
+	put(" MiB, bad pages: ");
+	put_number(bad);
+	put("\n");
+}
+
+/* A decimal number up to the end of the line. */
+static uint32_t
+get_number(void)
+{
+	uint32_t value;
+	char c;
+
+	value = 0;
+	for (;;) {
+		c = get_char();
+		if (c < '0' || c > '9')
+			return (value);
+		if (value <= MAX_MIB)
+			value = value * 10 + (uint32_t)(c - '0');
+	}
+}
+
+void
+rom_main(void)
+{
+	outb(COM_LCR, LCR_DLAB | LCR_8N1);
+	outb(COM1, 1);			/* 115200 baud */
+	outb(COM1 + 1, 0);
+	outb(COM_LCR, LCR_8N1);
+	outb(COM1 + 1, 0);		/* no interrupts: everything is polled */
+
+	put("L2ROM ready, memory: low ");
+	put_number(lowmem_mib());
+	put(" MiB, high ");
+	put_number(highmem_mib());
+	put(" MiB\n");
+
+	for (;;) {
+		switch (get_char()) {
+		case 't':
+			touch(get_number());
+			break;
+		case 's':
+			put("L2ROM spins\n");
+			for (;;)
+				__asm__ volatile("pause");
+		case 'h':
+			put("L2ROM halts\n");
+			__asm__ volatile("cli; hlt");
+			break;
+		case 'p':
+			put("L2ROM powers off\n");
+			outw(PM1_CONTROL, PM1_SLEEP_OFF);
+			break;
+		case 'r':
+			put("L2ROM resets\n");
+			outb(RESET_CONTROL, RESET_HARD);
+			break;
+		case 'f':
+			put("L2ROM faults\n");
+			triple_fault();
+			break;
+		case '\r':
+		case '\n':
+			break;
+		default:
+			put("L2ROM error: t, s, h, p, r or f\n");
+			break;
+		}
+	}
+}

@@ -1,0 +1,69 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/*
+ * From the reset vector to 32-bit C: the processor starts in real mode at
+ * f000:fff0 with CS based at 0xffff0000 (Intel SDM vol. 3, 10.1.4), so this
+ * must be near jumps alone until the far one below, and reads go through CS.
+ */
+
+	.code16
+	.section .text.start, "ax"
+	.globl	start
+start:
+	cli
+	cld
+	/* The table's address as this CS sees it: its offset in the top 64 KiB. */
+	movl	$(gdtr - 0xffff0000), %ebx
+	lgdtl	%cs:(%ebx)
+	movl	%cr0, %eax
+	orb	$1, %al
+	movl	%eax, %cr0
+	ljmpl	$0x08, $flat
+
+	.code32
+flat:
+	movw	$0x10, %ax
+	movw	%ax, %ds
+	movw	%ax, %es
+	movw	%ax, %ss
+	movl	$0x9000, %esp
+	/* The variables are in RAM, which holds anything after a reset. */
+	movl	$bss_start, %edi
+	movl	$bss_end, %ecx
+	subl	%edi, %ecx
+	xorl	%eax, %eax
+	rep stosb
+	call	rom_main
+1:	hlt
+	jmp	1b
+
+	/* An interrupt table without entries turns any exception into a triple fault. */
+	.globl	triple_fault
+triple_fault:
+	lidtl	no_idt
+	int3
+	jmp	1b
+
+	.section .rodata, "a"
+	.balign	8
+gdt:
+	.quad	0
+	.quad	0x00cf9a000000ffff	/* code: base 0, 4 GiB */
+	.quad	0x00cf92000000ffff	/* data: the same */
+gdtr:
+	.word	gdtr - gdt - 1
+	.long	gdt
+no_idt:
+	.word	0
+	.long	0
+
+	.code16
+	.section .reset, "ax"
+	.globl	reset_vector
+reset_vector:
+	.byte	0xe9			/* jmp near to start, 16-bit displacement */
+	.word	start - (reset_vector + 3)
