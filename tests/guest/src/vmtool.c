@@ -12,6 +12,10 @@
 #include <sys/types.h>
 
 #include <machine/vmm.h>
+/* Where 15.1 has VM_BOOTROM; 14 has it in vmmapi.h. */
+#if __has_include(<dev/vmm/vmm_mem.h>)
+#include <dev/vmm/vmm_mem.h>
+#endif
 
 #include <err.h>
 #include <errno.h>
