@@ -7,6 +7,7 @@ fits some lines away (an offset) is told as drift.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import subprocess
@@ -119,12 +120,17 @@ def _unquote(raw: bytes) -> str:
     return text_of(raw)
 
 
-def apply_in(folder: Path, data: bytes, name: str, *, reverse: bool = False) -> tuple[Drift, ...]:
-    """Apply one patch to the files in `folder`; all of it or nothing.
+def apply_in(
+    folder: Path, data: bytes, name: str, *, reverse: bool = False, only: str = ""
+) -> tuple[Drift, ...]:
+    """Apply one patch to the files in `folder`, or its part for the path `only`; all or nothing.
 
     Returns the hunks that had to move.  Raises PatchError naming patch, file, hunk and reason.
     """
-    arguments = ["apply", "-v", "--whitespace=nowarn", *(["-R"] if reverse else []), "-"]
+    arguments = ["apply", "-v", "--whitespace=nowarn"]
+    arguments += ["-R"] if reverse else []
+    arguments += [f"--include={glob.escape(only)}"] if only else []
+    arguments.append("-")
     done = run_git(arguments, folder, data)
     told = done.stderr.decode(errors="replace")
     if done.returncode:

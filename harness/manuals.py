@@ -1,0 +1,45 @@
+"""mandoc's opinion of manual pages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+_MANUAL = re.compile(r"(?:.*/)?[^/]+\.[1-9]\Z")
+_SAID = re.compile(
+    r"^mandoc: .*?:\d+:\d+: (?P<text>(?:STYLE|WARNING|ERROR|UNSUPP|FATAL|BADARG).*)$"
+)
+# True here, and no fault of the page: Debian has not FreeBSD's manuals, nor its mdoc date rules.
+_HERE_ONLY = ("referenced manual not found", "operating system explicitly specified")
+
+
+def unavailable() -> str:
+    """Why manuals cannot be checked, or an empty string."""
+    return "" if shutil.which("mandoc") else "mandoc is not installed"
+
+
+def is_manual(path: str) -> bool:
+    """Whether a path is a manual page by its name (vmm.4, vmmls.8)."""
+    return bool(_MANUAL.match(path))
+
+
+def lint(page: Path) -> Counter[str]:
+    """What `mandoc -T lint` says of a page, line numbers left out; nothing for a missing page."""
+    if not page.is_file():
+        return Counter()
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-I", "os=FreeBSD", str(page)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    said = [_SAID.match(line) for line in (done.stdout + done.stderr).splitlines()]
+    return Counter(
+        found["text"]
+        for found in said
+        if found and not any(it in found["text"] for it in _HERE_ONLY)
+    )
