@@ -14,6 +14,7 @@ import pytest
 
 from .errors import GuestError, GuestPanic, MachineDied, WorkbenchError
 from .guest import Guest
+from .l2 import L2
 from .machine import Machine
 from .vmm import Vmm
 from .workbench import Options, Workbench, new_run_dir
@@ -94,6 +95,20 @@ def vm(vmm: Vmm) -> Iterator[Callable[..., None]]:
     """Make virtual machines: `vm("name", memory_bytes)`; they are destroyed after the test."""
     yield vmm.create
     vmm.destroy_all()
+
+
+@pytest.fixture
+def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
+    """Make a guest inside the guest: `l2("name", mib)`, not started; ended after the test."""
+    made: list[L2] = []
+
+    def make(name: str, memory_mib: int = 32) -> L2:
+        made.append(L2(vmm, name, memory_mib))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.end()
 
 
 @pytest.fixture(autouse=True)
