@@ -124,6 +124,10 @@ def compile_fuzzer(release: str) -> Path:
     return _compile_user(release, HERE / "vmmls_fuzz.c")
 
 
+def compile_libvmmapi(release: str) -> Path:
+    return _compile_user(release, HERE / "libvmmapi_driver.c")
+
+
 def _compile_user(release: str, main: Path) -> Path:
     top = tree(release)
     shim = HERE / "user"
