@@ -11,6 +11,7 @@ real shared library with its ABI that the checks then go through.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -68,6 +69,17 @@ class Build:
     def include(self) -> Path:
         """The patched headers, to be found before the sysroot's."""
         return self.folder / "include"
+
+    @property
+    def files(self) -> tuple[Path | None, Path | None, Path | None]:
+        """vmm.ko, libvmmapi, vmmls: what is there of them."""
+        return self.module, self.library, self.tool
+
+    def to_data(self) -> dict[str, object]:
+        """For --json: the fields, with paths as text."""
+        data = dataclasses.asdict(self)
+        plain = {name: str(it) if isinstance(it, Path) else it for name, it in data.items()}
+        return {**plain, "not_built": dict(self.not_built), "digests": dict(self.digests)}
 
 
 def build(

@@ -80,6 +80,15 @@ class SourceTree:
         return f"x86_64-unknown-freebsd{self.revision}"
 
 
+def revision(source: Path) -> str:
+    """The release a tree says it is ("15.1").  UsageError when it is not a source tree."""
+    patches.require_tree(source)
+    found = _REVISION.search((source / "sys/conf/newvers.sh").read_text(errors="replace"))
+    if not found:
+        raise UsageError(f"{source}: no REVISION in its sys/conf/newvers.sh")
+    return found[1]
+
+
 def identify(source: Path, release: str) -> SourceTree:
     """Read the tree's release and __FreeBSD_version.
 

@@ -1,0 +1,198 @@
+"""What the patch tasks and `build` do between their options and the library: choose and print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import build, farm, patches, refresh, series_check, treeapply, ui
+from .errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
+from .patches import Series
+
+DEFAULT_RELEASE = "15.1"
+
+
+def where(series: str, topic: str) -> Path | str:
+    """What the options --series and --topic name, for patches.load_series."""
+    if series:
+        return Path(series)
+    return topic or patches.DEFAULT_TOPIC
+
+
+def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
+    """The source tree and sysroot to build from: as given, else the imported image's own.
+
+    Raises CannotError when neither is there, with the option that names one.
+    """
+    given = Path(sysroot) if sysroot else None
+    if src:
+        return Path(src), given
+    from .image import store
+
+    record = store.find(release)
+    if record.source is None:
+        raise CannotError(
+            f"FreeBSD {release} was imported without a source tree; give one with --src DIR"
+        )
+    return record.source, given or record.sysroot
+
+
+def show_list(topic: str, json: bool) -> int:
+    """Print every series of a topic (or of all), patch by patch."""
+    names = (topic,) if topic else patches.topics()
+    found = []
+    for name in names:
+        has = patches.releases(patches.PATCHES / name)
+        if not has:
+            raise UsageError(f"{name}: no such topic; there is {', '.join(patches.topics())}")
+        found += [patches.load_series(patches.PATCHES / name, release) for release in has]
+    if json:
+        ui.print_json([_series_data(series) for series in found])
+        return EXIT_OK
+    for series in found:
+        rows = [
+            (patch.name, "all" if patch.common else series.release, patch.subject)
+            for patch in series.patches
+        ]
+        title = f"{series.topic} for FreeBSD {series.release} (digest {series.digest[:12]})"
+        ui.table(("patch", "release", "subject"), rows, title)
+    return EXIT_OK
+
+
+def _series_data(series: Series) -> dict[str, object]:
+    return {
+        "topic": series.topic,
+        "release": series.release,
+        "digest": series.digest,
+        "patches": [
+            {
+                "patch": patch.name,
+                "common": patch.common,
+                "subject": patch.subject,
+                "author": patch.author,
+                "touched": patch.touched,
+                "sha256": patch.digest,
+            }
+            for patch in series.patches
+        ],
+    }
+
+
+def check(series: str, topic: str, release: str, tree: str, json: bool) -> int:
+    """Check the series of one release, or of all a topic has; exit 5 if something is wrong."""
+    place = where(series, topic)
+    folder = place if isinstance(place, Path) else patches.PATCHES / place
+    wanted: Sequence[str] = (release,) if release else patches.releases(folder)
+    if tree and not release:
+        revision = farm.revision(Path(tree))
+        major = revision.split(".")[0]
+        wanted = [it for it in wanted if it.split(".")[0] == major] or (revision,)
+    reports = []
+    for each in wanted or (DEFAULT_RELEASE,):
+        if tree:
+            farm.identify(Path(tree), each)
+        loaded = patches.load_series(place, each)
+        reports.append(series_check.check(loaded, Path(tree) if tree else _source(each)))
+    if json:
+        ui.print_json([report.to_data() for report in reports])
+    else:
+        for report in reports:
+            _show_report(report)
+    return EXIT_OK if all(report.held for report in reports) else EXIT_PATCH
+
+
+def _source(release: str) -> Path | None:
+    """The imported image's source tree, if there is one: what can be checked, is."""
+    try:
+        return sources(release, "", "")[0]
+    except (CannotError, UsageError):
+        return None
+
+
+def _show_report(report: series_check.Report) -> None:
+    series = report.series
+    rows = [
+        (patch.name, *(report.state(patch, kind) for kind in series_check.KINDS))
+        for patch in series.patches
+    ]
+    against = f", against {report.tree}" if report.tree else ""
+    title = f"{series.topic} for FreeBSD {series.release}{against}"
+    ui.table(("patch", *series_check.KINDS), rows, title)
+    for finding in report.findings:
+        mark = "wrong" if finding.wrong else "note"
+        ui.say(f"{mark}: {finding.patch}: {finding.text}")
+    for kind, reason in report.not_run:
+        ui.say(f"not run: {kind}: {reason}")
+
+
+def apply(tree: str, series: str, topic: str, release: str) -> int:
+    """Apply a series to a user's tree, all or nothing."""
+    path = Path(tree)
+    release = release or farm.revision(path)
+    loaded = patches.load_series(where(series, topic), release)
+    farm.identify(path, release)
+    applied = treeapply.apply(loaded, path)
+    for drift in applied.drift:
+        ui.say(
+            f"{drift.patch}: {drift.path}: hunk {drift.hunk} moved {drift.offset_lines:+d} lines"
+        )
+    ui.say(f"{path}: {len(loaded.patches)} patches applied, {len(applied.changed)} files changed")
+    return EXIT_OK
+
+
+def refresh_series(
+    tree: str, pristine: str, series: str, topic: str, release: str, into: str
+) -> int:
+    """Bring the edits of a tree back into the series."""
+    release = release or farm.revision(Path(tree))
+    loaded = patches.load_series(where(series, topic), release)
+    base = sources(release, pristine, "")[0]
+    done = refresh.refresh(loaded, base, Path(tree), into=into)
+    for name in done.changed:
+        ui.say(f"rewritten: {name}")
+    for name in done.shared:
+        ui.say(f"note: {name} is shared by every release; run patch.check for the others too")
+    for path in done.unclaimed:
+        ui.say(f"note: {path} was edited, but no patch touches it; --into PATCH takes it in")
+    if not done.changed:
+        ui.say("nothing to rewrite: the tree is what the series makes of the pristine one")
+    return EXIT_OK
+
+
+def export(series: str, topic: str, release: str, out: str) -> int:
+    """Write a series as one mbox."""
+    release = release or DEFAULT_RELEASE
+    loaded = patches.load_series(where(series, topic), release)
+    target = Path(out or f"{loaded.topic}-{loaded.release}.mbox")
+    patches.export(loaded, target)
+    ui.say(f"{target}: {len(loaded.patches)} patches, for git am")
+    return EXIT_OK
+
+
+def run_build(
+    release: str, stock: bool, series: str, topic: str, src: str, sysroot: str, json: bool
+) -> int:
+    """Build module, library and command; say where they are and what was not built."""
+    if stock and series:
+        raise UsageError("--stock builds without patches; leave out --series or --stock")
+    release = release or DEFAULT_RELEASE
+    loaded = None if stock else patches.load_series(where(series, topic), release)
+    source, root = sources(release, src, sysroot)
+    with ui.stage(f"build for FreeBSD {release}") as step:
+        built = build.build(source, root, loaded, release, progress=step.live)
+        if built.cached:
+            step.note = f"nothing changed, nothing built (made before in {built.seconds:.1f} s)"
+        else:
+            step.note = f"{built.warnings} warnings, log {built.log}"
+    if json:
+        ui.print_json(built.to_data())
+        return EXIT_OK
+    made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))
+    left_out = dict(built.not_built)
+    ui.table(
+        ("part", "file"),
+        [(name, str(path or f"not built: {left_out.get(name)}")) for name, path in made.items()],
+        f"{built.series or 'stock'}, FreeBSD {built.revision} ({built.osversion}), "
+        f"build id {built.build_id}",
+    )
+    return EXIT_OK
