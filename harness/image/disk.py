@@ -1,0 +1,142 @@
+"""A disk that somebody brings: what kind of file it is, and whether a guest can boot from it."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ..errors import CannotError, UsageError
+from ..files import atomic_path, human_bytes, require_room
+from .model import DiskFormat
+
+_XZ = b"\xfd7zXZ\x00"
+_SECTOR_BYTES = 512
+_LEAST_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+# What else people bring, by its first bytes -> what to run on it first.
+_OTHERS: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "compressed with gzip", "gunzip -k {}"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unzstd -k {}"),
+    (b"BZh", "compressed with bzip2", "bunzip2 -k {}"),
+    (b"PK\x03\x04", "a zip archive", "unzip {}"),
+    (b"KDMV", "a VMware disk", "qemu-img convert -O raw {} disk.raw"),
+    (b"vhdxfile", "a VHDX disk", "qemu-img convert -O raw {} disk.raw"),
+    (b"conectix", "a VHD disk", "qemu-img convert -O raw {} disk.raw"),
+    (b"<<< Oracle VM", "a VirtualBox disk", "qemu-img convert -O raw {} disk.raw"),
+)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk found usable.  `size_bytes` is what a guest sees of it."""
+
+    path: Path
+    format: DiskFormat
+    size_bytes: int
+
+
+def is_xz(path: Path) -> bool:
+    """Whether the file is compressed with xz; UsageError when it cannot be read."""
+    return _head(path).startswith(_XZ)
+
+
+def examine(path: Path) -> Disk:
+    """Look at a raw or qcow2 disk; UsageError says what is wrong with it, and the mend."""
+    head = _head(path)
+    if head.startswith(b"QFI\xfb"):
+        return _examine_qcow2(path, head)
+    for magic, what, command in _OTHERS:
+        if head.startswith(magic):
+            raise UsageError(f"{path}: it is {what}; run {command.format(path)} and import that")
+    if head[0x8001:0x8006] == b"CD001" and head[510:512] != b"\x55\xaa":
+        raise UsageError(f"{path}: it is a CD image; bring the disk of an installed system")
+    size = path.stat().st_size
+    if size < _LEAST_BYTES or size % _SECTOR_BYTES:
+        raise UsageError(
+            f"{path}: {human_bytes(size)} is no whole raw disk (sectors of 512 bytes, 1 MiB at "
+            "least); was the file cut short?"
+        )
+    if head[510:512] != b"\x55\xaa" and head[512:520] != b"EFI PART":
+        raise UsageError(
+            f"{path}: no partition table (neither MBR nor GPT) is on it; bring a whole bootable "
+            "disk, raw or qcow2, not a partition or a file system"
+        )
+    return Disk(path, "raw", size)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path}: it is a folder; --disk takes a raw or qcow2 disk")
+        with path.open("rb") as stream:
+            return stream.read(0x8800)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+def _examine_qcow2(path: Path, head: bytes) -> Disk:
+    if len(head) < 104:
+        raise UsageError(f"{path}: it begins like qcow2 and ends at once; was it cut short?")
+    version, backing, _length, _bits, size, crypt = struct.unpack_from(">IQIIQI", head, 4)
+    if version not in (2, 3):
+        raise UsageError(f"{path}: qcow2 of version {version} is not known here, only 2 and 3")
+    features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
+    flatten = f"qemu-img convert -O qcow2 {path} whole.qcow2"
+    if backing:
+        raise UsageError(
+            f"{path}: it needs another file beneath it (a backing file); run {flatten} and import "
+            "that"
+        )
+    if features & 4:
+        raise UsageError(f"{path}: its data lie in another file; run {flatten} and import that")
+    if crypt:
+        raise UsageError(f"{path}: it is encrypted; run qemu-img convert with its key first")
+    if features & 3:
+        raise UsageError(
+            f"{path}: it was not closed properly; if nothing uses it, run qemu-img check -r all "
+            f"{path}"
+        )
+    if size < _LEAST_BYTES:
+        raise UsageError(f"{path}: {human_bytes(size)} is no whole disk")
+    return Disk(path, "qcow2", size)
+
+
+def decompress(source: Path, target: Path, live: Callable[[str], None]) -> None:
+    """Unpack an xz file to `target`, sparse, whole or not at all.
+
+    CannotError when it is damaged or there is no room.
+    """
+    packed_bytes = source.stat().st_size
+    try:
+        with (
+            atomic_path(target) as temporary,
+            source.open("rb") as packed,
+            lzma.open(packed) as stream,
+            temporary.open("wb") as out,
+        ):
+            done = 0
+            while chunk := stream.read(_CHUNK_BYTES):
+                if done >> 26 != (done - _CHUNK_BYTES) >> 26:
+                    require_room(target.parent, 512 << 20, f"unpacking {source.name}")
+                    live(f"unpacking {source.name}: {100 * packed.tell() // packed_bytes} %")
+                _write_sparse(out, chunk)
+                done += len(chunk)
+            out.truncate(done)
+    except (lzma.LZMAError, EOFError) as error:
+        raise CannotError(f"{source}: damaged or cut short ({error})") from error
+    except OSError as error:
+        raise CannotError(
+            f"unpacking {source.name} into {target.parent}: {error.strerror}"
+        ) from error
+
+
+def _write_sparse(out: IO[bytes], chunk: bytes) -> None:
+    if chunk.count(0) == len(chunk):
+        out.seek(len(chunk), 1)
+    else:
+        out.write(chunk)

@@ -1,0 +1,205 @@
+"""From a disk brought, or from FreeBSD's servers, to a prepared release in the cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .. import host
+from ..errors import CannotError, UsageError, WorkbenchError
+from ..files import human_bytes, sha256_file
+from . import disk as disks
+from . import fetch, manifest, prepare, store, trees
+from .model import ImageRecord, Imported, Login, Prepared
+from .store import Live, Trees
+
+Preparer = Callable[[Imported, Path, str, Live], Prepared]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is brought for a release.  `origin` says where the disk came from, if not its path."""
+
+    disk: Path | None = None
+    src: Path | None = None
+    sysroot: Path | None = None
+    origin: str = ""
+
+
+def import_files(
+    release: str,
+    brought: Files,
+    *,
+    backend: str = "auto",
+    live: Live = lambda _line: None,
+    preparer: Preparer = prepare.prepare,
+) -> ImageRecord | None:
+    """Take in what is brought, and prepare the disk unless exactly it was prepared before.
+
+    All is looked at before anything is changed.  Returns the record, or None while the release
+    has trees and no disk yet.  Raises UsageError for files that are not what they should be,
+    CannotError and GuestError from preparation.
+    """
+    manifest.check_release(release)
+    if brought.disk is None and brought.src is None and brought.sysroot is None:
+        raise UsageError(f"nothing to import; run {store.import_line(release)}")
+    chosen = _preparing_backend(backend) if brought.disk else backend
+    home = store.folder(release)
+    with store.lock(release), _raw(brought.disk, home, live) as disk:
+        # The disk is looked at before an archive is unpacked for minutes.
+        looked_at = disks.examine(disk) if disk else None
+        source = trees.source(brought.src, release, home / "source", live) if brought.src else None
+        sysroot = (
+            trees.sysroot(brought.sysroot, home / "sysroot", live) if brought.sysroot else None
+        )
+        store.set_trees(release, Trees(source, sysroot))
+        if looked_at is None or brought.disk is None:
+            return store.find(release) if store.has_record(release) else None
+        known = manifest.find(release)
+        imported = Imported(
+            release=release,
+            disk=looked_at.path,
+            disk_format=looked_at.format,
+            disk_bytes=looked_at.size_bytes,
+            disk_sha256=_digest(looked_at.path, live),
+            origin=brought.origin or str(brought.disk.absolute()),
+            login=known.login if known else Login(),
+            source=source,
+            sysroot=sysroot,
+        )
+        present = _present(imported)
+        if present is not None:
+            return present
+        run = partial(_prepare, preparer, backend=chosen, live=live)
+        return store.add(imported, run, prepare.VERSION, live)
+
+
+def fetch_official(
+    release: str, *, offline: bool = False, live: Live = lambda _line: None
+) -> Files:
+    """The release's published files, verified in the cache: image, source, base.
+
+    UsageError for a release without a manifest, fetch.FetchError when one cannot be had.
+    """
+    known = manifest.find(release)
+    if known is None:
+        raise UsageError(
+            f"--release {release}: there is no manifest for it (there is for "
+            f"{', '.join(manifest.available())}); bring your own: {store.import_line(release)}"
+        )
+    folder = store.folder(release) / "downloads"
+
+    def get(remote: manifest.RemoteFile) -> fetch.Fetched:
+        def progress(done: int, total: int | None) -> None:
+            of = f" of {human_bytes(total)}" if total else ""
+            live(f"fetching {remote.file}: {human_bytes(done)}{of}")
+
+        return fetch.fetch(
+            remote, fetch.mirrors(known.mirrors), folder, offline=offline, progress=progress
+        )
+
+    image, source, base = get(known.image), get(known.source), get(known.base)
+    return Files(disk=image.path, src=source.path, sysroot=base.path, origin=image.url)
+
+
+def obtain(
+    release: str,
+    *,
+    backend: str = "auto",
+    offline: bool = False,
+    live: Live = lambda _line: None,
+) -> ImageRecord:
+    """The prepared release: the one in the cache, or the official one, fetched and prepared.
+
+    When neither is to be had, CannotError's one line says what is missing, where it was looked
+    for, why it could not be fetched, and what mends it.
+    """
+    missing: CannotError | None = None
+    try:
+        record = store.find(release)
+    except CannotError as error:
+        if store.has_record(release):
+            raise  # there is one, and something is wrong with it
+        missing = error
+    else:
+        if record.prepare_version == prepare.VERSION:
+            return record
+        if "://" not in record.origin:
+            raise CannotError(
+                f"FreeBSD {release} was prepared by another version of the workbench; import it "
+                f"again: ./inv image.import --release {release} --disk {record.origin}"
+            )
+    try:
+        brought = fetch_official(release, offline=offline, live=live)
+    except WorkbenchError as error:
+        raise CannotError(
+            f"no FreeBSD {release} to boot: no prepared image in {store.folder(release)}, and the "
+            f"official one is not to be had: {error.message}; bring your own: "
+            f"{store.import_line(release)}",
+            detail=error.detail,
+        ) from missing
+    made = import_files(release, brought, backend=_for_preparing(backend), live=live)
+    assert made is not None
+    return made
+
+
+def _for_preparing(backend: str) -> str:
+    """Bochs runs images and does not prepare them; whoever asked for it gets TCG's help."""
+    return "auto" if backend == "bochs" else backend
+
+
+def _preparing_backend(asked: str) -> str:
+    """kvm where it works, tcg otherwise; what was asked for by name is not replaced."""
+    if asked == "tcg":
+        return "tcg"
+    if asked == "bochs":
+        raise UsageError("--backend bochs: an image is prepared under kvm or tcg")
+    decision = host.decide(host.gather(), "kvm")
+    if asked == "kvm":
+        return decision.require()
+    return "kvm" if decision.ok else "tcg"
+
+
+def _prepare(
+    preparer: Preparer, imported: Imported, folder: Path, *, backend: str, live: Live
+) -> Prepared:
+    return preparer(imported, folder, backend, live)
+
+
+def _digest(path: Path, live: Live) -> str:
+    size = max(1, path.stat().st_size)
+    return sha256_file(path, lambda done: live(f"digest of {path.name}: {100 * done // size} %"))
+
+
+def _present(imported: Imported) -> ImageRecord | None:
+    """The record, when exactly this disk was prepared in exactly this way before."""
+    try:
+        record = store.find(imported.release)
+    except CannotError:
+        return None
+    same = (record.origin_sha256, record.prepare_version) == (
+        imported.disk_sha256,
+        prepare.VERSION,
+    )
+    return record if same else None
+
+
+@contextmanager
+def _raw(given: Path | None, home: Path, live: Live) -> Iterator[Path | None]:
+    """The disk as it is; one compressed with xz is unpacked for as long as the block lasts."""
+    if given is None or not disks.is_xz(given):
+        yield given
+        return
+    scratch = home / ".unpacked"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        target = scratch / given.name.removesuffix(".xz")
+        disks.decompress(given, target, live)
+        yield target
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,317 @@
+"""The image cache: one folder per release, and what is written down about it.
+
+    images/RELEASE/image.json      the record; it names the folder of the prepared disk
+    images/RELEASE/prepared-*/     disk.raw, id_ed25519 and what else preparation left
+    images/RELEASE/trees.json      where the source tree and the sysroot are
+    images/RELEASE/source/, sysroot/    unpacked from src.txz and base.txz, if those were given
+    images/RELEASE/downloads/      official files, verified
+
+A record appears after all it speaks of, in one rename; a folder without a record is rubbish.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CannotError, UsageError
+from ..files import cache_dir, locked, sha256_file, write_atomic
+from .manifest import available, check_release
+from .model import ImageRecord, Imported, Prepared
+
+Live = Callable[[str], None]
+Prepare = Callable[[Imported, Path], Prepared]
+
+_RECORD = "image.json"
+_TREES = "trees.json"
+_FORMAT = 1
+_PATHS = ("disk", "private_key")
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Where a release's source tree and sysroot are; None where none was given yet."""
+
+    source: Path | None = None
+    sysroot: Path | None = None
+
+
+def folder(release: str) -> Path:
+    """The release's folder in the cache, there or not."""
+    return cache_dir() / "images" / check_release(release)
+
+
+def lock(release: str) -> AbstractContextManager[None]:
+    """Held while the release's part of the cache is changed; an hour covers a slow preparation."""
+    return locked(
+        folder(release) / "lock", f"changing the cached FreeBSD {release}", timeout_s=3600
+    )
+
+
+def import_line(release: str, *, trees: bool = True) -> str:
+    """The command that brings a release's files in by hand."""
+    more = " --src DIR-or-src.txz --sysroot DIR-or-base.txz" if trees else ""
+    return f"./inv image.import --release {release} --disk FILE{more}"
+
+
+def find(release: str) -> ImageRecord:
+    """The prepared release.
+
+    CannotError says what is missing, where it was looked for and what mends it.
+    """
+    where = folder(release)
+    record = _read(release)
+    if record is None:
+        raise CannotError(
+            f"no prepared FreeBSD {release} in {where}; bring one: {import_line(release)}, or run "
+            f"./inv image.fetch --release {release} where there is a network"
+        )
+    if not record.disk.is_file() or record.disk.stat().st_size != record.disk_bytes:
+        raise CannotError(
+            f"{record.disk}: the prepared disk is gone or was changed; import it again: "
+            f"{import_line(release, trees=False)}"
+        )
+    if not record.private_key.is_file():
+        raise CannotError(
+            f"{record.private_key}: the prepared disk's key is gone; import the disk again: "
+            f"{import_line(release, trees=False)}"
+        )
+    return record
+
+
+def has_record(release: str) -> bool:
+    """Whether there is a record, usable or not."""
+    return (folder(release) / _RECORD).exists()
+
+
+def source(release: str) -> Path:
+    """The release's source tree; CannotError with the mend when none was given or it is gone."""
+    return _tree(release, trees(release).source, "source tree", "--src DIR-or-src.txz")
+
+
+def sysroot(release: str) -> Path:
+    """The release's sysroot; CannotError with the mend when none was given or it is gone."""
+    return _tree(release, trees(release).sysroot, "sysroot", "--sysroot DIR-or-base.txz")
+
+
+def _tree(release: str, path: Path | None, what: str, option: str) -> Path:
+    mend = f"./inv image.import --release {release} {option}"
+    if path is None:
+        raise CannotError(f"no {what} was imported for FreeBSD {release}; run {mend}")
+    if not path.is_dir():
+        raise CannotError(f"{path}: the {what} of FreeBSD {release} is gone; run {mend}")
+    return path
+
+
+def prepared() -> list[ImageRecord]:
+    """Every prepared release whose record can be read, newest release first."""
+    found = []
+    for path in (cache_dir() / "images").glob(f"*/{_RECORD}"):
+        try:
+            record = _read(path.parent.name)
+        except (CannotError, UsageError):
+            continue
+        if record is not None and record.disk.is_file():
+            found.append(record)
+    return sorted(found, key=lambda record: record.osversion, reverse=True)
+
+
+def known() -> list[str]:
+    """Releases that have a manifest or anything in the cache."""
+    cached = {path.name for path in (cache_dir() / "images").glob("*") if path.is_dir()}
+    return sorted(cached | set(available()), reverse=True)
+
+
+def trees(release: str) -> Trees:
+    """Where the trees are, as written down; they may be gone."""
+    data = _read_json(folder(release) / _TREES)
+    if data is None:
+        return Trees()
+    try:
+        return Trees(*(Path(data[name]) if data[name] else None for name in ("source", "sysroot")))
+    except (KeyError, TypeError) as error:
+        raise _unreadable(folder(release) / _TREES, error) from error
+
+
+def set_trees(release: str, change: Trees) -> None:
+    """Write down where the trees are; None in `change` leaves what is known."""
+    old = trees(release)
+    new = Trees(change.source or old.source, change.sysroot or old.sysroot)
+    data = {"source": _text(new.source), "sysroot": _text(new.sysroot)}
+    write_atomic(folder(release) / _TREES, json.dumps(data, indent=2) + "\n")
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None
+
+
+def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) -> ImageRecord:
+    """Prepare an imported disk and put it in the release's place.
+
+    `prepare` gets an empty private folder.  The one that was there serves until the new one is
+    whole; when `prepare` raises, its logs stay in `failed/` and all else is as it was.
+    """
+    home = folder(imported.release)
+    home.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="prepared-", dir=home))
+    try:
+        made = prepare(imported, place)
+        live("taking the prepared disk's digest")
+        record = _record(imported, made, prepare_version)
+        write_atomic(home / _RECORD, json.dumps(_to_data(record), indent=2) + "\n")
+    except BaseException:
+        _keep_logs(place, home / "failed")
+        raise
+    set_trees(imported.release, Trees(imported.source, imported.sysroot))
+    for other in home.glob("prepared-*"):
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+    return find(imported.release)
+
+
+def _keep_logs(place: Path, failed: Path) -> None:
+    """Of a preparation that failed, keep what tells why, and nothing large or secret."""
+    shutil.rmtree(failed, ignore_errors=True)
+    for log in [*place.rglob("*.log"), *place.rglob("*.txt")]:
+        target = failed / log.relative_to(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log, target)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _record(imported: Imported, made: Prepared, prepare_version: int) -> ImageRecord:
+    now = datetime.datetime.now(datetime.UTC)
+    return ImageRecord(
+        release=imported.release,
+        origin=imported.origin,
+        origin_format=imported.disk_format,
+        origin_sha256=imported.disk_sha256,
+        disk=made.disk_raw,
+        disk_bytes=made.disk_raw.stat().st_size,
+        disk_sha256=sha256_file(made.disk_raw),
+        private_key=made.private_key,
+        host_key=made.host_key,
+        osversion=made.osversion,
+        uname=made.uname,
+        prepared_at=now.isoformat(timespec="seconds"),
+        prepare_version=prepare_version,
+        login_user=imported.login.user,
+        changes=made.changes,
+    )
+
+
+def _to_data(record: ImageRecord) -> dict[str, Any]:
+    """The record for its file: paths relative to the release's folder, the trees left out."""
+    home = folder(record.release)
+    data = {"format": _FORMAT, **asdict(record)}
+    for name in ("source", "sysroot"):
+        del data[name]
+    for name in _PATHS:
+        data[name] = str(data[name].relative_to(home))
+    return data
+
+
+def _read(release: str) -> ImageRecord | None:
+    path = folder(release) / _RECORD
+    data = _read_json(path)
+    if data is None:
+        return None
+    try:
+        record = _from_data(data, release, path.parent)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    own = trees(release)
+    return replace(record, source=_there(own.source), sysroot=_there(own.sysroot))
+
+
+def _from_data(data: dict[str, Any], release: str, home: Path) -> ImageRecord:
+    """The record that a file holds; KeyError, TypeError or ValueError when it holds none."""
+    if data.pop("format") != _FORMAT:
+        raise ValueError("it was written by another version of the workbench")
+    if data["release"] != release:
+        raise ValueError(f"it is about {data['release']}")
+    for name in _PATHS:
+        data[name] = home / data[name]
+    data["changes"] = tuple(data["changes"])
+    record = ImageRecord(**data)
+    for field in fields(record):
+        wanted = {"int": int, "str": str}.get(str(field.type))
+        if wanted and not isinstance(getattr(record, field.name), wanted):
+            raise ValueError(f"{field.name} is no {field.type}")
+    return record
+
+
+def _there(path: Path | None) -> Path | None:
+    return path if path and path.is_dir() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(data, dict):
+        raise _unreadable(path, ValueError("not a table"))
+    return data
+
+
+def _unreadable(path: Path, error: Exception) -> CannotError:
+    return CannotError(
+        f"{path}: cannot be used ({error}); remove it and import the image again: "
+        f"{import_line(path.parent.name)}"
+    )
+
+
+def remove(release: str) -> int:
+    """Remove a release from the cache; the bytes that became free.  The user's trees stay."""
+    home = folder(release)
+    if not home.is_dir():
+        raise UsageError(f"--release {release}: nothing of it is in {home.parent}")
+    with lock(release):
+        freed = sum(_size(path) for path in home.iterdir())
+        shutil.rmtree(home, ignore_errors=True)
+    return freed
+
+
+def prune(release: str) -> int:
+    """Remove what a prepared release no longer needs: downloads, logs, leftovers.  Bytes freed."""
+    home = folder(release)
+    if not home.is_dir():
+        return 0
+    freed = 0
+    with lock(release):
+        record = _read(release)
+        for path in list(_rubbish(home, record)):
+            freed += _size(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return freed
+
+
+def _rubbish(home: Path, record: ImageRecord | None) -> Iterator[Path]:
+    for path in home.iterdir():
+        if path.name.startswith("prepared-"):
+            if record is None or record.disk.parent != path:
+                yield path
+        elif path.name == "failed" or path.name.startswith("."):
+            yield path
+        elif path.name == "downloads":
+            # The notes stay: they hold the digests that a later fetch is measured by.
+            yield from (inner for inner in path.iterdir() if inner.suffix not in (".json", ".lock"))
+
+
+def _size(path: Path) -> int:
+    """The room a file or folder takes."""
+    paths = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+    return sum(one.lstat().st_blocks * 512 for one in paths)
