@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import build, farm, patches, refresh, series_check, treeapply, ui
 from .errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
+from .image import store
 from .patches import Series
 
 DEFAULT_RELEASE = "15.1"
@@ -27,14 +28,10 @@ def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
     given = Path(sysroot) if sysroot else None
     if src:
         return Path(src), given
-    from .image import store
-
-    record = store.find(release)
-    if record.source is None:
-        raise CannotError(
-            f"FreeBSD {release} was imported without a source tree; give one with --src DIR"
-        )
-    return record.source, given or record.sysroot
+    try:
+        return store.source(release), given or store.trees(release).sysroot
+    except CannotError as error:
+        raise CannotError(f"{error.message}, or give --src DIR") from error
 
 
 def show_list(topic: str, json: bool) -> int:
