@@ -47,7 +47,7 @@ def test_a_patch_is_a_message(patch: Path) -> None:
     message = message_from_string(text.split("\n", 1)[1])
     assert all(message[header] for header in ("From", "Date", "Subject"))
     subject = re.sub(r"\s+", " ", message["Subject"])
-    assert re.fullmatch(r"\[PATCH\] [\w.]+(\(\d\))?: [A-Z].*[^.]", subject)
+    assert re.fullmatch(r"\[PATCH\] [\w./]+(\(\d\))?: [A-Z].*[^.]", subject)
     assert len(subject) <= len("[PATCH] ") + 68
     body, _ = str(message.get_payload()).split("\n---\n", 1)
     assert re.search(r"^Signed-off-by: .+ <.+@.+>$", body, re.MULTILINE)
