@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
 import subprocess
 import sys
 import time
@@ -172,3 +175,62 @@ def test_tools_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     facts = host.gather()
     assert facts.emulators == {}
     assert "bochs" in facts.packages_missing
+
+
+class FakeKvm:
+    """<linux/kvm.h> as an Intel host with nesting would answer, for 200 CPUID entries."""
+
+    def __init__(self, msrs: dict[int, int], create_vm_errno: int = 0) -> None:
+        self.msrs = msrs
+        self.create_vm_errno = create_vm_errno
+
+    def ioctl(self, _handle: int, number: int, argument: int | bytearray = 0) -> int:
+        if number == 0xAE00:
+            return 12
+        if number == 0xAE01:
+            if self.create_vm_errno:
+                raise OSError(self.create_vm_errno, "no")
+            return os.open(os.devnull, os.O_RDONLY)
+        assert isinstance(argument, bytearray)
+        (room,) = struct.unpack_from("=I", argument)
+        if number == 0xC008AE05:
+            entries = [(leaf, 0, 0, 0, 0, 0, 0, 0, 0, 0) for leaf in range(2, 200)]
+            entries.append((0x1, 0, 0, 0x50654, 0, 0xFFFA3223, 0xBFF, 0, 0, 0))
+            entries.append((0x80000001, 0, 0, 0, 0, 0x121, 0, 0, 0, 0))
+            if room < len(entries):
+                raise OSError(errno.E2BIG, "too many")
+            struct.pack_into("=I", argument, 0, len(entries))
+            for place, entry in enumerate(entries):
+                struct.pack_into("=10I", argument, 8 + 40 * place, *entry)
+            return 0
+        if number == 0xC004AE0A:
+            offered = [0x8B, *self.msrs, 0x491]
+            struct.pack_into(f"={len(offered) + 1}I", argument, 0, len(offered), *offered)
+            return 0
+        if number == 0xC008AE88:
+            (index,) = struct.unpack_from("=I", argument, 8)
+            if index not in self.msrs:
+                return 0
+            struct.pack_into("=Q", argument, 16, self.msrs[index])
+            return 1
+        raise OSError(errno.ENOTTY, "what is that")
+
+
+def test_all_of_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    registers = {0x480: 0xD8100011E57ED0, 0x48C: 0xF0106334141}
+    monkeypatch.setattr("harness.host.kvm.fcntl.ioctl", FakeKvm(registers).ioctl)
+    assert kvm.look("/dev/null") == {
+        "present": True,
+        "device": True,
+        "api_version": 12,
+        "cpuid": {"0x1": [0x50654, 0, 0xFFFA3223, 0xBFF], "0x80000001": [0, 0, 0x121, 0]},
+        # 0x491 is on the list, but KVM does not show it; 0x8b is of no interest.
+        "msrs": {hex(index): value for index, value in registers.items()},
+    }
+
+
+def test_another_hypervisor_holds_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.host.kvm.fcntl.ioctl", FakeKvm({}, errno.EBUSY).ioctl)
+    found = kvm.look("/dev/null")
+    assert found["create_vm_error"] == "EBUSY"
+    assert "cpuid" in found
