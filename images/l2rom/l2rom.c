@@ -39,6 +39,9 @@
 #define	RESET_CONTROL	0xcf9
 #define	RESET_HARD	0x06
 
+#define	PIC1_MASK	0x21
+#define	PIC2_MASK	0xa1
+
 #define	MIB		(1024U * 1024U)
 #define	PAGE		4096U
 /* Below lie this program's stack and variables, and the legacy hole. */
@@ -191,6 +194,15 @@ rom_main(void)
 	outb(COM1 + 1, 0);
 	outb(COM_LCR, LCR_8N1);
 	outb(COM1 + 1, 0);		/* no interrupts: everything is polled */
+
+	/*
+	 * No interrupt is wanted, but they must not be masked by the flag:
+	 * in Bochs the hypervisor's own interrupts would then not end a
+	 * guest that spins, and its whole machine would stand still.
+	 */
+	outb(PIC1_MASK, 0xff);
+	outb(PIC2_MASK, 0xff);
+	__asm__ volatile("sti");
 
 	put("L2ROM ready, memory: low ");
 	put_number(lowmem_mib());
