@@ -8,6 +8,7 @@ from typing import Any
 from .. import ui
 from ..errors import EXIT_CANNOT, EXIT_OK
 from ..files import human_bytes
+from ..image import store
 from .choice import Decision, Refusal, bochs_refusal, decide, kvm_refusal
 from .facts import Folder, HostFacts, Processor, to_data
 from .requirements import Need, lacking
@@ -18,7 +19,7 @@ CACHE_ROOM_BYTES = 1 << 30
 MEMORY_BYTES = (1 << 30) + (512 << 20)
 
 OK, WARN, MISSING = "ok", "note", "missing"
-_IMPORT = "./inv image.import --release 15.1 --disk FILE --src SRC --sysroot BASE"
+_IMPORT = f"{store.import_line('15.1')} (or ./inv image.fetch --release 15.1, with a network)"
 _BUILD_TOOLS = ("bmake", "make", "gcc", "git")
 
 

@@ -7,7 +7,6 @@ is what it costs.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ import psutil
 from .. import files, packages
 from ..deadline import Deadline
 from ..errors import WorkbenchError
+from ..image import store
 from . import kvm as kvm_device
 from .facts import Cpu, Emulator, Folder, HostFacts, Image, Kvm, Processor
 
@@ -236,19 +236,14 @@ def _folder(find: Callable[[], Path]) -> Folder:
 
 def _images() -> tuple[Image, ...]:
     """The prepared images; none when the cache cannot be read."""
-    # Through importlib: the cache's reader needs libraries that cost more time than all of this.
     try:
-        store = importlib.import_module("harness.image.store")
-        return tuple(
-            Image(
-                release=record.release,
-                source=record.source is not None,
-                sysroot=record.sysroot is not None,
-            )
-            for record in store.prepared()
-        )
-    except (ImportError, WorkbenchError, OSError):
+        records = store.prepared()
+    except (WorkbenchError, OSError):
         return ()
+    return tuple(
+        Image(record.release, record.source is not None, record.sysroot is not None)
+        for record in records
+    )
 
 
 def _read(path: str) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from harness import host
+from harness.files import PROJECT
 from harness.host.facts import load
 
 HOSTS = Path(__file__).parent / "data" / "hosts"
@@ -95,3 +100,25 @@ def test_shown_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "sudo modprobe kvm_intel nested=1" in shown
     assert "auto takes bochs" in shown
+
+
+def test_task(tmp_path: Path) -> None:
+    """With an empty cache there is no image, so no full verify is possible anywhere."""
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "doctor", "--json"],
+        cwd=PROJECT,
+        env={**os.environ, "HARNESS_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    seconds = time.monotonic() - begun
+    assert done.returncode == 3
+    data = json.loads(done.stdout)
+    assert data["possible"] is False
+    assert "images" in data["blocking"]
+    assert host.examine(host.from_data(data["facts"])).to_data() == data
+    # Twice the promise: the tests run on every processor at once.
+    assert seconds < 4

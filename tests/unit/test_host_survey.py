@@ -14,6 +14,7 @@ import pytest
 
 from harness import host
 from harness.host import kvm, survey
+from harness.image.model import ImageRecord
 
 CPUINFO = """\
 processor\t: 0
@@ -168,6 +169,32 @@ def test_the_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None
     facts = host.gather()
     assert facts.cache.free_bytes is None
     assert "HARNESS_CACHE" in facts.cache.problem
+
+
+def test_prepared_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = ImageRecord(
+        release="15.1",
+        origin="disk.raw",
+        origin_format="raw",
+        origin_sha256="0",
+        disk=tmp_path / "disk.raw",
+        disk_bytes=1,
+        disk_sha256="0",
+        private_key=tmp_path / "key",
+        host_key="ssh-ed25519 AAAA",
+        osversion=1501000,
+        uname="FreeBSD",
+        prepared_at="2026-01-01T00:00:00+00:00",
+        prepare_version=1,
+        source=tmp_path,
+    )
+    monkeypatch.setattr("harness.image.store.prepared", lambda: [record])
+    assert survey._images() == (host.Image("15.1", source=True, sysroot=False),)
+
+
+def test_a_cache_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", "/dev/null/cache")
+    assert survey._images() == ()
 
 
 def test_tools_that_are_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
