@@ -7,6 +7,7 @@ target, which mean the system's own root, are made relative to the folder.
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import stat
@@ -14,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 from ..errors import CannotError
 from ..files import require_room
@@ -38,7 +40,11 @@ def unpack(
     writer = _Writer(archive, folder)
     total = archive.stat().st_size
     try:
-        with archive.open("rb") as packed, tarfile.open(fileobj=packed, mode="r|*") as tar:
+        with (
+            archive.open("rb") as packed,
+            _decompressed(packed) as plain,
+            tarfile.open(fileobj=plain, mode="r|") as tar,
+        ):
             for count, member in enumerate(tar):
                 if count % _EVERY_MEMBERS == 0:
                     require_room(folder, _LEAST_FREE_BYTES, f"unpacking {archive.name}")
@@ -49,10 +55,24 @@ def unpack(
                 if member.islnk() and not _wanted(writer.path_of(member.linkname), only):
                     continue  # what it is another name of was left out
                 writer.write(tar, member, path)
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+            # tar stops reading at its own end; the compressor's checksum comes after that.
+            while plain.read(_CHUNK_BYTES):
+                pass
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
         raise CannotError(f"{archive}: no archive, damaged or cut short ({error})") from error
     except OSError as error:
         raise CannotError(f"unpacking {archive.name} into {folder}: {error.strerror}") from error
+
+
+def _decompressed(packed: IO[bytes]) -> IO[bytes]:
+    """The stream itself, or what xz or gzip make of it; both notice where it was cut short."""
+    magic = packed.read(6)
+    packed.seek(0)
+    if magic == b"\xfd7zXZ\0":
+        return lzma.open(packed)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(packed))
+    return packed
 
 
 def _wanted(path: PurePosixPath, only: Sequence[str]) -> bool:
