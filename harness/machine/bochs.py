@@ -48,7 +48,8 @@ def configuration(spec: Spec, *, console_tty: str, has_network: bool) -> str:
     lines = [
         # The text display opens no port; rfb would listen on every interface.
         "display_library: term",
-        f"romimage: file={BIOS}",
+        # fastboot: the BIOS does not wait three seconds for a key.
+        f"romimage: file={BIOS}, options=fastboot",
         f"vgaromimage: file={VGA_BIOS}",
         f"cpu: model={spec.cpu or DEFAULT_CPU}, count=1, ips={_IPS}, "
         "reset_on_triple_fault=1, ignore_bad_msrs=1",
