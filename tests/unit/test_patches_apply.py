@@ -1,0 +1,214 @@
+"""Applying to a user's tree: all or nothing, also when somebody pulls the plug."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faketree import NUMBERED, content, diff, make_tree, snapshot
+
+from harness import files, patches, treeapply
+from harness.errors import PatchError, UsageError
+from harness.patches import Series
+
+MANUAL = "share/man/man4/vmm.4"
+ADDED = "usr.sbin/vmmls/deep/vmmls.c"
+REMOVED = "sys/old.c"
+
+# Applies a series and dies, or kills its guard first, after the given number of files.
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from harness import patches, treeapply
+tree, series, after, how = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+moved = 0
+def between():
+    global moved
+    moved += 1
+    if moved < after:
+        return
+    if how == "both":
+        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    if how == "raise":
+        raise RuntimeError("in between")
+    if how == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+treeapply.apply(patches.load_series(series, "15.1"), tree, between=between)
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "a tree", {REMOVED: "old\n", "sys/run.sh": "#!/bin/sh\n"})
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Series:
+    """Three patches: an edit and an added file, the edit edited, a removed file."""
+    once = NUMBERED.replace("line 20\n", "line XX\n")
+    twice = NUMBERED.replace("line 20\n", "line YY\n")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    steps = (
+        ({MANUAL: NUMBERED}, {MANUAL: once, ADDED: "new\n"}),
+        ({MANUAL: once}, {MANUAL: twice}),
+        ({REMOVED: "old\n"}, {REMOVED: None}),
+    )
+    for number, (before, after) in enumerate(steps, 1):
+        (folder / f"{number}.patch").write_bytes(diff(tmp_path, before, after))
+    return patches.load_series(folder, "15.1")
+
+
+def is_applied(tree: Path) -> bool:
+    return (
+        "line YY\n" in (tree / MANUAL).read_text()
+        and (tree / ADDED).read_text() == "new\n"
+        and not (tree / REMOVED).exists()
+        and not (tree / treeapply.JOURNAL_FOLDER).exists()
+    )
+
+
+def test_a_series_is_applied_whole(tree: Path, series: Series) -> None:
+    (tree / MANUAL).chmod(0o640)
+    applied = treeapply.apply(series, tree)
+    assert applied.changed == (MANUAL, REMOVED, ADDED)
+    assert is_applied(tree)
+    assert (tree / MANUAL).stat().st_mode & 0o777 == 0o640
+    with pytest.raises(PatchError, match="already applied"):
+        treeapply.apply(series, tree)
+    assert is_applied(tree)
+
+
+def test_the_last_patch_failing_leaves_the_tree_untouched(tree: Path, series: Series) -> None:
+    (tree / REMOVED).write_text("somebody changed it\n")
+    before = snapshot(tree)
+    with pytest.raises(PatchError, match=r"^3\.patch does not apply"):
+        treeapply.apply(series, tree)
+    assert snapshot(tree) == before
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "x"), KeyboardInterrupt()]
+)
+def test_a_failure_between_two_files_puts_everything_back(
+    tree: Path, series: Series, after: int, error: BaseException
+) -> None:
+    before = content(tree)
+    moved = []
+
+    def between() -> None:
+        moved.append(1)
+        if len(moved) == after:
+            raise error
+
+    with pytest.raises((UsageError, KeyboardInterrupt)):
+        treeapply.apply(series, tree, between=between)
+    assert content(tree) == before
+
+
+def die(tree: Path, series: Series, after: int, how: str) -> int:
+    return subprocess.run(
+        [sys.executable, "-c", DIE, str(tree), str(series.folder), str(after), how],
+        cwd=files.PROJECT,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    ).returncode
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_killed_between_two_files_the_guard_puts_everything_back(
+    tree: Path, series: Series, after: int
+) -> None:
+    before = content(tree)
+    assert die(tree, series, after, "kill") == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while (tree / treeapply.JOURNAL_FOLDER).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert content(tree) == before
+
+
+def test_when_the_guard_dies_too_the_next_one_puts_it_back(tree: Path, series: Series) -> None:
+    before = content(tree)
+    assert die(tree, series, 2, "both") == -signal.SIGKILL
+    assert content(tree) != before
+    with pytest.raises(UsageError, match="an earlier .* was cut off there"):
+        treeapply.require_whole(tree)
+    assert treeapply.recover(tree)
+    assert content(tree) == before
+    assert die(tree, series, 2, "both") == -signal.SIGKILL
+    treeapply.apply(series, tree)
+    assert is_applied(tree)
+
+
+def test_a_signal_that_can_wait_waits_until_the_tree_is_whole(tree: Path, series: Series) -> None:
+    assert die(tree, series, 1, "term") == -signal.SIGTERM
+    assert is_applied(tree)
+
+
+def test_cut_off_before_the_first_file_moved_there_is_only_rubbish(
+    tree: Path, series: Series
+) -> None:
+    before = content(tree)
+    (tree / treeapply.JOURNAL_FOLDER / "new").mkdir(parents=True)
+    assert not treeapply.recover(tree)
+    assert content(tree) == before
+
+
+def test_links_are_not_followed_into_another_tree(
+    tmp_path: Path, tree: Path, series: Series
+) -> None:
+    other = tmp_path / "elsewhere.4"
+    (tree / MANUAL).rename(other)
+    (tree / MANUAL).symlink_to(other)
+    before, outside = snapshot(tree), other.read_bytes()
+    with pytest.raises(PatchError, match=r"vmm\.4 is a symbolic link"):
+        treeapply.apply(series, tree)
+    assert (snapshot(tree), other.read_bytes()) == (before, outside)
+    (tree / MANUAL).unlink()
+    other.rename(tree / MANUAL)
+    (tree / "share").rename(tmp_path / "share")
+    (tree / "share").symlink_to(tmp_path / "share")
+    with pytest.raises(PatchError, match="share is a symbolic link"):
+        treeapply.apply(series, tree)
+
+
+def test_a_tree_that_cannot_be_written_to_is_told_first(
+    tree: Path, series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(tree)
+    for locked in (tree, tree / "share/man/man4"):
+        monkeypatch.setattr(
+            os, "access", lambda path, _mode, locked=locked: Path(path) != locked.resolve()
+        )
+        with pytest.raises(UsageError, match="cannot be written to"):
+            treeapply.apply(series, tree)
+    assert snapshot(tree) == before
+
+
+def test_hard_links_to_other_trees_are_broken_not_written_through(
+    tmp_path: Path, tree: Path, series: Series
+) -> None:
+    os.link(tree / MANUAL, tmp_path / "twin")
+    treeapply.apply(series, tree)
+    assert (tmp_path / "twin").read_text() == NUMBERED
+
+
+def test_an_empty_series_changes_nothing(tmp_path: Path, tree: Path) -> None:
+    before = snapshot(tree)
+    empty = Series("none", "15.1", tmp_path, ())
+    assert treeapply.apply(empty, tree).changed == ()
+    assert snapshot(tree) == before
