@@ -10,7 +10,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import host, packages, patch_cli, report, ui
+from harness import host, image_cli, packages, patch_cli, report, ui
 from harness import probe as vtxprobe
 from harness.cli import run_task
 from harness.verify import verify as run_verify
@@ -212,6 +212,81 @@ def patch_export(
     return patch_cli.export(series, topic, release, out)
 
 
+@task(
+    name="import",
+    help={
+        "release": "the FreeBSD release it is, like 15.1 or 16.0-CURRENT",
+        "disk": "a bootable disk, raw or qcow2 (or raw.xz); it is only read",
+        "src": "its source: a folder, or src.txz",
+        "sysroot": "its headers and libraries: a folder, or base.txz",
+        "backend": "what boots it for preparation: auto, kvm or tcg",
+    },
+)
+@run_task
+def image_import(
+    _context: Context,
+    release: str = "",
+    disk: str = "",
+    src: str = "",
+    sysroot: str = "",
+    backend: str = "auto",
+) -> int:
+    """Take in a FreeBSD disk, and the source and sysroot that belong to it; prepare it once."""
+    return image_cli.import_release(release, disk, src, sysroot, backend)
+
+
+@task(
+    name="fetch",
+    help={
+        "release": "a release with a manifest in images/ (default: 15.1)",
+        "backend": "what boots it for preparation: auto, kvm or tcg",
+        "offline": "use what was fetched before and nothing else",
+        "download-only": "fetch and verify, prepare later",
+    },
+)
+@run_task
+def image_fetch(
+    _context: Context,
+    release: str = "15.1",
+    backend: str = "auto",
+    offline: bool = False,
+    download_only: bool = False,
+) -> int:
+    """Fetch a release's official image, source and base, verify them, and prepare the image."""
+    return image_cli.fetch_release(release, backend, offline, download_only)
+
+
+@task(name="list", help={"json": "print it as JSON"})
+@run_task
+def image_list(_context: Context, json: bool = False) -> int:
+    """Show the releases that are known, and what is here of each."""
+    return image_cli.show_list(json)
+
+
+@task(
+    name="info",
+    help={"release": "the prepared release (default: 15.1)", "json": "print it as JSON"},
+)
+@run_task
+def image_info(_context: Context, release: str = "15.1", json: bool = False) -> int:
+    """Show where a prepared image came from and what was changed in it."""
+    return image_cli.show_info(release, json)
+
+
+@task(name="rm", help={"release": "the release to forget"})
+@run_task
+def image_rm(_context: Context, release: str = "") -> int:
+    """Remove a release from the cache; what was brought stays where it is."""
+    return image_cli.remove(release)
+
+
+@task(name="prune")
+@run_task
+def image_prune(_context: Context) -> int:
+    """Remove downloads and leftovers that the prepared releases no longer need."""
+    return image_cli.prune()
+
+
 @task
 @run_task
 def lint(_context: Context) -> int:
@@ -223,4 +298,7 @@ def lint(_context: Context) -> int:
 namespace = Collection(verify, setup, build, doctor, probe, run_tests, lint)
 namespace.add_collection(
     Collection("patch", patch_list, patch_check, patch_apply, patch_refresh, patch_export)
+)
+namespace.add_collection(
+    Collection("image", image_import, image_fetch, image_list, image_info, image_rm, image_prune)
 )

@@ -36,13 +36,13 @@ def import_files(
     *,
     backend: str = "auto",
     live: Live = lambda _line: None,
-    preparer: Preparer = prepare.prepare,
+    preparer: Preparer | None = None,
 ) -> ImageRecord | None:
     """Take in what is brought, and prepare the disk unless exactly it was prepared before.
 
     All is looked at before anything is changed.  Returns the record, or None while the release
-    has trees and no disk yet.  Raises UsageError for files that are not what they should be,
-    CannotError and GuestError from preparation.
+    has trees and no disk yet.  `preparer` stands in for the first boot.  Raises UsageError for
+    files that are not what they should be, CannotError and GuestError from preparation.
     """
     manifest.check_release(release)
     if brought.disk is None and brought.src is None and brought.sysroot is None:
@@ -74,7 +74,7 @@ def import_files(
         present = _present(imported)
         if present is not None:
             return present
-        run = partial(_prepare, preparer, backend=chosen, live=live)
+        run = partial(_prepare, preparer or prepare.prepare, backend=chosen, live=live)
         return store.add(imported, run, prepare.VERSION, live)
 
 

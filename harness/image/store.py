@@ -44,8 +44,13 @@ class Trees:
 
 
 def folder(release: str) -> Path:
-    """The release's folder in the cache, there or not."""
-    return cache_dir() / "images" / check_release(release)
+    """The release's folder in the cache, there or not.
+
+    Nothing is ever imported for a major version alone (14), but it may be asked for.
+    """
+    if not release.isdigit():
+        check_release(release)
+    return cache_dir() / "images" / release
 
 
 def lock(release: str) -> AbstractContextManager[None]:

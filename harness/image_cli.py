@@ -1,0 +1,144 @@
+"""What the `image.*` tasks do: take in, show and remove releases."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import ui
+from .errors import CannotError, UsageError, WorkbenchError
+from .files import human_bytes
+from .image import manifest, obtain, store
+from .image.fetch import FetchError
+from .image.model import ImageRecord
+
+
+def import_release(release: str, disk: str, src: str, sysroot: str, backend: str) -> int:
+    """`image.import`: prepare a disk that is brought, note the trees that belong to it."""
+    brought = obtain.Files(_path(disk), _path(src), _path(sysroot))
+    if not release:
+        raise UsageError(f"say which release it is: {store.import_line('RELEASE')}")
+    with ui.stage(f"import {release}") as step:
+        record = obtain.import_files(release, brought, backend=backend, live=step.live)
+        step.note = _short(record) if record else "trees noted; no disk yet"
+    if record:
+        _say_missing(record)
+    return 0
+
+
+def _path(given: str) -> Path | None:
+    return Path(given).expanduser() if given else None
+
+
+def fetch_release(release: str, backend: str, offline: bool, download_only: bool) -> int:
+    """`image.fetch`: get the official files, verified, and prepare the image."""
+    with ui.stage(f"fetch {release}") as step:
+        try:
+            brought = obtain.fetch_official(release, offline=offline, live=step.live)
+        except FetchError as error:
+            mend = f"{error.message}; bring your own: {store.import_line(release)}"
+            raise CannotError(mend, detail=error.detail) from error
+        step.note = f"{brought.disk}"
+    if download_only:
+        return 0
+    with ui.stage(f"prepare {release}") as step:
+        record = obtain.import_files(release, brought, backend=backend, live=step.live)
+        step.note = _short(record) if record else ""
+    return 0
+
+
+def show_list(as_json: bool) -> int:
+    """`image.list`: every release that is known, and what is here of it."""
+    rows = [_row(release) for release in store.known()]
+    if as_json:
+        ui.print_json(rows)
+    else:
+        ui.table(
+            ("release", "manifest", "prepared", "source", "sysroot", "disk"),
+            [[str(cell) for cell in row.values()] for row in rows],
+        )
+    return 0
+
+
+def _row(release: str) -> dict[str, str]:
+    row = {
+        "release": release,
+        "manifest": "yes" if release in manifest.available() else "no",
+        "prepared": "no",
+        "source": "no",
+        "sysroot": "no",
+        "disk": "",
+    }
+    try:
+        trees = store.trees(release)
+        row["source"] = "yes" if trees.source and trees.source.is_dir() else "no"
+        row["sysroot"] = "yes" if trees.sysroot and trees.sysroot.is_dir() else "no"
+        if store.has_record(release):
+            record = store.find(release)
+            row["prepared"] = record.prepared_at
+            row["disk"] = str(record.disk)
+    except WorkbenchError as error:
+        row["prepared"] = "broken"
+        row["disk"] = error.message
+    return row
+
+
+def show_info(release: str, as_json: bool) -> int:
+    """`image.info`: where a prepared image came from, and what was changed in it."""
+    record = store.find(release)
+    data: dict[str, Any] = asdict(record)
+    for name in ("disk", "private_key", "source", "sysroot"):
+        data[name] = str(data[name]) if data[name] else None
+    if as_json:
+        ui.print_json(data)
+        return 0
+    data["disk_bytes"] = f"{record.disk_bytes} ({human_bytes(_room(record.disk))} on disk)"
+    changes = data.pop("changes")
+    rows = [
+        (name.replace("_", " "), "none" if value is None else str(value))
+        for name, value in data.items()
+    ]
+    rows += [("changed", change) for change in changes]
+    ui.table(("what", "is"), rows)
+    return 0
+
+
+def remove(release: str) -> int:
+    """`image.rm`: forget a release; what the user brought stays where it is."""
+    if not release:
+        raise UsageError("say which: ./inv image.rm --release RELEASE")
+    ui.say(f"removed {release}: {human_bytes(store.remove(release))} freed")
+    return 0
+
+
+def prune() -> int:
+    """`image.prune`: remove downloads and leftovers of every release."""
+    freed = sum(store.prune(release) for release in store.known())
+    ui.say(f"pruned: {human_bytes(freed)} freed")
+    return 0
+
+
+def _short(record: ImageRecord) -> str:
+    return f"{record.uname.split(' GENERIC')[0]}; {record.disk}"
+
+
+def _say_missing(record: ImageRecord) -> None:
+    """What a build will ask for later, said now."""
+    lacking = [
+        f"{option} ({what})"
+        for option, what, path in (
+            ("--src", "nothing can be built without it", record.source),
+            ("--sysroot", "no libvmmapi and no vmmls without it", record.sysroot),
+        )
+        if path is None
+    ]
+    if lacking:
+        ui.say(
+            f"not brought yet: {', '.join(lacking)}; "
+            f"./inv image.import --release {record.release} takes them without the disk"
+        )
+
+
+def _room(path: Path) -> int:
+    return path.stat().st_blocks * 512
