@@ -161,8 +161,8 @@ def _rewrite(
         _put((edited if path in paths else after) / path, repository / path)
     tree = _git(repository, "write-tree").decode().strip()
     _git(repository, "add", "-A", "-f")
-    options = ["--cached", "-M", f"-U{_context(patch)}", "--no-ext-diff", "--no-color"]
-    diff = _git(repository, "diff", *options, tree)
+    options = ["--cached", "-M", "--no-ext-diff", "--no-color"]
+    diff = _git(repository, "diff", *options, f"-U{_context(patch)}", tree)
     if not diff:
         raise PatchError(f"{patch.name}: nothing is left of it; take it out of the series file")
     head, old = patches.split_mail(patch.data)

@@ -44,10 +44,10 @@ def check_line(line: str, code: str) -> Iterator[str]:
     width = len(line.expandtabs(_TAB))
     if width > _COLUMNS:
         yield f"{width} columns wide, more than {_COLUMNS}"
-    if line.strip() and not _INDENT.match(line):
-        yield "indented with blanks where a tab belongs"
-    elif re.match(r"\t* +\t", line):
+    if re.match(r"\t* +\t", line):
         yield "a tab after blanks"
+    elif line.strip() and not _INDENT.match(line):
+        yield "indented with blanks where a tab belongs"
     if "//" in code:
         yield "a // comment; style(9) has /* */"
     if found := _KEYWORD.search(code):
