@@ -18,6 +18,7 @@
 
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 #include "shim.h"
 
@@ -31,6 +32,25 @@
 #define	LIMIT_B		(ALL + (1ULL << 30))
 
 static atomic_bool stop;
+
+/*
+ * Now and then a thread sleeps where it has just let go of the lock, so that
+ * others get in between, also on one busy processor.
+ */
+static void
+dawdle(void)
+{
+	static _Thread_local uint32_t state;
+	const struct timespec moment = { .tv_nsec = 20000 };
+
+	if (state == 0)
+		state = (uint32_t)(uintptr_t)&state | 1;
+	state ^= state << 13;
+	state ^= state >> 17;
+	state ^= state << 5;
+	if (state % 16 == 0)
+		nanosleep(&moment, NULL);
+}
 
 static void
 die(const char *what, uint64_t a, uint64_t b)
@@ -161,7 +181,7 @@ squeeze(int rounds)
 {
 	uint64_t held, now;
 
-	for (int i = 0; i < rounds / 20; i++) {
+	for (int i = 0; i < rounds / 2; i++) {
 		set_limit(LIMIT_B);
 		held = get("hw.vmm.mem_allocated");
 		set_limit(1ULL << 20);
@@ -186,6 +206,7 @@ main(int argc, char **argv)
 
 	rounds = argc > 1 ? atoi(argv[1]) : 1000;
 	shim_load();
+	shim_pause = dawdle;
 	set_limit(LIMIT_B);
 	for (int i = 0; i < WALKERS; i++) {
 		if (vmm_mem_acct_reserve(FIRST(i)) != 0)

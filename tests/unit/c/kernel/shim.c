@@ -11,6 +11,8 @@
 
 long physmem = (16L << 30) >> PAGE_SHIFT;
 
+void (*shim_pause)(void);
+
 static struct shim_sysinit *sysinits;
 static struct sysctl_oid *oids;
 static bool enabled;
@@ -60,6 +62,8 @@ mtx_unlock(struct mtx *m)
 	check(locks_held == 1, "mutex is not held");
 	locks_held--;
 	pthread_mutex_unlock(&m->lock);
+	if (shim_pause != NULL)
+		shim_pause();
 }
 
 int

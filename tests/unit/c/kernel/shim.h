@@ -143,6 +143,7 @@ void	shim_add_sysctl(struct sysctl_oid *oid);
 	struct shim_hack
 
 /* For the drivers: load the module, and call sysctl(3). */
+extern void (*shim_pause)(void);	/* called after every unlock, if set */
 void	shim_load(void);
 int	shim_sysctl(const char *name, void *old, size_t *oldlen,
 	    const void *new, size_t newlen, bool root);
