@@ -149,7 +149,7 @@ def junit(report: Report) -> bytes:
             stages, "testcase", classname="stage", name=stage.name, time=f"{stage.seconds:.3f}"
         )
         if stage.outcome == "failed":
-            ET.SubElement(case, "error", message=_xml(report.error or stage.note))
+            ET.SubElement(case, "error", message=_xml(stage.note))
         elif stage.outcome == "not run":
             ET.SubElement(case, "skipped", message=_xml(stage.note or "not run"))
     checks = _suite(top, "checks", report, sum(c.seconds for c in report.checks))

@@ -78,8 +78,9 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
             yield step
         if step.outcome == "running":
             step.outcome = "ok"
-    except BaseException:
+    except BaseException as error:
         step.outcome = "failed"
+        step.note = step.note or str(error) or type(error).__name__
         raise
     finally:
         step.seconds = time.monotonic() - start

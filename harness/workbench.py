@@ -21,6 +21,7 @@ from . import files, host, machine, patches, probe, ui, vmm
 from .deadline import Deadline
 from .errors import CannotError, GuestError, UsageError
 from .guest import Access, Guest
+from .image import store
 from .image.model import ImageRecord
 
 T = TypeVar("T")
@@ -108,8 +109,6 @@ class Workbench:
 
     def find_image(self) -> None:
         """Find the prepared image, its source and its sysroot; CannotError with the mend."""
-        from .image import store
-
         with ui.stage("image", self.stages) as step:
             self.record = store.find(self.options.release)
             if self.record.source is None:
