@@ -46,6 +46,7 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         "backend": "auto (default), kvm, bochs or tcg",
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
         "series": "test this series (a folder or patch files, may be given again)",
+        "offline": "fetch nothing: use what is in the cache",
         "json": "print the report as JSON",
     },
 )
@@ -56,11 +57,13 @@ def verify(
     release: str = "15.1",
     backend: str = "auto",
     stock: bool = False,
+    offline: bool = False,
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
     packages.ensure()
-    options = Options(release, backend, stock, tuple(Path(path).absolute() for path in series))
+    given = tuple(Path(path).absolute() for path in series)
+    options = Options(release, backend, stock, given, offline=offline)
     result = run_verify(options)
     if json:
         ui.print_json(result.to_data())

@@ -21,7 +21,7 @@ from . import files, host, machine, patches, probe, ui, vmm
 from .deadline import Deadline
 from .errors import CannotError, GuestError, UsageError
 from .guest import Access, Guest
-from .image import store
+from .image import obtain
 from .image.model import ImageRecord
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ class Options:
     """What is to be tested, where.
 
     `series` names a folder of patches, or is empty for the project's own; `stock` leaves it out.
+    `offline` fetches nothing.
     """
 
     release: str = "15.1"
@@ -45,6 +46,7 @@ class Options:
     stock: bool = False
     series: tuple[Path, ...] = ()
     topic: str = "meminfo"
+    offline: bool = False
 
 
 class Workbench:
@@ -108,9 +110,14 @@ class Workbench:
                 result.require()
 
     def find_image(self) -> None:
-        """Find the prepared image, its source and its sysroot; CannotError with the mend."""
+        """Find the prepared image, or fetch and prepare the official one; CannotError with the mend."""
         with ui.stage("image", self.stages) as step:
-            self.record = store.find(self.options.release)
+            self.record = obtain.obtain(
+                self.options.release,
+                backend=_given(self.decision, "choose").require(),
+                offline=self.options.offline,
+                live=step.live,
+            )
             if self.record.source is None:
                 raise CannotError(
                     f"FreeBSD {self.options.release} was imported without a source tree to build "
