@@ -27,6 +27,8 @@ _ERROR = re.compile(
     r"|(\"\S+\" line \d+: )|(: fatal error: )"
 )
 _MAKE_NOISE = re.compile(r"^(--- |bmake|make\[|\*\*\*|A failure|stopped|\.ERROR|\s*$)")
+# The quoted source, the caret, notes; what the linker adds.
+_AFTER = re.compile(r"\s|\S+: note: |>>> ")
 _SHOWN_LINES = 25
 _JOB = re.compile(r"^--- (\S+) ---$")
 
@@ -121,12 +123,7 @@ def error_lines(lines: Sequence[str], farm: Path) -> list[str]:
             continue
         shown.append(line)
         for after in short[index + 1 :]:
-            # The quoted source, the caret and the notes; the next diagnostic is its own turn.
-            if (
-                _ERROR.search(after)
-                or _WARNING.match(after)
-                or not re.match(r"\s|\S+ note:", after)
-            ):
+            if _ERROR.search(after) or _WARNING.match(after) or not _AFTER.match(after):
                 break
             shown.append(after)
         if len(shown) >= _SHOWN_LINES:

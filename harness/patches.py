@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import files, gitapply
@@ -41,7 +41,7 @@ class Patch:
     message: str
     touched: tuple[str, ...]
     digest: str
-    data: bytes
+    data: bytes = field(repr=False)
 
     @property
     def name(self) -> str:

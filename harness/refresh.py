@@ -168,7 +168,7 @@ def _rewrite(
     head, old = patches.split_mail(patch.data)
     if not head:
         return diff
-    stat = _git(repository, "diff", *options, "--stat", "--summary", tree)
+    stat = _git(repository, "diff", *options, "--stat=72", "--summary", tree)
     tail = _TAIL.search(old)
     return head + b"---\n" + stat + b"\n" + diff + (tail[0] if tail else b"")
 
