@@ -85,7 +85,8 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
     finally:
         step.seconds = time.monotonic() - start
         step._live = lambda _line: None
-        note = f": {step.note}" if step.note else ""
+        # Why it failed is told once, by who catches the error; the report keeps it with the stage.
+        note = f": {step.note}" if step.note and step.outcome == "ok" else ""
         say(f"{name}: {step.outcome} after {step.seconds:.1f} s{note}")
 
 

@@ -110,7 +110,7 @@ class Workbench:
                 result.require()
 
     def find_image(self) -> None:
-        """Find the prepared image, or fetch and prepare the official one; CannotError with the mend."""
+        """Find the prepared image, or fetch and prepare the official one; else CannotError."""
         with ui.stage("image", self.stages) as step:
             self.record = obtain.obtain(
                 self.options.release,
