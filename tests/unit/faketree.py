@@ -26,6 +26,7 @@ all:
 VMM_C = """\
 #include "dev/vmm/vmm.h"
 int vmm_number(void);
+const char *vmm_where = __FILE__;
 int
 vmm_number(void)
 {

@@ -82,6 +82,7 @@ def test_the_same_source_makes_the_same_module_anywhere(tmp_path: Path, tree: Pa
     first, second = (build.build(it, None, None, "15.1") for it in (tree, other))
     assert first.key != second.key
     assert first.build_id == second.build_id
+    assert b"/usr/src/sys/dev/vmm/vmm.c" in first.module.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_a_compiler_error_shows_its_lines_and_names_the_log(
     assert error.exit_code == 5
     assert "\n" not in error.message
     assert error.message.startswith(
-        "vmm.ko does not build: sys/dev/vmm/vmm.c:6:10: "
+        "vmm.ko does not build: sys/dev/vmm/vmm.c:7:10: "
         "error: use of undeclared identifier 'nothing_known'"
     )
     log = Path(error.message.split("(log: ")[1].rstrip(")"))
