@@ -90,13 +90,24 @@ def _write_libvmmapi(folder: Path, release: str) -> None:
     (target / "vmmapi_mem.c").write_text(text)
 
 
-def compile_c(*args: str | Path) -> Path:
-    """Compile one program; a compiler error fails the test with the compiler's own words."""
-    program = _workspace() / "program"
-    compiler = os.environ.get("CC", "cc")
-    argv = [compiler, *WARNINGS, *map(str, args), "-o", str(program), "-lpthread"]
+def _cc(*args: str | Path) -> None:
+    """A compiler error fails the test with the compiler's own words."""
+    argv = [os.environ.get("CC", "cc"), *map(str, args)]
     result = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@functools.cache
+def _compile(source: Path, flags: tuple[str, ...]) -> Path:
+    target = _workspace() / f"{source.stem}.o"
+    _cc(*WARNINGS, *flags, "-c", source, "-o", target)
+    return target
+
+
+def _build(sources: list[Path], flags: tuple[str, ...]) -> Path:
+    """One program; what several programs share is compiled once."""
+    program = _workspace() / "program"
+    _cc(*flags, *(_compile(source, flags) for source in sources), "-o", program, "-lpthread")
     return program
 
 
@@ -104,15 +115,8 @@ def compile_ledger(driver: str, flags: tuple[str, ...], source: Path | None = No
     """A driver with the kernel's ledger, or with a changed copy of it."""
     top = tree("15.1")
     shim = HERE / "kernel"
-    return compile_c(
-        *flags,
-        "-D_KERNEL",
-        f"-I{shim}",
-        f"-I{top / 'sys'}",
-        shim / "shim.c",
-        source or top / ACCT,
-        HERE / driver,
-    )
+    flags = (*flags, "-D_KERNEL", f"-I{shim}", f"-I{top / 'sys'}")
+    return _build([shim / "shim.c", source or top / ACCT, HERE / driver], flags)
 
 
 def compile_vmmls(release: str, source: Path | None = None) -> Path:
@@ -131,15 +135,9 @@ def compile_libvmmapi(release: str) -> Path:
 def _compile_user(release: str, main: Path) -> Path:
     top = tree(release)
     shim = HERE / "user"
-    return compile_c(
-        *ASAN,
-        f"-DSHIM_RELEASE={release.split('.')[0]}",
-        f"-I{shim}",
-        f"-I{(top / VMMLS).parent}",
-        main,
-        top / "lib/libvmmapi/vmmapi_mem.c",
-        shim / "shim.c",
-    )
+    number = release.split(".")[0]
+    flags = (*ASAN, f"-DSHIM_RELEASE={number}", f"-I{shim}", f"-I{(top / VMMLS).parent}")
+    return _build([shim / "shim.c", top / "lib/libvmmapi/vmmapi_mem.c", main], flags)
 
 
 def mutant(path: str, old: str, new: str, release: str = "15.1") -> Path:
