@@ -198,6 +198,8 @@ def userland_compiler(toolchain: Toolchain, target: str, sysroot: Path, include:
         f"--target={target}",
         f"--sysroot={sysroot}",
         f"-I{include}",
+        # Before clang's own headers: FreeBSD's clang has no stdarg.h, it takes the system's.
+        f"-isystem{sysroot}/usr/include",
         "-Wno-unused-command-line-argument",
     ]
 

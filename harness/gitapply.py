@@ -134,8 +134,9 @@ def apply_in(
     done = run_git(arguments, folder, data)
     told = done.stderr.decode(errors="replace")
     if done.returncode:
-        lines = [line for line in told.splitlines() if line.startswith(("error", "warning"))]
-        raise PatchError(_why(folder, data, name, told), detail="\n".join(lines))
+        said = [line for line in told.splitlines() if line.startswith(("error", "warning"))]
+        said = [line for line in said if not line.endswith("while searching for:")]
+        raise PatchError(_why(folder, data, name, told), detail="\n".join(said))
     drift = []
     path = ""
     for line in told.splitlines():
