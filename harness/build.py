@@ -122,7 +122,10 @@ def build(
     with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
         if found := _load(target):
             os.utime(target / _MANIFEST)
-            return found
+            # The key goes by content; what the series is called is the caller's.
+            return dataclasses.replace(
+                found, release=release, series=series.topic if series else None
+            )
         job = _Job(tree, sysroot, series, release, config, toolchain, progress, key)
         built = _make(job, target, maker)
     _prune(root, key)

@@ -72,6 +72,8 @@ def test_a_second_run_builds_nothing(tmp_path: Path, tree: Path) -> None:
     series = series_of(tmp_path, TWO)
     first = build.build(tree, None, series, "15.1", maker=counted(made))
     again = build.build(tree, None, series, "15.1", maker=counted(made))
+    renamed = build.build(tree, None, series_of(tmp_path, TWO, "renamed"), "15.1")
+    assert (renamed.cached, renamed.series, again.series) == (True, "renamed", "topic")
     assert made == ["15.1"]
     assert again.cached
     assert (again.build_id, again.module, again.key) == (first.build_id, first.module, first.key)
