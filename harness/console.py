@@ -11,108 +11,132 @@ import codecs
 import contextlib
 import os
 import re
+import select
 import selectors
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from pexpect.exceptions import EOF, TIMEOUT
 from pexpect.spawnbase import SpawnBase
 
 from .deadline import Deadline
 from .errors import GuestError, GuestPanic, WaitTimeout
+from .panic import PanicWatch
 
-# FreeBSD's, Linux's and ddb's first words when the kernel is lost, at the beginning of a line.
-# A boot that found no root stops at a prompt of its own and is no better than a panic.
-PANIC = re.compile(
-    rb"^(?:panic: .*|Fatal trap \d+: .*|Fatal double fault.*|mountroot> ?|"
-    rb"(?:\[ *[\d.]+\] )?Kernel panic - not syncing.*|\[ thread pid \d+ tid \d+ \].*)$",
-    re.MULTILINE,
-)
-_PANIC_SETTLES_S = 2.0
+# A panic's story is over when nothing more came for a while, or when it went on for too long.
+_PANIC_QUIET_S = 1.0
+_PANIC_SETTLES_S = 10.0
 _WAIT_STEP_S = 0.25
+_SEND_S = 30.0
+# Once told to close, the thread still takes what has arrived, but no flood keeps it from ending.
+_CLOSE_S = 1.0
+# An emulator's end of the line closes a moment before its exit code can be had.
+_EXIT_FOLLOWS_S = 1.0
+_KEEP_BYTES = 16 << 20
 
 
 class Console:
     """The near end of a serial line.
 
     `fd` is a connected socket or the master of a pseudo-terminal and belongs to the console from
-    here on; `log` gets every byte as it came.  `watch` is called during every wait and raises when
-    there is nothing left to wait for.
+    here on; `log` gets every byte as it came, while memory holds the last `keep_bytes`.  `watch` is
+    called during every wait and raises when there is nothing left to wait for.
     """
 
-    def __init__(self, fd: int, log: Path, watch: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        log: Path,
+        watch: Callable[[], None] | None = None,
+        keep_bytes: int = _KEEP_BYTES,
+    ) -> None:
         self.log = log
         self._watch = watch
         self._fd = fd
+        self._keep_bytes = keep_bytes
         self._data = bytearray()
+        self._dropped = 0
         self._arrived = threading.Condition()
+        self._arrived_s = 0.0
         self._closed = False
-        self._panic_at: int | None = None
+        self._panic = PanicWatch()
         self._panic_seen_s = 0.0
-        self._scanned = 0
+        try:
+            stream = log.open("ab", buffering=0)
+        except OSError:
+            os.close(fd)
+            raise
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(fd, False)
-        self._thread = threading.Thread(target=self._pump, name=f"console {log}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._pump, args=(stream,), name=f"console {log}", daemon=True
+        )
         self._thread.start()
 
-    def _pump(self) -> None:
-        with self.log.open("ab", buffering=0) as log, selectors.DefaultSelector() as selector:
+    def _pump(self, log: BinaryIO) -> None:
+        until = float("inf")
+        with log, selectors.DefaultSelector() as selector:
             selector.register(self._fd, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
-            while True:
-                ready = {key.fd for key, _ in selector.select()}
-                if self._fd in ready:
-                    try:
-                        data = os.read(self._fd, 65536)
-                    except BlockingIOError:
-                        continue
-                    except OSError:
-                        # A pseudo-terminal answers EIO once nobody holds its other end.
-                        data = b""
-                    if not data:
-                        break
-                    # A full disk must not stop the guest; what was read stays in memory.
-                    with contextlib.suppress(OSError):
-                        log.write(data)
-                    with self._arrived:
-                        self._data += data
-                        self._scan()
-                        self._arrived.notify_all()
-                elif self._wake_read in ready:
+            while time.monotonic() < until:
+                closing = until != float("inf")
+                ready = {key.fd for key, _ in selector.select(0 if closing else None)}
+                if closing and not ready:
                     break
+                if self._wake_read in ready:
+                    os.read(self._wake_read, 1)
+                    selector.unregister(self._wake_read)
+                    until = time.monotonic() + _CLOSE_S
+                try:
+                    data = os.read(self._fd, 65536)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    # A pseudo-terminal answers EIO once nobody holds its other end.
+                    data = b""
+                if not data:
+                    break
+                # A full disk must not stop the guest; what was read stays in memory.
+                with contextlib.suppress(OSError):
+                    log.write(data)
+                self._take(data)
         with self._arrived:
             self._closed = True
-            self._scan(at_end=True)
             self._arrived.notify_all()
 
-    def _scan(self, at_end: bool = False) -> None:
-        """Look for a panic in whole lines that were not looked at yet."""
-        end = len(self._data) if at_end else self._data.rfind(b"\n") + 1
-        if self._panic_at is None and end > self._scanned:
-            match = PANIC.search(self._data.replace(b"\r", b" "), self._scanned, end)
-            if match:
-                self._panic_at = match.start()
-                self._panic_seen_s = time.monotonic()
-        self._scanned = max(self._scanned, end)
+    def _take(self, data: bytes) -> None:
+        with self._arrived:
+            self._data += data
+            excess = len(self._data) - self._keep_bytes
+            if excess > self._keep_bytes // 8:
+                del self._data[:excess]
+                self._dropped += excess
+            self._arrived_s = time.monotonic()
+            if self._panic.feed(data):
+                self._panic_seen_s = self._arrived_s
+            self._arrived.notify_all()
 
     @property
     def mark(self) -> int:
         """How many bytes have come so far: a place to read on from with `since`."""
         with self._arrived:
-            return len(self._data)
+            return self._dropped + len(self._data)
 
     @property
     def panicked(self) -> bool:
         """Whether the guest's kernel said that it is lost."""
-        return self._panic_at is not None
+        return self._panic.at is not None
 
     def since(self, mark: int) -> str:
-        """What came after `mark`, as text."""
+        """What came after `mark`, as text; a note stands for what memory no longer holds."""
         with self._arrived:
-            return bytes(self._data[mark:]).decode("utf-8", "replace").replace("\r", "")
+            lost = max(0, self._dropped - mark)
+            data = bytes(self._data[max(0, mark - self._dropped) :])
+        note = f"[{lost} bytes before this are in {self.log} alone]\n" if lost else ""
+        return note + data.decode("utf-8", "replace").replace("\r", "")
 
     def tail(self, lines: int = 15) -> str:
         """The last lines, as text that cannot steer a terminal."""
@@ -130,28 +154,50 @@ class Console:
 
         The story is given a moment to arrive: a backtrace follows the panic's first line.
         """
-        if self._panic_at is None:
+        at = self._panic.at
+        if at is None:
             return
-        while time.monotonic() - self._panic_seen_s < _PANIC_SETTLES_S and not self._closed:
-            time.sleep(0.05)
-        story = clean_lines(self.since(self._panic_at))
+        with self._arrived:
+            while not self._closed:
+                now = time.monotonic()
+                quiet_at = min(
+                    self._arrived_s + _PANIC_QUIET_S, self._panic_seen_s + _PANIC_SETTLES_S
+                )
+                if now >= quiet_at:
+                    break
+                self._arrived.wait(quiet_at - now)
+        story = clean_lines(self.since(at))
         raise GuestPanic(
             f"the guest panicked: {story[0] if story else 'no message'}; the console's log is "
             f"{self.log}",
             detail="\n".join(story[:60]),
         )
 
-    def send(self, text: str) -> None:
-        """Type `text`; GuestError when the line is closed."""
+    def send(self, text: str, deadline: Deadline | None = None) -> None:
+        """Type `text`; GuestError when the line is closed, WaitTimeout when nobody reads it."""
+        limit = deadline or Deadline.after(_SEND_S)
         data = text.encode()
-        try:
-            while data:
-                try:
-                    data = data[os.write(self._fd, data) :]
-                except BlockingIOError:
-                    time.sleep(0.01)
-        except OSError as error:
-            raise GuestError(f"the serial line is closed ({error.strerror})") from error
+        while data:
+            if self._closed or self._fd < 0:
+                self._explain_close()
+                raise GuestError(f"the serial line is closed; the console's log is {self.log}")
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:
+                if self._watch is not None:
+                    self._watch()
+                if limit.expired:
+                    raise WaitTimeout(
+                        f"the guest took nothing from its serial line for {limit.limit_s:.0f} s; "
+                        f"the console's log is {self.log}",
+                        detail=self.tail(),
+                    ) from None
+                select.select([], [self._fd], [], min(_WAIT_STEP_S, limit.remaining_s))
+            except OSError as error:
+                self._explain_close()
+                raise GuestError(
+                    f"the serial line is closed ({error.strerror}); the console's log is {self.log}"
+                ) from error
 
     def talk(self, from_mark: int | None = None) -> Conversation:
         """A conversation that hears what comes after `from_mark` (default: from now on)."""
@@ -165,15 +211,23 @@ class Console:
         while True:
             self.check_panic()
             with self._arrived:
-                if len(self._data) > mark:
+                if self._dropped + len(self._data) > mark:
                     return True
                 if self._closed or deadline.expired:
                     break
                 self._arrived.wait(min(_WAIT_STEP_S, deadline.remaining_s))
-            if self.mark <= mark:
+            if self._watch is not None and self.mark <= mark:
                 self._watch()
-        self.check_panic()
+        self._explain_close()
         return False
+
+    def _explain_close(self) -> None:
+        """Raise what explains a closed line better than its being closed, if anything does."""
+        self.check_panic()
+        limit = Deadline.after(_EXIT_FOLLOWS_S)
+        while self._closed and self._watch is not None and not limit.expired:
+            self._watch()
+            time.sleep(0.02)
 
     def wait_closed(self, deadline: Deadline) -> bool:
         """Wait until the other end is gone; whether it is."""
@@ -182,10 +236,15 @@ class Console:
                 self._arrived.wait(deadline.remaining_s)
             return self._closed
 
-    def read_from(self, mark: int, size: int) -> bytes:
-        """At most `size` bytes after `mark`, without waiting."""
+    def read_from(self, mark: int, size: int) -> tuple[bytes, int]:
+        """At most `size` bytes after `mark`, without waiting, and the mark behind them.
+
+        What memory no longer holds is passed over.
+        """
         with self._arrived:
-            return bytes(self._data[mark : mark + size])
+            start = max(0, mark - self._dropped)
+            data = bytes(self._data[start : start + size])
+            return data, self._dropped + start + len(data)
 
     @property
     def closed(self) -> bool:
@@ -196,12 +255,11 @@ class Console:
         """Stop listening; the log is complete afterwards."""
         if self._fd < 0:
             return
-        if not self._closed:
-            os.write(self._wake_write, b"x")
-        self._thread.join(timeout=5)
-        for fd in (self._fd, self._wake_read, self._wake_write):
-            os.close(fd)
-        self._fd = -1
+        os.write(self._wake_write, b"x")
+        self._thread.join()
+        fd, self._fd = self._fd, -1
+        for handle in (fd, self._wake_read, self._wake_write):
+            os.close(handle)
 
 
 if TYPE_CHECKING:
@@ -214,11 +272,20 @@ else:
 class Conversation(_TextSpawn):
     """pexpect over a console: `expect`, `before`, `match` as everywhere else.
 
-    `expect_line` is the one to use: it names what was waited for when time runs out.
+    `expect_any` is the one to use: it names what was waited for when time runs out.
     """
 
     def __init__(self, console: Console, mark: int) -> None:
-        super().__init__(timeout=None, encoding="utf-8", codec_errors="replace")
+        # Without a window every read searches all that came before it.  The window is several
+        # reads wide: pexpect looks at no more than the window's width of a read.
+        super().__init__(
+            timeout=None,
+            maxread=8192,
+            searchwindowsize=32768,
+            encoding="utf-8",
+            codec_errors="replace",
+        )
+        self.delayafterread = None
         self._console = console
         self._mark = mark
         self._text = codecs.getincrementaldecoder("utf-8")("replace")
@@ -231,8 +298,7 @@ class Conversation(_TextSpawn):
                 self.flag_eof = True
                 raise EOF("the serial line closed")
             raise TIMEOUT("nothing more on the serial line")
-        data = self._console.read_from(self._mark, size)
-        self._mark += len(data)
+        data, self._mark = self._console.read_from(self._mark, size)
         return self._text.decode(data)
 
     def isalive(self) -> bool:
