@@ -7,6 +7,7 @@ text and is then read by the guest's /bin/sh from standard input, so that nothin
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import shlex
 import socket
@@ -19,15 +20,17 @@ from types import TracebackType
 import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
+from paramiko.pkey import UnknownKeyType
 
 from .deadline import Deadline
-from .errors import GuestError, WaitTimeout
+from .errors import CannotError, GuestError, WaitTimeout
+from .exchange import Exchange, OutOfTime, attended
+from .files import write_atomic
 
+_FIRST_TRY_S = 4.0
 _TRY_S = 30.0
 _PAUSE_S = 0.3
-_STEP_S = 0.5
-_LEFT_BEHIND_S = 2.0
-_CHUNK_BYTES = 1 << 16
+_NO_BANNER = "connected, but no SSH banner came (sshd is not up yet, or hangs)"
 
 # paramiko logs a traceback for every try that meets a guest which is not up yet.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -95,60 +98,89 @@ class Ssh:
         """Connect, trying until the deadline passes.
 
         Raises SshRefused at once when the guest denies our key or shows another host key (waiting
-        would not mend it), what `watch` raises when the machine dies, and WaitTimeout with the last
-        try's reason when time runs out.
+        would not mend it), CannotError when our key cannot be read, what `watch` raises when the
+        machine dies, and WaitTimeout with the last try's reason when time runs out.
         """
+        key = _private_key(self.address.private_key)
+        self.close()
         reason = "not tried"
+        patience_s = _FIRST_TRY_S
         while True:
             self._watch()
+            client = self._new_client()
             try:
-                self._client = self._connect_once(min(_TRY_S, max(1.0, deadline.remaining_s)))
+                # The user-mode networks accept for a guest that is not up yet and then keep silent,
+                # so the first tries are short; a guest that is slow gets more with each.
+                attended(
+                    functools.partial(self._connect_once, client, key, patience_s),
+                    deadline.at_most(patience_s + 2 * _TRY_S),
+                    self._watch,
+                    client.close,
+                )
             except paramiko.BadHostKeyException as error:
+                client.close()
                 raise SshRefused(
                     f"the guest shows the host key {_fingerprint(error.key)}, the prepared image's "
                     f"is {_fingerprint(error.expected_key)}; import the image again, or find out "
                     f"who answers on port {self.address.port}"
                 ) from error
             except paramiko.AuthenticationException as error:
-                raise SshRefused(
-                    f"the guest denied our key for {self.address.user} ({error}); import the image "
-                    "again"
-                ) from error
-            except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
+                client.close()
+                if not _broke_off(error):
+                    raise SshRefused(
+                        f"the guest denied our key for {self.address.user} ({error}); import the "
+                        "image again"
+                    ) from error
                 reason = _reason(error)
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                client.close()
+                reason = _reason(error)
+            except OutOfTime:
+                transport = client.get_transport()
+                reason = (
+                    "the handshake did not end"
+                    if transport is not None and transport.remote_version
+                    else _NO_BANNER
+                )
+            except BaseException:
+                client.close()
+                raise
             else:
+                self._client = client
                 return
+            patience_s = min(_TRY_S, patience_s * 1.5)
             if deadline.remaining_s < _PAUSE_S:
                 self._watch()
                 raise WaitTimeout(
-                    f"no SSH connection to 127.0.0.1:{self.address.port} within "
+                    f"no SSH connection to {self.address.host}:{self.address.port} within "
                     f"{deadline.limit_s:.0f} s; the last try: {reason}"
                 )
             time.sleep(_PAUSE_S)
 
-    def _connect_once(self, limit_s: float) -> paramiko.SSHClient:
+    def _new_client(self) -> paramiko.SSHClient:
         kind, data = self.address.host_key.split()[:2]
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
         name = f"[{self.address.host}]:{self.address.port}"
         pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(data))
         client.get_host_keys().add(name, kind, pinned)
-        try:
-            client.connect(
-                self.address.host,
-                port=self.address.port,
-                username=self.address.user,
-                key_filename=str(self.address.private_key),
-                allow_agent=False,
-                look_for_keys=False,
-                timeout=limit_s,
-                banner_timeout=limit_s,
-                auth_timeout=limit_s,
-            )
-        except BaseException:
-            client.close()
-            raise
         return client
+
+    def _connect_once(
+        self, client: paramiko.SSHClient, key: paramiko.PKey, patience_s: float
+    ) -> None:
+        client.connect(
+            self.address.host,
+            port=self.address.port,
+            username=self.address.user,
+            pkey=key,
+            allow_agent=False,
+            look_for_keys=False,
+            # For the whole negotiation; longer than the banner's, so that silence is called so.
+            timeout=patience_s + _TRY_S,
+            banner_timeout=patience_s,
+            auth_timeout=_TRY_S,
+        )
 
     def _transport(self) -> paramiko.Transport:
         transport = self._client.get_transport() if self._client else None
@@ -175,100 +207,70 @@ class Ssh:
         Raises WaitTimeout with what it printed so far when the deadline passes, GuestError when the
         connection breaks, and what `watch` raises when the machine dies.
         """
-        return self._execute(shlex.join(command), deadline, stdin)
+        return self._execute(shlex.join(command), deadline, stdin)[0]
 
     def script(self, text: str, deadline: Deadline, arguments: Sequence[str] = ()) -> Result:
         """Run a script with the guest's /bin/sh; `arguments` are its $1 and so on."""
-        return self._execute(shlex.join(["/bin/sh", "-s", *arguments]), deadline, text.encode())
+        # Without the dashes, an argument that begins with one would be an option of sh's.
+        command = shlex.join(["/bin/sh", "-s", "--", *arguments])
+        return self._execute(command, deadline, text.encode())[0]
 
     def must(self, command: Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
         """Run a command that has to exit 0; its standard output, or CommandFailed."""
         return succeeded(self.run(command, deadline, stdin=stdin)).stdout
 
-    def _execute(self, command: str, deadline: Deadline, stdin: bytes) -> Result:
+    def _execute(self, command: str, deadline: Deadline, stdin: bytes) -> tuple[Result, bytes]:
+        """Run a command line; the Result, and standard output byte for byte."""
         start = time.monotonic()
+        exchange = Exchange(self._transport(), command, self._watch)
         try:
-            channel = self._transport().open_session(timeout=max(1.0, deadline.remaining_s))
-            channel.settimeout(_STEP_S)
-            channel.exec_command(command)
-            output, errors = self._exchange(channel, command, deadline, stdin)
+            code = exchange.run(stdin, deadline)
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._watch()
-            raise GuestError(f"{command}: the SSH connection broke: {_reason(error)}") from error
-        code = channel.recv_exit_status()
-        channel.close()
+            raise GuestError(
+                f"{command}: the SSH connection broke: {_reason(error)}", detail=exchange.said()
+            ) from error
         if code == -1 and not self.connected:
             self._watch()
-            raise GuestError(f"{command}: the SSH connection broke before it ended")
-        return Result(
+            raise GuestError(
+                f"{command}: the SSH connection broke before it ended", detail=exchange.said()
+            )
+        output = bytes(exchange.output)
+        result = Result(
             command=command,
             exit_code=code,
             stdout=output.decode("utf-8", "replace"),
-            stderr=errors.decode("utf-8", "replace"),
+            stderr=exchange.errors.decode("utf-8", "replace"),
             seconds=time.monotonic() - start,
         )
-
-    def _exchange(
-        self, channel: paramiko.Channel, command: str, deadline: Deadline, stdin: bytes
-    ) -> tuple[bytes, bytes]:
-        """Feed standard input and drain both outputs, so that neither side blocks the other."""
-        output, errors = bytearray(), bytearray()
-        unsent = memoryview(stdin)
-        ended_s = 0.0
-        if not unsent:
-            channel.shutdown_write()
-        while True:
-            moved = False
-            while channel.recv_ready():
-                output += channel.recv(_CHUNK_BYTES)
-                moved = True
-            while channel.recv_stderr_ready():
-                errors += channel.recv_stderr(_CHUNK_BYTES)
-                moved = True
-            if unsent and channel.send_ready():
-                sent = channel.send(bytes(unsent[:_CHUNK_BYTES]))
-                unsent = unsent[sent:]
-                moved = True
-                if not unsent:
-                    channel.shutdown_write()
-            if moved:
-                continue
-            if channel.closed or (channel.exit_status_ready() and channel.eof_received):
-                if not channel.recv_ready() and not channel.recv_stderr_ready():
-                    return bytes(output), bytes(errors)
-                continue
-            if channel.exit_status_ready():
-                # sshd tells the status as soon as the command ends; its last output follows, unless
-                # a daemon that it left behind holds the pipe open for ever.
-                ended_s = ended_s or time.monotonic()
-                if time.monotonic() - ended_s > _LEFT_BEHIND_S:
-                    return bytes(output), bytes(errors)
-                time.sleep(0.005)
-                continue
-            self._watch()
-            if deadline.expired:
-                channel.close()
-                said = (bytes(output) + bytes(errors)).decode("utf-8", "replace")
-                raise WaitTimeout(
-                    f"`{command}` in the guest did not end within {deadline.limit_s:.0f} s",
-                    detail="\n".join(said.splitlines()[-15:]),
-                )
-            channel.status_event.wait(0.02)
+        return result, output
 
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
         """Copy a file into the guest; the remote name appears when the file is whole."""
-        script = 'cat >"$1.part" && chmod "$2" "$1.part" && mv "$1.part" "$1"'
-        command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}"]
-        result = self.run(command, deadline, stdin=local.read_bytes())
+        try:
+            data = local.read_bytes()
+        except OSError as error:
+            raise CannotError(f"{local}: cannot be read: {error.strerror}") from error
+        # The count tells a file that arrived whole from one that a cut connection shortened.
+        script = (
+            'umask 077; cat >"$1.part" && test $(($(wc -c <"$1.part"))) -eq "$3" && '
+            'chmod "$2" -- "$1.part" && mv -f -- "$1.part" "$1"'
+        )
+        command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
+        result = self.run(command, deadline, stdin=data)
         if not result.ok:
-            raise CommandFailed(f"cannot copy {local.name} to {remote}: {result.stderr.strip()}")
+            raise CommandFailed(
+                f"cannot copy {local.name} to {remote}: "
+                f"{result.stderr.strip() or 'it did not arrive whole'}"
+            )
 
     def get(self, remote: str, local: Path, deadline: Deadline) -> None:
-        """Copy a file out of the guest."""
-        channel_result = self.run(["base64", remote], deadline)
-        if not channel_result.ok:
-            raise CommandFailed(f"cannot read {remote}: {channel_result.stderr.strip()}")
-        local.write_bytes(base64.b64decode(channel_result.stdout))
+        """Copy a file out of the guest; the local name appears when the file is whole."""
+        command = shlex.join(["cat", "--", remote])
+        result, data = self._execute(command, deadline, b"")
+        if not result.ok:
+            raise CommandFailed(f"cannot read {remote}: {result.stderr.strip()}")
+        write_atomic(local, data)
 
     def close(self) -> None:
         """End the connection; harmless when it is gone."""
@@ -317,8 +319,25 @@ def make_key(path: Path, comment: str) -> str:
     return f"{public.decode()} {comment}"
 
 
+def _private_key(path: Path) -> paramiko.PKey:
+    try:
+        return paramiko.PKey.from_path(path)
+    except OSError as error:
+        raise CannotError(
+            f"{path}: the image's private key cannot be read: {error.strerror}; import it again"
+        ) from error
+    except (paramiko.SSHException, UnknownKeyType, ValueError) as error:
+        raise CannotError(f"{path}: this is no private key ({error}); import it again") from error
+
+
 def _fingerprint(key: paramiko.PKey) -> str:
-    return f"{key.get_name()} {key.get_base64()[:16]}..."
+    return str(key.get_name()) + " " + str(key.fingerprint)
+
+
+def _broke_off(error: paramiko.AuthenticationException) -> bool:
+    """Whether an authentication did not come to its end, which paramiko calls a failed one too."""
+    text = str(error).lower()
+    return "timeout" in text or "shut down" in text or "eof" in text
 
 
 def _reason(error: BaseException) -> str:
@@ -327,9 +346,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ConnectionRefusedError) or "Unable to connect" in text:
         return "connection refused (sshd is not up, or the network is not)"
     if "banner" in text:
-        return "connected, but no SSH banner came (sshd is not up yet, or hangs)"
+        return _NO_BANNER
     if isinstance(error, TimeoutError | socket.timeout):
         return "no answer"
-    if isinstance(error, EOFError | ConnectionResetError):
+    if isinstance(error, EOFError | ConnectionResetError) or "shut down" in text:
         return "the connection was cut off"
     return text or type(error).__name__
