@@ -11,13 +11,14 @@ real shared library with its ABI that the checks then go through.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
-from . import bmake, components, farm, files, kernconf
+from . import bmake, components, farm, files, kernconf, treeapply
 from .bmake import Progress, Toolchain
 from .errors import CannotError, PatchError, WorkbenchError
 from .patches import Series
@@ -35,6 +36,7 @@ from .programs import compile_program as compile_program
 # Part of every key: raise it when the same input is to be made in another way.
 _RECIPE = 1
 _KEPT_BUILDS = 40
+_WORK_MAX_AGE_S = 24 * 3600
 _MANIFEST = "manifest.json"
 
 Maker = Callable[[components.Job], components.Made]
@@ -42,7 +44,10 @@ Maker = Callable[[components.Job], components.Made]
 
 @dataclass(frozen=True)
 class Build:
-    """What was built, and of what.  Paths are absolute, in the cache."""
+    """What was built, and of what.  Paths are absolute, in the cache.
+
+    `unread` are C sources that the series touches and no part that was built reads.
+    """
 
     release: str
     revision: str
@@ -54,6 +59,7 @@ class Build:
     library: Path | None
     tool: Path | None
     not_built: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...]
     series: str | None
     series_digest: str | None
     kernel_config: str
@@ -103,6 +109,7 @@ def build(
     that does not apply, code that does not compile; names the log).
     """
     tree = farm.identify(source, release)
+    treeapply.require_whole(tree.path)
     toolchain = bmake.find_toolchain()
     config = kernconf.read_config(tree.path, kernel_config, kernel_options)
     root = files.cache_dir() / "builds"
@@ -188,6 +195,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "library": names[1],
             "tool": names[2],
             "not_built": made.not_built,
+            "unread": made.unread,
             "series": job.series.topic if job.series else None,
             "series_digest": job.series.digest if job.series else None,
             "kernel_config": job.config.name,
@@ -240,6 +248,7 @@ def _from_manifest(
         key=folder.name,
         folder=folder,
         not_built=tuple((str(a), str(b)) for a, b in data["not_built"]),  # type: ignore[attr-defined]
+        unread=tuple(str(path) for path in data["unread"]),  # type: ignore[attr-defined]
         log=folder / "build.log",
         digests=tuple(sorted(digests.items())),
         cached=cached,
@@ -295,13 +304,23 @@ def _own_code() -> str:
 
 
 def _prune(root: Path, key: str) -> None:
-    """Forget the builds that were used longest ago; one is a megabyte or two."""
-    used = []
-    for manifest in root.glob(f"*/{_MANIFEST}"):
-        try:
-            used.append((manifest.stat().st_mtime, manifest.parent))
-        except OSError:
-            continue
-    for _, folder in sorted(used, reverse=True)[_KEPT_BUILDS:]:
-        if folder.name != key:
-            shutil.rmtree(folder, ignore_errors=True)
+    """Forget the builds that were used longest ago (one is a megabyte or two), and old rubbish."""
+    for folder in _oldest(root.glob(f"*/{_MANIFEST}")):
+        if folder.parent.name != key:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    for log in _oldest(root.glob("failed/*.log")):
+        log.unlink(missing_ok=True)
+    for work in root.glob("work/*"):
+        # Left by a build that was killed; one under way is minutes old.
+        with contextlib.suppress(OSError):
+            if time.time() - work.stat().st_mtime > _WORK_MAX_AGE_S:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _oldest(found: Iterable[Path]) -> list[Path]:
+    """All but the newest _KEPT_BUILDS of some files."""
+    times = []
+    for path in found:
+        with contextlib.suppress(OSError):
+            times.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(times, reverse=True)[_KEPT_BUILDS:]]

@@ -61,6 +61,7 @@ class Made:
     include: Path
     warnings: int
     not_built: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...] = ()
 
 
 def require_sysroot(sysroot: Path) -> Path:
@@ -97,11 +98,18 @@ def make_all(job: Job) -> Made:
         left_out.append(("libvmmapi", reason))
         if wants_tool:
             left_out.append(("vmmls", reason))
-    if job.series and (stale := farm.unpatched_reads(job.tree, job.series, job.work / "obj")):
-        raise PatchError(f"the build read {', '.join(stale)} unpatched; this is a fault of ours")
+    reads = farm.Reads((), ())
+    if job.series:
+        reads = farm.reads(job.tree, job.series, job.source, job.work / "obj")
+    if reads.unpatched:
+        stale = ", ".join(reads.unpatched)
+        raise PatchError(f"the build read {stale} unpatched; this is a fault of the workbench")
     if not wants_tool:
         left_out.append(("vmmls", "the source has no usr.sbin/vmmls"))
-    return Made(module, library, tool, include, warnings, tuple(left_out))
+    # What lies in a part that was left out is named by that part.
+    skipped = tuple(f"{farm.COMPONENTS[name]}/" for name, _ in left_out)
+    unread = tuple(path for path in reads.unread if not path.startswith(skipped))
+    return Made(module, library, tool, include, warnings, tuple(left_out), unread)
 
 
 def _common(job: Job) -> tuple[tuple[str, str], ...]:

@@ -233,19 +233,34 @@ def interfaces(source: Path, folder: Path) -> tuple[Path, ...]:
     )
 
 
-def unpatched_reads(tree: SourceTree, series: Series, objects: Path) -> tuple[str, ...]:
-    """Files the series touches that a compiler read from the user's tree after all.
+@dataclass(frozen=True)
+class Reads:
+    """What became of the sources a series touches, by the compilers' own listings."""
 
-    Read from the .depend files below `objects`.  A link to a whole folder could do that, when a
-    header there includes "../x.h"; a module built half of unpatched source would prove nothing.
+    unpatched: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+def reads(tree: SourceTree, series: Series, planted: Path, objects: Path) -> Reads:
+    """Which touched sources the compilers read, after the .depend files below `objects`.
+
+    `unpatched` were read from the user's tree after all: a link to a whole folder could do that,
+    when a header there includes "../x.h"; a module made half of unpatched source proves nothing.
+    `unread` belong to no part that was built: a patch to the kernel itself, say.
     """
-    source = os.path.realpath(tree.path)
-    touched = {os.path.join(source, path): path for path in series.touched}
-    found = set()
+    sources = {path for path in series.touched if path.endswith((".c", ".h", ".S", ".m"))}
+    places = {}
+    for path in sources:
+        places[os.path.realpath(planted / path)] = (path, True)
+        places.setdefault(os.path.realpath(tree.path / path), (path, False))
+    found: set[tuple[str, bool]] = set()
     for listing in objects.rglob(".depend*"):
         if not listing.is_file():
             continue
         for word in listing.read_text(errors="replace").split():
-            if "/" in word and (path := touched.get(os.path.realpath(listing.parent / word))):
-                found.add(path)
-    return tuple(sorted(found))
+            if "/" in word and (place := places.get(os.path.realpath(listing.parent / word))):
+                found.add(place)
+    unpatched = {path for path, ours in found if not ours}
+    read = {path for path, _ in found}
+    there = {path for path in sources if (planted / path).is_file()}
+    return Reads(tuple(sorted(unpatched)), tuple(sorted(there - read)))

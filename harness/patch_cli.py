@@ -184,6 +184,8 @@ def run_build(
     if json:
         ui.print_json(built.to_data())
         return EXIT_OK
+    for path in built.unread:
+        ui.say(f"note: {path} is touched, but no part that is built here reads it")
     made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))
     left_out = dict(built.not_built)
     ui.table(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faketree import diff, mail, make_series, make_tree, snapshot
 
-from harness import build, components, files, packages, patches
+from harness import build, components, files, packages, patches, treeapply
 from harness.errors import CannotError, PatchError, UsageError
 from harness.patches import Series
 
@@ -112,6 +112,21 @@ def test_an_edit_that_keeps_size_and_time_is_seen_too(tree: Path) -> None:
     (tree / HEADER).write_text(TWO)
     os.utime(tree / HEADER, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert not build.build(tree, None, None, "15.1").cached
+
+
+def test_sources_that_no_part_reads_are_named(tmp_path: Path, tree: Path) -> None:
+    data = mail(
+        diff(tmp_path, {HEADER: ONE}, {HEADER: TWO, "sys/kern/new.c": "x\n", "NOTES": "x\n"})
+    )
+    series = patches.load_series(make_series(tmp_path / "topic", {"1.patch": data}), "15.1")
+    assert build.build(tree, None, series, "15.1").unread == ("sys/kern/new.c",)
+    assert build.build(tree, None, series, "15.1").unread == ("sys/kern/new.c",)
+
+
+def test_a_tree_where_an_apply_was_cut_off_is_not_built(tree: Path) -> None:
+    (tree / treeapply.JOURNAL_FOLDER).mkdir()
+    with pytest.raises(UsageError, match="was cut off there"):
+        build.build(tree, None, None, "15.1")
 
 
 def test_options_and_series_have_builds_of_their_own(tmp_path: Path, tree: Path) -> None:

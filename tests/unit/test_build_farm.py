@@ -83,9 +83,11 @@ def test_reading_an_unpatched_file_after_all_is_noticed(tmp_path: Path, tree: Pa
     listing = objects / ".depend.vmm.o"
     listing.write_text(f"vmm.o: {folder}/sys/dev/vmm/vmm.c \\\n {folder}/{HEADER}\n")
     source = farm.identify(tree, "15.1")
-    assert farm.unpatched_reads(source, series, tmp_path / "obj") == ()
+    assert farm.reads(source, series, folder, tmp_path / "obj") == farm.Reads((), ())
     listing.write_text(f"vmm.o: {folder}/sys/dev/pci/../vmm/vmm.h\n")
-    assert farm.unpatched_reads(source, series, tmp_path / "obj") == (HEADER,)
+    assert farm.reads(source, series, folder, tmp_path / "obj") == farm.Reads((HEADER,), ())
+    listing.write_text("")
+    assert farm.reads(source, series, folder, tmp_path / "obj") == farm.Reads((), (HEADER,))
 
 
 def test_interfaces_are_found_behind_links(tmp_path: Path, tree: Path) -> None:
