@@ -145,7 +145,7 @@ def test_when_the_guard_dies_too_the_next_one_puts_it_back(tree: Path, series: S
     before = content(tree)
     assert die(tree, series, 2, "both") == -signal.SIGKILL
     assert content(tree) != before
-    with pytest.raises(UsageError, match="an earlier .* was cut off there"):
+    with pytest.raises(UsageError, match=r"an earlier .* was cut off there"):
         treeapply.require_whole(tree)
     assert treeapply.recover(tree)
     assert content(tree) == before
