@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from pathlib import Path
 
 from ..console import Console
 from ..deadline import Deadline
-from ..errors import MachineDied
+from ..errors import CannotError, MachineDied
+
+_PORT_TRIES = 5
 
 BACKENDS = ("kvm", "bochs", "tcg")
 
@@ -76,6 +79,10 @@ class Spec:
         return self.run_dir / "emulator.log"
 
 
+class PortTaken(MachineDied):
+    """Somebody took the port between our looking and the emulator's binding it."""
+
+
 class Machine(ABC):
     """One virtual computer: started once, stopped once, its console always logged.
 
@@ -117,8 +124,12 @@ class Machine(ABC):
         """The emulator's command line, as it is or would be run."""
 
     @abstractmethod
-    def start(self, deadline: Deadline) -> None:
-        """Start the emulator; MachineDied with its own words when it ends at once."""
+    def _prepare(self) -> None:
+        """Make what has to be there before the first start."""
+
+    @abstractmethod
+    def _start_once(self, deadline: Deadline) -> None:
+        """Start the emulator with a fresh port; PortTaken when it could not have that."""
 
     @abstractmethod
     def powered_off(self) -> bool:
@@ -136,18 +147,45 @@ class Machine(ABC):
     def _release(self) -> None:
         """Give back what the machine held, once the emulator has ended."""
 
+    def start(self, deadline: Deadline) -> None:
+        """Start the emulator; MachineDied with its own words when it ends at once.
+
+        Whatever it raises, nothing of the machine is left then.
+        """
+        # Said here in a line: one emulator tells it late and at length, the other makes up a disk.
+        if not self.spec.drive.path.exists():
+            raise CannotError(f"{self.spec.drive.path}: there is no such disk")
+        self.spec.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._prepare()
+        for tries_left in reversed(range(_PORT_TRIES)):
+            try:
+                self._start_once(deadline)
+            except PortTaken:
+                self.stop(Deadline.after(1))
+                if not tries_left:
+                    raise
+                self.spec.emulator_log.unlink(missing_ok=True)
+            except BaseException:
+                self.stop(Deadline.after(1))
+                raise
+            else:
+                return
+
     def stop(self, deadline: Deadline) -> None:
         """End the emulator, softly where it knows how, and wait for it.  Harmless when it ended."""
         process = self._process
-        if process is not None and process.poll() is None:
-            self._quit(deadline)
-        if process is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if self._console is not None:
-            self._console.close()
-        self._release()
+        try:
+            if process is not None and process.poll() is None:
+                self._quit(deadline)
+        finally:
+            # Also when Ctrl-C came while the emulator was asked.
+            if process is not None and process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if self._console is not None:
+                self._console.close()
+            self._release()
 
     def __enter__(self) -> Machine:
         return self
@@ -195,8 +233,13 @@ class Machine(ABC):
     ) -> subprocess.Popen[bytes]:
         """Run the emulator in a session of its own, standard error to its log.
 
-        setpriv makes the kernel end the emulator with the harness, even when that is killed.
+        setpriv makes the kernel end the emulator with the harness, even when that is killed; to be
+        exact, with the thread that starts it, so that has to be one that lasts.
         """
+        # Looked for here: setpriv's own complaint would look like the emulator's.
+        for program in ("setpriv", command[0]):
+            if shutil.which(program) is None:
+                raise CannotError(f"{program} is not installed; run ./inv setup")
         with self.spec.emulator_log.open("ab") as log:
             return subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..console import Console, clean_lines
 from ..deadline import Deadline
 from ..errors import CannotError, MachineDied
-from .base import Machine, Spec, Traits, describe_exit, free_port, tail_of
+from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 
 TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True)
 
@@ -36,6 +36,8 @@ _CONFIG = "bochsrc.txt"
 _DEBUGGER = "debugger.txt"
 _SLIRP = "slirp.txt"
 _LOG = "bochs.log"
+_DISK = "disk.img"
+_PORT_TAKEN = "could not set up host forwarding rule"
 _REDOLOG = "overlay.redolog"
 _COMPLAINT = re.compile(r"^\d{11}[pe]\[")
 _CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALSA ")
@@ -59,7 +61,8 @@ def configuration(spec: Spec, *, console_tty: str, has_network: bool) -> str:
         "pci: enabled=1, chipset=i440fx" + (", slot1=e1000" if has_network else ""),
         "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14",
         # What the guest writes goes to the journal; the image is only read.
-        f'ata0-master: type=disk, mode=volatile, path="{spec.drive.path}", journal={_REDOLOG}',
+        # Its name is a link's: Bochs reads quotes and $VARIABLES in what stands here.
+        f'ata0-master: type=disk, mode=volatile, path="{_DISK}", journal={_REDOLOG}',
         "ata1: enabled=0",
         "boot: disk",
         f'com1: enabled=1, mode=term, dev="{console_tty}"',
@@ -110,13 +113,18 @@ class BochsMachine(Machine):
         # script's one line tells it to go on.
         return ["bochs", "-q", "-f", _CONFIG, "-rc", _DEBUGGER]
 
-    def start(self, deadline: Deadline) -> None:
+    def _prepare(self) -> None:
         for path, package in ((BIOS, "bochsbios"), (VGA_BIOS, "vgabios")):
             if not path.exists():
                 raise CannotError(f"{path} (package {package}) is missing; run ./inv setup")
+
+    def _start_once(self, deadline: Deadline) -> None:
         run_dir = self.spec.run_dir
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (run_dir / _LOG).unlink(missing_ok=True)
+        (run_dir / _DISK).unlink(missing_ok=True)
+        (run_dir / _DISK).symlink_to(self.spec.drive.path.absolute())
         master, self._console_tty_fd = pty.openpty()
+        self._console = Console(master, self.spec.console_log, self._check_process)
         tty.setraw(self._console_tty_fd)
         if self.spec.ssh:
             self.ssh_port = free_port()
@@ -127,33 +135,42 @@ class BochsMachine(Machine):
         )
         (run_dir / _CONFIG).write_text(config)
         (run_dir / _DEBUGGER).write_text("c\n")
-        self._console = Console(master, self.spec.console_log, self._check_process)
         self._screen = _Screen()
-        try:
-            self._process = self._spawn(
-                self.command(), stdio=self._screen.tty, environment={"TERM": "vt100"}
-            )
-        except FileNotFoundError as error:
-            self.stop(Deadline.after(1))
-            raise CannotError(f"{error.filename} is not installed; run ./inv setup") from error
+        self._process = self._spawn(
+            self.command(), stdio=self._screen.tty, environment={"TERM": "vt100"}
+        )
         self._screen.started()
         self._wait_running(deadline)
+        # Bochs holds the terminal itself now.  Its end is to be seen at once.
+        self._close_tty()
 
     def _wait_running(self, deadline: Deadline) -> None:
         """Bochs has read its settings and begun once its log says that the processor was reset."""
         log = self.spec.run_dir / _LOG
         limit = deadline.at_most(20)
-        while not limit.expired:
-            if self.wait_ended(Deadline.after(0.05)) is not None:
-                code = self.exit_code
-                self.stop(Deadline.after(1))
+        while True:
+            ended = self.wait_ended(Deadline.after(0.05))
+            said = log.read_text(errors="replace") if log.exists() else ""
+            # Bochs would run on with nobody, or a stranger, behind our port.
+            if _PORT_TAKEN in said:
+                raise PortTaken(f"Bochs could not have port {self.ssh_port}; its log is {log}")
+            if ended is not None:
                 raise MachineDied(
-                    f"Bochs did not start: {describe_exit(code or 0)}; its log is {log}",
+                    f"Bochs did not start: {describe_exit(ended)}; its log is {log}",
                     detail=self.last_words(),
                 )
-            if log.exists() and "cpu hardware reset" in log.read_text(errors="replace"):
+            if "cpu hardware reset" in said:
                 return
-        raise MachineDied(f"Bochs did not start within {limit.limit_s:.0f} s; its log is {log}")
+            if limit.expired:
+                raise MachineDied(
+                    f"Bochs did not start within {limit.limit_s:.0f} s; its log is {log}",
+                    detail=self.last_words(),
+                )
+
+    def _close_tty(self) -> None:
+        if self._console_tty_fd >= 0:
+            os.close(self._console_tty_fd)
+            self._console_tty_fd = -1
 
     def powered_off(self) -> bool:
         words = tail_of(self.spec.run_dir / _LOG, 60)
@@ -171,9 +188,7 @@ class BochsMachine(Machine):
         """Bochs cannot be asked, and there is nothing in it to lose."""
 
     def _release(self) -> None:
-        if self._console_tty_fd >= 0:
-            os.close(self._console_tty_fd)
-            self._console_tty_fd = -1
+        self._close_tty()
         if self._screen is not None:
             self._screen.close()
 
@@ -195,8 +210,13 @@ class _Screen:
 
     def started(self) -> None:
         """The emulator holds the terminal's other end now."""
-        os.close(self.tty)
+        self._close_tty()
         self._thread.start()
+
+    def _close_tty(self) -> None:
+        if self.tty >= 0:
+            os.close(self.tty)
+            self.tty = -1
 
     def _drain(self) -> None:
         with contextlib.suppress(OSError):
@@ -209,7 +229,9 @@ class _Screen:
 
     def close(self) -> None:
         """Give the terminal back; the emulator has ended."""
+        self._close_tty()
         if self._thread.is_alive():
             self._thread.join(timeout=2)
-        with contextlib.suppress(OSError):
+        if self._master >= 0:
             os.close(self._master)
+            self._master = -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import shlex
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from pathlib import Path
 from ..console import Console
 from ..deadline import Deadline
 from ..errors import CannotError, GuestError, MachineDied
-from .base import Machine, Spec, Traits, describe_exit, free_port, tail_of
+from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 from .qmp import Qmp
 
 KVM = Traits(backend="kvm", time_scale=1.0, virtualizes=True)
 TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False)
 
-_PORT_TRIES = 5
+_TERMINATED = "terminating on signal"
 _PORT_TAKEN = "Could not set up host forwarding rule"
 OVERLAY = "overlay.qcow2"
 
@@ -44,7 +44,7 @@ def command_line(
     accel = "kvm" if traits is KVM else "tcg,thread=multi"
     command = [
         "qemu-system-x86_64",
-        "-name", spec.name,
+        "-name", spec.name.replace(",", ",,"),
         "-nodefaults",
         "-no-user-config",
         "-display", "none",
@@ -100,58 +100,46 @@ class QemuMachine(Machine):
             cpu=self._cpu,
         )
 
-    def start(self, deadline: Deadline) -> None:
-        self.spec.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _prepare(self) -> None:
         make_overlay(self.spec.drive.path, self.spec.drive.format, self.overlay)
-        for attempt in range(_PORT_TRIES):
-            try:
-                self._start_once(deadline)
-            except MachineDied as error:
-                # Somebody took the port between our looking and QEMU's binding it.
-                if _PORT_TAKEN not in error.detail or attempt == _PORT_TRIES - 1:
-                    raise
-                self.spec.emulator_log.unlink(missing_ok=True)
-                continue
-            return
 
     def _start_once(self, deadline: Deadline) -> None:
         self.ssh_port = free_port() if self.spec.ssh else None
         console_near, console_far = socket.socketpair()
         qmp_near, qmp_far = socket.socketpair()
-        command = command_line(
-            self.spec,
-            self.traits,
-            console_fd=console_far.fileno(),
-            qmp_fd=qmp_far.fileno(),
-            ssh_port=self.ssh_port,
-            cpu=self._cpu,
-        )
-        with console_far, qmp_far:
+        with qmp_near, console_near, console_far, qmp_far:
+            command = command_line(
+                self.spec,
+                self.traits,
+                console_fd=console_far.fileno(),
+                qmp_fd=qmp_far.fileno(),
+                ssh_port=self.ssh_port,
+                cpu=self._cpu,
+            )
+            self._process = self._spawn(command, pass_fds=(console_far.fileno(), qmp_far.fileno()))
+            # Ours have to be closed, or the emulator's end would not be seen.
+            console_far.close()
+            qmp_far.close()
+            self._console = Console(
+                console_near.detach(), self.spec.console_log, self._check_process
+            )
             try:
-                self._process = self._spawn(
-                    command, pass_fds=(console_far.fileno(), qmp_far.fileno())
-                )
-            except FileNotFoundError as error:
-                raise CannotError(f"{error.filename} is not installed; run ./inv setup") from error
-        self._console = Console(
-            os.dup(console_near.fileno()), self.spec.console_log, self._check_process
-        )
-        console_near.close()
-        try:
-            self._qmp = Qmp(qmp_near, self.spec.name, deadline)
-            self._qmp.execute("cont", deadline)
-        except GuestError as error:
-            self.wait_ended(deadline.at_most(2))
-            code = self.exit_code
-            self.stop(Deadline.after(2))
-            how = describe_exit(code) if code is not None else error.message
-            raise MachineDied(
-                f"QEMU did not start: {how}; it was run as: {' '.join(command)}",
-                detail=self.last_words(),
-            ) from error
+                self._qmp = Qmp(qmp_near.dup(), self.spec.name, deadline)
+                self._qmp.execute("cont", deadline)
+            except GuestError as error:
+                self.wait_ended(deadline.at_most(2))
+                code = self.exit_code
+                how = describe_exit(code) if code is not None else error.message
+                words = self.last_words()
+                kind = PortTaken if _PORT_TAKEN in words else MachineDied
+                raise kind(
+                    f"QEMU did not start: {how}; it was run as: {shlex.join(command)}",
+                    detail=words,
+                ) from error
 
     def powered_off(self) -> bool:
-        return self.exit_code == 0
+        # QEMU ends as well when it is asked to by a signal, and then says so.
+        return self.exit_code == 0 and _TERMINATED not in self.last_words()
 
     def last_words(self) -> str:
         return tail_of(self.spec.emulator_log)
@@ -171,18 +159,24 @@ class QemuMachine(Machine):
 def make_overlay(base: Path, base_format: str, overlay: Path) -> None:
     """A fresh qcow2 file over `base`, which is only read from then on."""
     overlay.unlink(missing_ok=True)
-    _qemu_img(["create", "-q", "-f", "qcow2", "-F", base_format, "-b", str(base), str(overlay)])
+    _qemu_img(
+        ["create", "-q", "-f", "qcow2", "-F", base_format, "-b", str(base.absolute()), str(overlay)]
+    )
 
 
 def flatten(overlay: Path, target: Path) -> None:
     """Write an overlay and all beneath it as one sparse raw disk."""
-    _qemu_img(["convert", "-q", "-f", "qcow2", "-O", "raw", str(overlay), str(target)])
+    _qemu_img(overlay, ["convert", "-q", "-f", "qcow2", "-O", "raw", str(overlay), str(target)])
 
 
-def _qemu_img(arguments: Sequence[str]) -> None:
+def _qemu_img(about: Path, arguments: Sequence[str]) -> None:
     try:
         done = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise CannotError("qemu-img is not installed; run ./inv setup") from error
     if done.returncode:
-        raise CannotError(f"qemu-img {arguments[0]}: {done.stderr.strip().splitlines()[-1:]}")
+        said = done.stderr.strip().splitlines()
+        raise CannotError(
+            f"{about}: qemu-img {arguments[0]}: {said[0] if said else describe_exit(done.returncode)}",
+            detail="\n".join(said[1:]),
+        )

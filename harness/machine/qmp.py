@@ -22,6 +22,7 @@ class Qmp:
 
     def __init__(self, connection: socket.socket, name: str, deadline: Deadline) -> None:
         """Take over `connection`; GuestError when QEMU does not greet in time."""
+        self._connection = connection
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
@@ -30,8 +31,8 @@ class Qmp:
         self._client.logger.disabled = True
         try:
             self._wait(self._client.connect(connection), deadline)
-        except GuestError:
-            self._end_loop()
+        except BaseException:
+            self.close()
             raise
 
     def _wait(self, work: Coroutine[Any, Any, T], deadline: Deadline) -> T:
@@ -63,3 +64,4 @@ class Qmp:
         self._thread.join(timeout=2)
         if not self._thread.is_alive():
             self._loop.close()
+        self._connection.close()

@@ -1,0 +1,280 @@
+"""Both kinds of machine with a real emulator beneath, and a boot sector as their guest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import machine as machines
+from harness.deadline import Deadline
+from harness.errors import CannotError, MachineDied
+from harness.files import PROJECT
+from harness.machine import Drive, Machine, Spec, bochs, qemu
+
+EMULATED = ("tcg", "bochs")
+EVIL = 'it\'s a "disk", $HOME {x} =1'
+PROMPT = r"sector\r\n> "
+
+Made = Callable[..., Machine]
+
+
+@pytest.fixture(scope="session")
+def sector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest: 1 MiB with the boot sector at its beginning."""
+    folder = tmp_path_factory.mktemp("sector")
+    source = Path(__file__).with_name("sector.S")
+    compiling = ["gcc", "-m32", "-nostdlib", "-ffreestanding", "-c", "-o", "sector.o", source]
+    linking = ["ld", "-m", "elf_i386", "-Ttext=0x7c00", "--oformat", "binary"]
+    subprocess.run(compiling, cwd=folder, check=True)
+    subprocess.run([*linking, "-o", "disk.img", "sector.o"], cwd=folder, check=True)
+    disk = folder / "disk.img"
+    os.truncate(disk, 1 << 20)
+    disk.chmod(0o400)
+    return disk
+
+
+@pytest.fixture(params=EMULATED)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(sector: Path, tmp_path: Path) -> Iterator[Made]:
+    made: list[Machine] = []
+
+    def build(backend: str, disk: Path = sector, run: str = "run", **more: object) -> Machine:
+        spec = Spec(
+            run_dir=tmp_path / run,
+            drive=Drive(disk),
+            memory_bytes=32 << 20,
+            **{"ssh": False, **more},  # type: ignore[arg-type]
+        )
+        made.append(machines.make(backend, spec))
+        return made[-1]
+
+    yield build
+    for machine in made:
+        machine.stop(Deadline.after(5))
+
+
+def boot(machine: Machine) -> None:
+    machine.start(Deadline.after(20))
+    machine.console.talk(0).expect_any([PROMPT], "greeting", Deadline.after(30))
+
+
+def ask(machine: Machine, text: str, answer: str) -> None:
+    talk = machine.console.talk()
+    machine.console.send(text)
+    talk.expect_any([answer], f"the answer to {text}", Deadline.after(20))
+
+
+def test_a_machine_lives_and_switches_itself_off(backend: str, make: Made) -> None:
+    machine = make(backend)
+    assert machine.pid is None
+    boot(machine)
+    assert machine.backend == backend
+    assert machine.pid is not None
+    assert machine.exit_code is None
+    assert not machine.powered_off()
+    machine.check()
+    ask(machine, "echo", "echo")
+    assert machine.wait_ended(Deadline.after(0.1)) is None
+    machine.console.send("q")
+    assert machine.wait_ended(Deadline.after(10)) is not None
+    assert machine.powered_off()
+    assert machine.console.wait_closed(Deadline.after(2))
+    machine.stop(Deadline.after(5))
+    assert b"hello from the first sector" in machine.spec.console_log.read_bytes()
+    assert machine.spec.run_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_brought_disk_is_never_written_to(
+    backend: str, make: Made, sector: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(sector.read_bytes())
+    before = hashlib.sha256(disk.read_bytes()).digest(), disk.stat().st_mtime_ns
+    with make(backend, disk) as machine:
+        boot(machine)
+        ask(machine, "w", "W")
+        machine.console.send("q")
+        machine.wait_ended(Deadline.after(10))
+    assert (hashlib.sha256(disk.read_bytes()).digest(), disk.stat().st_mtime_ns) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.img", "run"]
+
+
+def test_paths_may_be_odd_and_long(
+    backend: str, make: Made, sector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quotes, commas, blanks and variables mean something to both emulators; a socket's path may
+    have 108 bytes."""
+    folder = tmp_path / ("x" * 120) / EVIL
+    folder.mkdir(parents=True)
+    (folder / f"{EVIL}.img").write_bytes(sector.read_bytes())
+    # A relative path is relative to here, not to the emulator's folder.
+    monkeypatch.chdir(folder)
+    with make(backend, Path(f"{EVIL}.img"), str(folder / "run"), name='a, b="c"') as machine:
+        boot(machine)
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["in a wait", "before a wait"])
+def test_an_emulator_that_is_killed_ends_waits_at_once(
+    backend: str, make: Made, asleep: bool
+) -> None:
+    machine = make(backend)
+    boot(machine)
+    pid = machine.pid
+    assert pid is not None
+    timer = threading.Timer(0 if asleep else 0.4, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    if asleep:
+        timer.join()
+    start = time.monotonic()
+    with pytest.raises(MachineDied, match=rf"guest: {backend} was killed by SIGKILL") as told:
+        machine.console.talk().expect_any(["never"], "what never comes", Deadline.after(60))
+    assert time.monotonic() - start < 3
+    assert str(machine.spec.console_log) in told.value.message
+    assert "hello from the first sector" in told.value.detail
+    with pytest.raises(MachineDied):
+        machine.check()
+    assert not machine.powered_off()
+
+
+def test_a_signal_from_outside_is_no_power_off(make: Made) -> None:
+    """QEMU exits with 0 when it is asked to end by a signal."""
+    machine = make("tcg")
+    boot(machine)
+    assert machine.pid is not None
+    os.kill(machine.pid, signal.SIGTERM)
+    assert machine.wait_ended(Deadline.after(5)) == 0
+    assert not machine.powered_off()
+
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from harness import machine
+from harness.deadline import Deadline
+spec = machine.Spec(Path(sys.argv[2]), machine.Drive(Path(sys.argv[3])), 32 << 20, ssh=False)
+virtual = machine.make(sys.argv[1], spec)
+virtual.start(Deadline.after(20))
+print(virtual.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_emulator_does_not_outlive_a_killed_harness(
+    backend: str, sector: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", _CHILD, backend, str(tmp_path / "run"), str(sector)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as child:
+        assert child.stdout is not None
+        emulator = psutil.Process(int(child.stdout.readline()))
+        child.kill()
+    psutil.wait_procs([emulator], timeout=5)
+    assert not emulator.is_running() or emulator.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [("tcg", "unable to find CPU model 'nonsense'"), ("bochs", "cpu directive malformed")],
+)
+def test_a_model_that_does_not_exist_is_named_by_the_emulator(
+    make: Made, backend: str, words: str
+) -> None:
+    machine = make(backend, cpu="nonsense")
+    start = time.monotonic()
+    with pytest.raises(MachineDied, match=r"did not start: exited with 1") as told:
+        machine.start(Deadline.after(30))
+    assert words in told.value.detail
+    assert time.monotonic() - start < 8
+    machine.stop(Deadline.after(1))
+
+
+def test_a_taken_port_is_not_the_end(
+    backend: str, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        kind = bochs if backend == "bochs" else qemu
+        free_port = kind.free_port
+        ports = [other.getsockname()[1]]
+        monkeypatch.setattr(kind, "free_port", lambda: ports.pop() if ports else free_port())
+        with make(backend, ssh=True) as machine:
+            boot(machine)
+            assert machine.ssh_port != other.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", machine.ssh_port or 0), timeout=5):
+                pass
+
+
+def test_a_port_that_stays_taken_is_told(
+    backend: str, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        kind = bochs if backend == "bochs" else qemu
+        monkeypatch.setattr(kind, "free_port", lambda: other.getsockname()[1])
+        with pytest.raises(MachineDied, match=r"port|host forwarding|did not start"):
+            make(backend, ssh=True).start(Deadline.after(30))
+
+
+def test_an_emulator_that_is_not_installed_is_named(
+    backend: str, make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = make(backend)
+    monkeypatch.setattr(type(machine), "command", lambda _self: ["no-such-emulator"])
+    monkeypatch.setattr(qemu, "command_line", lambda *_a, **_k: ["no-such-emulator"])
+    with pytest.raises(CannotError, match=r"no-such-emulator is not installed; run ./inv setup"):
+        machine.start(Deadline.after(5))
+
+
+def test_a_disk_that_is_not_there_is_named(backend: str, make: Made, tmp_path: Path) -> None:
+    with pytest.raises(CannotError, match=r"absent\.img: there is no such disk"):
+        make(backend, tmp_path / "absent.img").start(Deadline.after(20))
+
+
+def test_a_disk_of_another_format_is_told(make: Made, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.qcow2"
+    disk.write_bytes(b"not qcow2")
+    spec = Spec(run_dir=tmp_path / "run", drive=Drive(disk, "qcow2"))
+    with pytest.raises(CannotError, match=r"disk\.qcow2: .*not in qcow2 format"):
+        machines.make("tcg", spec).start(Deadline.after(10))
+    with pytest.raises(CannotError, match=r"Bochs boots raw disks only, .*qcow2"):
+        machines.make("bochs", spec)
+
+
+def test_machines_leave_nothing_behind(backend: str, make: Made, tmp_path: Path) -> None:
+    process = psutil.Process()
+
+    def held() -> tuple[int, int, int]:
+        return process.num_fds(), threading.active_count(), len(process.children(recursive=True))
+
+    before = held()
+    for number in range(5):
+        with make(backend, run=f"run{number}", ssh=bool(number % 2)) as machine:
+            machine.start(Deadline.after(20))
+        with pytest.raises(MachineDied):
+            make(backend, run=f"bad{number}", cpu="nonsense").start(Deadline.after(20))
+    assert held() == before
+    known = {"emulator.log", "console.log", "overlay.qcow2", "bochs.log", "bochsrc.txt"}
+    known |= {"debugger.txt", "slirp.txt", "disk.img"}
+    assert {path.name for path in tmp_path.glob("*/*")} <= known
+
+
+def test_a_run_folder_can_be_used_again(backend: str, make: Made) -> None:
+    """What an earlier machine left there is not taken for this one's."""
+    with make(backend) as machine:
+        boot(machine)
+    with make(backend, cpu="nonsense") as machine, pytest.raises(MachineDied):
+        machine.start(Deadline.after(20))
+    with make(backend) as machine:
+        boot(machine)
