@@ -528,7 +528,7 @@ xo_finish(void)
 	if (json) {
 		if (depth != 0)
 			bug("xo_finish: something is open");
-		fprintf(out(), "%s}\n", started ? "" : "{");
+		fprintf(out(), "%s}\n", started ? "" : "{ ");
 	}
 	return (fflush(out()) != 0 || ferror(out()) ? -1 : 0);
 }
@@ -585,6 +585,7 @@ xo_err(int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	message(error, fmt, ap);
 	va_end(ap);
+	(void)xo_finish();
 	shim_exit(code);
 }
 
@@ -596,6 +597,7 @@ xo_errx(int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	message(0, fmt, ap);
 	va_end(ap);
+	(void)xo_finish();
 	shim_exit(code);
 }
 
