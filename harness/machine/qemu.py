@@ -160,7 +160,18 @@ def make_overlay(base: Path, base_format: str, overlay: Path) -> None:
     """A fresh qcow2 file over `base`, which is only read from then on."""
     overlay.unlink(missing_ok=True)
     _qemu_img(
-        ["create", "-q", "-f", "qcow2", "-F", base_format, "-b", str(base.absolute()), str(overlay)]
+        base,
+        [
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            base_format,
+            "-b",
+            str(base.absolute()),
+            str(overlay),
+        ],
     )
 
 
@@ -175,8 +186,7 @@ def _qemu_img(about: Path, arguments: Sequence[str]) -> None:
     except FileNotFoundError as error:
         raise CannotError("qemu-img is not installed; run ./inv setup") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
+        said = done.stderr.strip().splitlines() or [describe_exit(done.returncode)]
         raise CannotError(
-            f"{about}: qemu-img {arguments[0]}: {said[0] if said else describe_exit(done.returncode)}",
-            detail="\n".join(said[1:]),
+            f"{about}: qemu-img {arguments[0]}: {said[0]}", detail="\n".join(said[1:])
         )
