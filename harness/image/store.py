@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CannotError, UsageError
+from ..errors import CannotError, UsageError, WorkbenchError
 from ..files import cache_dir, locked, sha256_file, write_atomic
 from .manifest import available, check_release
 from .model import ImageRecord, Imported, Prepared
@@ -171,8 +171,12 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
         live("taking the prepared disk's digest")
         record = _record(imported, made, prepare_version)
         write_atomic(home / _RECORD, json.dumps(_to_data(record), indent=2) + "\n")
-    except BaseException:
+    except BaseException as error:
         _keep_logs(place, home / "failed")
+        if isinstance(error, WorkbenchError):
+            # What it says about logs is to be true afterwards.
+            error.message = error.message.replace(str(place), str(home / "failed"))
+            error.args = (error.message,)
         raise
     set_trees(imported.release, Trees(imported.source, imported.sysroot))
     for other in home.glob("prepared-*"):

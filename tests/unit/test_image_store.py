@@ -52,6 +52,8 @@ class Preparer:
         (folder / "boot").mkdir()
         (folder / "boot" / "console.log").write_text("login: ")
         live("booting")
+        if isinstance(self.error, GuestError):
+            raise GuestError(f"it broke; see {folder / 'boot' / 'console.log'}")
         if self.error:
             raise self.error
         (folder / "disk.raw").write_bytes(imported.disk.read_bytes() + b"prepared")
@@ -133,11 +135,14 @@ def test_a_failed_preparation_leaves_the_old_one(
     tmp_path: Path, cache: Path, error: WorkbenchError | KeyboardInterrupt
 ) -> None:
     record = bring_disk(tmp_path / "d")
-    with pytest.raises(type(error)):
+    log = cache / "images/15.1/failed/boot/console.log"
+    with pytest.raises(type(error)) as caught:
         bring(Files(disk=make_disk(tmp_path / "e", b"another")), Preparer(error))
+    if isinstance(error, GuestError):
+        assert str(caught.value) == f"it broke; see {log}"
     assert store.find("15.1") == record
     assert record.disk.is_file()
-    assert (cache / "images/15.1/failed/boot/console.log").read_text() == "login: "
+    assert log.read_text() == "login: "
     assert len(list((cache / "images/15.1").glob("prepared-*"))) == 1
     assert store.prune("15.1") > 0
     assert not (cache / "images/15.1/failed").exists()
