@@ -299,7 +299,7 @@ def prune(release: str) -> int:
     freed = 0
     with lock(release):
         record = _read(release)
-        for path in list(_rubbish(home, record)):
+        for path in list(_rubbish(home, record, trees(release))):
             freed += _size(path)
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -308,9 +308,13 @@ def prune(release: str) -> int:
     return freed
 
 
-def _rubbish(home: Path, record: ImageRecord | None) -> Iterator[Path]:
+def _rubbish(home: Path, record: ImageRecord | None, used: Trees) -> Iterator[Path]:
     for path in home.iterdir():
-        if path.name.startswith("prepared-"):
+        if path.name in ("source", "sysroot"):
+            tree = used.source if path.name == "source" else used.sysroot
+            if tree is None or not tree.is_relative_to(path):
+                yield path
+        elif path.name.startswith("prepared-"):
             if record is None or record.disk.parent != path:
                 yield path
         elif path.name == "failed" or path.name.startswith("."):

@@ -187,6 +187,10 @@ def test_sets_are_unpacked_into_the_cache(tmp_path: Path, cache: Path) -> None:
     record = bring(Files(src=other))
     assert record is not None
     assert (record.source, record.sysroot) == (other, home / "sysroot")
+    assert (home / "source").exists()
+    store.prune("15.1")
+    assert not (home / "source").exists()
+    assert store.sysroot("15.1") == home / "sysroot"
 
 
 def test_an_archive_with_one_folder_of_any_name(tmp_path: Path, cache: Path) -> None:
