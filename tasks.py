@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from invoke.tasks import task
 from harness import host, image_cli, packages, patch_cli, report, ui
 from harness import probe as vtxprobe
 from harness.cli import run_task
+from harness.errors import UsageError
 from harness.verify import verify as run_verify
 from harness.workbench import Options
 
@@ -34,9 +36,11 @@ def setup(_context: Context) -> None:
 @run_task
 def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     """Run the project's own tests: no FreeBSD, no KVM needed."""
+    if only not in ("", *SECTIONS):
+        raise UsageError(f"--only {only}: one of {', '.join(SECTIONS)} is meant")
     packages.ensure()
     folders = [f"tests/{section}" for section in SECTIONS if only in ("", section)]
-    return subprocess.call([sys.executable, "-m", "pytest", *folders, *args.split()])
+    return subprocess.call([sys.executable, "-m", "pytest", *folders, *shlex.split(args)])
 
 
 @task(

@@ -6,16 +6,41 @@ an unknown task exits 2 here, where Invoke's own program would exit 1.
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from invoke.exceptions import CollectionNotFound, ParseError
+from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
 from . import ui
-from .errors import EXIT_INTERRUPTED, EXIT_USAGE, WorkbenchError
+from .errors import (
+    EXIT_INTERRUPTED,
+    EXIT_READER_GONE,
+    EXIT_USAGE,
+    CannotError,
+    WorkbenchError,
+)
+
+# What may go wrong with any file anywhere and is no bug of ours: a line, not a traceback.
+_OF_THE_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+}
+
+# Invoke's words where there is no tasks.py; they come with the exit code of a failed check.
+_NO_TASKS = "Can't find any collection"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,9 +48,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 def fail(error: WorkbenchError) -> NoReturn:
     """Print the error's line and what belongs below it, and exit with its code."""
     if error.detail:
-        sys.stderr.write(error.detail + "\n")
+        ui.say_detail(error.detail)
     ui.say(f"error: {error.message}")
     raise SystemExit(error.exit_code)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def run_task(body: F) -> F:
@@ -35,15 +67,21 @@ def run_task(body: F) -> F:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             code = body(*args, **kwargs)
+            sys.stdout.flush()
         except WorkbenchError as error:
             fail(error)
         except KeyboardInterrupt:
             ui.say("error: interrupted")
             raise SystemExit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            # The reader of our output has gone (`inv ... | head`); nothing is left to tell it.
-            sys.stderr.close()
-            raise SystemExit(EXIT_USAGE) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and _reader_gone():
+                # `inv ... | head`: nothing is left to tell it, not even by the last flush.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise SystemExit(EXIT_READER_GONE) from None
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            fail(CannotError(f"{where}{error.strerror}"))
         if code:
             raise SystemExit(code)
 
@@ -58,15 +96,15 @@ class WorkbenchProgram(Program):
             super().run(argv, exit=exit)
         except SystemExit as error:
             # Invoke turns both into exit code 1; what it was is kept as the context.
+            if isinstance(error.__context__, Exit) and _NO_TASKS in str(error.__context__):
+                ui.say("error: no tasks.py here; run inv from the project's top folder")
+                raise SystemExit(EXIT_USAGE) from None
             if isinstance(error.__context__, ParseError):
                 ui.say("`inv --list` shows the tasks, `inv --help TASK` the options of one")
                 raise SystemExit(EXIT_USAGE) from None
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise SystemExit(EXIT_INTERRUPTED) from None
             raise
-        except CollectionNotFound:
-            ui.say("error: no tasks.py here; run inv from the project's top folder")
-            raise SystemExit(EXIT_USAGE) from None
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ EXIT_CANNOT = 3
 EXIT_GUEST = 4
 EXIT_PATCH = 5
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
+"""What a shell says of a program that SIGPIPE ended: 128 and the signal's number."""
 
 
 class WorkbenchError(Exception):
@@ -60,6 +62,12 @@ class PatchError(WorkbenchError):
     """A patch does not apply, or what it makes does not build."""
 
     exit_code = EXIT_PATCH
+
+
+class Interrupted(WorkbenchError):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class ChecksFailed(WorkbenchError):

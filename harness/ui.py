@@ -21,13 +21,27 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """rich's console, except that a reader who has gone does not pass for exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        raise BrokenPipeError
+
+
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
+out = _Console(highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
     """One line about the work under way, on standard error."""
-    err.print(Text(line))
+    err.print(Text(clean(line)))
+
+
+def say_detail(text: str) -> None:
+    """What belongs below or above a line, a log's end for instance, on standard error."""
+    sys.stderr.write(clean(text.rstrip("\n")) + "\n")
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -36,9 +50,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for number, header in enumerate(headers):
         grid.add_column(header, overflow="fold", no_wrap=number < len(headers) - 1)
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(clean(cell)) for cell in row))
     # Without a terminal rich assumes 80 columns and would fold what a log can hold.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
+    _Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
 
 
 def print_json(data: Any) -> None:
@@ -101,6 +115,11 @@ def _live_line(name: str) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(name, total=None, last="")
         yield lambda line: progress.update(task, last=printable(line)[:100])
+
+
+def clean(text: str) -> str:
+    """`text` of several lines, with everything that could steer a terminal replaced by `?`."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
 
 def printable(text: str) -> str:
