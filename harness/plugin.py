@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .errors import GuestError, GuestPanic, MachineDied, WorkbenchError
+from .console import clean_lines
+from .errors import GuestError, GuestPanic, MachineDied, WaitTimeout, WorkbenchError
 from .guest import Guest
 from .l2 import L2
 from .machine import Machine
@@ -115,7 +116,8 @@ def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
 def _needs_met(request: pytest.FixtureRequest) -> None:
     """Skip, in words, what this guest cannot do."""
     marked = {mark.name for mark in request.node.iter_markers()}
-    if not marked & {"vtx", "tools"}:
+    # Others' tests may have marks of these names too.
+    if not marked & {"vtx", "tools"} or not _is_ours(request.node):
         return
     bench: Workbench = request.getfixturevalue("workbench")
     if "tools" in marked and bench.vmtool is None:
@@ -124,18 +126,46 @@ def _needs_met(request: pytest.FixtureRequest) -> None:
         pytest.skip(f"needs a processor that virtualizes: {bench.loaded.refusal}")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def _is_ours(item: pytest.Item) -> bool:
+    """Whether a test uses the guest; all others are none of this plugin's business."""
+    return "workbench" in getattr(item, "fixturenames", ())
+
+
+def _guest(item: pytest.Item) -> Guest | None:
+    bench = item.config.stash.get(WORKBENCH, None)
+    return bench.guest if bench is not None and _is_ours(item) else None
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Once the machine is broken, what comes after it names the first cause instead of its own."""
     broken = item.config.stash.get(_BROKEN, None)
-    if broken is not None and "workbench" in getattr(item, "fixturenames", ()):
+    if broken is not None and _is_ours(item):
         pytest.skip(f"not run, the machine broke before: {broken}")
-    bench = item.config.stash.get(WORKBENCH, None)
-    if bench is None or bench.guest is None:
+    _take_down(item)
+    yield
+    # The first test's own set-up may have brought the guest up.
+    if _CONSOLE_MARK not in item.stash:
+        _take_down(item)
+
+
+def _take_down(item: pytest.Item) -> None:
+    """Remember what the guest has said so far."""
+    guest = _guest(item)
+    if guest is None:
         return
-    item.stash[_CONSOLE_MARK] = bench.guest.machine.console.mark
+    item.stash[_CONSOLE_MARK] = guest.machine.console.mark
     with contextlib.suppress(GuestError):
-        item.stash[_DMESG_BEFORE] = bench.guest.dmesg()
+        item.stash[_DMESG_BEFORE] = guest.dmesg()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """A panic belongs to the test during which it came, even if that saw nothing of it."""
+    yield
+    guest = _guest(item)
+    if guest is not None and item.config.stash.get(_BROKEN, None) is None:
+        guest.machine.check()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -144,31 +174,32 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Give a failure what the guest said meanwhile, and notice when the machine broke."""
     report = yield
-    bench = item.config.stash.get(WORKBENCH, None)
-    if not report.failed or bench is None or bench.guest is None or _CONSOLE_MARK not in item.stash:
+    guest = _guest(item)
+    if not report.failed or guest is None or _CONSOLE_MARK not in item.stash:
         return report
-    machine = bench.guest.machine
-    broken = call.excinfo.value if call.excinfo else None
-    if not isinstance(broken, GuestPanic | MachineDied):
-        broken = None
+    machine = guest.machine
+    error = call.excinfo.value if call.excinfo else None
+    broken = str(error) if isinstance(error, GuestPanic | MachineDied) else None
+    if broken is None:
         try:
             machine.check()
-        except GuestError as error:
-            broken = error
-            report.sections.append(("the guest broke", f"{error.message}\n{error.detail}"))
-    if broken is not None:
-        item.config.stash.setdefault(_BROKEN, str(broken))
-    said = machine.console.since(item.stash[_CONSOLE_MARK]).strip()
+        except GuestError as found:
+            broken = found.message
+            report.sections.append(("the guest broke", f"{found.message}\n{found.detail}"))
+    said = "\n".join(clean_lines(machine.console.since(item.stash[_CONSOLE_MARK])))
     report.sections.append(("guest console meanwhile", said or "(nothing)"))
-    if broken is None and _DMESG_BEFORE in item.stash:
-        before = item.stash[_DMESG_BEFORE]
+    if broken is None:
+        before = item.stash.get(_DMESG_BEFORE, [])
         try:
-            after = bench.guest.dmesg()
-        except GuestError as error:
-            report.sections.append(("guest dmesg meanwhile", f"not to be had: {error.message}"))
+            news = new_lines(before, guest.dmesg())
+        except GuestError as found:
+            report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
+            if isinstance(found, GuestPanic | MachineDied | WaitTimeout):
+                broken = f"it answers no more: {found.message}"
         else:
-            news = new_lines(before, after)
             report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
+    if broken is not None:
+        item.config.stash.setdefault(_BROKEN, broken)
     return report
 
 

@@ -18,7 +18,9 @@ from . import ui
 from .errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from .files import write_atomic
 
-Outcome = Literal["passed", "failed", "skipped"]
+Outcome = Literal["passed", "failed", "error", "skipped"]
+"""`error`: it broke outside its own claim (time ran out, a fixture failed), so it says nothing."""
+
 Status = Literal["ok", "FAILED", "not run"]
 
 
@@ -65,6 +67,8 @@ class Report:
         """What a check's outcome means in this run, and why, in a few words."""
         if check.outcome == "skipped":
             return "not run", check.message
+        if check.outcome == "error":
+            return "FAILED", check.message or "it could not be carried out"
         if self.stock and check.of_patch:
             if check.outcome == "failed":
                 return "ok", "fails without the patch, as it must"
@@ -135,8 +139,8 @@ def show(report: Report) -> None:
     )
     for check in report.checks:
         if report.status(check)[0] == "FAILED" and check.detail:
-            ui.out.print(f"--- {check.name}\n{check.detail}\n", markup=False)
-    ui.out.print(f"verdict: {report.verdict}", markup=False)
+            ui.out.print(ui.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)
+    ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
     ui.out.print(f"run:     {report.run_dir}", markup=False)
 
 
@@ -197,7 +201,8 @@ def _suite(top: ET.Element, name: str, report: Report, seconds: float) -> ET.Ele
 def _xml(text: str) -> str:
     """`text` without the characters that XML 1.0 cannot hold; a console brings them all."""
     return "".join(
-        c if c in "\t\n" or (c >= " " and c not in "\ufffe\uffff") else "?" for c in text
+        c if c in "\t\n" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" or c > "\uffff" else "?"
+        for c in text
     )
 
 

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import subprocess
 import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from . import plugin, report, ui
-from .errors import EXIT_OK, CannotError, GuestError, WorkbenchError
+from .errors import (
+    EXIT_OK,
+    CannotError,
+    GuestError,
+    GuestPanic,
+    Interrupted,
+    MachineDied,
+    WaitTimeout,
+    WorkbenchError,
+)
 from .files import PROJECT
 from .report import Check, Report
+from .ssh import SshRefused
 from .workbench import STAGES, Options, Workbench, load_series, new_run_dir
 
 CHECKS = PROJECT / "tests" / "guest"
 _SERIES_TESTS = "test_series_*.py"
+_PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS")
+# A check that ends with one of these found nothing out about what it claims.
+_BROKE = (GuestPanic, MachineDied, WaitTimeout, SshRefused)
 
 
 def verify(options: Options, tests: Path = CHECKS) -> Report:
@@ -40,7 +55,9 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
         except WorkbenchError as caught:
             error = caught
             if error.detail:
-                sys.stderr.write(error.detail + "\n")
+                ui.say_detail(error.detail)
+        except KeyboardInterrupt:
+            error = Interrupted("interrupted")
     result = Report(
         release=options.release,
         backend=bench.backend,
@@ -75,17 +92,33 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check]) -> None:
         recorder.step = step
         arguments = [str(tests), "-p", "no:cacheprovider", "-q", "--tb=short", "-o", "addopts=-ra"]
         arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
-        with log.open("w") as stream, contextlib.redirect_stdout(stream):
+        with log.open("w") as stream, contextlib.redirect_stdout(stream), _our_pytest():
             code = pytest.main(arguments, plugins=[recorder])
+        if recorder.interrupted:
+            raise KeyboardInterrupt
         if recorder.broken:
-            step.outcome = "failed"
-            step.note = recorder.broken
             raise GuestError(f"the guest broke: {recorder.broken}")
-        if not checks:
+        early = recorder.ended_early or code not in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.TESTS_FAILED,
+        )
+        if early or not checks:
+            # What ran may have held, and what did not run would be missing without a word.
             tail = "\n".join(log.read_text().splitlines()[-15:])
-            raise CannotError(f"pytest ran no check (exit {int(code)}); see {log}", detail=tail)
-        failed = sum(check.outcome == "failed" for check in checks)
+            what = "ended early" if checks else "ran no check"
+            raise CannotError(f"pytest {what} (exit {int(code)}); see {log}", detail=tail)
+        failed = sum(check.outcome in ("failed", "error") for check in checks)
         step.note = f"{len(checks)} run, {failed} failed"
+
+
+@contextlib.contextmanager
+def _our_pytest() -> Iterator[None]:
+    """Without what somebody set for pytests of his own: it could leave checks out silently."""
+    mine = {name: os.environ.pop(name) for name in _PYTEST_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(mine)
 
 
 class _Recorder:
@@ -96,8 +129,11 @@ class _Recorder:
         self._checks = checks
         self._items: dict[str, tuple[bool, str]] = {}
         self._parts: dict[str, list[pytest.TestReport]] = {}
+        self._errors: set[str] = set()
         self._config: pytest.Config | None = None
         self.step: ui.Stage | None = None
+        self.interrupted = False
+        self.ended_early = False
 
     @property
     def broken(self) -> str | None:
@@ -107,6 +143,22 @@ class _Recorder:
     def pytest_configure(self, config: pytest.Config) -> None:
         self._config = config
         config.stash[plugin.WORKBENCH] = self._bench
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # pytest catches Ctrl-C and ends well; pytest.exit and errors of collection come here too,
+        # the latter as a subclass.
+        self.interrupted = type(excinfo.value) is KeyboardInterrupt
+        self.ended_early = True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        error = call.excinfo.value if call.excinfo else None
+        if report.failed and (report.when != "call" or isinstance(error, _BROKE)):
+            self._errors.add(item.nodeid)
+        return report
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -140,7 +192,7 @@ class _Recorder:
         return Check(
             name=_short(nodeid),
             title=title,
-            outcome=worst.outcome,
+            outcome="error" if nodeid in self._errors else worst.outcome,
             of_patch=of_patch,
             seconds=sum(part.duration for part in parts),
             message=message,

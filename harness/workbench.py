@@ -30,6 +30,7 @@ STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
 
 _MEMORY_BYTES = 1 << 30
 _START_S = 30.0
+_GOODBYE_S = 10.0
 _SOURCES = files.PROJECT / "tests" / "guest" / "src"
 
 
@@ -190,12 +191,16 @@ class Workbench:
 
     def close(self) -> None:
         """End the machine; its overlay goes with it, its logs stay."""
-        if self.guest is not None:
-            if self.loaded is not None and self.guest.machine.pid:
-                with contextlib.suppress(GuestError):
-                    text = "\n".join(self.guest.dmesg())
-                    files.write_atomic(self.run_dir / "guest" / "dmesg.txt", text + "\n")
+        if self.guest is None:
+            return
+        try:
+            # Worth having, not worth waiting for: the guest may hang, or be a panicked one.
+            if self.loaded is not None and self.guest.machine.pid and self.guest.connected:
+                with contextlib.suppress(GuestError, OSError):
+                    text = self.guest.must(["dmesg"], Deadline.after(_GOODBYE_S))
+                    files.write_atomic(self.run_dir / "guest" / "dmesg.txt", text)
             self.guest.disconnect()
+        finally:
             self.guest.machine.stop(Deadline.after(10))
             for overlay in (self.run_dir / "guest").glob("overlay.*"):
                 overlay.unlink(missing_ok=True)

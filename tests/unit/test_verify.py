@@ -1,0 +1,238 @@
+"""`verify` from end to end, with the guest played: always a report, and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeGuest
+from fakes import bench as fake_bench
+
+from harness import ui, verify, workbench
+from harness.errors import GuestError, PatchError, WorkbenchError
+from harness.report import Report
+from harness.workbench import STAGES, Options
+
+CHECKS = '''
+import pytest
+from harness.errors import MachineDied, WaitTimeout
+
+def test_holds(guest):
+    """the first holds"""
+
+@pytest.mark.patch
+def test_of_the_patch(guest):
+    """the second fails"""
+    assert guest is None
+
+@pytest.mark.patch
+def test_takes_too_long(guest):
+    """the third is broken off"""
+    raise WaitTimeout("no end within 5 s")
+'''
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HARNESS_RUNS", "HARNESS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    project = tmp_path / "project"
+    (project / "tests" / "unit").mkdir(parents=True)
+    (project / "tests" / "unit" / "test_series_x.py").write_text("def test_series(): pass\n")
+    monkeypatch.setattr(verify, "PROJECT", project)
+
+
+Run = Callable[..., Report]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run verify over a bench that is up, or whose `up` raises; the guest is `run.guest`."""
+
+    def go(text: str = CHECKS, stops: BaseException | None = None, **options: Any) -> Report:
+        # A name of its own: pytest runs in this process, which knows the other modules by name.
+        tests = tmp_path / "project" / f"test_{uuid.uuid4().hex}.py"
+        tests.write_text(text)
+        played = fake_bench(FakeGuest())
+
+        class Bench:
+            def __init__(self, asked: Options, run_dir: Path) -> None:
+                self.__dict__.update(vars(played), run_dir=run_dir, options=asked, stages=[])
+
+            def up(self) -> None:
+                with ui.stage("host", self.stages):
+                    pass
+                if stops:
+                    with ui.stage("build", self.stages):
+                        raise stops
+
+            def __enter__(self) -> Bench:
+                return self
+
+            def __exit__(self, *_exc: object) -> None:
+                played.guest.machine.stop(None)
+
+        monkeypatch.setattr(verify, "Workbench", Bench)
+        result = verify.verify(Options(**options), tests)
+        assert played.guest.machine.stopped
+        assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
+        saved = json.loads((result.run_dir / "report.json").read_text())
+        assert saved["exit_code"] == result.exit_code
+        return result
+
+    return go
+
+
+def status(result: Report) -> dict[str, str]:
+    return {check.name.partition("::")[2]: result.status(check)[0] for check in result.checks}
+
+
+def outcomes(result: Report) -> dict[str, str]:
+    return {stage.name: stage.outcome for stage in result.stages}
+
+
+def test_checks_become_a_report(run: Run) -> None:
+    result = run()
+    assert status(result) == {
+        "test_holds": "ok",
+        "test_of_the_patch": "FAILED",
+        "test_takes_too_long": "FAILED",
+    }
+    assert result.exit_code == 1
+    assert result.checks[0].title == "the first holds"
+    assert "assert <" in result.checks[1].message
+    assert "guest console meanwhile" in result.checks[1].detail
+    assert {stage.name: stage.note for stage in result.stages}["checks"] == "3 run, 2 failed"
+    assert "passed" in (result.run_dir / "pytest.log").read_text()
+
+
+def test_on_the_stock_module_a_time_out_proves_nothing(run: Run) -> None:
+    result = run(stock=True)
+    assert status(result) == {
+        "test_holds": "ok",
+        "test_of_the_patch": "ok",
+        "test_takes_too_long": "FAILED",
+    }
+    assert "no end within 5 s" in result.status(result.checks[2])[1]
+    assert result.series == "stock"
+
+
+def test_a_fixture_that_fails_proves_nothing_either(run: Run) -> None:
+    text = CHECKS.split("def test_holds")[0] + (
+        "@pytest.fixture\ndef broken(): raise ValueError('x')\n"
+        "@pytest.mark.patch\ndef test_a(broken, guest): pass\n"
+    )
+    assert status(run(text, stock=True)) == {"test_a": "FAILED"}
+
+
+@pytest.mark.parametrize("error", [GuestError("gone"), PatchError("no hunk", detail="lines")])
+def test_a_stage_that_fails_ends_the_run_with_its_code(
+    run: Run, error: WorkbenchError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(stops=error)
+    assert result.exit_code == error.exit_code
+    assert result.error == error.message
+    assert outcomes(result) == {
+        "host": "ok",
+        "build": "failed",
+        **{name: "not run" for name in STAGES if name not in ("host", "build")},
+    }
+    assert error.message in ET.parse(result.run_dir / "junit.xml").getroot().find(  # noqa: S314
+        ".//testcase[@name='build']/error"
+    ).get("message")
+    said = capsys.readouterr().err
+    assert error.detail in said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_in_a_stage(run: Run) -> None:
+    result = run(stops=KeyboardInterrupt())
+    assert (result.exit_code, result.error) == (130, "interrupted")
+
+
+def test_ctrl_c_in_a_check_is_no_success(run: Run) -> None:
+    """pytest catches it, and what had run until then may all have held."""
+    text = CHECKS.partition("@pytest")[0] + "def test_b(guest): raise KeyboardInterrupt\n"
+    result = run(text)
+    assert result.exit_code == 130
+    assert status(result)["test_holds"] == "ok"
+    assert outcomes(result)["checks"] == "failed"
+
+
+def test_pytest_that_ends_early_is_no_success(run: Run) -> None:
+    text = CHECKS.partition("@pytest")[0] + "def test_b(guest): pytest.exit('enough', 0)\n"
+    result = run(text)
+    assert result.exit_code not in (0, 1)
+    assert "pytest" in result.error
+
+
+def test_no_check_at_all_is_no_success(run: Run) -> None:
+    assert run("").exit_code == 3
+    assert "ran no check" in run("import nothing_like_this").error
+
+
+def test_the_users_own_pytest_settings_leave_nothing_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k test_holds")
+    assert len(run().checks) == 3
+
+
+def test_a_machine_that_breaks_ends_the_run_as_that(run: Run) -> None:
+    text = CHECKS + (
+        "def test_dies(guest): raise MachineDied('killed by SIGKILL')\n"
+        "def test_later(guest): raise AssertionError('never run')\n"
+    )
+    result = run(text)
+    assert result.exit_code == 4
+    assert "killed by SIGKILL" in result.error
+    assert status(result)["test_later"] == "not run"
+    assert "killed by SIGKILL" in result.checks[-1].message
+    assert outcomes(result)["checks"] == "failed"
+
+
+def test_a_panic_that_no_check_sees_is_seen(run: Run) -> None:
+    text = "def test_a(guest): guest.machine.console.panic = 'sleeping thread'\n"
+    result = run(text)
+    assert result.exit_code == 4
+    assert "sleeping thread" in result.error
+
+
+def test_no_image_and_no_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be done without FreeBSD is done, and one message says how to get further."""
+
+    def choose(self: workbench.Workbench) -> None:
+        with ui.stage("host", self.stages):
+            self.decision = workbench.host.Decision("tcg", "tcg", "played")
+
+    def prove(self: workbench.Workbench) -> None:
+        with ui.stage("probe", self.stages):
+            pass
+
+    monkeypatch.setattr(workbench.Workbench, "choose", choose)
+    monkeypatch.setattr(workbench.Workbench, "prove", prove)
+    result = verify.verify(Options(offline=True))
+    assert result.exit_code == 3
+    assert outcomes(result) == {
+        "host": "ok",
+        "probe": "ok",
+        "image": "failed",
+        "series C": "ok",
+        **dict.fromkeys(STAGES[3:], "not run"),
+    }
+    assert "15.1" in result.error
+    assert "image.import --release 15.1" in result.error
+    assert "1 passed" in next(s.note for s in result.stages if s.name == "series C")
+    root = ET.parse(result.run_dir / "junit.xml").getroot()  # noqa: S314
+    skipped = [
+        case.get("name") for case in root.iter("testcase") if case.find("skipped") is not None
+    ]
+    assert skipped == list(STAGES[3:])
+    assert "Traceback" not in capsys.readouterr().err
