@@ -11,13 +11,14 @@ from pathlib import Path
 from types import TracebackType
 
 from .deadline import Deadline
-from .errors import GuestError, WaitTimeout
+from .errors import GuestError, GuestPanic, MachineDied, WaitTimeout
 from .machine import Machine
-from .ssh import Address, Result, Ssh, succeeded
+from .ssh import Address, Result, Ssh, SshRefused, succeeded
 
 _BOOT_S = 50.0
 _COMMAND_S = 20.0
 _SHUTDOWN_S = 20.0
+_STEP_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Guest:
             self._ssh.connect(self.deadline())
         return self._ssh
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as this side knows."""
+        return self._ssh is not None and self._ssh.connected
+
     def run(
         self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
     ) -> Result:
@@ -141,11 +147,15 @@ class Guest:
         with contextlib.suppress(GuestError):
             self.run(["shutdown", "-p", "now"], limit.at_most(30))
         self.disconnect()
-        if self.machine.wait_ended(limit) is None:
-            raise WaitTimeout(
-                f"{self.machine.spec.name} did not power off within {limit.limit_s:.0f} s",
-                detail=self.machine.console.tail(),
-            )
+        # A panic on the way down leaves the machine running.
+        while self.machine.wait_ended(limit.at_most(_STEP_S)) is None:
+            self.machine.console.check_panic()
+            if limit.expired:
+                raise WaitTimeout(
+                    f"{self.machine.spec.name} did not power off within {limit.limit_s:.0f} s; the "
+                    f"console's log is {self.machine.console.log}",
+                    detail=self.machine.console.tail(),
+                )
         if not self.machine.powered_off():
             self.machine.check()
 
@@ -157,11 +167,22 @@ class Guest:
             self.run(["shutdown", "-r", "now"], limit.at_most(30))
         self.disconnect()
         while True:
-            # The old system may still answer once or twice.
-            self.wait_ready(limit)
-            if self.must(["sysctl", "-n", "kern.boottime"]) != before:
-                return
+            # The old system may still answer once or twice, and break off in between.
+            try:
+                self.wait_ready(limit)
+                if self.must(["sysctl", "-n", "kern.boottime"], limit) != before:
+                    return
+            except (GuestPanic, MachineDied, WaitTimeout, SshRefused):
+                raise
+            except GuestError:
+                self.machine.check()
             self.disconnect()
+            if limit.expired:
+                raise WaitTimeout(
+                    f"{self.machine.spec.name} did not reboot within {limit.limit_s:.0f} s; the "
+                    f"console's log is {self.machine.console.log}",
+                    detail=self.machine.console.tail(),
+                )
             time.sleep(0.5)
 
     def disconnect(self) -> None:

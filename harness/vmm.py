@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .build import Build
 from .errors import CannotError, GuestError, PatchError
@@ -206,12 +207,22 @@ def parse_listing(text: str) -> Listing:
         rows = top.get("virtual-machine", [])
         return Listing(
             vms=tuple(
-                Listed(row["name"], row.get("memory"), row.get("lowmem"), row.get("highmem"))
+                Listed(
+                    _of(str, row["name"]),
+                    *(_of(int, row.get(key), None) for key in ("memory", "lowmem", "highmem")),
+                )
                 for row in rows
             ),
-            memory=Memory(top["total"], top["allocated"], top["free"]),
+            memory=Memory(*(_of(int, top[key]) for key in ("total", "allocated", "free"))),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandFailed(
             f"vmmls printed JSON that is not as documented: {error!r}", detail=text
         ) from error
+
+
+def _of(kind: type, value: Any, *others: Any) -> Any:
+    """`value`, which has to be of this very kind or one of `others`: "1" and true are no sizes."""
+    if type(value) is not kind and value not in others:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
