@@ -82,16 +82,32 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
+        _sync_below(temporary)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             target.replace(old / "was")
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except BaseException:
+                (old / "was").replace(target)
+                old.rmdir()
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(target)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+    sync(target.parent)
+
+
+def _sync_below(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root, name)
+            if path.is_file() and not path.is_symlink():
+                sync(path)
+        sync(Path(root))
 
 
 def sync(path: Path) -> None:
@@ -106,16 +122,19 @@ def sync(path: Path) -> None:
 @contextmanager
 def locked(path: Path, what: str, timeout_s: float = 600.0) -> Iterator[None]:
     """Hold an exclusive lock on `path`; CannotError when another process keeps it too long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout_s)
     except filelock.Timeout as error:
         raise CannotError(
             f"{what}: another run has held {path} for {timeout_s:.0f} s; wait for it or end it"
         ) from error
     except OSError as error:
-        raise CannotError(f"{what}: cannot lock {path}: {error.strerror}") from error
+        raise CannotError(
+            f"{what}: cannot lock {path}: {error.strerror}; make it yours, or set HARNESS_CACHE to "
+            "a folder that can be written"
+        ) from error
     try:
         yield
     finally:

@@ -1,0 +1,237 @@
+"""Files that appear whole or not at all, also when the power goes; locks, digests, room."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import files
+from harness.errors import CannotError
+from harness.files import PROJECT
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(path: Path) -> None:
+    path.write_text("half")
+    raise Stop
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "target"
+    with files.atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    with pytest.raises(Stop), files.atomic_path(target) as temporary:
+        stop(temporary)
+    assert target.read_bytes() == b"new"
+    assert names(target.parent) == ["target"]
+
+
+def test_write_atomic(tmp_path: Path) -> None:
+    files.write_atomic(tmp_path / "text", "é", mode=0o600)
+    files.write_atomic(tmp_path / "bytes", b"\xff")
+    assert (tmp_path / "text").read_bytes() == "é".encode()
+    assert stat.S_IMODE((tmp_path / "text").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "bytes").stat().st_mode) == 0o644
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for content in ("first", "second"):
+        with files.atomic_dir(target) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / content).write_text(content)
+            (temporary / "dangling").symlink_to("nowhere")
+        assert names(target / "sub") == [content]
+    with pytest.raises(Stop), files.atomic_dir(target) as temporary:
+        stop(temporary / "half")
+    assert names(target / "sub") == ["second"]
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").touch()
+    replace = Path.replace
+
+    def fails(self: Path, to: Path) -> Path:
+        if to == target and self.name != "was":
+            raise OSError(5, "Input/output error")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="Input/output"), files.atomic_dir(target) as temporary:
+        (temporary / "new").touch()
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["target"]
+
+
+def test_what_appears_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave a name with nothing behind it."""
+    synced: list[tuple[str, bool]] = []
+    sync = files.sync
+    target = tmp_path / "target"
+
+    def watch(path: Path) -> None:
+        synced.append((path.name, target.exists()))
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", watch)
+    with files.atomic_dir(target) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file").write_text("x")
+    assert ("file", False) in synced
+    assert ("sub", False) in synced
+    assert synced[-1] == (tmp_path.name, True)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_kill_leaves_the_old_or_nothing(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom harness import files\n"
+        f"make = files.atomic_{'path' if kind == 'file' else 'dir'}\n"
+        "with make(Path(sys.argv[1])) as temporary:\n"
+        f" (temporary{'' if kind == 'file' else ' / chr(120)'}).write_text('half')\n"
+        " print('writing', flush=True)\n time.sleep(60)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE, cwd=PROJECT
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"writing\n"
+        child.send_signal(signal.SIGKILL)
+    assert not target.exists()
+    # What it left behind is hidden and stands in nobody's way.
+    assert all(name.startswith(".target.") for name in names(tmp_path))
+    if kind == "file":
+        files.write_atomic(target, "whole")
+        assert target.read_text() == "whole"
+    else:
+        with files.atomic_dir(target):
+            pass
+        assert target.is_dir()
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "deep" / "lock"
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        with files.locked(lock, "testing"):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
+
+
+def test_a_lock_kept_too_long_is_told(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with (
+        files.locked(lock, "first"),
+        pytest.raises(CannotError, match=rf"second: another run has held {lock} for 0 s; wait"),
+        files.locked(lock, "second", timeout_s=0.1),
+    ):
+        pass
+    with files.locked(lock, "third", timeout_s=0.1):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CannotError, match=r"testing: cannot lock .*HARNESS_CACHE"),
+        files.locked(tmp_path / "file" / "lock", "testing"),
+    ):
+        pass
+
+
+def test_a_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom harness import files\n"
+        "with files.locked(Path(sys.argv[1]), 'x'):\n print('held', flush=True)\n time.sleep(60)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "lock")],
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        child.kill()
+    with files.locked(tmp_path / "lock", "next", timeout_s=2):
+        pass
+
+
+def test_room(tmp_path: Path) -> None:
+    files.require_room(tmp_path, 1, "a byte")
+    with pytest.raises(CannotError, match=r"all needs 1048576\.0 GiB in .* free; .*HARNESS_CACHE"):
+        files.require_room(tmp_path, 1 << 50, "all")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (3 << 30, "3.0 GiB"),
+        (5 << 40, "5120.0 GiB"),
+    ],
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert files.human_bytes(count) == text
+
+
+def test_digests(tmp_path: Path) -> None:
+    assert files.sha256_text("ab", "c") != files.sha256_text("a", "bc")
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 3_000_000)
+    done: list[int] = []
+    digest = files.sha256_file(path, done.append)
+    told = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert digest == told.split()[0]
+    assert done[-1] == 3_000_000
+
+
+def test_folders_are_private_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, folder in (
+        ("HARNESS_CACHE", files.cache_dir),
+        ("HARNESS_RUNS", files.runs_dir),
+    ):
+        monkeypatch.setenv(variable, str(tmp_path / "a" / variable))
+        assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+        (tmp_path / "file").touch()
+        monkeypatch.setenv(variable, str(tmp_path / "file" / "x"))
+        with pytest.raises(CannotError, match=rf"file/x: .*; set {variable}"):
+            folder()
+    assert os.environ["HARNESS_RUNS"]
