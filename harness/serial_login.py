@@ -16,7 +16,10 @@ from .errors import CannotError, GuestError, WaitTimeout
 _PROMPT = r"login: *$"
 _KERNEL_SPEAKS = "Copyright (c) 1992"
 _RESEND_S = 20.0
-_LINE_LIMIT = 240
+# The prompt is put together by the shell, so that the echo of this line is not taken for it.
+_TAKE_SHELL = """exec env ENV= PS1=wb'# ' /bin/sh +E +V"""
+_SHELL_PROMPT = r"wb# $"
+_LINE_LIMIT = 255
 
 
 class SerialLogin:
@@ -51,8 +54,23 @@ class SerialLogin:
                 "with an empty password, as FreeBSD's CI images do, or with the one given by "
                 "--password"
             )
-        # Whatever the login shell is, what follows speaks to sh, without echo or line editing.
-        self._talk.sendline("exec /bin/sh +E +V")
+        self._take_shell(deadline)
+
+    def _take_shell(self, deadline: Deadline) -> None:
+        """Whatever the login shell is, go on in sh, without start-up file, line editing or echo.
+
+        A login's own scripts may ask the terminal for its size and swallow what is typed meanwhile
+        (FreeBSD's do), so the line is typed again until its prompt comes.
+        """
+        while True:
+            self._talk.sendline(_TAKE_SHELL)
+            try:
+                self._talk.expect_any([_SHELL_PROMPT], "sh's prompt", deadline.at_most(_RESEND_S))
+            except WaitTimeout:
+                if deadline.expired:
+                    raise
+            else:
+                break
         self._talk.sendline("stty -echo; PS1=; PS2=")
         self.run("true", deadline)
 
@@ -83,13 +101,14 @@ class SerialLogin:
 
     def run(self, command: str, deadline: Deadline) -> str:
         """Run a short command of sh's; its output. GuestError when it exits with anything but 0."""
-        if len(command) > _LINE_LIMIT:
-            raise ValueError("a terminal's line would be cut off")
         mark = secrets.token_hex(4)
         half, other = mark[:4], mark[4:]
-        self._talk.sendline(f"echo {half}''{other}-begin; {command}; echo {half}''{other}-end-$?")
+        line = f"echo {half}''{other}-begin; {command}; echo {half}''{other}-end-$?"
+        if len(line) >= _LINE_LIMIT:
+            raise ValueError("a terminal's line would be cut off")
+        self._talk.sendline(line)
         self._talk.expect_any([f"{mark}-begin"], f"`{command}` to begin", deadline)
-        self._talk.expect_any([rf"{mark}-end-(\d+)"], f"`{command}` to end", deadline)
+        self._talk.expect_any([rf"{mark}-end-(\d+)\s"], f"`{command}` to end", deadline)
         match = self._talk.match
         output = "\n".join(clean_lines(str(self._talk.before)))
         code = int(match[1]) if isinstance(match, re.Match) else -1
