@@ -29,7 +29,7 @@ SETTINGS
 changed "loader.conf: no countdown, no menu, serial console, 100 Hz (the default in a recognized VM)"
 
 # rc.conf: a network on whatever card there is, and nothing that a test bench does not use.
-for name in $(sysrc -aqn 2>/dev/null | sed -n 's/^\(ifconfig_[^:=]*\).*/\1/p'); do
+for name in $(sysrc -aqN 2>/dev/null | grep '^ifconfig_'); do
 	sysrc -qx "$name" || true
 done
 sysrc -q hostname=vmm-workbench ifconfig_DEFAULT=SYNCDHCP sshd_enable=YES kld_list= \
