@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from harness import errors
+from harness.cli import run_task
 from harness.files import PROJECT
 
 TASKS = """
@@ -97,21 +99,33 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("Interrupted", 130),
     ],
 )
-def test_an_error_is_a_line_and_a_code(folder: Path, kind: str, code: int) -> None:
-    done = run(folder, "fails", "--kind", kind)
-    assert done.returncode == code
+def test_each_kind_of_error_has_its_code(
+    kind: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @run_task
+    def task() -> None:
+        raise getattr(errors, kind)("what went wrong", detail="line\n")
+
+    with pytest.raises(SystemExit) as caught:
+        task()
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", "line\nerror: what went wrong\n")
+
+
+def test_an_error_is_a_line_and_a_code(folder: Path) -> None:
+    done = run(folder, "fails", "--kind", "PatchError")
+    assert done.returncode == 5
     assert done.stderr == "line ?[31m1\nline 2\nerror: what went wrong; the mend\n"
     assert done.stdout == ""
 
 
 def test_a_returned_number_is_the_exit_code(folder: Path) -> None:
-    assert run(folder, "ends").returncode == 0
     assert run(folder, "ends", "--code", "3").returncode == 3
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("ends", "--nonsense"), ("nonsense",), ("fails", "--kind"), ("ends", "surplus"), ("--nope",)],
+    [("ends", "--nonsense"), ("nonsense",), ("fails", "--kind"), ("--nope",)],
 )
 def test_calling_it_wrongly(folder: Path, arguments: tuple[str, ...]) -> None:
     done = run(folder, *arguments)
