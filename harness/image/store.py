@@ -179,7 +179,7 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
             error.args = (error.message,)
         raise
     set_trees(imported.release, Trees(imported.source, imported.sysroot))
-    for other in home.glob("prepared-*"):
+    for other in [*home.glob("prepared-*"), home / "failed"]:
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
     return find(imported.release)
