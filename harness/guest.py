@@ -23,11 +23,15 @@ _STEP_S = 0.5
 
 @dataclass(frozen=True)
 class Access:
-    """What lets us into a prepared image, and how we know that it is the one."""
+    """What lets us into a prepared image, and how we know that it is the one.
+
+    `announces` is what its console says once sshd listens; empty for an image that says nothing.
+    """
 
     private_key: Path
     host_key: str
     user: str = "root"
+    announces: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,12 @@ class Guest:
         """A deadline for work that takes `native_s` seconds at native speed."""
         return Deadline.scaled(native_s, self.machine.traits.time_scale)
 
-    def wait_ready(self, deadline: Deadline | None = None) -> None:
+    def wait_ready(self, deadline: Deadline | None = None, from_mark: int = 0) -> None:
         """Wait until a command can be run over SSH.
+
+        Where the image announces its sshd, the line is waited for on the console, after
+        `from_mark`, before anything is sent to the guest: Bochs's network card loses its ring, and
+        with it the guest its network, when a packet comes while the driver sets it up.
 
         Raises WaitTimeout with the console's tail, or GuestPanic, MachineDied or SshRefused as soon
         as there is no more use in waiting.
@@ -71,6 +79,10 @@ class Guest:
             user=self._access.user,
         )
         self.disconnect()
+        if self._access.announces:
+            self.machine.console.talk(from_mark).expect_any(
+                [self._access.announces], "the guest's line that sshd is up", limit
+            )
         self._ssh = Ssh(address, self.machine.check)
         try:
             self._ssh.connect(limit)
@@ -163,13 +175,14 @@ class Guest:
         """Reboot and wait until the new system answers."""
         limit = deadline or self.deadline(_BOOT_S + _SHUTDOWN_S)
         before = self.must(["sysctl", "-n", "kern.boottime"])
+        mark = self.machine.console.mark
         with contextlib.suppress(GuestError):
             self.run(["shutdown", "-r", "now"], limit.at_most(30))
         self.disconnect()
         while True:
             # The old system may still answer once or twice, and break off in between.
             try:
-                self.wait_ready(limit)
+                self.wait_ready(limit, mark)
                 if self.must(["sysctl", "-n", "kern.boottime"], limit) != before:
                     return
             except (GuestPanic, MachineDied, WaitTimeout, SshRefused):

@@ -26,6 +26,7 @@ WORKBENCH = pytest.StashKey[Workbench]()
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
 _DMESG_BEFORE = pytest.StashKey[list[str]]()
+_DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -154,9 +155,16 @@ def _take_down(item: pytest.Item) -> None:
     guest = _guest(item)
     if guest is None:
         return
-    item.stash[_CONSOLE_MARK] = guest.machine.console.mark
-    with contextlib.suppress(GuestError):
-        item.stash[_DMESG_BEFORE] = guest.dmesg()
+    mark = guest.machine.console.mark
+    item.stash[_CONSOLE_MARK] = mark
+    # Whatever the kernel logs goes to the console too: while that is silent, dmesg is as it was,
+    # and asking again would cost each check a third of a second in an emulator.
+    seen, dmesg = item.config.stash.get(_DMESG_SEEN, (-1, []))
+    if seen != mark:
+        with contextlib.suppress(GuestError):
+            dmesg = guest.dmesg()
+            item.config.stash[_DMESG_SEEN] = (mark, dmesg)
+    item.stash[_DMESG_BEFORE] = dmesg
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -179,6 +187,8 @@ def pytest_runtest_makereport(
         return report
     machine = guest.machine
     error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, WorkbenchError) and error.detail:
+        report.sections.append(("what it printed", error.detail))
     broken = str(error) if isinstance(error, GuestPanic | MachineDied) else None
     if broken is None:
         try:

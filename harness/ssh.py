@@ -254,7 +254,7 @@ class Ssh:
         # The count tells a file that arrived whole from one that a cut connection shortened.
         script = (
             'umask 077; cat >"$1.part" && test $(($(wc -c <"$1.part"))) -eq "$3" && '
-            'chmod "$2" -- "$1.part" && mv -f -- "$1.part" "$1"'
+            'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1"'
         )
         command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
         result = self.run(command, deadline, stdin=data)

@@ -184,11 +184,9 @@ class Vmm:
 
     def destroy_all(self) -> None:
         """Destroy whatever `create` made and nobody destroyed."""
-        there = set(self.names())
-        left = [name for name in self._made if name in there]
-        self._made = []
+        left, self._made = self._made, []
         if left:
-            self.destroy(*left)
+            self._vmtool(["clean", *left])
 
     def churn(self, prefix: str, count: int, memory_bytes: int) -> None:
         """Make and destroy `count` VMs, one after another."""

@@ -21,7 +21,7 @@ from . import files, host, machine, patches, probe, ui, vmm
 from .deadline import Deadline
 from .errors import CannotError, GuestError, UsageError
 from .guest import Access, Guest
-from .image import obtain
+from .image import obtain, prepare
 from .image.model import ImageRecord
 
 T = TypeVar("T")
@@ -162,7 +162,9 @@ class Workbench:
                 name=f"FreeBSD {record.release}",
             )
             virtual = machine.make(backend, spec, vendor_flag=decision.vendor_flag)
-            access = Access(record.private_key, record.host_key, record.login_user)
+            access = Access(
+                record.private_key, record.host_key, record.login_user, prepare.ANNOUNCEMENT
+            )
             self.guest = Guest(virtual, access)
             virtual.start(Deadline.after(_START_S))
             with following(step, virtual.console.last_line):

@@ -25,24 +25,58 @@ boot_serial="YES"
 comconsole_speed="115200"
 console="comconsole"
 kern.hz="100"
+hint.atkbd.0.disabled="1"
+hint.psm.0.disabled="1"
+hint.atkbdc.0.disabled="1"
+hint.uart.1.disabled="1"
+hint.fdc.0.disabled="1"
+hint.ppc.0.disabled="1"
 SETTINGS
-changed "loader.conf: no countdown, no menu, serial console, 100 Hz (the default in a recognized VM)"
+changed "loader.conf: no countdown, no menu, serial console; 100 Hz, the default in a VM that FreeBSD recognizes"
+changed "loader.conf: no keyboard, mouse, floppy, parallel port: probing them takes minutes in an emulator"
 
 # rc.conf: a network on whatever card there is, and nothing that a test bench does not use.
 for name in $(sysrc -aqN 2>/dev/null | grep '^ifconfig_'); do
 	sysrc -qx "$name" || true
 done
 sysrc -q hostname=vmm-workbench ifconfig_DEFAULT=SYNCDHCP sshd_enable=YES kld_list= \
-    background_dhclient=NO defaultroute_delay=5 netwait_enable=NO \
+    background_dhclient=NO defaultroute_delay=0 netwait_enable=NO \
     growfs_enable=NO firstboot_freebsd_update_enable=NO firstboot_pkgs_enable=NO \
     nuageinit_enable=NO cloudinit_enable=NO \
     dumpdev=NO savecore_enable=NO crashinfo_enable=NO \
     sendmail_enable=NONE dma_flushq_enable=NO cron_enable=NO syslogd_enable=NO newsyslog_enable=NO \
     ntpd_enable=NO ntpdate_enable=NO powerd_enable=NO moused_nondefault_enable=NO mixer_enable=NO \
-    devmatch_enable=NO kldxref_enable=NO virecover_enable=NO update_motd=NO motd_enable=NO \
-    cleanvar_enable=NO ip6addrctl_enable=NO rtsold_enable=NO os_release_enable=NO \
+    devd_enable=NO devmatch_enable=NO kldxref_enable=NO virecover_enable=NO update_motd=NO motd_enable=NO \
+    cleanvar_enable=NO ip6addrctl_enable=NO rtsold_enable=NO osrelease_enable=NO clear_tmp_X=NO background_fsck=NO \
     entropy_save_num=1 rc_startmsgs=YES >/dev/null
 changed "rc.conf: DHCP on any card; no cron, mail, syslog, crash dumps, device matching, growfs"
+
+# A line on the console once sshd listens.  Whoever connects earlier only makes the network busy.
+cat >/etc/rc.d/vmm_workbench <<'READY'
+#!/bin/sh
+# PROVIDE: vmm_workbench
+# REQUIRE: sshd
+. /etc/rc.subr
+name=vmm_workbench
+start_cmd="echo 'vmm-workbench: sshd is up' >/dev/console"
+stop_cmd=:
+load_rc_config $name
+run_rc_command "$1"
+READY
+chmod 555 /etc/rc.d/vmm_workbench
+changed "rc.d/vmm_workbench: a line on the console once sshd listens"
+
+# A script that runs only to find that its service is off costs an emulator a third of a second.
+mkdir -p /etc/rc.d.off
+service -e >/tmp/enabled
+for script in /etc/rc.d/*; do
+	# netif calls dhclient's, whatever its rcvar says.
+	[ "$script" = /etc/rc.d/dhclient ] && continue
+	if grep -q '^rcvar=' "$script" && ! grep -qxF "$script" /tmp/enabled; then
+		mv "$script" /etc/rc.d.off/
+	fi
+done
+changed "rc.d: the scripts of services that are off were moved to /etc/rc.d.off"
 
 rm -f /firstboot /firstboot-reboot
 

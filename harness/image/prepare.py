@@ -23,8 +23,11 @@ from ..serial_login import SerialLogin
 from ..ssh import make_key
 from .model import Imported, Prepared
 
-VERSION = 1
+VERSION = 4
 """Changes with what preparation does, so that an older image is not taken for a present one."""
+
+ANNOUNCEMENT = "vmm-workbench: sshd is up"
+"""What a prepared image says on its console once sshd listens."""
 
 SCRIPT = PROJECT / "images" / "prepare.sh"
 

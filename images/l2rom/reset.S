@@ -50,10 +50,15 @@ triple_fault:
 
 	.section .rodata, "a"
 	.balign	8
+	/*
+	 * The accessed bits are set already: the processor would set them at
+	 * the first use, and a write to a ROM is an EPT violation that ends
+	 * the guest.
+	 */
 gdt:
 	.quad	0
-	.quad	0x00cf9a000000ffff	/* code: base 0, 4 GiB */
-	.quad	0x00cf92000000ffff	/* data: the same */
+	.quad	0x00cf9b000000ffff	/* code: base 0, 4 GiB */
+	.quad	0x00cf93000000ffff	/* data: the same */
 gdtr:
 	.word	gdtr - gdt - 1
 	.long	gdt

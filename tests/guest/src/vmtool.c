@@ -45,6 +45,7 @@ usage(void)
 	(void)fprintf(stderr,
 	    "usage: vmtool create name [bytes [devmem-bytes]]\n"
 	    "       vmtool destroy name ...\n"
+	    "       vmtool clean name ...\n"
 	    "       vmtool memory\n"
 	    "       vmtool churn prefix count bytes\n");
 	exit(EX_USAGE);
@@ -115,6 +116,7 @@ print(const char *what, size_t (*get)(void))
 int
 main(int argc, char **argv)
 {
+	struct vmctx *vm;
 	char name[64];
 	size_t count;
 
@@ -126,6 +128,11 @@ main(int argc, char **argv)
 	} else if (strcmp(argv[1], "destroy") == 0 && argc >= 3) {
 		for (int i = 2; i < argc; i++)
 			vm_destroy(open_vm(argv[i]));
+	} else if (strcmp(argv[1], "clean") == 0 && argc >= 3) {
+		for (int i = 2; i < argc; i++) {
+			if ((vm = vm_open(argv[i])) != NULL)
+				vm_destroy(vm);
+		}
 	} else if (strcmp(argv[1], "memory") == 0 && argc == 2) {
 		print("total", vmm_get_mem_total);
 		print("allocated", vmm_get_mem_allocated);
