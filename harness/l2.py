@@ -113,6 +113,10 @@ class L2:
         """All that L2 has printed."""
         return self._guest.must(["cat", f"{self._folder}/out"]).replace("\r", "")
 
+    def errors(self) -> str:
+        """What bhyve itself complained of."""
+        return self._guest.must(["cat", f"{self._folder}/err"])
+
     def wait_for(self, pattern: re.Pattern[str], deadline: Deadline | None = None) -> re.Match[str]:
         """Wait until L2 has printed `pattern`; GuestError when bhyve ends before."""
         limit = deadline or self._guest.deadline(_START_S)

@@ -12,6 +12,9 @@ from harness.vmm import MIB, Vmm
 
 pytestmark = [pytest.mark.vtx]
 
+# What a shell says of a program that SIGABRT ended.
+ABORTED = 134
+
 
 def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
     """bhyve runs the boot ROM: L2 prints its marker, finds 48 MiB and powers off"""
@@ -23,16 +26,22 @@ def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
     assert "L2ROM powers off" in inner.output()
 
 
-@pytest.mark.parametrize(
-    ("command", "code"),
-    [("r", Exit.RESET), ("h", Exit.HALTED), ("f", Exit.TRIPLE_FAULT)],
-)
+@pytest.mark.parametrize(("command", "code"), [("r", Exit.RESET), ("h", Exit.HALTED)])
 def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exit) -> None:
-    """reset, halt and triple fault in L2 come out as bhyve's exit codes"""
+    """reset and halt in L2 come out as bhyve's exit codes"""
     inner = l2(f"ends-{command}")
     inner.start()
     inner.tell(command)
     assert inner.wait_exit() == code
+
+
+def test_a_triple_fault_ends_l2(l2: Callable[..., L2]) -> None:
+    """a triple fault ends L2, and bhyve says so: by exit code on AMD, by an abort on Intel"""
+    inner = l2("faults")
+    inner.start()
+    inner.tell("f")
+    code = inner.wait_exit()
+    assert code == Exit.TRIPLE_FAULT or (code == ABORTED and "Triple fault" in inner.errors())
 
 
 def test_l2_touches_its_memory(l2: Callable[..., L2]) -> None:
