@@ -49,6 +49,10 @@
 #define	PIC2_MASK	0xa1
 #define	PIC_INIT	0x11
 #define	PIC_8086	0x01
+#define	LAPIC_SVR	0xfee000f0
+#define	SVR_ENABLE	0x1ff
+#define	LAPIC_LINT0	0xfee00350
+#define	LVT_EXTINT	0x700
 #define	COM1_IRQ	4
 #define	IRQ_VECTOR	32
 #define	VECTORS		(IRQ_VECTOR + 16)
@@ -151,6 +155,10 @@ init_interrupts(void)
 	idt[IRQ_VECTOR + COM1_IRQ] = (uint64_t)(handler & 0xffff0000) << 32 |
 	    0x00008e0000080000ULL | (handler & 0xffff);
 	load_idt(idt, sizeof(idt));
+
+	/* A reset local APIC keeps the PIC's interrupts to itself. */
+	*(volatile uint32_t *)LAPIC_SVR = SVR_ENABLE;
+	*(volatile uint32_t *)LAPIC_LINT0 = LVT_EXTINT;
 
 	outb(PIC1_COMMAND, PIC_INIT);
 	outb(PIC1_MASK, IRQ_VECTOR);
