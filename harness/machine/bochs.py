@@ -25,7 +25,7 @@ TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True)
 
 # The model with the lowest advertised frequency of those that have all vmm.ko asks for: FreeBSD
 # takes its early delays from that number, and each is spent in instructions.
-DEFAULT_CPU = "corei7_icelake_u"
+DEFAULT_CPU = "broadwell_ult"
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
 

@@ -22,12 +22,8 @@
 
 #define	COM1		0x3f8
 #define	COM_DATA	(COM1 + 0)
-#define	COM_IER		(COM1 + 1)
 #define	COM_LCR		(COM1 + 3)
-#define	COM_MCR		(COM1 + 4)
 #define	COM_LSR		(COM1 + 5)
-#define	IER_RECEIVED	0x01
-#define	MCR_INTERRUPTS	0x0b	/* DTR, RTS, and OUT2, which lets them out */
 #define	LCR_8N1		0x03
 #define	LCR_DLAB	0x80
 #define	LSR_RXREADY	0x01
@@ -43,19 +39,10 @@
 #define	RESET_CONTROL	0xcf9
 #define	RESET_HARD	0x06
 
-#define	PIC1_COMMAND	0x20
 #define	PIC1_MASK	0x21
-#define	PIC2_COMMAND	0xa0
 #define	PIC2_MASK	0xa1
-#define	PIC_INIT	0x11
-#define	PIC_8086	0x01
-#define	LAPIC_SVR	0xfee000f0
-#define	SVR_ENABLE	0x1ff
-#define	LAPIC_LINT0	0xfee00350
-#define	LVT_EXTINT	0x700
-#define	COM1_IRQ	4
-#define	IRQ_VECTOR	32
-#define	VECTORS		(IRQ_VECTOR + 16)
+
+#define	POLL_PAUSES	200000U
 
 #define	MIB		(1024U * 1024U)
 #define	PAGE		4096U
@@ -65,8 +52,6 @@
 
 void	rom_main(void);
 void	triple_fault(void);
-void	interrupt(void);
-void	load_idt(const void *table, uint32_t size);
 
 static inline void
 outb(uint16_t port, uint8_t value)
@@ -123,56 +108,19 @@ put_number(uint32_t value)
 }
 
 /*
- * A guest that polls would keep its hypervisor, and on one processor everybody
- * else, busy with VM exits.  So it halts until the serial port interrupts; the
- * instruction after STI is still safe from that interrupt.
+ * Each look at the port is a VM exit as far as bhyve itself, so a guest that
+ * looked all the time would keep L1's processor busy with them.  Halting until
+ * an interrupt comes would be kinder still, but Bochs emulates everything at a
+ * fifth of its speed once it has delivered a virtual interrupt.
  */
 static char
 get_char(void)
 {
-	for (;;) {
-		__asm__ volatile("cli");
-		if ((inb(COM_LSR) & LSR_RXREADY) != 0)
-			break;
-		__asm__ volatile("sti; hlt");
+	while ((inb(COM_LSR) & LSR_RXREADY) == 0) {
+		for (uint32_t i = 0; i < POLL_PAUSES; i++)
+			__asm__ volatile("pause");
 	}
-	__asm__ volatile("sti");
 	return ((char)inb(COM_DATA));
-}
-
-/*
- * Interrupts come from COM1 alone, and their handler has nothing to do but to
- * end them.  The flag stays on otherwise: in Bochs the hypervisor's own
- * interrupts would not end a guest that spins with it off.
- */
-static void
-init_interrupts(void)
-{
-	static uint64_t idt[VECTORS];
-	uint32_t handler;
-
-	handler = (uint32_t)(uintptr_t)interrupt;
-	idt[IRQ_VECTOR + COM1_IRQ] = (uint64_t)(handler & 0xffff0000) << 32 |
-	    0x00008e0000080000ULL | (handler & 0xffff);
-	load_idt(idt, sizeof(idt));
-
-	/* A reset local APIC keeps the PIC's interrupts to itself. */
-	*(volatile uint32_t *)LAPIC_SVR = SVR_ENABLE;
-	*(volatile uint32_t *)LAPIC_LINT0 = LVT_EXTINT;
-
-	outb(PIC1_COMMAND, PIC_INIT);
-	outb(PIC1_MASK, IRQ_VECTOR);
-	outb(PIC1_MASK, 1 << 2);
-	outb(PIC1_MASK, PIC_8086);
-	outb(PIC2_COMMAND, PIC_INIT);
-	outb(PIC2_MASK, IRQ_VECTOR + 8);
-	outb(PIC2_MASK, 2);
-	outb(PIC2_MASK, PIC_8086);
-	outb(PIC1_MASK, (uint8_t)~(1 << COM1_IRQ));
-	outb(PIC2_MASK, 0xff);
-	outb(COM_MCR, MCR_INTERRUPTS);
-	outb(COM_IER, IER_RECEIVED);
-	__asm__ volatile("sti");
 }
 
 static uint8_t
@@ -252,11 +200,19 @@ void
 rom_main(void)
 {
 	outb(COM_LCR, LCR_DLAB | LCR_8N1);
-	outb(COM_DATA, 1);		/* 115200 baud */
-	outb(COM_IER, 0);
+	outb(COM1, 1);			/* 115200 baud */
+	outb(COM1 + 1, 0);
 	outb(COM_LCR, LCR_8N1);
+	outb(COM1 + 1, 0);		/* no interrupts: everything is polled */
 
-	init_interrupts();
+	/*
+	 * No interrupt is wanted, but they must not be masked by the flag:
+	 * in Bochs the hypervisor's own interrupts would then not end a
+	 * guest that spins, and its whole machine would stand still.
+	 */
+	outb(PIC1_MASK, 0xff);
+	outb(PIC2_MASK, 0xff);
+	__asm__ volatile("sti");
 
 	put("L2ROM ready, memory: low ");
 	put_number(lowmem_mib());

@@ -48,27 +48,6 @@ triple_fault:
 	int3
 	jmp	1b
 
-	/* The one interrupt: the port's, acknowledged and nothing more. */
-	.globl	interrupt
-interrupt:
-	pushl	%eax
-	movb	$0x20, %al
-	outb	%al, $0x20
-	popl	%eax
-	iret
-
-	/* void load_idt(const void *table, uint32_t size) */
-	.globl	load_idt
-load_idt:
-	movl	8(%esp), %eax
-	decl	%eax
-	movl	4(%esp), %edx
-	pushl	%edx
-	pushw	%ax
-	lidtl	(%esp)
-	addl	$6, %esp
-	ret
-
 	.section .rodata, "a"
 	.balign	8
 	/*

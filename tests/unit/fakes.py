@@ -106,7 +106,7 @@ class FakeGuest(Guest):
     def put(self, local: Path, remote: str, mode: int = 0o644) -> None:
         self.files[remote] = local.read_bytes()
 
-    def wait_ready(self, deadline: Deadline | None = None) -> None:
+    def wait_ready(self, deadline: Deadline | None = None, from_mark: int = 0) -> None:
         self.waited += 1
 
     def dmesg(self) -> list[str]:
