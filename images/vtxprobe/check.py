@@ -77,7 +77,7 @@ def failed(tap: str) -> tuple[list[str], list[str]]:
     """The required and the optional lines that failed by themselves."""
     required, optional = [], []
     lines = tap.splitlines()
-    for line, after in zip(lines, [*lines[1:], ""]):
+    for line, after in zip(lines, [*lines[1:], ""], strict=False):
         match = re.match(r"not ok \d+ - ([^:]+):", line)
         if match and not after.startswith("# not run"):
             (optional if "# TODO" in line else required).append(match[1])
@@ -117,7 +117,9 @@ def models(out: Path, only: list[str]) -> bool:
 
 
 def faults(out: Path, only: list[str]) -> bool:
-    listed = subprocess.run(["make", "-s", "-C", str(HERE), "list-faults"], check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["make", "-s", "-C", str(HERE), "list-faults"], check=True, capture_output=True, text=True
+    )
     expected = {name: (names(vmx), names(svm)) for name, vmx, svm in table("faults.txt")}
     tests = {"corei7_skylake_x": 0, "ryzen": 1}
     image = build(out, "")
