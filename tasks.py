@@ -51,6 +51,7 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
         "series": "test this series (a folder or patch files, may be given again)",
         "offline": "fetch nothing: use what is in the cache",
+        "full": "also run the checks with a guest inside the guest, minutes in Bochs",
         "json": "print the report as JSON",
     },
 )
@@ -62,12 +63,13 @@ def verify(
     backend: str = "auto",
     stock: bool = False,
     offline: bool = False,
+    full: bool = False,
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
     packages.ensure()
     given = tuple(Path(path).absolute() for path in series)
-    options = Options(release, backend, stock, given, offline=offline)
+    options = Options(release, backend, stock, given, offline=offline, full=full)
     result = run_verify(options)
     if json:
         ui.print_json(result.to_data())

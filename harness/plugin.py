@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "patch: the claim belongs to the series; on the stock module it must fail",
         "vtx: makes virtual machines, so the guest's processor must virtualize",
+        "minutes: takes minutes in an emulator; `inv verify` leaves it out unless --full is given",
         "tools: needs programs built for the guest, so a sysroot must have been imported",
     ):
         config.addinivalue_line("markers", line)

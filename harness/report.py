@@ -18,6 +18,9 @@ from . import ui
 from .errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from .files import write_atomic
 
+LEFT_OUT = "left out"
+"""The property that says which checks were not asked for in this run."""
+
 Outcome = Literal["passed", "failed", "error", "skipped"]
 """`error`: it broke outside its own claim (time ran out, a fixture failed), so it says nothing."""
 
@@ -102,6 +105,8 @@ class Report:
             counts += f", {self.count('FAILED')} FAILED"
         if self.count("not run"):
             counts += f", {self.count('not run')} not run"
+        if LEFT_OUT in self.properties:
+            counts += f"; {self.properties[LEFT_OUT]}"
         if self.error:
             return f"{where}: no verdict: {self.error}"
         return f"{where}: {counts}"

@@ -7,7 +7,7 @@ import datetime
 import os
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,8 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check]) -> None:
         recorder.step = step
         arguments = [str(tests), "-p", "no:cacheprovider", "-q", "--tb=short", "-o", "addopts=-ra"]
         arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
+        if not bench.options.full:
+            arguments += ["-m", "not minutes"]
         with log.open("w") as stream, contextlib.redirect_stdout(stream), _our_pytest():
             code = pytest.main(arguments, plugins=[recorder])
         if recorder.interrupted:
@@ -109,6 +111,10 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check]) -> None:
             raise CannotError(f"pytest {what} (exit {int(code)}); see {log}", detail=tail)
         failed = sum(check.outcome in ("failed", "error") for check in checks)
         step.note = f"{len(checks)} run, {failed} failed"
+        if recorder.left_out:
+            left = f"{recorder.left_out} that take minutes left out, --full runs them"
+            step.note += f"; {left}"
+            bench.properties[report.LEFT_OUT] = left
 
 
 @contextlib.contextmanager
@@ -131,6 +137,7 @@ class _Recorder:
         self._parts: dict[str, list[pytest.TestReport]] = {}
         self._errors: set[str] = set()
         self._config: pytest.Config | None = None
+        self.left_out = 0
         self.step: ui.Stage | None = None
         self.interrupted = False
         self.ended_early = False
@@ -159,6 +166,9 @@ class _Recorder:
         if report.failed and (report.when != "call" or isinstance(error, _BROKE)):
             self._errors.add(item.nodeid)
         return report
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.left_out += len(items)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:

@@ -39,7 +39,7 @@ class Options:
     """What is to be tested, where.
 
     `series` names a folder of patches, or is empty for the project's own; `stock` leaves it out.
-    `offline` fetches nothing.
+    `offline` fetches nothing, `full` runs the checks that take minutes too.
     """
 
     release: str = "15.1"
@@ -48,6 +48,7 @@ class Options:
     series: tuple[Path, ...] = ()
     topic: str = "meminfo"
     offline: bool = False
+    full: bool = False
 
 
 class Workbench:

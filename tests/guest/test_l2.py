@@ -10,7 +10,7 @@ from harness.guest import Guest
 from harness.l2 import L2, Exit
 from harness.vmm import MIB, Vmm
 
-pytestmark = [pytest.mark.vtx]
+pytestmark = [pytest.mark.vtx, pytest.mark.minutes]
 
 # What a shell says of a program that SIGABRT ended.
 ABORTED = 134
