@@ -10,8 +10,12 @@ from .kvm import API_VERSION
 from .requirements import required_lacking
 
 ASKED = ("auto", "kvm", "bochs", "tcg")
-BOCHS_MODEL = "corei7_skylake_x"
-"""The processor model of Bochs that has all vmm.ko asks for."""
+BOCHS_MODEL = "broadwell_ult"
+"""The processor model Bochs is run with.
+
+Of those that have all vmm.ko asks for it advertises the lowest frequency: FreeBSD takes its early
+delays from that number, and each is spent in instructions.
+"""
 
 _QEMU = "qemu-system-x86_64"
 _BOCHS_PACKAGES = {"bochs", "bochs-term", "bochsbios", "vgabios"}

@@ -19,13 +19,11 @@ from pathlib import Path
 from ..console import Console, clean_lines
 from ..deadline import Deadline
 from ..errors import CannotError, MachineDied
+from ..host import BOCHS_MODEL
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 
 TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True)
 
-# The model with the lowest advertised frequency of those that have all vmm.ko asks for: FreeBSD
-# takes its early delays from that number, and each is spent in instructions.
-DEFAULT_CPU = "broadwell_ult"
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
 
@@ -55,7 +53,7 @@ def configuration(spec: Spec, *, console_tty: str, has_network: bool) -> str:
         # fastboot: the BIOS does not wait three seconds for a key.
         f"romimage: file={BIOS}, options=fastboot",
         f"vgaromimage: file={VGA_BIOS}",
-        f"cpu: model={spec.cpu or DEFAULT_CPU}, count=1, ips={_IPS}, "
+        f"cpu: model={spec.cpu or BOCHS_MODEL}, count=1, ips={_IPS}, "
         "reset_on_triple_fault=1, ignore_bad_msrs=1",
         f"memory: guest={mib}, host={mib}",
         # The guest's clock follows the instructions alone, so it leaps while the guest idles.

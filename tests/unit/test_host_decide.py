@@ -24,7 +24,7 @@ EXPECTED: dict[str, tuple[str | None, str, str]] = {
     "amd-nesting-off": ("bochs", "nesting is off (kvm_amd.nested=0)", "modprobe kvm_amd nested=1"),
     "amd-no-npt": ("bochs", "svm.npt (kvm_amd.npt=N)", "modprobe kvm_amd npt=1"),
     "amd-no-nrips": ("bochs", "a guest would lack svm.nrip_save", ""),
-    "bochs-without-skylake": (None, "no /dev/kvm", "nested virtualization in the host below"),
+    "bochs-without-broadwell": (None, "no /dev/kvm", "nested virtualization in the host below"),
     "container-without-kvm": ("bochs", "a container without the device", "--device /dev/kvm"),
     "full-disk": ("kvm", "", ""),
     "hanging-device": ("bochs", "did not answer within 1.2 s", "dmesg"),
@@ -120,7 +120,7 @@ def test_bochs_by_name_where_kvm_would_do() -> None:
     ("name", "cause"),
     [
         ("no-bochs", "not installed: bochs, bochs-term, bochsbios, vgabios"),
-        ("bochs-without-skylake", "no processor model corei7_skylake_x"),
+        ("bochs-without-broadwell", "no processor model broadwell_ult"),
     ],
 )
 def test_bochs_refused(name: str, cause: str) -> None:
