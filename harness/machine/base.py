@@ -31,12 +31,14 @@ class Traits:
     """What a kind of machine is like, for those who plan work on it.
 
     `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
-    can be expected inside (the probe proves it).
+    can be expected inside (the probe proves it); `saves` whether a running machine can be saved
+    and resumed.
     """
 
     backend: str
     time_scale: float
     virtualizes: bool
+    saves: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Spec:
     a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
     forwarded to a free port on 127.0.0.1; `network_out` lets the guest reach the outside (only
     while an image is prepared).  `debug_exit` gives QEMU the port by which a bare-metal program
-    ends it with an exit code (Bochs has a port of its own for that).
+    ends it with an exit code (Bochs has a port of its own for that).  `resume_from` is a folder
+    that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
+    what is in it.
     """
 
     run_dir: Path
@@ -67,6 +71,7 @@ class Spec:
     network_out: bool = False
     debug_exit: bool = False
     name: str = "guest"
+    resume_from: Path | None = None
 
     @property
     def console_log(self) -> Path:
@@ -138,6 +143,21 @@ class Machine(ABC):
     @abstractmethod
     def last_words(self) -> str:
         """What the emulator itself printed last (standard error or its log), for messages."""
+
+    def save(self, folder: Path, deadline: Deadline) -> None:
+        """Write the running guest's state into `folder`, which is there and empty.
+
+        The disk that the spec names is not copied: what was saved works with it alone.  Afterwards
+        the guest goes on, or the machine has ended (`pid` says which).  Raises GuestError or
+        OSError when it could not be written, CannotError where this kind cannot be saved.
+        """
+        raise CannotError(f"a machine in {self.backend} cannot be saved")
+
+    def depends_on(self) -> dict[str, str]:
+        """What a saved state fits to, besides the disk, each by a name for people: the emulator,
+        its settings without what differs from run to run, the host's processor where it shows.
+        """
+        return {}
 
     @abstractmethod
     def _quit(self, deadline: Deadline) -> None:
