@@ -24,12 +24,17 @@ LEFT_OUT = "left out"
 Outcome = Literal["passed", "failed", "error", "skipped"]
 """`error`: it broke outside its own claim (time ran out, a fixture failed), so it says nothing."""
 
-Status = Literal["ok", "FAILED", "not run"]
+Status = Literal["ok", "FAILED", "as stock", "not run"]
+"""`as stock`: it fails, and on the stock module too, in the same run: not the series' fault."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check as pytest saw it; `of_patch`: it can hold only with the series."""
+    """One check as pytest saw it; `of_patch`: it can hold only with the series.
+
+    Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is what came of the
+    same check there, and empty for a check that has no counterpart there.
+    """
 
     name: str
     title: str
@@ -38,6 +43,8 @@ class Check:
     seconds: float
     message: str = ""
     detail: str = ""
+    on_stock: Outcome | Literal[""] = ""
+    stock_message: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,23 @@ class Report:
         if check.outcome == "skipped":
             return "not run", check.message
         if check.outcome == "error":
+            if check.on_stock == "error" and not check.of_patch:
+                return "as stock", f"cannot be carried out on stock either: {check.stock_message}"
             return "FAILED", check.message or "it could not be carried out"
         if self.stock and check.of_patch:
             if check.outcome == "failed":
                 return "ok", "fails without the patch, as it must"
             return "FAILED", "holds without the patch, so it proves nothing"
+        if check.of_patch and check.on_stock == "passed" == check.outcome:
+            return "FAILED", "holds on the stock module too, so it proves nothing"
+        if not check.of_patch and check.outcome == "failed" and check.on_stock == "failed":
+            return "as stock", f"fails on the stock module too: {check.stock_message}"
         return ("ok", "") if check.outcome == "passed" else ("FAILED", check.message)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the stock module was tried in the same run: the checks know its outcomes."""
+        return any(check.on_stock for check in self.checks)
 
     def count(self, status: Status) -> int:
         """How many checks have this status."""
@@ -103,6 +121,11 @@ class Report:
             counts += f" ({fails} of the patch's {len(must)} fail without it, as they must)"
         if self.count("FAILED"):
             counts += f", {self.count('FAILED')} FAILED"
+        if self.count("as stock"):
+            counts += f", {self.count('as stock')} failing on the stock module too"
+        if self.side_by_side and (of_patch := [c for c in self.checks if c.of_patch]):
+            differ = sum(c.outcome == "passed" and c.on_stock == "failed" for c in of_patch)
+            counts += f" ({differ} of the patch's {len(of_patch)} fail on the stock module)"
         if self.count("not run"):
             counts += f", {self.count('not run')} not run"
         if LEFT_OUT in self.properties:
@@ -118,6 +141,7 @@ class Report:
         data["properties"] = dict(self.properties)
         for entry, check in zip(data["checks"], self.checks, strict=True):
             entry["status"], entry["meaning"] = self.status(check)
+        data["side_by_side"] = self.side_by_side
         data["verdict"] = self.verdict
         data["exit_code"] = self.exit_code
         return data
@@ -132,12 +156,15 @@ def save(report: Report) -> None:
 def show(report: Report) -> None:
     """Print the checks, the stages with their seconds, and the verdict."""
     if report.checks:
+        stock = report.side_by_side
         rows = []
         for check in report.checks:
             status, why = report.status(check)
             note = check.title if not why else f"{check.title}: {why}"
-            rows.append((status, f"{check.seconds:.1f} s", check.name, note))
-        ui.table(("status", "took", "check", "what it says"), rows)
+            beside = (check.on_stock or "-",) if stock else ()
+            rows.append((status, *beside, f"{check.seconds:.1f} s", check.name, note))
+        column = ("on stock",) if stock else ()
+        ui.table(("status", *column, "took", "check", "what it says"), rows)
     ui.table(
         ("stage", "result", "took", "note"),
         [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],
@@ -174,7 +201,7 @@ def junit(report: Report) -> bytes:
         if status == "FAILED":
             failure = ET.SubElement(case, "failure", message=_xml(why))
             failure.text = _xml(check.detail)
-        elif status == "not run":
+        elif status in ("not run", "as stock"):
             ET.SubElement(case, "skipped", message=_xml(why))
     for suite in (stages, checks):
         cases = suite.findall("testcase")

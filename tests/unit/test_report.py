@@ -153,3 +153,48 @@ def test_stages_that_were_planned_and_did_not_run() -> None:
         ("build", "not run"),
         ("boot", "not run"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("of_patch", "outcome", "on_stock", "status", "code"),
+    [
+        (True, "passed", "failed", "ok", 0),
+        (True, "passed", "passed", "FAILED", 1),
+        (True, "passed", "error", "ok", 0),
+        (True, "failed", "failed", "FAILED", 1),
+        (False, "passed", "failed", "ok", 0),
+        (False, "passed", "passed", "ok", 0),
+        (False, "failed", "failed", "as stock", 0),
+        (False, "failed", "passed", "FAILED", 1),
+        (False, "failed", "error", "FAILED", 1),
+        (False, "error", "error", "as stock", 0),
+        (False, "error", "failed", "FAILED", 1),
+    ],
+)
+def test_beside_the_stock_module(
+    of_patch: bool, outcome: str, on_stock: str, status: str, code: int
+) -> None:
+    """What stock gets wrong too is not the series' fault; what it does too proves no patch."""
+    one = check(outcome, of_patch, on_stock=on_stock, message="why", stock_message="stock's why")
+    result = run(one)
+    assert result.side_by_side
+    assert result.status(one)[0] == status
+    if status == "as stock":
+        assert "stock's why" in result.status(one)[1]
+    assert result.exit_code == code
+
+
+def test_the_verdict_beside_the_stock_module(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(
+        check("passed", on_stock="failed"),
+        check("failed", of_patch=False, on_stock="failed"),
+        check("passed", of_patch=False),
+    )
+    assert result.verdict == (
+        "series meminfo, FreeBSD 15.1 in bochs: 2 of 3 checks ok, 1 failing on the stock module "
+        "too (1 of the patch's 1 fail on the stock module)"
+    )
+    report.show(result)
+    said = capsys.readouterr().out
+    assert "on stock" in said
+    assert "as stock" in said
