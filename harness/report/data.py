@@ -7,16 +7,13 @@ fail, and one that holds there proves nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import ui
-from .errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
-from .files import write_atomic
+from .. import ui
+from ..errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 
 LEFT_OUT = "left out"
 """The property that says which checks were not asked for in this run."""
@@ -145,97 +142,6 @@ class Report:
         data["verdict"] = self.verdict
         data["exit_code"] = self.exit_code
         return data
-
-
-def save(report: Report) -> None:
-    """Write report.json and junit.xml into the run's folder."""
-    write_atomic(report.run_dir / "report.json", json.dumps(report.to_data(), indent=2) + "\n")
-    write_atomic(report.run_dir / "junit.xml", junit(report))
-
-
-def show(report: Report) -> None:
-    """Print the checks, the stages with their seconds, and the verdict."""
-    if report.checks:
-        stock = report.side_by_side
-        rows = []
-        for check in report.checks:
-            status, why = report.status(check)
-            note = check.title if not why else f"{check.title}: {why}"
-            beside = (check.on_stock or "-",) if stock else ()
-            rows.append((status, *beside, f"{check.seconds:.1f} s", check.name, note))
-        column = ("on stock",) if stock else ()
-        ui.table(("status", *column, "took", "check", "what it says"), rows)
-    ui.table(
-        ("stage", "result", "took", "note"),
-        [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],
-    )
-    for check in report.checks:
-        if report.status(check)[0] == "FAILED" and check.detail:
-            ui.out.print(ui.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)
-    ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
-    ui.out.print(f"run:     {report.run_dir}", markup=False)
-
-
-def junit(report: Report) -> bytes:
-    """The run in JUnit's XML: a suite of stages and a suite of checks."""
-    top = ET.Element("testsuites", name="vmm-workbench")
-    stages = _suite(top, "stages", report, sum(s.seconds for s in report.stages))
-    for stage in report.stages:
-        case = ET.SubElement(
-            stages, "testcase", classname="stage", name=stage.name, time=f"{stage.seconds:.3f}"
-        )
-        if stage.outcome == "failed":
-            ET.SubElement(case, "error", message=_xml(stage.note))
-        elif stage.outcome == "not run":
-            ET.SubElement(case, "skipped", message=_xml(stage.note or "not run"))
-    checks = _suite(top, "checks", report, sum(c.seconds for c in report.checks))
-    for check in report.checks:
-        status, why = report.status(check)
-        case = ET.SubElement(
-            checks,
-            "testcase",
-            classname="check",
-            name=_xml(check.name),
-            time=f"{check.seconds:.3f}",
-        )
-        if status == "FAILED":
-            failure = ET.SubElement(case, "failure", message=_xml(why))
-            failure.text = _xml(check.detail)
-        elif status in ("not run", "as stock"):
-            ET.SubElement(case, "skipped", message=_xml(why))
-    for suite in (stages, checks):
-        cases = suite.findall("testcase")
-        suite.set("tests", str(len(cases)))
-        suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
-        suite.set("errors", str(sum(case.find("error") is not None for case in cases)))
-        suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
-    ET.indent(top)
-    return bytes(ET.tostring(top, encoding="utf-8", xml_declaration=True))
-
-
-def _suite(top: ET.Element, name: str, report: Report, seconds: float) -> ET.Element:
-    suite = ET.SubElement(
-        top, "testsuite", name=name, time=f"{seconds:.3f}", timestamp=report.started_at
-    )
-    properties = ET.SubElement(suite, "properties")
-    known = {
-        "release": report.release,
-        "backend": report.backend,
-        "series": report.series,
-        "stock": str(report.stock).lower(),
-        **report.properties,
-    }
-    for key, value in known.items():
-        ET.SubElement(properties, "property", name=key, value=_xml(value))
-    return suite
-
-
-def _xml(text: str) -> str:
-    """`text` without the characters that XML 1.0 cannot hold; a console brings them all."""
-    return "".join(
-        c if c in "\t\n" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" or c > "\uffff" else "?"
-        for c in text
-    )
 
 
 def stage_results(stages: Sequence[ui.Stage], planned: Sequence[str]) -> tuple[StageResult, ...]:

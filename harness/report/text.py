@@ -1,0 +1,29 @@
+"""A run as the tables that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from .. import ui
+from .data import Report
+
+
+def show(report: Report) -> None:
+    """Print the checks, the stages with their seconds, and the verdict."""
+    if report.checks:
+        stock = report.side_by_side
+        rows = []
+        for check in report.checks:
+            status, why = report.status(check)
+            note = check.title if not why else f"{check.title}: {why}"
+            beside = (check.on_stock or "-",) if stock else ()
+            rows.append((status, *beside, f"{check.seconds:.1f} s", check.name, note))
+        column = ("on stock",) if stock else ()
+        ui.table(("status", *column, "took", "check", "what it says"), rows)
+    ui.table(
+        ("stage", "result", "took", "note"),
+        [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],
+    )
+    for check in report.checks:
+        if report.status(check)[0] == "FAILED" and check.detail:
+            ui.out.print(ui.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)
+    ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
+    ui.out.print(f"run:     {report.run_dir}", markup=False)
