@@ -173,10 +173,10 @@ class Console:
             detail="\n".join(story[:60]),
         )
 
-    def send(self, text: str, deadline: Deadline | None = None) -> None:
+    def send(self, text: str | bytes, deadline: Deadline | None = None) -> None:
         """Type `text`; GuestError when the line is closed, WaitTimeout when nobody reads it."""
         limit = deadline or Deadline.after(_SEND_S)
-        data = text.encode()
+        data = text.encode() if isinstance(text, str) else text
         while data:
             if self._closed or self._fd < 0:
                 self._explain_close()
@@ -235,6 +235,17 @@ class Console:
             while not self._closed and not deadline.expired:
                 self._arrived.wait(deadline.remaining_s)
             return self._closed
+
+    def wait_bytes(self, mark: int, deadline: Deadline) -> None:
+        """Wait until there is more than `mark` bytes, the line closes or the time is over.
+
+        For those who only pass the line on: unlike `wait_more` it judges nothing.
+        """
+        with self._arrived:
+            while self._dropped + len(self._data) <= mark and not self._closed:
+                if deadline.expired:
+                    return
+                self._arrived.wait(deadline.remaining_s)
 
     def read_from(self, mark: int, size: int) -> tuple[bytes, int]:
         """At most `size` bytes after `mark`, without waiting, and the mark behind them.

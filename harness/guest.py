@@ -51,7 +51,7 @@ class Guest:
 
     def __init__(self, machine: Machine, access: Access) -> None:
         self.machine = machine
-        self._access = access
+        self.access = access
         self._ssh: Ssh | None = None
 
     def deadline(self, native_s: float = _COMMAND_S) -> Deadline:
@@ -68,21 +68,22 @@ class Guest:
         Raises WaitTimeout with the console's tail, or GuestPanic, MachineDied or SshRefused as soon
         as there is no more use in waiting.
         """
+        limit = deadline or self.deadline(_BOOT_S)
+        self.disconnect()
+        if self.access.announces:
+            self.machine.console.talk(from_mark).expect_any(
+                [self.access.announces], "the guest's line that sshd is up", limit
+            )
+        self.enter(limit)
+
+    def enter(self, deadline: Deadline | None = None) -> None:
+        """Connect to a guest whose sshd is known to be up; raises as `wait_ready` does."""
         port = self.machine.ssh_port
         if port is None:
             raise RuntimeError("the machine has no network")
-        limit = deadline or self.deadline(_BOOT_S)
-        address = Address(
-            port=port,
-            private_key=self._access.private_key,
-            host_key=self._access.host_key,
-            user=self._access.user,
-        )
+        limit = deadline or self.deadline()
+        address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
         self.disconnect()
-        if self._access.announces:
-            self.machine.console.talk(from_mark).expect_any(
-                [self._access.announces], "the guest's line that sshd is up", limit
-            )
         self._ssh = Ssh(address, self.machine.check)
         try:
             self._ssh.connect(limit)
