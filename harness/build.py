@@ -77,6 +77,12 @@ class Build:
         return self.folder / "include"
 
     @property
+    def symbols(self) -> Path | None:
+        """The module with its line numbers, which tell where a backtrace leads."""
+        path = self.folder / components.SYMBOLS
+        return path if path.is_file() else None
+
+    @property
     def files(self) -> tuple[Path | None, Path | None, Path | None]:
         """vmm.ko, libvmmapi, vmmls: what is there of them."""
         return self.module, self.library, self.tool
@@ -180,7 +186,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                 error.message += f" (log: {failed})"
                 error.args = (error.message,)
             raise
-        for path in (made.module, made.library, made.tool):
+        for path in (made.module, made.library, made.tool, made.symbols):
             if path:
                 shutil.copy(path, kept / path.name)
         shutil.copytree(made.include, kept / "include")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ _HEADERS = (
     ("", "include"),
 )
 _VMM_HEADER = re.compile(r"(sys/amd64/include/vmm.*|sys/dev/vmm/.*|lib/libvmmapi/vmmapi)\.h\Z")
+SYMBOLS = "vmm.ko.symbols"
+"""The module with its line numbers, beside the one that is loaded."""
+
 _QUIET = (
     ("MK_CTF", "no"), ("MK_DEBUG_FILES", "no"), ("MK_MAN", "no"), ("MK_PROFILE", "no"),
     ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
@@ -62,6 +66,7 @@ class Made:
     warnings: int
     not_built: tuple[tuple[str, str], ...]
     unread: tuple[str, ...] = ()
+    symbols: Path | None = None
 
 
 def require_sysroot(sysroot: Path) -> Path:
@@ -81,7 +86,7 @@ def sysroot_fingerprint(sysroot: Path) -> str:
 
 def make_all(job: Job) -> Made:
     """Make every part that can be made.  Raises PatchError when one does not compile."""
-    module, warnings = _module(job)
+    module, symbols, warnings = _module(job)
     include = job.work / "include"
     _headers(job, include)
     library = tool = None
@@ -109,7 +114,7 @@ def make_all(job: Job) -> Made:
     # What lies in a part that was left out is named by that part.
     skipped = tuple(f"{farm.COMPONENTS[name]}/" for name, _ in left_out)
     unread = tuple(path for path in reads.unread if not path.startswith(skipped))
-    return Made(module, library, tool, include, warnings, tuple(left_out), unread)
+    return Made(module, library, tool, include, warnings, tuple(left_out), unread, symbols)
 
 
 def _common(job: Job) -> tuple[tuple[str, str], ...]:
@@ -151,7 +156,7 @@ def _expect(file: Path, component: str) -> Path:
     return file
 
 
-def _module(job: Job) -> tuple[Path, int]:
+def _module(job: Job) -> tuple[Path, Path, int]:
     folder = farm.COMPONENTS["module"]
     options = job.work / "GENERIC"
     options.mkdir()
@@ -168,11 +173,18 @@ def _module(job: Job) -> tuple[Path, int]:
             ("__MPATH", " ".join(map(str, farm.interfaces(job.tree.path, job.source)))),
             # Every symbol stays: choosing some needs BSD's xargs.
             ("EXPORT_SYMS", "YES"),
+            # Lines for a panic's backtrace; what is loaded carries none of them.
+            ("DEBUG_FLAGS", "-gline-tables-only"),
+            ("MK_SPLIT_KERNEL_DEBUG", "no"),
         ),
         (("MAKEOBJDIRPREFIX", str(job.work / "obj")),),
     )
     warnings = _run(job, make)
-    return _expect(_objects(job, folder) / "vmm.ko", "vmm.ko"), warnings
+    module = _expect(_objects(job, folder) / "vmm.ko", "vmm.ko")
+    symbols = module.with_name(SYMBOLS)
+    shutil.copyfile(module, symbols)
+    subprocess.run([job.toolchain.tool("llvm-objcopy"), "--strip-debug", module], check=True)
+    return module, symbols, warnings
 
 
 def _path_maps(job: Job) -> tuple[str, ...]:

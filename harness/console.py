@@ -24,7 +24,7 @@ from pexpect.spawnbase import SpawnBase
 
 from .deadline import Deadline
 from .errors import GuestError, GuestPanic, WaitTimeout
-from .panic import PanicWatch
+from .panic import STORY_ENDS, PanicWatch
 
 # A panic's story is over when nothing more came for a while, or when it went on for too long.
 _PANIC_QUIET_S = 1.0
@@ -163,7 +163,8 @@ class Console:
                 quiet_at = min(
                     self._arrived_s + _PANIC_QUIET_S, self._panic_seen_s + _PANIC_SETTLES_S
                 )
-                if now >= quiet_at:
+                story_at = max(0, at - self._dropped)
+                if now >= quiet_at or STORY_ENDS.search(self._data, story_at):
                     break
                 self._arrived.wait(quiet_at - now)
         story = clean_lines(self.since(at))

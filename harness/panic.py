@@ -19,6 +19,15 @@ PANIC = re.compile(
     rb"|(?:^\r*|\[ *\d+\.\d+\] )Kernel panic - not syncing.*",
     re.MULTILINE,
 )
+
+STORY_ENDS = re.compile(
+    rb"^\r*(?:mountroot|db)> *\Z"
+    rb"|^\r*Automatic reboot in \d+ seconds.*\n"
+    rb"|---\[ end Kernel panic.*\]---",
+    re.MULTILINE,
+)
+"""Behind it a lost kernel has no more to say: it waits for a key, a command, or its reboot."""
+
 _LONGEST_LINE_BYTES = 4096
 
 

@@ -70,6 +70,7 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
         properties=bench.properties,
         error=error.message if error else "",
         error_exit_code=error.exit_code if error else EXIT_OK,
+        panic=bench.panic,
     )
     report.save(result)
     return result

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import TypeVar
 
 from . import build as builder
-from . import files, host, machine, patches, probe, ui, vmm
+from . import crash, files, host, machine, patches, probe, ui, vmm
 from .deadline import Deadline
-from .errors import CannotError, GuestError, UsageError
+from .errors import CannotError, GuestError, UsageError, WorkbenchError
 from .guest import Access, Guest
 from .image import obtain, prepare
 from .image.model import ImageRecord
@@ -69,6 +69,7 @@ class Workbench:
         self.guest: Guest | None = None
         self.loaded: vmm.Loaded | None = None
         self.vmm: vmm.Vmm | None = None
+        self.panic: crash.Panic | None = None
 
     @property
     def backend(self) -> str:
@@ -182,6 +183,7 @@ class Workbench:
         build = _given(self.build, "make")
         with ui.stage("load", self.stages) as step:
             self.loaded = vmm.load(guest, build)
+            self.properties["kernel build id"] = guest.sysctl("kern.build_id") or "unknown"
             step.note = f"build id {build.build_id[:16]}, from {self.loaded.path}"
             if not self.loaded.virtualizes:
                 refusal = (
@@ -191,6 +193,30 @@ class Workbench:
                     raise CannotError(refusal)
                 step.note += f"; {refusal}"
             self.vmm = vmm.Vmm(guest, self.loaded, build, self.vmtool)
+
+    def tell_panic(self) -> crash.Panic | None:
+        """A panic's story, if there was one: collected once, kept in panic.txt and panic.json.
+
+        To be called while the machine still stands; a debugger in it is asked.
+        """
+        guest = self.guest
+        if self.panic is None and guest is not None and guest.machine.panicked:
+            scale = guest.machine.traits.time_scale
+            self.panic = crash.collect(guest.machine.console, self._symbols(), scale)
+            if self.panic is not None:
+                ui.say(f"panic: {self.panic.summary}")
+                ui.say(f"panic: the whole story is in {crash.save(self.panic, self.run_dir)}")
+        return self.panic
+
+    def _symbols(self) -> crash.Symbols:
+        """What has line numbers of the module and the kernel that run."""
+        module = self.build.symbols if self.build else None
+        if self.record is not None and self.record.sysroot is not None:
+            kernel = self.record.sysroot / crash.KERNEL_SYMBOLS
+            with contextlib.suppress(WorkbenchError):
+                if builder.read_build_id(kernel) == self.properties.get("kernel build id"):
+                    return crash.Symbols(module, kernel)
+        return crash.Symbols(module)
 
     def close(self) -> None:
         """End the machine; its overlay goes with it, its logs stay."""
@@ -203,6 +229,7 @@ class Workbench:
                     text = self.guest.must(["dmesg"], Deadline.after(_GOODBYE_S))
                     files.write_atomic(self.run_dir / "guest" / "dmesg.txt", text)
             self.guest.disconnect()
+            self.tell_panic()
         finally:
             self.guest.machine.stop(Deadline.after(10))
             for overlay in (self.run_dir / "guest").glob("overlay.*"):

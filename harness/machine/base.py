@@ -115,6 +115,11 @@ class Machine(ABC):
         return self._console
 
     @property
+    def panicked(self) -> bool:
+        """Whether the guest's kernel said that it is lost; False before the start."""
+        return self._console is not None and self._console.panicked
+
+    @property
     def pid(self) -> int | None:
         """The emulator's process id while it runs."""
         return self._process.pid if self._process and self._process.poll() is None else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import ui
+from ..crash import Panic
 from ..errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 
 LEFT_OUT = "left out"
@@ -56,7 +57,10 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run; `error` is the line that ended it early, with `error_exit_code`."""
+    """A whole run; `error` is the line that ended it early, with `error_exit_code`.
+
+    `panic` is the story of the guest's, if it had one.
+    """
 
     release: str
     backend: str
@@ -69,6 +73,7 @@ class Report:
     properties: Mapping[str, str]
     error: str = ""
     error_exit_code: int = EXIT_OK
+    panic: Panic | None = None
 
     def status(self, check: Check) -> tuple[Status, str]:
         """What a check's outcome means in this run, and why, in a few words."""
@@ -136,6 +141,7 @@ class Report:
         data = dataclasses.asdict(self)
         data["run_dir"] = str(self.run_dir)
         data["properties"] = dict(self.properties)
+        data["panic"] = self.panic.to_data() if self.panic else None
         for entry, check in zip(data["checks"], self.checks, strict=True):
             entry["status"], entry["meaning"] = self.status(check)
         data["side_by_side"] = self.side_by_side

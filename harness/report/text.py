@@ -25,5 +25,8 @@ def show(report: Report) -> None:
     for check in report.checks:
         if report.status(check)[0] == "FAILED" and check.detail:
             ui.out.print(ui.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)
+    if report.panic:
+        frames = "\n".join(f"  {frame}" for frame in report.panic.frames)
+        ui.out.print(ui.clean(f"{report.panic.message}\n{frames}\n"), markup=False)
     ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
     ui.out.print(f"run:     {report.run_dir}", markup=False)

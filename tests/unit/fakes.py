@@ -51,6 +51,10 @@ class FakeMachine:
         self.stopped = False
 
     @property
+    def panicked(self) -> bool:
+        return bool(self.console.panic)
+
+    @property
     def exit_code(self) -> int | None:
         return None if self.pid else 0
 
@@ -124,5 +128,6 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
         backend="fake",
         stages=[],
         properties={},
+        panic=None,
         run_dir=Path("run"),
     )

@@ -14,6 +14,7 @@ from fakes import FakeGuest
 from fakes import bench as fake_bench
 
 from harness import ui, verify, workbench
+from harness.crash import Panic
 from harness.errors import GuestError, PatchError, WorkbenchError
 from harness.report import Report
 from harness.workbench import STAGES, Options
@@ -75,6 +76,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 return self
 
             def __exit__(self, *_exc: object) -> None:
+                if played.guest.machine.panicked:
+                    self.panic = Panic(played.guest.machine.console.panic, ())
                 played.guest.machine.stop(None)
 
         monkeypatch.setattr(verify, "Workbench", Bench)
@@ -83,6 +86,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
         saved = json.loads((result.run_dir / "report.json").read_text())
         assert saved["exit_code"] == result.exit_code
+        assert (saved["panic"] is None) == (result.panic is None)
         return result
 
     return go
@@ -201,6 +205,8 @@ def test_a_panic_that_no_check_sees_is_seen(run: Run) -> None:
     result = run(text)
     assert result.exit_code == 4
     assert "sleeping thread" in result.error
+    assert result.panic is not None
+    assert result.panic.message == "sleeping thread"
 
 
 def test_no_image_and_no_network(
