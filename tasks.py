@@ -293,7 +293,17 @@ def image_rm(_context: Context, release: str = "") -> int:
 @run_task
 def image_prune(_context: Context) -> int:
     """Remove downloads and leftovers that the prepared releases no longer need."""
-    return image_cli.prune()
+    return image_cli.prune_all()
+
+
+@task(
+    name="verify",
+    help={"release": "one release (default: all in the cache)", "json": "print it as JSON"},
+)
+@run_task
+def image_verify(_context: Context, release: str = "", json: bool = False) -> int:
+    """Take the digests of what is in the cache again; exit 1 when something is corrupt."""
+    return image_cli.verify(release, json)
 
 
 @task
@@ -309,5 +319,14 @@ namespace.add_collection(
     Collection("patch", patch_list, patch_check, patch_apply, patch_refresh, patch_export)
 )
 namespace.add_collection(
-    Collection("image", image_import, image_fetch, image_list, image_info, image_rm, image_prune)
+    Collection(
+        "image",
+        image_import,
+        image_fetch,
+        image_list,
+        image_info,
+        image_verify,
+        image_rm,
+        image_prune,
+    )
 )

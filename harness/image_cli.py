@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from . import ui
-from .errors import CannotError, UsageError, WorkbenchError
+from .errors import EXIT_CHECK_FAILED, CannotError, UsageError, WorkbenchError
 from .files import human_bytes
-from .image import manifest, obtain, store
+from .image import check, manifest, obtain, prune, store
 from .image.fetch import FetchError
 from .image.model import ImageRecord
 
@@ -33,6 +33,9 @@ def _path(given: str) -> Path | None:
 
 def fetch_release(release: str, backend: str, offline: bool, download_only: bool) -> int:
     """`image.fetch`: get the official files, verified, and prepare the image."""
+    known = manifest.find(release)
+    for note in known.notes if known else ():
+        ui.say(f"FreeBSD {release}: {note}")
     with ui.stage(f"fetch {release}") as step:
         try:
             brought = obtain.fetch_official(release, offline=offline, live=step.live)
@@ -108,15 +111,43 @@ def remove(release: str) -> int:
     """`image.rm`: forget a release; what the user brought stays where it is."""
     if not release:
         raise UsageError("say which: ./inv image.rm --release RELEASE")
-    ui.say(f"removed {release}: {human_bytes(store.remove(release))} freed")
+    taken = prune.size(store.folder(release))
+    store.remove(release)
+    ui.say(f"removed {release}: {human_bytes(taken)} freed")
     return 0
 
 
-def prune() -> int:
-    """`image.prune`: remove downloads and leftovers of every release."""
-    freed = sum(store.prune(release) for release in store.known())
+def prune_all() -> int:
+    """`image.prune`: remove downloads and leftovers of every release, and small guests of old."""
+    freed = sum(prune.release(release) for release in store.known())
+    freed += prune.small_guests()
     ui.say(f"pruned: {human_bytes(freed)} freed")
     return 0
+
+
+def verify(release: str, as_json: bool) -> int:
+    """`image.verify`: digests again, against the records; exit 1 when something is corrupt."""
+    names = [release] if release else store.cached()
+    with ui.stage("verify the cache") as step:
+        findings = [found for name in names for found in check.release(name, step.live)]
+        corrupt = [found for found in findings if not found.ok]
+        step.note = f"{len(findings)} looked at, {len(corrupt)} corrupt"
+    if as_json:
+        ui.print_json([asdict(found) for found in findings])
+    else:
+        ui.table(
+            ("release", "what", "is", "evidence, and what mends it"),
+            [
+                (
+                    found.release,
+                    found.what,
+                    "ok" if found.ok else "CORRUPT",
+                    found.evidence + (f"\n-> {found.mend}" if found.mend else ""),
+                )
+                for found in findings
+            ],
+        )
+    return EXIT_CHECK_FAILED if corrupt else 0
 
 
 def _short(record: ImageRecord) -> str:

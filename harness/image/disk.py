@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,16 @@ _XZ = b"\xfd7zXZ\x00"
 _SECTOR_BYTES = 512
 _LEAST_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+
+ZFS_REFUSED = (
+    "its root file system is ZFS, and only images with UFS are prepared so far; bring FreeBSD's "
+    "image with -ufs in its name"
+)
+
+# Of GPT's entries the first 16 bytes say what a partition is for.
+_UFS = uuid.UUID("516e7cb6-6ecf-11d6-8ff8-00022d09712b").bytes_le
+_ZFS = uuid.UUID("516e7cba-6ecf-11d6-8ff8-00022d09712b").bytes_le
+_TABLE_AT, _ENTRY_BYTES, _ENTRIES = 1024, 128, 128
 
 # What else people bring, by its first bytes -> what to run on it first.
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
@@ -66,6 +77,10 @@ def examine(path: Path) -> Disk:
             f"{path}: no partition table (neither MBR nor GPT) is on it; bring a whole bootable "
             "disk, raw or qcow2, not a partition or a file system"
         )
+    table = head[_TABLE_AT : _TABLE_AT + _ENTRIES * _ENTRY_BYTES]
+    kinds = {table[at : at + 16] for at in range(0, len(table), _ENTRY_BYTES)}
+    if head[512:520] == b"EFI PART" and _ZFS in kinds and _UFS not in kinds:
+        raise UsageError(f"{path}: {ZFS_REFUSED}")
     return Disk(path, "raw", size)
 
 

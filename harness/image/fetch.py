@@ -7,6 +7,7 @@ than its limit, so that a machine without a network hears so within seconds.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -42,13 +43,29 @@ class FetchError(CannotError):
         self.reason = reason
 
 
+class DigestChanged(FetchError):
+    """A mirror publishes another digest than the one pinned: an alarm that no other mirror stills.
+
+    `detail` tells what was seen when, and what to do about it.
+    """
+
+
 @dataclass(frozen=True)
 class Fetched:
-    """A verified file in the cache, the address it came from and its digest in hex."""
+    """A verified file in the cache, the address it came from and its digest in hex.
+
+    `at` is when it was fetched: UTC, ISO 8601, empty when that was not written down.
+    """
 
     path: Path
     url: str
     digest: str
+    at: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        """The digest's kind, as hashlib calls it: its length tells."""
+        return "sha256" if len(self.digest) == 64 else "sha512"
 
 
 def mirrors(manifest_mirrors: Sequence[str]) -> tuple[str, ...]:
@@ -98,6 +115,8 @@ def fetch(
         for mirror in mirrors:
             try:
                 return _from_mirror(remote, mirror, target, noted, progress, limits)
+            except DigestChanged:
+                raise
             except FetchError as error:
                 failures.append(error)
         last = failures[-1]
@@ -105,11 +124,17 @@ def fetch(
         raise FetchError(last.url, last.reason, detail=others)
 
 
+def notes(folder: Path) -> list[Fetched]:
+    """What was written down about every file that was ever fetched into `folder`."""
+    targets = (note.with_suffix("") for note in sorted(folder.glob("*.json")))
+    return [found for target in targets if (found := _noted(target)) is not None]
+
+
 def _noted(target: Path) -> Fetched | None:
     """What the first fetch wrote down about `target`; it outlives the file."""
     try:
         data = json.loads(_note(target).read_text())
-        return Fetched(target, data["url"], data["digest"])
+        return Fetched(target, data["url"], data["digest"], data.get("at", ""))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -129,24 +154,19 @@ def _from_mirror(
     limits: Limits,
 ) -> Fetched:
     base = urljoin(mirror, remote.folder)
-    url = base + remote.file
     with requests.Session() as session, _named(base + remote.checksums):
         text = network.read_text(
             session, base + remote.checksums, limits, most_bytes=_CHECKSUM_LIMIT_BYTES
         )
-    published = published_digest(text, remote)
-    if published is None:
-        raise FetchError(base + remote.checksums, f"it has no digest for {remote.file}")
-    for known, whose in (
-        (remote.pin, "the manifest pins"),
-        (noted and noted.digest, "an earlier fetch saw"),
-    ):
-        if known and known != published:
-            raise FetchError(
-                url,
-                f"its published digest is {published[:16]}…, but {whose} {known[:16]}…: the file "
-                f"was replaced or the mirror lies; if it is right, remove {_note(target)}",
-            )
+    found = next(
+        ((name, it) for name in remote.names if (it := published_digest(text, name, remote))), None
+    )
+    if found is None:
+        raise FetchError(
+            base + remote.checksums, f"it has no digest for {' or '.join(remote.names)}"
+        )
+    url, published = base + found[0], found[1]
+    _compare(remote, url, target, published, noted)
     partial = target.with_name(f"{target.name}.partial")
     with _named(url), requests.Session() as session:
         _download(session, url, partial, published, progress, limits)
@@ -158,10 +178,44 @@ def _from_mirror(
         )
     sync(partial)
     # The note first: a file without one would be fetched again, which is the lesser evil.
-    write_atomic(_note(target), json.dumps({"url": url, "digest": digest}) + "\n")
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_note(Fetched(target, url, digest, at))
     partial.replace(target)
     sync(target.parent)
-    return Fetched(target, url, digest)
+    return Fetched(target, url, digest, at)
+
+
+def write_note(fetched: Fetched) -> None:
+    """Pin a file: a later fetch has to bring the same."""
+    note = {"url": fetched.url, "digest": fetched.digest, "at": fetched.at}
+    write_atomic(_note(fetched.path), json.dumps(note) + "\n")
+
+
+def _compare(
+    remote: RemoteFile, url: str, target: Path, published: str, noted: Fetched | None
+) -> None:
+    """DigestChanged unless what is published is what the manifest or the first fetch pinned."""
+    for pinned, whose, mend in (
+        (remote.pin, "the manifest pins", "try another mirror (HARNESS_MIRROR)"),
+        (
+            noted.digest if noted else "",
+            "an earlier fetch saw",
+            f"if it is right, remove {_note(target)}",
+        ),
+    ):
+        if pinned in ("", published):
+            continue
+        first = ""
+        if noted and pinned == noted.digest:
+            first = f"fetched first from: {noted.url}{' at ' + noted.at if noted.at else ''}\n"
+        raise DigestChanged(
+            url,
+            f"its published digest is {published[:16]}…, but {whose} {pinned[:16]}…: the file was "
+            f"replaced or the mirror lies; {mend}",
+            detail=f"pinned {remote.algorithm}: {pinned}\n{first}published now:  {published}\n"
+            "A release's files do not change once published.  Compare both with the signed "
+            "checksums in FreeBSD's release announcement before anything is removed.",
+        )
 
 
 @contextmanager
@@ -173,14 +227,14 @@ def _named(url: str) -> Iterator[None]:
         raise FetchError(url, str(error)) from error
 
 
-def published_digest(text: str, remote: RemoteFile) -> str | None:
-    """The digest that a checksum file gives for `remote.file`, or None.
+def published_digest(text: str, file: str, remote: RemoteFile) -> str | None:
+    """The digest that a checksum file gives for `file`, or None.
 
     Two kinds are understood: `SHA512 (file) = hex`, and the distribution sets' MANIFEST, whose
     second column, after a tab, is SHA-256.
     """
     digits = hashlib.new(remote.algorithm).digest_size * 2
-    name = re.escape(remote.file)
+    name = re.escape(file)
     for shape in (
         rf"^{remote.algorithm.upper()} \({name}\) = ([0-9a-f]{{{digits}}})\s*$",
         rf"^{name}\t([0-9a-f]{{{digits}}})(?:\t.*)?$",

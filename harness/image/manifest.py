@@ -27,7 +27,8 @@ class RemoteFile:
     """A published file: where it lies below a mirror, and what vouches for it.
 
     `checksums` is the file beside it with its digest, under `algorithm`; `pin` is the digest that
-    the manifest itself names, or empty.
+    the manifest itself names, or empty.  `also` is another name it may be published under: which
+    of the two it is, the checksum file says.  `about_bytes` is its size as far as known, or 0.
     """
 
     folder: str
@@ -35,21 +36,40 @@ class RemoteFile:
     checksums: str
     algorithm: Algorithm
     pin: str = ""
+    also: str = ""
+    about_bytes: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names it may have, the likeliest first."""
+        return (self.file, self.also) if self.also else (self.file,)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A release's published files; `osversion` is its `__FreeBSD_version`."""
+    """A release's published files; `osversion` is its `__FreeBSD_version`.
+
+    `room_bytes` is what the cache needs for fetching, unpacking and preparing it; `notes` are what
+    to know about the release, a line each.
+    """
 
     release: str
     osversion: int
     mirrors: tuple[str, ...]
+    room_bytes: int
+    notes: tuple[str, ...]
     login: Login
     image: RemoteFile
     image_format: DiskFormat
     image_filesystem: str
     source: RemoteFile
     base: RemoteFile
+
+    @property
+    def download_bytes(self) -> int:
+        """About what has to be downloaded, 0 when the manifest does not say of every file."""
+        sizes = [remote.about_bytes for remote in (self.image, self.source, self.base)]
+        return sum(sizes) if all(sizes) else 0
 
     @property
     def major(self) -> int:
@@ -103,6 +123,8 @@ def read(path: Path) -> Manifest:
         release=top.text("release", _RELEASE, "a release like 15.1"),
         osversion=top.number("osversion", 1_000_000, 9_999_999),
         mirrors=top.addresses("mirrors"),
+        room_bytes=top.number("room_bytes", 0, 1 << 50, default=0),
+        notes=top.lines("notes"),
         login=Login(login.text("user", _NAME, "a user's name"), login.text("password")),
         image=_remote(image, "sha512"),
         image_format=image.choice("format", "raw", "qcow2"),
@@ -121,6 +143,8 @@ def _remote(table: _Table, algorithm: Algorithm) -> RemoteFile:
         checksums=table.text("checksums", _NAME, "a file's name"),
         algorithm=algorithm,
         pin=table.digest(algorithm),
+        also=table.text("also", _NAME, "a file's name", default=""),
+        about_bytes=table.number("about_bytes", 1, 1 << 50, default=0),
     )
 
 
@@ -150,13 +174,23 @@ class _Table:
         self._inner.append(inner)
         return inner
 
-    def text(self, key: str, shape: re.Pattern[str] | None = None, what: str = "text") -> str:
+    def text(
+        self,
+        key: str,
+        shape: re.Pattern[str] | None = None,
+        what: str = "text",
+        default: str | None = None,
+    ) -> str:
+        if default is not None and key not in self._rest:
+            return default
         value: str = self._take(key, str, what)
         if shape and not shape.fullmatch(value):
             raise self._wrong(key, f"must be {what}, not {value!r}")
         return value
 
-    def number(self, key: str, least: int, most: int) -> int:
+    def number(self, key: str, least: int, most: int, default: int | None = None) -> int:
+        if default is not None and key not in self._rest:
+            return default
         value: int = self._take(key, int, "a number")
         if not least <= value <= most:
             raise self._wrong(key, f"must be from {least} to {most}, not {value}")
@@ -175,6 +209,15 @@ class _Table:
                 raise self._wrong(key, f"must be https:// or http:// and end in /, not {value!r}")
         if not values:
             raise self._wrong(key, "must name at least one address")
+        return tuple(values)
+
+    def lines(self, key: str) -> tuple[str, ...]:
+        if key not in self._rest:
+            return ()
+        values = self._take(key, list, "a list of lines")
+        for value in values:
+            if not isinstance(value, str) or not value.isprintable() or not value:
+                raise self._wrong(key, f"must be a list of lines of text, not {value!r}")
         return tuple(values)
 
     def folder(self, key: str) -> str:

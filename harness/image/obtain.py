@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import host
 from ..errors import CannotError, UsageError, WorkbenchError
-from ..files import human_bytes, sha256_file
+from ..files import human_bytes, require_room, sha256_file
 from . import disk as disks
 from . import fetch, manifest, prepare, store, trees
 from .model import ImageRecord, Imported, Login, Prepared
@@ -91,7 +91,14 @@ def fetch_official(
             f"--release {release}: there is no manifest for it (there is for "
             f"{', '.join(manifest.available())}); bring your own: {store.import_line(release)}"
         )
+    if known.image_filesystem == "zfs":
+        raise UsageError(f"images/freebsd-{release}.toml: image.filesystem: {disks.ZFS_REFUSED}")
     folder = store.folder(release) / "downloads"
+    remotes = (known.image, known.source, known.base)
+    if not offline and not all((folder / remote.file).exists() for remote in remotes):
+        # Before the first byte, not when the disk is full an hour later.
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, known.room_bytes, f"fetching and preparing FreeBSD {release}")
 
     def get(remote: manifest.RemoteFile) -> fetch.Fetched:
         def progress(done: int, total: int | None) -> None:
@@ -102,7 +109,7 @@ def fetch_official(
             remote, fetch.mirrors(known.mirrors), folder, offline=offline, progress=progress
         )
 
-    image, source, base = get(known.image), get(known.source), get(known.base)
+    image, source, base = map(get, remotes)
     return Files(disk=image.path, src=source.path, sysroot=base.path, origin=image.url)
 
 

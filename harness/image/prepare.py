@@ -7,6 +7,7 @@ overlay throughout, and only the flattened result is kept.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ..guest import Access, Guest
 from ..machine.qemu import QemuMachine, flatten
 from ..serial_login import SerialLogin
 from ..ssh import make_key
+from .disk import ZFS_REFUSED
 from .model import Imported, Prepared
 
 VERSION = 4
@@ -80,6 +82,9 @@ def prepare(
         with Guest(machine, Access(key, host_key, imported.login.user)) as guest:
             live("waiting for SSH")
             guest.wait_ready()
+            # A qcow2 disk's partitions were not looked at.
+            if re.search(r"\s/\s+zfs\s", guest.must(["mount", "-p"])):
+                raise CannotError(f"{imported.disk}: {ZFS_REFUSED}")
             live("changing the image")
             done = guest.script(SCRIPT.read_text(), password, deadline=guest.deadline(60))
             uname = guest.must(["uname", "-a"]).strip()

@@ -15,7 +15,7 @@ import datetime
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def find(release: str) -> ImageRecord:
     CannotError says what is missing, where it was looked for and what mends it.
     """
     where = folder(release)
-    record = _read(release)
+    record = read(release)
     if record is None:
         raise CannotError(
             f"no prepared FreeBSD {release} in {where}; bring one: {import_line(release)}, or run "
@@ -120,7 +120,7 @@ def prepared() -> list[ImageRecord]:
     found = []
     for path in (cache_dir() / "images").glob(f"*/{_RECORD}"):
         try:
-            record = _read(path.parent.name)
+            record = read(path.parent.name)
         except (CannotError, UsageError):
             continue
         if record is not None and record.disk.is_file():
@@ -128,10 +128,16 @@ def prepared() -> list[ImageRecord]:
     return sorted(found, key=lambda record: record.osversion, reverse=True)
 
 
+def cached() -> list[str]:
+    """Releases that have anything in the cache."""
+    return sorted(
+        (path.name for path in (cache_dir() / "images").glob("*") if path.is_dir()), reverse=True
+    )
+
+
 def known() -> list[str]:
     """Releases that have a manifest or anything in the cache."""
-    cached = {path.name for path in (cache_dir() / "images").glob("*") if path.is_dir()}
-    return sorted(cached | set(available()), reverse=True)
+    return sorted({*cached(), *available()}, reverse=True)
 
 
 def trees(release: str) -> Trees:
@@ -227,7 +233,8 @@ def _to_data(record: ImageRecord) -> dict[str, Any]:
     return data
 
 
-def _read(release: str) -> ImageRecord | None:
+def read(release: str) -> ImageRecord | None:
+    """The record as written down, or None; CannotError when it cannot be used."""
     path = folder(release) / _RECORD
     data = _read_json(path)
     if data is None:
@@ -280,51 +287,10 @@ def _unreadable(path: Path, error: Exception) -> CannotError:
     )
 
 
-def remove(release: str) -> int:
-    """Remove a release from the cache; the bytes that became free.  The user's trees stay."""
+def remove(release: str) -> None:
+    """Remove a release from the cache.  The user's trees stay."""
     home = folder(release)
     if not home.is_dir():
         raise UsageError(f"--release {release}: nothing of it is in {home.parent}")
     with lock(release):
-        freed = sum(_size(path) for path in home.iterdir())
         shutil.rmtree(home, ignore_errors=True)
-    return freed
-
-
-def prune(release: str) -> int:
-    """Remove what a prepared release no longer needs: downloads, logs, leftovers.  Bytes freed."""
-    home = folder(release)
-    if not home.is_dir():
-        return 0
-    freed = 0
-    with lock(release):
-        record = _read(release)
-        for path in list(_rubbish(home, record, trees(release))):
-            freed += _size(path)
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-    return freed
-
-
-def _rubbish(home: Path, record: ImageRecord | None, used: Trees) -> Iterator[Path]:
-    for path in home.iterdir():
-        if path.name in ("source", "sysroot"):
-            tree = used.source if path.name == "source" else used.sysroot
-            if tree is None or not tree.is_relative_to(path):
-                yield path
-        elif path.name.startswith("prepared-"):
-            if record is None or record.disk.parent != path:
-                yield path
-        elif path.name == "failed" or path.name.startswith("."):
-            yield path
-        elif path.name == "downloads":
-            # The notes stay: they hold the digests that a later fetch is measured by.
-            yield from (inner for inner in path.iterdir() if inner.suffix not in (".json", ".lock"))
-
-
-def _size(path: Path) -> int:
-    """The room a file or folder takes."""
-    paths = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-    return sum(one.lstat().st_blocks * 512 for one in paths)

@@ -58,11 +58,11 @@ def sysroot(given: Path, folder: Path, live: Callable[[str], None]) -> Path:
     UsageError when it has no FreeBSD headers and libraries.
     """
     if not _is_archive(given):
-        _check_sysroot(given, given)
+        check_sysroot(given, given)
         return given.absolute()
     with atomic_dir(folder) as temporary:
         unpack.unpack(given, temporary, live, only=SYSROOT_PARTS)
-        _check_sysroot(temporary, given)
+        check_sysroot(temporary, given)
     return folder
 
 
@@ -112,10 +112,11 @@ def _source_root(folder: Path) -> Path | None:
     return next((path for path in candidates if (path / _SOURCE_MARK).is_file()), None)
 
 
-def _check_sysroot(root: Path, given: Path) -> None:
+def check_sysroot(root: Path, given: Path | None = None) -> None:
+    """UsageError unless FreeBSD's headers and libraries are in it; `given` is what was named."""
     for mark in _SYSROOT_MARKS:
         if not (root / mark).is_file():
             raise UsageError(
-                f"{given}: no sysroot ({mark} is not in it); give base.txz, or a folder with "
-                f"{', '.join(SYSROOT_PARTS)} of the release"
+                f"{given or root}: no sysroot ({mark} is not in it); give base.txz, or a folder "
+                f"with {', '.join(SYSROOT_PARTS)} of the release"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import struct
+import uuid
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,23 @@ def test_raw_disks_that_are_none(tmp_path: Path) -> None:
     assert "was the file cut short?" in refused(raw(tmp_path / "tiny", 1024))
     (tmp_path / "empty").touch()
     assert "0 B is no whole raw disk" in refused(tmp_path / "empty")
+
+
+def test_zfs_alone_is_refused_by_its_partition(tmp_path: Path) -> None:
+    path = raw(tmp_path / "a", gpt=True)
+    boot, zfs, ufs = (
+        uuid.UUID(f"{first}-6ecf-11d6-8ff8-00022d09712b").bytes_le
+        for first in ("516e7cb4", "516e7cba", "516e7cb6")
+    )
+    for kinds, good in (((boot, ufs), True), ((boot, zfs), False), ((boot, zfs, ufs), True)):
+        with path.open("r+b") as stream:
+            for number, kind in enumerate(kinds):
+                stream.seek(1024 + 128 * number)
+                stream.write(kind)
+        if good:
+            assert disk.examine(path).format == "raw"
+        else:
+            assert "root file system is ZFS" in refused(path)
 
 
 def test_qcow2_that_cannot_stand_alone(tmp_path: Path) -> None:

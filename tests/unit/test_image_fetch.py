@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 
 sys.path.insert(0, str(Path(__file__).parent))
 import badserver
 from badserver import BadServer, Handler
 
-from harness.errors import UsageError
+from harness.errors import CannotError, UsageError
 from harness.image import fetch as fetching
-from harness.image.fetch import Fetched, FetchError, fetch
+from harness.image.fetch import DigestChanged, Fetched, FetchError, fetch
 from harness.image.manifest import RemoteFile
 from harness.image.network import Limits
 
@@ -192,6 +194,17 @@ def test_refusals_name_the_file_and_the_status(
 def test_a_checksum_file_without_our_line(server: BadServer, tmp_path: Path) -> None:
     server.files[CHECKSUMS] = b"SHA512 (disk.raw.xz.old) = " + DIGEST.encode() + b"\n"
     assert "no digest for disk.raw.xz" in refused(server, tmp_path)
+    message = refused(server, tmp_path, replace(REMOTE, also="other.xz"))
+    assert "no digest for disk.raw.xz or other.xz" in message
+
+
+def test_a_file_under_its_other_name(server: BadServer, tmp_path: Path) -> None:
+    """The checksum file says which it is; here it has the same name either way."""
+    server.files.clear()
+    server.publish("rel/", "disk-ufs.raw.xz", CONTENT)
+    got = get(server, tmp_path, replace(REMOTE, also="disk-ufs.raw.xz"))
+    assert (got.path.name, got.digest) == ("disk.raw.xz", DIGEST)
+    assert got.url == f"{server.address}rel/disk-ufs.raw.xz"
 
 
 def test_a_checksum_file_without_end(server: BadServer, tmp_path: Path) -> None:
@@ -215,6 +228,25 @@ def test_another_digest_later_is_an_alarm(server: BadServer, tmp_path: Path) -> 
     assert "disk.raw.xz.json" in message
 
 
+def test_an_alarm_tells_its_story_and_no_other_mirror_stills_it(
+    server: BadServer, tmp_path: Path
+) -> None:
+    first = get(server, tmp_path)
+    first.path.unlink()
+    assert first.at
+    server.publish("lies/rel/", "disk.raw.xz", b"another file")
+    mirrors = (f"{server.address}lies/", server.address)
+    with pytest.raises(DigestChanged) as caught:
+        fetch(REMOTE, mirrors, tmp_path, limits=QUICK)
+    for said in (DIGEST, hashlib.sha512(b"another file").hexdigest(), first.url, first.at):
+        assert said in caught.value.detail
+    assert caught.value.exit_code == 3
+    assert ("/rel/disk.raw.xz", "") not in server.asked[2:]
+    # Whoever has compared and agrees removes the note, as told.
+    (tmp_path / "disk.raw.xz.json").unlink()
+    assert fetch(REMOTE, mirrors, tmp_path, limits=QUICK).path.read_bytes() == b"another file"
+
+
 def test_mirrors_in_turn(server: BadServer, tmp_path: Path) -> None:
     got = fetch(REMOTE, (f"{server.address}nothing/", server.address), tmp_path, limits=QUICK)
     assert got.url == f"{server.address}rel/disk.raw.xz"
@@ -223,6 +255,63 @@ def test_mirrors_in_turn(server: BadServer, tmp_path: Path) -> None:
         fetch(REMOTE, (f"{server.address}a/", f"{server.address}b/"), tmp_path, limits=QUICK)
     assert "/b/rel/CHECKSUM.SHA512: HTTP 404" in caught.value.message
     assert "/a/rel/CHECKSUM.SHA512: HTTP 404" in caught.value.detail
+
+
+def test_a_second_mirror_goes_on_where_the_first_died(server: BadServer, tmp_path: Path) -> None:
+    server.publish("dying/rel/", "disk.raw.xz", CONTENT)
+    drops = iter([200_000])
+    server.tricks["/dying" + FILE] = lambda request: request.honest(next(drops, 0))
+    mirrors = (f"{server.address}dying/", server.address)
+    assert fetch(REMOTE, mirrors, tmp_path, limits=QUICK).path.read_bytes() == CONTENT
+    assert server.asked[-1] == (FILE, "bytes=200000-")
+
+
+def test_a_second_run_waits_and_downloads_nothing(server: BadServer, tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(request: Handler) -> None:
+        begun.set()
+        go_on.wait(5)
+        request.honest()
+
+    server.tricks[FILE] = slowly
+    got: list[Fetched] = []
+    runs = [threading.Thread(target=lambda: got.append(get(server, tmp_path))) for _ in range(2)]
+    runs[0].start()
+    assert begun.wait(5)
+    runs[1].start()
+    go_on.set()
+    for run in runs:
+        run.join(10)
+    assert len(got) == 2
+    assert got[0] == got[1]
+    assert len([1 for path, _ in server.asked if path == FILE]) == 1
+
+
+def test_a_disk_without_room_is_asked_first(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=1000))
+    with pytest.raises(
+        CannotError, match=r"fetching disk\.raw\.xz needs 500\.0 KiB .*free some room"
+    ):
+        get(server, tmp_path)
+    assert not (tmp_path / "disk.raw.xz.partial").exists()
+
+
+def test_tls_is_not_left_by_a_redirect(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that takes the address with https for the one without stands for the TLS server."""
+    plain = requests.Session.get
+
+    def downgraded(self: requests.Session, url: str, **more: object) -> requests.Response:
+        return plain(self, url.replace("https:", "http:"), **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(requests.Session, "get", downgraded)
+    with pytest.raises(FetchError, match="it redirects to an address without TLS"):
+        fetch(REMOTE, (server.address.replace("http:", "https:"),), tmp_path, limits=QUICK)
 
 
 def test_nobody_listens(server: BadServer, tmp_path: Path) -> None:
@@ -278,5 +367,5 @@ def test_the_distribution_sets_manifest() -> None:
         f'base-src.txz\t{"0" * 64}\t1\tbase\t"Base"\ton\n'
         f'src.txz\t{digest}\t106842\tsrc\t"System source tree"\toff\n'
     )
-    assert fetching.published_digest(text, remote) == digest
-    assert fetching.published_digest(text.replace("\t", " "), remote) is None
+    assert fetching.published_digest(text, "src.txz", remote) == digest
+    assert fetching.published_digest(text.replace("\t", " "), "src.txz", remote) is None

@@ -53,8 +53,13 @@ def test_names_as_freebsd_publishes_them() -> None:
         ('user = "root"', 'user = "ro ot"', "login.user: must be a user's name"),
         ('password = ""', "password = 0", "login.password: must be text"),
         ("https://download", "ftp://download", "mirrors: must be https:// or http://"),
-        ('.org/"]', '.org"]', "mirrors: must be https:// or http:// and end in /"),
-        ('["https://download.freebsd.org/"]', "[]", "mirrors: must name at least one"),
+        ('/FreeBSD/"]', '/FreeBSD"]', "mirrors: must be https:// or http:// and end in /"),
+        (re.search(r"\[\"https.*", SHIPPED)[0], "[]", "mirrors: must name at least one"),  # type: ignore[index]
+        ("room_bytes = 12", "room_bytes = -12", "room_bytes: must be from 0 to"),
+        ("[login]", "notes = 'x'\n[login]", "notes: must be a list of lines, not 'x'"),
+        ("[login]", "notes = ['a\\nb', 1]\n[login]", "notes: must be a list of lines of text"),
+        ('also = "F', 'also = "../F', "image.also: must be a file's name"),
+        ("about_bytes = 666_", "about_bytes = '666'#", "image.about_bytes: must be a number"),
         ("amd64/Latest/", "amd64/../Latest/", "image.folder: must be a path below the mirror"),
         ("amd64/Latest/", "amd64/Latest", "image.folder: must be a path below the mirror"),
         ("releases/CI-", "/releases/CI-", "image.folder: must be a path below the mirror"),
@@ -73,6 +78,18 @@ def test_mistakes_name_file_key_and_reason(tmp_path: Path, old: str, new: str, s
         manifest.find("15.1", tmp_path)
     assert str(path) in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_what_may_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "freebsd-15.1.toml"
+    lines = path.read_text().splitlines()
+    left = [line for line in lines if not line.startswith(("also", "about_bytes", "room_bytes"))]
+    path.write_text("\n".join(left))
+    found = manifest.read(path)
+    assert found.image.names == (found.image.file,)
+    assert (found.image.about_bytes, found.room_bytes, found.notes) == (0, 0, ())
+    assert found.download_bytes == 0
 
 
 def test_a_pin_may_be_empty_or_a_digest(tmp_path: Path) -> None:

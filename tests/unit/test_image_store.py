@@ -6,9 +6,12 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import re
+import shutil
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import badserver
 
 from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
-from harness.image import obtain, store
+from harness.image import check, fetch, obtain, prune, store
 from harness.image.model import ImageRecord, Imported, Prepared
 from harness.image.obtain import Files, import_files
+from harness.ssh import make_key
 
 MIB = 1 << 20
 NEWVERS = 'TYPE="FreeBSD"\nREVISION="{}"\nBRANCH="RELEASE-p1"\n'
@@ -144,7 +148,7 @@ def test_a_failed_preparation_leaves_the_old_one(
     assert record.disk.is_file()
     assert log.read_text() == "login: "
     assert len(list((cache / "images/15.1").glob("prepared-*"))) == 1
-    assert store.prune("15.1") > 0
+    assert prune.release("15.1") > 0
     assert not (cache / "images/15.1/failed").exists()
     assert store.find("15.1") == record
 
@@ -188,7 +192,7 @@ def test_sets_are_unpacked_into_the_cache(tmp_path: Path, cache: Path) -> None:
     assert record is not None
     assert (record.source, record.sysroot) == (other, home / "sysroot")
     assert (home / "source").exists()
-    store.prune("15.1")
+    prune.release("15.1")
     assert not (home / "source").exists()
     assert store.sysroot("15.1") == home / "sysroot"
 
@@ -325,12 +329,80 @@ def test_removed_but_for_what_is_the_users(tmp_path: Path, cache: Path) -> None:
     source = make_source(tmp_path / "s")
     bring(Files(make_disk(tmp_path / "d"), source))
     assert "15.1" in store.known()
-    assert store.remove("15.1") >= MIB
+    assert prune.size(cache / "images/15.1") >= MIB
+    store.remove("15.1")
     assert not (cache / "images/15.1").exists()
     assert (source / "sys/sys/param.h").exists()
     assert (tmp_path / "d").exists()
     with pytest.raises(UsageError, match="nothing of it is in"):
         store.remove("15.1")
+
+
+def findings(release: str = "15.1") -> dict[str, tuple[bool, str, str]]:
+    return {it.what: (it.ok, it.evidence, it.mend) for it in check.release(release)}
+
+
+def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UsageError, match="nothing of it is in"):
+        check.release("15.1")
+    source, sysroot = make_source(tmp_path / "s"), make_sysroot(tmp_path / "r")
+    record = bring(Files(make_disk(tmp_path / "d"), source, sysroot))
+    assert record is not None
+    make_key(record.private_key, "x")
+    found = findings()
+    assert all(ok for ok, _, _ in found.values()), found
+    assert set(found) == {"prepared disk", "private key", "source", "sysroot"}
+    record.private_key.chmod(0o644)
+    assert findings()["private key"][2] == f"chmod 600 {record.private_key}"
+    record.private_key.write_text("noise")
+    assert "no private key" in findings()["private key"][1]
+    (source / "sys/sys/param.h").unlink()
+    assert not findings()["source"][0]
+    # One byte, with the size as before: nothing else would notice.
+    data = bytearray(record.disk.read_bytes())
+    data[MIB // 2] ^= 1
+    record.disk.write_bytes(data)
+    ok, evidence, mend = findings()["prepared disk"]
+    assert not ok
+    assert record.disk_sha256[:16] in evidence
+    assert mend.startswith(f"rm {cache}/images/15.1/image.json, then ./inv image.import")
+    assert store.find("15.1") == record
+    (cache / "images/15.1/image.json").unlink()
+    assert "prepared disk" not in findings()
+    assert bring_disk(tmp_path / "d").disk_sha256 == record.disk_sha256
+
+
+def test_small_guests_of_old_are_pruned(cache: Path) -> None:
+    for number, name in enumerate(("a" * 32, "b" * 32, "c" * 32)):
+        folder = cache / "vtxprobe" / name
+        folder.mkdir(parents=True)
+        (folder / "vtxprobe.img").write_bytes(b"x" * 5000)
+        os.utime(folder, (number, number))
+    (cache / "standin" / "apt").mkdir(parents=True)
+    (cache / "standin" / ("d" * 16)).mkdir()
+    assert prune.small_guests() >= 10_000
+    assert {path.name for path in (cache / "vtxprobe").iterdir()} == {"c" * 32, "lock"}
+    assert {path.name for path in (cache / "standin").iterdir()} == {"apt", "d" * 16, "lock"}
+
+
+def test_zfs_is_refused_before_anything_is_done(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = obtain.manifest.find("15.1")
+    assert known is not None
+    zfs = replace(known, image_filesystem="zfs")
+    monkeypatch.setattr(obtain.manifest, "find", lambda _release: zfs)
+    with pytest.raises(UsageError, match="only images with UFS are prepared"):
+        obtain.fetch_official("15.1")
+
+
+def test_room_for_all_of_it_is_asked_before_the_first_byte(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(cache.parent)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=2 << 30))
+    with pytest.raises(CannotError, match=r"fetching and preparing FreeBSD 15\.1 needs 11\.2 GiB"):
+        obtain.fetch_official("15.1")
 
 
 def test_bochs_prepares_nothing(tmp_path: Path) -> None:
@@ -369,9 +441,20 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     assert record.source is not None
     assert record.sysroot is not None
     assert any(line.startswith("fetching src.txz: ") for line in said)
+    # What is here is looked at again, and what rotted is named with its mend.
+    image_note = fetch.notes(store.folder("15.1") / "downloads")[0]
+    assert (image_note.algorithm, image_note.path.name) == ("sha512", known.image.file)
+    found = findings()
+    assert found[f"download {known.image.file}"][0]
+    base = store.folder("15.1") / "downloads" / known.base.file
+    good = base.read_bytes()
+    base.write_bytes(good[:-1] + b"?")
+    ok, _, mend = findings()[f"download {known.base.file}"]
+    assert (ok, mend) == (False, f"rm {base}, then ./inv image.fetch --release 15.1")
+    base.write_bytes(good)
     # All of it is here now: no server is needed any more, until it is pruned.
     assert obtain.fetch_official("15.1", offline=True).src is not None
-    assert store.prune("15.1") > 0
+    assert prune.release("15.1") > 0
     with pytest.raises(CannotError, match="--offline"):
         obtain.fetch_official("15.1", offline=True)
     assert store.find("15.1") == record

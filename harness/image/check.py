@@ -1,0 +1,116 @@
+"""Looking again at what the cache holds: every digest that was written down is taken anew."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CannotError, UsageError, WorkbenchError
+from ..files import human_bytes
+from . import fetch, rekey, store, trees
+from .store import Live
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found, and what mends it when it is not as written down."""
+
+    release: str
+    what: str
+    ok: bool
+    evidence: str
+    mend: str = ""
+
+
+def release(name: str, live: Live = lambda _line: None) -> list[Finding]:
+    """Everything of one release; UsageError when there is nothing of it in the cache.
+
+    Held under the release's lock, so that nothing is changed meanwhile.
+    """
+    home = store.folder(name)
+    if not home.is_dir():
+        raise UsageError(f"--release {name}: nothing of it is in {home.parent}")
+    with store.lock(name):
+        return [*_image(name, live), *_trees(name), *_downloads(name, live)]
+
+
+def _image(name: str, live: Live) -> Iterator[Finding]:
+    fetched = any("://" in note.url for note in fetch.notes(store.folder(name) / "downloads"))
+    # A disk that is taken for the present one would not be prepared again.
+    mend = f"rm {store.folder(name) / 'image.json'}, then "
+    mend += (
+        f"./inv image.fetch --release {name}" if fetched else store.import_line(name, trees=False)
+    )
+    try:
+        record = store.find(name)
+    except CannotError as error:
+        if store.has_record(name):
+            yield Finding(name, "prepared disk", False, error.message, mend)
+        return
+    found = _digest(record.disk, "sha256", live)
+    yield _compared(name, "prepared disk", record.disk, record.disk_sha256, found, mend)
+    try:
+        public = rekey.public_key(record.private_key)
+    except CannotError as error:
+        yield Finding(name, "private key", False, error.message, mend)
+        return
+    open_to_others = record.private_key.stat().st_mode & 0o077
+    yield Finding(
+        name,
+        "private key",
+        not open_to_others,
+        f"{record.private_key}: {'others may read it' if open_to_others else public[:40] + '…'}",
+        f"chmod 600 {record.private_key}" if open_to_others else "",
+    )
+
+
+def _trees(name: str) -> Iterator[Finding]:
+    known = store.trees(name)
+    looks: tuple[tuple[str, Path | None, str, Callable[[Path], None]], ...] = (
+        ("source", known.source, "--src DIR-or-src.txz", lambda it: trees.check_release(it, name)),
+        ("sysroot", known.sysroot, "--sysroot DIR-or-base.txz", trees.check_sysroot),
+    )
+    for what, path, option, look in looks:
+        if path is None:
+            continue
+        evidence = f"{path}: what marks it is there; its files have no digests"
+        try:
+            look(path)
+        except WorkbenchError as error:
+            mend = f"./inv image.import --release {name} {option}"
+            yield Finding(name, what, False, error.message, mend)
+        else:
+            yield Finding(name, what, True, evidence)
+
+
+def _downloads(name: str, live: Live) -> Iterator[Finding]:
+    for note in fetch.notes(store.folder(name) / "downloads"):
+        if not note.path.exists():
+            continue
+        mend = f"rm {note.path}, then ./inv image.fetch --release {name}"
+        found = _digest(note.path, note.algorithm, live)
+        yield _compared(name, f"download {note.path.name}", note.path, note.digest, found, mend)
+
+
+def _compared(name: str, what: str, path: Path, wanted: str, found: str, mend: str) -> Finding:
+    size = human_bytes(path.stat().st_size)
+    if found == wanted:
+        return Finding(name, what, True, f"{path}: {size}, {wanted[:16]}…, as written down")
+    return Finding(
+        name, what, False, f"{path}: {found[:16]}…, written down was {wanted[:16]}…", mend
+    )
+
+
+def _digest(path: Path, algorithm: str, live: Live) -> str:
+    digest = hashlib.new(algorithm)
+    size, done = max(1, path.stat().st_size), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            live(f"{path.name}: {100 * done // size} %")
+    return digest.hexdigest()
