@@ -229,6 +229,8 @@ def patch_export(
         "src": "its source: a folder, or src.txz",
         "sysroot": "its headers and libraries: a folder, or base.txz",
         "backend": "what boots it for preparation: auto, kvm or tcg",
+        "bundle": "a file that image.bundle wrote, instead of all the above",
+        "sha256": "what the bundle's SHA-256 has to be",
     },
 )
 @run_task
@@ -239,8 +241,14 @@ def image_import(
     src: str = "",
     sysroot: str = "",
     backend: str = "auto",
+    bundle: str = "",
+    sha256: str = "",
 ) -> int:
     """Take in a FreeBSD disk, and the source and sysroot that belong to it; prepare it once."""
+    if bundle:
+        if disk or src or sysroot:
+            raise UsageError("--bundle brings disk, source and sysroot: leave the others out")
+        return image_cli.import_bundle(bundle, release, sha256)
     return image_cli.import_release(release, disk, src, sysroot, backend)
 
 
@@ -280,6 +288,19 @@ def image_list(_context: Context, json: bool = False) -> int:
 def image_info(_context: Context, release: str = "15.1", json: bool = False) -> int:
     """Show where a prepared image came from and what was changed in it."""
     return image_cli.show_info(release, json)
+
+
+@task(
+    name="bundle",
+    help={
+        "release": "the prepared release (default: 15.1)",
+        "out": "the file to write (default: freebsd-RELEASE.bundle.tar)",
+    },
+)
+@run_task
+def image_bundle(_context: Context, release: str = "15.1", out: str = "") -> int:
+    """Pack a prepared release, its source and sysroot into one file for image.import --bundle."""
+    return image_cli.write_bundle(release, out)
 
 
 @task(name="rm", help={"release": "the release to forget"})
@@ -326,6 +347,7 @@ namespace.add_collection(
         image_list,
         image_info,
         image_verify,
+        image_bundle,
         image_rm,
         image_prune,
     )

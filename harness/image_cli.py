@@ -8,8 +8,8 @@ from typing import Any
 
 from . import ui
 from .errors import EXIT_CHECK_FAILED, CannotError, UsageError, WorkbenchError
-from .files import human_bytes
-from .image import check, manifest, obtain, prune, store
+from .files import human_bytes, sha256_file
+from .image import bundle, check, manifest, obtain, prune, store
 from .image.fetch import FetchError
 from .image.model import ImageRecord
 
@@ -24,6 +24,36 @@ def import_release(release: str, disk: str, src: str, sysroot: str, backend: str
         step.note = _short(record) if record else "trees noted; no disk yet"
     if record:
         _say_missing(record)
+    return 0
+
+
+def import_bundle(file: str, release: str, sha256: str) -> int:
+    """`image.import --bundle`: take in what `image.bundle` packed elsewhere."""
+    path = Path(file).expanduser()
+    with ui.stage(f"import {path.name}") as step:
+        if sha256 and (found := sha256_file(path)) != sha256.lower():
+            raise CannotError(f"{path}: its SHA-256 is {found}, not {sha256}; copy it again")
+        record = bundle.take_in(path, release, step.live)
+        step.note = f"FreeBSD {record.release}: {_short(record)}"
+    _say_missing(record)
+    return 0
+
+
+def write_bundle(release: str, out: str) -> int:
+    """`image.bundle`: a prepared release as one file."""
+    path = Path(out or f"freebsd-{release}.bundle.tar").expanduser()
+    with ui.stage(f"bundle {release}") as step:
+        made = bundle.write(release, path, step.live)
+        step.note = f"{', '.join(made.members)}"
+    ui.table(
+        ("what", "is"),
+        [
+            ("file", str(made.path)),
+            ("size", human_bytes(made.size_bytes)),
+            ("sha256", made.sha256),
+            ("elsewhere", f"./inv image.import --bundle {made.path.name} --sha256 {made.sha256}"),
+        ],
+    )
     return 0
 
 

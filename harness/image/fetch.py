@@ -99,7 +99,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / remote.file
     with locked(folder / f"{remote.file}.lock", f"fetching {remote.file}"):
-        noted = _noted(target)
+        noted = pin_of(target)
         if noted is not None and target.exists():
             if remote.pin not in ("", noted.digest):
                 raise FetchError(
@@ -127,11 +127,11 @@ def fetch(
 def notes(folder: Path) -> list[Fetched]:
     """What was written down about every file that was ever fetched into `folder`."""
     targets = (note.with_suffix("") for note in sorted(folder.glob("*.json")))
-    return [found for target in targets if (found := _noted(target)) is not None]
+    return [found for target in targets if (found := pin_of(target)) is not None]
 
 
-def _noted(target: Path) -> Fetched | None:
-    """What the first fetch wrote down about `target`; it outlives the file."""
+def pin_of(target: Path) -> Fetched | None:
+    """What the first fetch wrote down about `target`, or None; it outlives the file."""
     try:
         data = json.loads(_note(target).read_text())
         return Fetched(target, data["url"], data["digest"], data.get("at", ""))

@@ -17,15 +17,18 @@ from harness.ssh import make_key
 pytestmark = pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs ssh-keygen")
 
 
+def make_host_key(host: Path) -> tuple[str, Path]:
+    """As the guest makes its own: OpenSSH's form, with a comment.  Its public text and its file."""
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "root@freebsd", "-f", str(host)]
+    subprocess.run(command, check=True)
+    return " ".join(host.with_suffix(".pub").read_text().split()[:2]), host
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[str, str, Path]:
     """The key let in, the host's own (both as public text), and the host's private file."""
     inside = " ".join(make_key(tmp_path / "inside", "vmm-workbench").split()[:2])
-    host = tmp_path / "host"
-    # As the guest makes its own: OpenSSH's form, with a comment.
-    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "root@freebsd", "-f", str(host)]
-    subprocess.run(command, check=True)
-    return inside, " ".join(host.with_suffix(".pub").read_text().split()[:2]), host
+    return inside, *make_host_key(tmp_path / "host")
 
 
 def make_disk(path: Path, inside: str, host: Path) -> Path:
