@@ -26,7 +26,7 @@ from harness.ssh import make_key
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bundle.Bundle]:
-    """A bundle of a release prepared in a cache of its own, and the private key that stays there."""
+    """A bundle of a release prepared in a cache of its own, and the key that stays there."""
     top = tmp_path_factory.mktemp("packed")
     host_key, host = disks.make_host_key(top / "host")
 

@@ -37,13 +37,13 @@ def make_disk(path: Path, inside: str, host: Path) -> Path:
         for at, data in (
             (4096, f"{inside} vmm-workbench\n".encode()),
             (1 << 20, host.read_bytes()),
-            (3 << 20, host.with_suffix(".pub").read_bytes()),
-            ((5 << 20) - 512, host.read_bytes()),
-            (6 << 20, b"-----BEGIN OPENSSH PRIVATE KEY-----\nno key at all\n"),
+            ((1 << 20) + 8192, host.with_suffix(".pub").read_bytes()),
+            ((3 << 20) - 512, host.read_bytes()),
+            ((3 << 20) + 4096, b"-----BEGIN OPENSSH PRIVATE KEY-----\nno key at all\n"),
         ):
             stream.seek(at)
             stream.write(data)
-        stream.truncate(16 << 20)
+        stream.truncate(4 << 20)
     return path
 
 
@@ -64,7 +64,7 @@ def test_both_keys_are_new_and_the_rest_as_before(
     assert f"{new} vmm-workbench\n".encode() in after
     assert f"{new_host} root@freebsd\n".encode() in after
     # What an sshd would read is a whole key file, of that host key, with its comment.
-    for at in (1 << 20, (5 << 20) - 512):
+    for at in (1 << 20, (3 << 20) - 512):
         text = after[at : at + len(host.read_bytes())]
         private = serialization.load_ssh_private_key(text, None)
         (tmp_path / "read").write_bytes(text)
