@@ -10,19 +10,22 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 import threading
+import time
 import tty
 from pathlib import Path
 
 from ..console import Console, clean_lines
 from ..deadline import Deadline
-from ..errors import CannotError, MachineDied
+from ..errors import CannotError, MachineDied, WaitTimeout
 from ..host import BOCHS_MODEL
+from . import bochs_state
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 
-TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True)
+TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True, saves=True)
 
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
@@ -37,17 +40,25 @@ _DEBUGGER = "debugger.txt"
 _SLIRP = "slirp.txt"
 _LOG = "bochs.log"
 _DISK = "disk.img"
+_TTY = "console.tty"
 _PORT_TAKEN = "could not set up host forwarding rule"
 _REDOLOG = "overlay.redolog"
+# The last that Bochs does before the first instruction, of a boot and of a resumed machine alike.
+_RUNNING = "set SIGINT handler"
+_POLL_S = 0.02
 _COMPLAINT = re.compile(r"^\d{11}[pe]\[")
 _CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALSA ")
 _POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown requested")
 
 
-def configuration(spec: Spec, *, console_tty: str, has_network: bool) -> str:
-    """The bochsrc for `spec`; pure, so that golden files can hold it."""
+def configuration(spec: Spec, *, has_network: bool) -> str:
+    """The bochsrc for `spec`; pure, so that golden files can hold it.
+
+    The same in every run of the same machine: what differs stands behind names in the run's folder.
+    """
     mib = spec.memory_bytes >> 20
     lines = [
+        bochs_state.PLUGINS.format(network=int(has_network)),
         # The text display opens no port; rfb would listen on every interface.
         "display_library: term",
         # fastboot: the BIOS does not wait three seconds for a key.
@@ -65,21 +76,19 @@ def configuration(spec: Spec, *, console_tty: str, has_network: bool) -> str:
         f'ata0-master: type=disk, mode=volatile, path="{_DISK}", journal={_REDOLOG}',
         "ata1: enabled=0",
         "boot: disk",
-        f'com1: enabled=1, mode=term, dev="{console_tty}"',
+        f'com1: enabled=1, mode=term, dev="{_TTY}"',
         f"log: {_LOG}",
         "panic: action=fatal",
         "error: action=report",
         "info: action=report",
         "debug: action=ignore",
-        # No sound: its drivers would look for a sound card and complain on standard error.
         "usb_uhci: enabled=0",
-        "plugin_ctrl: speaker=0, parallel=0, gameport=0",
         "mouse: enabled=0",
         "magic_break: enabled=0",
     ]
     if has_network:
         lines.insert(
-            7,
+            8,
             "e1000: enabled=1, mac=52:54:00:12:34:56, ethmod=slirp, ethdev=none, "
             f'script="{_SLIRP}"',
         )
@@ -112,7 +121,8 @@ class BochsMachine(Machine):
     def command(self) -> list[str]:
         # Debian's Bochs carries its debugger and would stop before the first instruction; the
         # script's one line tells it to go on.
-        return ["bochs", "-q", "-f", _CONFIG, "-rc", _DEBUGGER]
+        begin = ["-r", bochs_state.STATE] if self.spec.resume_from else ["-f", _CONFIG]
+        return ["bochs", "-q", *begin, "-rc", _DEBUGGER]
 
     def _prepare(self) -> None:
         for path, package in ((BIOS, "bochsbios"), (VGA_BIOS, "vgabios")):
@@ -131,14 +141,17 @@ class BochsMachine(Machine):
             self.ssh_port = free_port()
             settings = slirp_settings(self.ssh_port, self.spec.network_out)
             (run_dir / _SLIRP).write_text(settings)
-        config = configuration(
-            self.spec, console_tty=os.ttyname(self._console_tty_fd), has_network=self.spec.ssh
-        )
-        (run_dir / _CONFIG).write_text(config)
+        (run_dir / _TTY).unlink(missing_ok=True)
+        (run_dir / _TTY).symlink_to(os.ttyname(self._console_tty_fd))
+        (run_dir / _CONFIG).write_text(configuration(self.spec, has_network=self.spec.ssh))
+        if self.spec.resume_from:
+            bochs_state.present(run_dir, self.spec.resume_from, self.spec.memory_bytes)
         (run_dir / _DEBUGGER).write_text("c\n")
         self._screen = _Screen()
         self._process = self._spawn(
-            self.command(), stdio=self._screen.tty, environment={"TERM": "vt100"}
+            self.command(),
+            stdio=self._screen.tty,
+            environment={"TERM": "vt100", **bochs_state.helper(run_dir)},
         )
         self._screen.started()
         self._wait_running(deadline)
@@ -146,7 +159,7 @@ class BochsMachine(Machine):
         self._close_tty()
 
     def _wait_running(self, deadline: Deadline) -> None:
-        """Bochs has read its settings and begun once its log says that the processor was reset."""
+        """Bochs has read its settings, or what was saved, and begun once its log says so."""
         log = self.spec.run_dir / _LOG
         limit = deadline.at_most(20)
         while True:
@@ -160,7 +173,7 @@ class BochsMachine(Machine):
                     f"Bochs did not start: {describe_exit(ended)}; its log is {log}",
                     detail=self.last_words(),
                 )
-            if "cpu hardware reset" in said:
+            if _RUNNING in said:
                 return
             if limit.expired:
                 raise MachineDied(
@@ -184,6 +197,28 @@ class BochsMachine(Machine):
         told += [line for line in printed if line and not _CHATTER.match(line)]
         screen = self._screen.text() if self._screen and not told else ""
         return "\n".join(told[-8:]) or screen
+
+    def save(self, folder: Path, deadline: Deadline) -> None:
+        """As in Machine; a guest that was not saved within the deadline is stopped for good."""
+        self.check()
+        run_dir = self.spec.run_dir
+        bochs_state.request(run_dir, folder, self.spec.memory_bytes)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+        while not bochs_state.answered(run_dir):
+            self.check()
+            if deadline.expired:
+                raise WaitTimeout(f"Bochs did not save the guest within {deadline.limit_s:.0f} s")
+            time.sleep(_POLL_S)
+        bochs_state.complete(folder, configuration(self.spec, has_network=self.spec.ssh))
+
+    def depends_on(self) -> dict[str, str]:
+        """Bochs as installed, and its settings."""
+        settings = configuration(self.spec, has_network=self.spec.ssh)
+        return {
+            "Bochs": bochs_state.identity([BIOS, VGA_BIOS]),
+            "the machine's settings": settings + slirp_settings(0, self.spec.network_out),
+        }
 
     def _quit(self, deadline: Deadline) -> None:
         """Bochs cannot be asked, and there is nothing in it to lose."""

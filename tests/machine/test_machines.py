@@ -57,8 +57,7 @@ def make(sector: Path, tmp_path: Path) -> Iterator[Made]:
         spec = Spec(
             run_dir=tmp_path / run,
             drive=Drive(disk),
-            memory_bytes=32 << 20,
-            **{"ssh": False, **more},  # type: ignore[arg-type]
+            **{"ssh": False, "memory_bytes": 32 << 20, **more},  # type: ignore[arg-type]
         )
         made.append(machines.make(backend, spec))
         return made[-1]
@@ -266,7 +265,7 @@ def test_machines_leave_nothing_behind(backend: str, make: Made, tmp_path: Path)
             make(backend, run=f"bad{number}", cpu="nonsense").start(Deadline.after(20))
     assert held() == before
     known = {"emulator.log", "console.log", "overlay.qcow2", "bochs.log", "bochsrc.txt"}
-    known |= {"debugger.txt", "slirp.txt", "disk.img"}
+    known |= {"debugger.txt", "slirp.txt", "disk.img", "console.tty", "bochs_save.so"}
     assert {path.name for path in tmp_path.glob("*/*")} <= known
 
 
@@ -278,3 +277,37 @@ def test_a_run_folder_can_be_used_again(backend: str, make: Made) -> None:
         machine.start(Deadline.after(20))
     with make(backend) as machine:
         boot(machine)
+
+
+def devices_in_order(machine: Machine) -> list[str]:
+    log = (machine.spec.run_dir / "bochs.log").read_text()
+    return [line.split("'")[1] for line in log.splitlines() if "init_dev of" in line]
+
+
+def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path) -> None:
+    """With a network, whose poll is a timer known by its number: that is by the devices' order."""
+    state = tmp_path / f"{EVIL} state"
+    state.mkdir()
+    with make("bochs", run=EVIL, ssh=True) as saved:
+        boot(saved)
+        ask(saved, "w", "W")
+        saved.save(state, Deadline.after(20))
+        ask(saved, "on", "on")
+        order = devices_in_order(saved)
+        needs = saved.depends_on()
+    before = {path.name: path.read_bytes() for path in state.iterdir()}
+    resumed = [make("bochs", run=f"resumed {n}", ssh=True, resume_from=state) for n in (1, 2)]
+    for machine in resumed:
+        machine.start(Deadline.after(20))
+    assert resumed[0].ssh_port != resumed[1].ssh_port
+    for machine in resumed:
+        ask(machine, "back", "back")
+        ask(machine, "w", "W")
+        assert "sector" not in machine.console.since(0), "it booted"
+        assert devices_in_order(machine) == order
+        assert machine.depends_on() == needs
+        machine.console.send("q")
+        machine.wait_ended(Deadline.after(10))
+        assert machine.powered_off()
+    assert {path.name: path.read_bytes() for path in state.iterdir()} == before
+    assert make("bochs", run="less", memory_bytes=16 << 20, ssh=True).depends_on() != needs
