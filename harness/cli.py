@@ -88,6 +88,11 @@ def run_task(body: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def after_dashes() -> list[str]:
+    """The words after `--` on the command line; Invoke's own remainder forgets where each ends."""
+    return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+
+
 class WorkbenchProgram(Program):
     """Invoke's program, except that calling it wrongly exits 2 and Ctrl-C 130."""
 

@@ -42,8 +42,9 @@ class Console:
     """The near end of a serial line.
 
     `fd` is a connected socket or the master of a pseudo-terminal and belongs to the console from
-    here on; `log` gets every byte as it came, while memory holds the last `keep_bytes`.  `watch` is
-    called during every wait and raises when there is nothing left to wait for.
+    here on; `log` gets every byte as it came, unless another process writes it, while memory holds
+    the last `keep_bytes`.  `watch` is called during every wait and raises when there is nothing
+    left to wait for.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Console:
         log: Path,
         watch: Callable[[], None] | None = None,
         keep_bytes: int = _KEEP_BYTES,
+        *,
+        writes_log: bool = True,
     ) -> None:
         self.log = log
         self._watch = watch
@@ -65,7 +68,7 @@ class Console:
         self._panic = PanicWatch()
         self._panic_seen_s = 0.0
         try:
-            stream = log.open("ab", buffering=0)
+            stream = (log if writes_log else Path(os.devnull)).open("ab", buffering=0)
         except OSError:
             os.close(fd)
             raise
@@ -129,6 +132,11 @@ class Console:
     def panicked(self) -> bool:
         """Whether the guest's kernel said that it is lost."""
         return self._panic.at is not None
+
+    def forget_panic(self) -> None:
+        """Look out for panics anew: the guest has come up again since."""
+        with self._arrived:
+            self._panic = PanicWatch(self._dropped + len(self._data))
 
     def since(self, mark: int) -> str:
         """What came after `mark`, as text; a note stands for what memory no longer holds."""

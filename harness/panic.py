@@ -32,12 +32,15 @@ _LONGEST_LINE_BYTES = 4096
 
 
 class PanicWatch:
-    """Looks at each byte once or twice, however the stream is cut into reads."""
+    """Looks at each byte once or twice, however the stream is cut into reads.
 
-    def __init__(self) -> None:
+    `start` is how much of the stream came before it looked.
+    """
+
+    def __init__(self, start: int = 0) -> None:
         self._kept = b""
-        self._kept_at = 0
-        self._end = 0
+        self._kept_at = start
+        self._end = start
         self.at: int | None = None
         """Where in the stream the panic begins, once there was one."""
 

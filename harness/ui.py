@@ -8,6 +8,7 @@ error while work is under way, so that standard output holds the result alone.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,14 +35,50 @@ err = _Console(stderr=True, highlight=False, soft_wrap=True)
 out = _Console(highlight=False, soft_wrap=True)
 
 
+Listener = Callable[[str, str, str], None]
+"""Gets `say`, `detail`, `begin`, `live` or `end`, and two texts: a line or a stage's name; for
+`end` the outcome and the note."""
+
+_listener: Listener | None = None
+
+
+@contextmanager
+def told_to(listener: Listener) -> Iterator[None]:
+    """While the block runs, nothing is printed here: `listener` shows it to people elsewhere."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """While the block runs, what people see goes past whoever captures standard error meanwhile."""
+    global err
+    with os.fdopen(os.dup(2), "w", buffering=1) as stream:
+        before, err = err, _Console(file=stream, highlight=False, soft_wrap=True)
+        try:
+            yield
+        finally:
+            err = before
+
+
 def say(line: str) -> None:
     """One line about the work under way, on standard error."""
-    err.print(Text(clean(line)))
+    if _listener is not None:
+        _listener("say", line, "")
+    else:
+        err.print(Text(clean(line)))
 
 
 def say_detail(text: str) -> None:
     """What belongs below or above a line, a log's end for instance, on standard error."""
-    sys.stderr.write(clean(text.rstrip("\n")) + "\n")
+    if _listener is not None:
+        _listener("detail", text, "")
+    else:
+        err.print(Text(clean(text.rstrip("\n"))))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -82,8 +119,13 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
     if record is not None:
         record.append(step)
     start = time.monotonic()
+    listener = _listener
     try:
-        if err.is_terminal:
+        if listener is not None:
+            listener("begin", name, "")
+            step._live = lambda line: listener("live", line, "")
+            yield step
+        elif err.is_terminal:
             with _live_line(name) as show:
                 step._live = show
                 yield step
@@ -99,9 +141,12 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
     finally:
         step.seconds = time.monotonic() - start
         step._live = lambda _line: None
-        # Why it failed is told once, by who catches the error; the report keeps it with the stage.
-        note = f": {step.note}" if step.note and step.outcome == "ok" else ""
-        say(f"{name}: {step.outcome} after {step.seconds:.1f} s{note}")
+        if listener is not None:
+            listener("end", step.outcome, step.note)
+        else:
+            # Why it failed is told once, by who catches the error; the report keeps it too.
+            note = f": {step.note}" if step.note and step.outcome == "ok" else ""
+            say(f"{name}: {step.outcome} after {step.seconds:.1f} s{note}")
 
 
 @contextmanager
@@ -112,7 +157,13 @@ def _live_line(name: str) -> Iterator[Callable[[str], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[last]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(
+        *columns,
+        console=err,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as progress:
         task = progress.add_task(name, total=None, last="")
         yield lambda line: progress.update(task, last=printable(line)[:100])
 

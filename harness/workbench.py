@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from . import build as builder
 from . import crash, files, host, machine, patches, probe, ui, vmm
@@ -39,7 +39,8 @@ class Options:
     """What is to be tested, where.
 
     `series` names a folder of patches, or is empty for the project's own; `stock` leaves it out.
-    `offline` fetches nothing, `full` runs the checks that take minutes too.
+    `offline` fetches nothing, `full` runs the checks that take minutes too; without `module`
+    nothing is built or loaded.
     """
 
     release: str = "15.1"
@@ -49,6 +50,7 @@ class Options:
     topic: str = "meminfo"
     offline: bool = False
     full: bool = False
+    module: bool = True
 
 
 class Workbench:
@@ -78,15 +80,14 @@ class Workbench:
 
     def up(self) -> None:
         """Every step, in order."""
-        for step in (
-            self.choose,
-            self.prove,
-            self.find_image,
-            self.make,
-            self.boot,
-            self.load,
-        ):
+        for step in self.steps():
             step()
+
+    def steps(self) -> list[Callable[[], None]]:
+        """What `up` does, in order."""
+        steps = [self.choose, self.prove, self.find_image, self.make, self.boot, self.load]
+        without = () if self.options.module else (self.make, self.load)
+        return [step for step in steps if step not in without]
 
     def choose(self) -> None:
         """Choose the backend; CannotError when none does what was asked."""
@@ -121,7 +122,7 @@ class Workbench:
                 offline=self.options.offline,
                 live=step.live,
             )
-            if self.record.source is None:
+            if self.record.source is None and self.options.module:
                 raise CannotError(
                     f"FreeBSD {self.options.release} was imported without a source tree to build "
                     f"from; run ./inv image.import --release {self.options.release} "
@@ -150,20 +151,25 @@ class Workbench:
             self.properties["module sha256"] = files.sha256_file(self.build.module)
             self.properties["series sha256"] = series.digest if series else "none"
 
-    def boot(self) -> None:
-        """Start the machine and wait for SSH; GuestError when it does not come up."""
+    def make_machine(self) -> machine.Machine:
+        """The machine that `boot` starts, not started."""
         record = _given(self.record, "find_image")
         decision = _given(self.decision, "choose")
         backend = decision.require()
+        spec = machine.Spec(
+            run_dir=self.run_dir / "guest",
+            drive=machine.Drive(record.disk),
+            memory_bytes=_MEMORY_BYTES,
+            cpus=1 if backend == "bochs" else 2,
+            name=f"FreeBSD {record.release}",
+        )
+        return machine.make(backend, spec, vendor_flag=decision.vendor_flag)
+
+    def boot(self) -> None:
+        """Start the machine and wait for SSH; GuestError when it does not come up."""
+        record = _given(self.record, "find_image")
         with ui.stage("boot", self.stages) as step:
-            spec = machine.Spec(
-                run_dir=self.run_dir / "guest",
-                drive=machine.Drive(record.disk),
-                memory_bytes=_MEMORY_BYTES,
-                cpus=1 if backend == "bochs" else 2,
-                name=f"FreeBSD {record.release}",
-            )
-            virtual = machine.make(backend, spec, vendor_flag=decision.vendor_flag)
+            virtual = self.make_machine()
             access = Access(
                 record.private_key, record.host_key, record.login_user, prepare.ANNOUNCEMENT
             )
@@ -231,11 +237,14 @@ class Workbench:
             self.guest.disconnect()
             self.tell_panic()
         finally:
-            self.guest.machine.stop(Deadline.after(10))
-            for overlay in (self.run_dir / "guest").glob("overlay.*"):
-                overlay.unlink(missing_ok=True)
+            self._end_machine(self.guest)
 
-    def __enter__(self) -> Workbench:
+    def _end_machine(self, guest: Guest) -> None:
+        guest.machine.stop(Deadline.after(10))
+        for overlay in (self.run_dir / "guest").glob("overlay.*"):
+            overlay.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,42 @@
+"""Guests that outlive the command that started them: kept by a process each, known by name."""
+
+from __future__ import annotations
+
+from .client import Starter, attach, attached, down, open_console, set_module
+from .record import (
+    BROKEN,
+    DEFAULT_NAME,
+    ENDED,
+    READY,
+    STARTING,
+    Record,
+    find,
+    forget,
+    load,
+    names,
+    reserve,
+    save,
+)
+from .server import Bench
+
+__all__ = [
+    "BROKEN",
+    "DEFAULT_NAME",
+    "ENDED",
+    "READY",
+    "STARTING",
+    "Bench",
+    "Record",
+    "Starter",
+    "attach",
+    "attached",
+    "down",
+    "find",
+    "forget",
+    "load",
+    "names",
+    "open_console",
+    "reserve",
+    "save",
+    "set_module",
+]

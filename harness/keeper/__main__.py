@@ -1,0 +1,7 @@
+"""The keeper's process; see server.py."""
+
+import sys
+
+from .server import main
+
+main(sys.argv[1:])

@@ -1,0 +1,271 @@
+"""What other processes do with a keeper: start one, follow it, and use its guest as their own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from .. import machine as machines
+from .. import ui
+from ..console import Console
+from ..deadline import Deadline
+from ..errors import GuestError, UsageError, WorkbenchError
+from ..guest import Access, Guest
+from ..machine import Drive, Machine, Spec
+from ..machine.base import tail_of
+from . import record as records
+from . import wire
+from .record import BROKEN, ENDED, READY, STARTING, Process, Record
+from .server import RELEASE, Bench
+
+_SILENCE_S = 2.0
+_GONE_S = 30.0
+_SOFT_S = 25.0
+_HARD_S = 10.0
+_LOOK_S = 0.5
+
+
+class Starter:
+    """A keeper that this process started; its guest ends with this process until `release`."""
+
+    def __init__(self, record: Record, bench: Bench) -> None:
+        """Start a keeper that brings up `bench` and keeps it as `record`, which was reserved."""
+        self._record = record
+        self.log = record.run_dir / "keeper.log"
+        ours, theirs = socket.socketpair()
+        with theirs, self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.keeper", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self._line: Connection[Any, Any] = Connection(ours.detach())
+        try:
+            self._line.send((record, bench))
+        except OSError:
+            self._explain_end()
+
+    def follow(self, stages: list[ui.Stage]) -> tuple[Record, dict[str, str]]:
+        """Show the keeper's stages here until the guest is up; its record and properties.
+
+        Raises what made it fail there, and GuestError when the keeper itself ended.
+        """
+        with contextlib.ExitStack() as running:
+            step = ui.Stage("")
+            while True:
+                kind, text, more = self._hear()
+                if kind == "begin":
+                    step = running.enter_context(ui.stage(text, stages))
+                elif kind == "live":
+                    step.live(text)
+                elif kind == "end":
+                    step.note = more
+                    if text == "ok":
+                        running.close()
+                elif kind == "failed":
+                    raise text
+                elif kind == "ready":
+                    return text, more
+                else:
+                    (ui.say if kind == "say" else ui.say_detail)(text)
+
+    def _hear(self) -> tuple[str, Any, Any]:
+        keeper = Process.of(self._process.pid)
+        try:
+            while not self._line.poll(_SILENCE_S):
+                if keeper is not None and keeper.stopped:
+                    raise GuestError(
+                        f"guest {self._record.name}: its keeper, process {keeper.pid}, was stopped "
+                        "by a signal"
+                    )
+            kind, text, *more = self._line.recv()
+        except (EOFError, OSError):
+            self._explain_end()
+        return kind, text, more[0] if more else ""
+
+    def _explain_end(self) -> None:
+        code = self._process.wait()
+        raise GuestError(
+            f"guest {self._record.name}: its keeper {machines.base.describe_exit(code)}; its log "
+            f"is {self.log}",
+            detail=tail_of(self.log),
+        )
+
+    def release(self) -> None:
+        """Let go: the guest stays when this process ends."""
+        with contextlib.suppress(OSError):
+            self._line.send(RELEASE)
+        self._line.close()
+
+    def end(self) -> None:
+        """End the guest and wait for its keeper; harmless when both ended."""
+        self._line.close()
+        try:
+            self._process.wait(_GONE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        left = records.load(self._record.name)
+        if left is not None and left.run_dir == self._record.run_dir:
+            records.clean(left)
+
+
+class Attached(Machine):
+    """A machine that a keeper runs, as others see it: used like one's own, never ended by them."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(Spec(record.guest_dir, Drive(Path("/")), name=record.what))
+        self.record = record
+        self.traits = machines.traits(record.backend)
+        self.ssh_port = record.ssh_port
+        line, _ = open_console(record, 0)
+        log = self.spec.console_log
+        self._console = Console(line.detach(), log, self._check_process, writes_log=False)
+
+    @property
+    def pid(self) -> int | None:
+        return self.record.emulator.pid if self.record.emulator and not self._over else None
+
+    @property
+    def _over(self) -> bool:
+        return self.console.closed
+
+    @property
+    def exit_code(self) -> int | None:
+        if not self._over:
+            return None
+        now = records.load(self.record.name)
+        code = now.exit_code if now is not None and now.run_dir == self.record.run_dir else None
+        return code if code is not None else -signal.SIGKILL
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    def _start_once(self, deadline: Deadline) -> None:
+        raise NotImplementedError
+
+    def powered_off(self) -> bool:
+        now = records.load(self.record.name)
+        return now is not None and now.powered_off
+
+    def last_words(self) -> str:
+        now = records.load(self.record.name)
+        return now.note if now is not None else "its keeper has ended it"
+
+    def wait_ended(self, deadline: Deadline) -> int | None:
+        self.console.wait_closed(deadline)
+        return self.exit_code
+
+    def _quit(self, deadline: Deadline) -> None:
+        raise NotImplementedError
+
+    def stop(self, deadline: Deadline) -> None:
+        """Let go of the machine; it goes on."""
+        self.console.close()
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+
+def open_console(record: Record, past_bytes: int) -> tuple[socket.socket, bytes]:
+    """The guest's serial line, both ways from now on, and up to `past_bytes` of what came before.
+
+    Raises CannotError and WaitTimeout as `wire.converse` does.
+    """
+    line, answer = wire.converse(record, "console", back_bytes=past_bytes)
+    past = bytearray()
+    while len(past) < answer["past_bytes"]:
+        data = line.recv(answer["past_bytes"] - len(past))
+        if not data:
+            break
+        past += data
+    return line, bytes(past)
+
+
+def attach(record: Record) -> Guest:
+    """The guest that is kept as `record`, connected.
+
+    The caller closes the machine's console (`guest.machine.stop`), which leaves the guest running.
+    Raises GuestError when it is broken or does not answer.
+    """
+    if record.stage == BROKEN:
+        raise GuestError(f"guest {record.name} is broken: {record.note}")
+    access = Access(Path(record.private_key), record.host_key, record.user, record.announces)
+    machine = Attached(record)
+    guest = Guest(machine, access)
+    try:
+        if record.stage == READY:
+            guest.enter()
+        else:
+            guest.wait_ready()
+    except BaseException:
+        machine.stop(Deadline.after(1))
+        raise
+    return guest
+
+
+@contextlib.contextmanager
+def attached(name: str) -> Iterator[Guest]:
+    """The kept guest `name` for the block, connected; it goes on afterwards."""
+    guest = attach(records.find(name))
+    try:
+        yield guest
+    finally:
+        guest.disconnect()
+        guest.machine.stop(Deadline.after(1))
+
+
+def set_module(record: Record, module: str) -> None:
+    """Tell the keeper what is loaded now."""
+    wire.call(record, "module", module=module)
+
+
+def down(name: str, hard: bool = False, live: Callable[[str], None] = lambda _line: None) -> str:
+    """End a guest, its keeper and its emulator; how that went, in a few words.  The logs stay.
+
+    The guest is asked to shut down unless `hard`; what does not answer is ended all the same.
+    Raises UsageError when there is no such guest.
+    """
+    record = records.load(name)
+    if record is None:
+        raise UsageError(f"no guest {name} is up; ./inv status lists what there is")
+    if not record.alive:
+        records.clean(record)
+        return record.note if record.stage == ENDED else "its keeper was gone already"
+    coming_up = record.stage == STARTING and not record.boots
+    with contextlib.suppress(WorkbenchError):
+        if not record.owner.stopped:
+            hard = hard or coming_up or record.stage == BROKEN
+            wire.call(record, "down", hard=hard)
+            pace = 1.0 if hard else machines.traits(record.backend).time_scale
+            _wait_gone(record, Deadline.after(_SOFT_S * pace), live)
+    # SIGINT first: what is still building ends its compilers then.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if record.owner.alive and (number == signal.SIGKILL or not record.owner.stopped):
+            record.owner.signal(number)
+            record.owner.wait_gone(Deadline.after(_HARD_S))
+    left = records.load(name)
+    if left is not None and left.run_dir == record.run_dir:
+        records.clean(left)
+    return "ended at once" if hard else "shut down"
+
+
+def _wait_gone(record: Record, deadline: Deadline, live: Callable[[str], None]) -> None:
+    while not record.owner.wait_gone(deadline.at_most(_LOOK_S)) and not deadline.expired:
+        if record.owner.stopped:
+            return
+        with contextlib.suppress(WorkbenchError):
+            live(wire.call(record, "status", timeout_s=2)["last_line"])

@@ -1,0 +1,235 @@
+"""Which guests are kept, by whom and where: a file for each in `guests/` of the runs folder.
+
+A process is told by more than its number: by when the kernel started it, counted since the host's
+boot, so that neither a number given again nor a clock that is set makes one pass for another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..deadline import Deadline
+from ..errors import CannotError, UsageError
+from ..files import runs_dir
+
+DEFAULT_NAME = "guest"
+STARTING, READY, BROKEN, ENDED = "starting", "ready", "broken", "ended"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STEP_S = 0.05
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this host; `started` is clock ticks since the host's boot, and which boot."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """The process that has this number now; None when there is none, or only its remains."""
+        try:
+            state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            boot = _BOOT_ID.read_text().strip()
+        except (OSError, ValueError):
+            return None
+        return None if state in "ZX" else cls(pid, f"{fields[18]} of {boot}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return Process.of(self.pid) == self
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped by a signal (SIGSTOP), so that it can answer nobody."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, to no other process than this one."""
+        with contextlib.suppress(OSError):
+            handle = os.pidfd_open(self.pid)
+            try:
+                # Only now can the number no longer change hands.
+                if self.alive:
+                    signal.pidfd_send_signal(handle, number)
+            finally:
+                os.close(handle)
+
+    def wait_gone(self, deadline: Deadline) -> bool:
+        """Wait until it has ended; whether it has."""
+        while self.alive:
+            if deadline.expired:
+                return False
+            time.sleep(_STEP_S)
+        return True
+
+
+@dataclass(frozen=True)
+class Record:
+    """A guest by name: who keeps it, how far it is, and how to get in.
+
+    `stage` is `starting` (`note` says what is under way), `ready`, `broken` (`note` says how; the
+    machine is still there) or `ended`.  `module` says what is loaded, in words.  `boots` counts how
+    often it came up; `options` are those of its workbench, if it has one.
+    """
+
+    name: str
+    run_dir: Path
+    owner: Process
+    stage: str = STARTING
+    note: str = ""
+    what: str = ""
+    backend: str = ""
+    emulator: Process | None = None
+    ssh_port: int | None = None
+    user: str = ""
+    private_key: str = ""
+    host_key: str = ""
+    announces: str = ""
+    module: str = ""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    boots: int = 0
+    began_at: str = ""
+    exit_code: int | None = None
+    powered_off: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody still keeps it."""
+        return self.stage != ENDED and self.owner.alive
+
+    @property
+    def state(self) -> str:
+        """The stage, in view of whether its keeper still lives."""
+        return self.stage if self.stage == ENDED or self.owner.alive else "lost"
+
+    @property
+    def guest_dir(self) -> Path:
+        """Where the machine's own files are: console, emulator's log, overlay."""
+        return self.run_dir / "guest"
+
+    def to_data(self) -> dict[str, Any]:
+        """For --json."""
+        data = dataclasses.asdict(self)
+        return {**data, "run_dir": str(self.run_dir), "state": self.state, "alive": self.alive}
+
+
+def check_name(name: str) -> str:
+    """`name`; UsageError unless it is short and can name a file."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {name}: 1 to 40 letters, digits, dots, dashes and underscores are meant, a "
+            "letter or digit first"
+        )
+    return name
+
+
+def _file(name: str) -> Path:
+    return runs_dir() / "guests" / f"{check_name(name)}.json"
+
+
+def load(name: str) -> Record | None:
+    """The record of a guest, or None; CannotError when it cannot be read."""
+    path = _file(name)
+    try:
+        data = json.loads(path.read_text())
+        processes = {
+            key: Process(**data[key]) if data[key] else None for key in ("owner", "emulator")
+        }
+        return Record(**{**data, **processes, "run_dir": Path(data["run_dir"])})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CannotError(f"{path}: cannot be read ({error}); remove it") from error
+
+
+def save(record: Record) -> None:
+    """Write a record, whole or not at all."""
+    path = _file(record.name)
+    data = {**dataclasses.asdict(record), "run_dir": str(record.run_dir)}
+    files.write_atomic(path, json.dumps(data, indent=2) + "\n", mode=0o600)
+
+
+def forget(name: str) -> None:
+    """Remove a record."""
+    _file(name).unlink(missing_ok=True)
+
+
+def names() -> list[str]:
+    """The names that have a record."""
+    return sorted(path.stem for path in (runs_dir() / "guests").glob("*.json"))
+
+
+def find(name: str) -> Record:
+    """The record of a guest that is kept now.
+
+    Raises UsageError when there is none, CannotError when its keeper was killed.
+    """
+    record = load(name)
+    if record is None or record.stage == ENDED:
+        how = f" ({record.note})" if record and record.note else ""
+        others = [other for other in names() if other != name]
+        have = f"; there is {', '.join(others)} (--name)" if others else ""
+        raise UsageError(f"no guest {name} is up{how}; ./inv up starts one{have}")
+    if not record.owner.alive:
+        raise CannotError(
+            f"guest {name}: the process that kept it is gone, and the guest with it; its logs are "
+            f"in {record.run_dir}; ./inv up starts another"
+        )
+    return record
+
+
+def reserve(name: str, run_dir: Path, **more: Any) -> Record:
+    """A record that says this process is bringing up `name`, in place of one that is over.
+
+    Raises UsageError while somebody keeps a guest of that name.
+    """
+    path = _file(name)
+    owner = Process.of(os.getpid())
+    if owner is None:
+        raise CannotError("/proc cannot be read, so guests could not be told apart; mount it")
+    with files.locked(path.with_suffix(".lock"), f"guest {name}", timeout_s=30):
+        try:
+            old = load(name)
+        except CannotError:
+            old = None
+        if old is not None and old.alive:
+            raise UsageError(
+                f"guest {name} is {old.stage} already, kept by process {old.owner.pid}; end it "
+                f"(./inv down --name {name}) or take another --name"
+            )
+        if old is not None:
+            clean(old)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        record = Record(name, run_dir, owner, began_at=now, **more)
+        save(record)
+    return record
+
+
+def clean(record: Record) -> None:
+    """Remove what a guest left that is over: its record, its overlay, an emulator without keeper.
+
+    The logs stay.
+    """
+    if record.emulator is not None:
+        record.emulator.signal(signal.SIGKILL)
+        record.emulator.wait_gone(Deadline.after(10))
+    for overlay in record.guest_dir.glob("overlay.*"):
+        overlay.unlink(missing_ok=True)
+    forget(record.name)

@@ -1,0 +1,305 @@
+"""The process that keeps a guest: it brings it up, holds its lines, and ends it.
+
+An emulator dies with the thread that started it, so that nothing is left when a run is killed.  A
+guest that is to outlive the command which asked for it therefore needs a process of its own.  Until
+that command lets go (`release`), its end is the guest's too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from .. import files, ui
+from ..console import Console
+from ..deadline import Deadline
+from ..errors import CannotError, GuestError, GuestPanic, Interrupted, WorkbenchError
+from ..guest import Guest
+from ..machine.base import describe_exit
+from . import record as records
+from . import wire
+from .record import BROKEN, ENDED, READY, STARTING, Process, Record
+
+RELEASE = "release"
+_BOOT_LINE = b"---<<BOOT>>---"
+_TICK_S = 0.2
+_SOFT_NATIVE_S = 10.0
+_DMESG_S = 10.0
+_CHUNK_BYTES = 1 << 16
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Bench(Protocol):
+    """What a keeper is given: it can be pickled, brings a guest up and ends it."""
+
+    run_dir: Path
+    properties: dict[str, str]
+    guest: Guest | None
+
+    def boot(self) -> None:
+        """Bring the guest up; WorkbenchError when it does not come."""
+
+    def close(self) -> None:
+        """End the machine and clear away what goes with it."""
+
+
+class _EndNow(BaseException):
+    """Somebody wants the guest gone at once."""
+
+
+class Keeper:
+    """One guest, from its boot to its end.  `run` belongs to the process's main thread."""
+
+    def __init__(self, line: Connection[Any, Any], record: Record, bench: Bench) -> None:
+        self._line = line
+        self._line_lock = threading.Lock()
+        self._record = record
+        self._record_lock = threading.Lock()
+        self._bench = bench
+        self._released = False
+        self._decided = threading.Event()
+        self._asked_soft = threading.Event()
+        self._streams: list[threading.Thread] = []
+
+    def run(self) -> None:
+        """Bring the guest up, hold it, end it."""
+        for number in _SIGNALS:
+            signal.signal(number, self._end_now)
+        listener = None
+        ended_by_itself = False
+        try:
+            owner = Process.of(os.getpid())
+            if owner is None:
+                raise CannotError("/proc cannot be read; mount it")
+            self._update(owner=owner, note="boot")
+            listener = wire.listen(self._record.run_dir)
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+            threading.Thread(target=self._hear_starter, daemon=True).start()
+            if self._come_up():
+                ended_by_itself = self._hold()
+        except _EndNow:
+            self._send("failed", Interrupted(f"guest {self._record.name} was ended"))
+        except WorkbenchError as error:
+            self._send("failed", error)
+        finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            self._bench.close()
+            if not ended_by_itself:
+                records.clean(dataclasses.replace(self._record, emulator=None))
+            if listener is not None:
+                listener.close()
+            until = time.monotonic() + 1
+            for stream in self._streams:
+                stream.join(max(0.0, until - time.monotonic()))
+
+    def tell(self, kind: str, text: str, more: str) -> None:
+        """Where this process's progress goes: to its log, and to who started it."""
+        if kind != "live":
+            now = time.strftime("%H:%M:%S", time.gmtime())
+            sys.stderr.write(f"{now} {kind} {ui.clean(text)} {ui.clean(more)}".rstrip() + "\n")
+        self._send(kind, text, more)
+
+    # --- the main thread
+
+    def _end_now(self, _number: int, _frame: FrameType | None) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise _EndNow
+
+    def _come_up(self) -> bool:
+        """Whether there is a machine to hold afterwards."""
+        try:
+            self._bench.boot()
+        except WorkbenchError as error:
+            guest = self._bench.guest
+            there = guest is not None and guest.machine.pid is not None
+            if there:
+                self._update(stage=BROKEN, note=error.message, **self._way_in())
+            self._send("failed", error)
+            self._decided.wait()
+            return there and self._released
+        self._update(stage=READY, note="", boots=1, **self._way_in())
+        self._send("ready", self._record, self._bench.properties)
+        return True
+
+    def _way_in(self) -> dict[str, Any]:
+        guest = self._guest()
+        machine, access = guest.machine, guest.access
+        return {
+            "what": machine.spec.name,
+            "backend": machine.backend,
+            "emulator": Process.of(machine.pid) if machine.pid else None,
+            "ssh_port": machine.ssh_port,
+            "user": access.user,
+            "private_key": str(access.private_key),
+            "host_key": access.host_key,
+            "announces": access.announces,
+        }
+
+    def _guest(self) -> Guest:
+        if self._bench.guest is None:
+            raise CannotError("the machine was not started yet")
+        return self._bench.guest
+
+    def _hold(self) -> bool:
+        """Hold the guest until it is to end or ended; whether it ended by itself."""
+        guest = self._guest()
+        guest.disconnect()
+        mark = guest.machine.console.mark
+        while not self._asked_soft.wait(_TICK_S):
+            mark = self._follow_boots(guest.machine.console, mark)
+            if guest.machine.console.panicked and self._record.stage != BROKEN:
+                try:
+                    guest.machine.console.check_panic()
+                except GuestPanic as panic:
+                    self._update(stage=BROKEN, note=panic.message)
+            if guest.machine.exit_code is not None:
+                self._note_end(guest)
+                return True
+        self._end_softly(guest)
+        return False
+
+    def _follow_boots(self, console: Console, mark: int) -> int:
+        """Notice on the console when the guest reboots, and when it is up again."""
+        data, behind = console.read_from(mark, _CHUNK_BYTES)
+        whole = data if len(data) == _CHUNK_BYTES else data[: data.rfind(b"\n") + 1]
+        announcement = self._record.announces.encode()
+        for line in whole.splitlines() if announcement else ():
+            if _BOOT_LINE in line:
+                self._update(stage=STARTING, note="rebooting", module="")
+            elif announcement in line:
+                console.forget_panic()
+                self._update(stage=READY, note="", boots=self._record.boots + 1)
+        return behind - len(data) + len(whole)
+
+    def _note_end(self, guest: Guest) -> None:
+        machine = guest.machine
+        code = machine.exit_code or 0
+        off = machine.powered_off()
+        words = machine.last_words().splitlines()
+        how = "it powered itself off" if off else f"{machine.backend} {describe_exit(code)}"
+        if words and not off:
+            how += f": {words[-1]}"
+        self._update(stage=ENDED, note=how, exit_code=code, powered_off=off, emulator=None)
+
+    def _end_softly(self, guest: Guest) -> None:
+        if self._record.stage != READY:
+            return
+        self._update(note="shutting down")
+        try:
+            guest.enter(guest.deadline(_SOFT_NATIVE_S))
+            with contextlib.suppress(GuestError, OSError):
+                text = guest.must(["dmesg"], Deadline.after(_DMESG_S))
+                files.write_atomic(self._record.guest_dir / "dmesg.txt", text)
+            guest.shut_down(guest.deadline(_SOFT_NATIVE_S))
+        except GuestError as error:
+            ui.say(f"it did not shut down by itself: {error.message}")
+
+    # --- other threads
+
+    def _update(self, **changes: Any) -> None:
+        with self._record_lock:
+            self._record = dataclasses.replace(self._record, **changes)
+            # A full disk must not end the guest: who asks the keeper itself still learns it.
+            with contextlib.suppress(OSError):
+                records.save(self._record)
+
+    def _send(self, *message: object) -> None:
+        # Who started this may have gone, as it should once it let go.
+        with self._line_lock, contextlib.suppress(OSError):
+            self._line.send(message)
+
+    def _hear_starter(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._released = self._line.recv() == RELEASE
+        self._decided.set()
+        if not self._released:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                stream = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                self._streams = [it for it in self._streams if it.is_alive()] + [stream]
+                stream.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, EOFError, ValueError, TypeError):
+            asked = wire.receive(connection)
+            try:
+                self._answer(connection, asked)
+            except WorkbenchError as error:
+                wire.send(connection, {"refused": error.message})
+
+    def _answer(self, connection: socket.socket, asked: dict[str, Any]) -> None:
+        request = asked.get("request")
+        if request == "status":
+            guest = self._bench.guest
+            last = ""
+            with contextlib.suppress(RuntimeError):
+                last = guest.machine.console.last_line() if guest else ""
+            wire.send(connection, {**self._record.to_data(), "last_line": last})
+        elif request == "down":
+            wire.send(connection, {})
+            if asked.get("hard"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                self._asked_soft.set()
+        elif request == "module":
+            self._update(module=str(asked.get("module", "")))
+            wire.send(connection, {})
+        elif request == "console":
+            self._pass_on(connection, int(asked.get("back_bytes", 0)))
+        else:
+            raise CannotError(f"its keeper does not know `{request}`; it runs an older version")
+
+    def _pass_on(self, connection: socket.socket, back_bytes: int) -> None:
+        """The serial line for one more reader, from `back_bytes` ago on, and what he types."""
+        try:
+            console = self._guest().machine.console
+        except RuntimeError as error:
+            raise CannotError("the machine was not started yet") from error
+        mark = max(0, console.mark - back_bytes)
+        past, mark = console.read_from(mark, back_bytes)
+        wire.send(connection, {"past_bytes": len(past)})
+        connection.sendall(past)
+        gone = threading.Event()
+
+        def typed() -> None:
+            with contextlib.suppress(OSError, WorkbenchError):
+                while data := connection.recv(4096):
+                    console.send(data)
+            gone.set()
+
+        threading.Thread(target=typed, daemon=True).start()
+        while not gone.is_set():
+            data, mark = console.read_from(mark, _CHUNK_BYTES)
+            if data:
+                connection.sendall(data)
+            elif console.closed:
+                break
+            else:
+                console.wait_bytes(mark, Deadline.after(_TICK_S))
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m harness.keeper FD`: the line to who started this."""
+    os.umask(0o077)
+    line: Connection[Any, Any] = Connection(int(arguments[0]))
+    record, bench = line.recv()
+    keeper = Keeper(line, record, bench)
+    with ui.told_to(keeper.tell):
+        keeper.run()
