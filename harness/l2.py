@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -22,7 +21,6 @@ from .vmm import Vmm
 
 SOURCE = PROJECT / "images" / "l2rom"
 _READY = re.compile(r"L2ROM ready, memory: low (\d+) MiB, high (\d+) MiB")
-_POLL_S = 0.1
 _START_S = 10.0
 
 
@@ -68,8 +66,12 @@ def build_rom() -> Path:
     return rom
 
 
-# $1 folder, $2 name, $3 MiB, $4 rom.  The status appears when bhyve has ended, whole.
-_LAUNCH = r"""
+_ENDED = "bhyve ended with"
+
+# $1 folder, $2 name, $3 MiB, $4 rom.  The status appears when bhyve has ended, whole, and then the
+# line that ends every wait for words which will not come.
+_LAUNCH = (
+    r"""
 set -eu
 rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
 cat >"$1/run" <<'END'
@@ -78,8 +80,41 @@ bhyve -H -c 1 -m "$3M" -s 0,hostbridge -s 31,lpc -l com1,stdio -l bootrom,"$4" "
 echo $! >"$1/pid"
 wait $!
 echo $? >"$1/status.part"; mv "$1/status.part" "$1/status"
+"""
+    rf"""printf '\n{_ENDED} %s\n' "$(cat "$1/status")" >>"$1/out"
 END
 nohup /bin/sh "$1/run" "$@" </dev/null >/dev/null 2>&1 &
+"""
+)
+
+# $1 folder, $2 what to type (or nothing), $3 words to wait for (or nothing).  Prints bhyve's exit
+# code or nothing on a line, then what L2 has said, since it was typed to if it was.
+# It sleeps in the kernel until L2 says something: L2 shares an emulated processor with whoever
+# asks, and asking again and again over SSH would leave it a small part of that.
+# The fifo is opened both ways, so that it blocks nobody when bhyve is gone.
+_TALK = rf"""
+cd "$1" || exit
+from=1
+if [ -n "$2" ]; then
+    from=$(($(wc -c <out) + 1))
+    printf '%s\n' "$2" 1<>in
+fi
+if [ -n "$3" ]; then
+    {{ sh -c 'echo $$ >tail.pid; exec tail -c "+$0" -f out' "$from" |
+        {{ grep -q -m 1 -F -e "$3" -e "{_ENDED}"; kill "$(cat tail.pid)"; }}; }} 2>/dev/null
+fi
+if [ -e status ]; then cat status; else echo; fi
+tail -c "+$from" out
+"""
+
+_KILL = """
+if [ -e "$1/pid" ] && [ ! -e "$1/status" ]; then
+    kill -9 "$(cat "$1/pid")"
+    while [ ! -e "$1/status" ]; do sleep 0.1; done
+fi
+"""
+_DESTROY = """
+if [ -e "/dev/vmm/$2" ]; then bhyvectl --destroy --vm="$2"; fi
 """
 
 
@@ -102,73 +137,77 @@ class L2:
         if not self._guest.exists(rom):
             self._guest.put(build_rom(), rom)
         self._guest.script(_LAUNCH, self._folder, self.name, str(self.memory_mib), rom)
-        match = self.wait_for(_READY)
+        match = self.ask("", _READY)
         return Found(int(match[1]), int(match[2]))
 
     def tell(self, line: str) -> None:
         """Type a command: t and a number of MiB, s, h, p, r or f."""
-        self._guest.script('printf "%s\\n" "$2" >"$1/in"', self._folder, line)
+        self._talk(line, "")
 
     def output(self) -> str:
         """All that L2 has printed."""
-        return self._guest.must(["cat", f"{self._folder}/out"]).replace("\r", "")
+        return self._talk("", "")[1]
 
     def errors(self) -> str:
         """What bhyve itself complained of."""
         return self._guest.must(["cat", f"{self._folder}/err"])
 
-    def wait_for(self, pattern: re.Pattern[str], deadline: Deadline | None = None) -> re.Match[str]:
-        """Wait until L2 has printed `pattern`; GuestError when bhyve ends before."""
+    def ask(
+        self, line: str, pattern: re.Pattern[str], deadline: Deadline | None = None
+    ) -> re.Match[str]:
+        """Type a line, if one is given, and wait for an answer like `pattern`.
+
+        The pattern begins with plain words.  Raises GuestError when bhyve ends before.
+        """
+        words = re.split(r"[\\(\[.*+?]", pattern.pattern, maxsplit=1)[0]
         limit = deadline or self._guest.deadline(_START_S)
-        while True:
-            ended = self.exit_code()
-            match = pattern.search(self.output())
-            if match:
-                return match
-            if ended is not None or limit.expired:
-                said = self._guest.script('cat "$1/out" "$1/err"', self._folder, check=False).stdout
-                wanted = f"L2 {self.name}: {pattern.pattern!r}"
-                if ended is not None:
-                    raise GuestError(
-                        f"{wanted} not printed, bhyve exited with {ended}", detail=said
-                    )
-                raise WaitTimeout(f"{wanted} not printed within {limit.limit_s:.0f} s", detail=said)
-            time.sleep(_POLL_S)
+        try:
+            status, said = self._talk(line, words, limit)
+        except WaitTimeout as error:
+            raise WaitTimeout(
+                f"L2 {self.name}: {words!r} not printed within {limit.limit_s:.0f} s",
+                detail=self.output(),
+            ) from error
+        match = pattern.search(said)
+        if match is None:
+            raise GuestError(
+                f"L2 {self.name}: {words!r} not printed, "
+                + (f"bhyve exited with {status}" if status else "but something like it"),
+                detail=said + self.errors(),
+            )
+        return match
+
+    def _talk(self, line: str, words: str, deadline: Deadline | None = None) -> tuple[str, str]:
+        said = self._guest.script(_TALK, self._folder, line, words, deadline=deadline).stdout
+        status, _, text = said.replace("\r", "").partition("\n")
+        return status, text
 
     def touch(self, mib: int) -> int:
         """Have L2 write and read back `mib` MiB; how many pages came back wrong."""
-        self.tell(f"t{mib}")
         limit = self._guest.deadline(_START_S + mib / 16)
-        return int(self.wait_for(re.compile(rf"touched {mib} MiB, bad pages: (\d+)"), limit)[1])
+        answer = re.compile(rf"touched {mib} MiB, bad pages: (\d+)")
+        return int(self.ask(f"t{mib}", answer, limit)[1])
 
     def exit_code(self) -> int | None:
         """bhyve's exit code, or None while it runs."""
-        result = self._guest.run(["cat", f"{self._folder}/status"])
-        return int(result.stdout) if result.ok else None
+        status = self._talk("", "")[0]
+        return int(status) if status else None
 
     def wait_exit(self) -> int:
         """Wait for bhyve's end; its exit code."""
         limit = self._guest.deadline(_START_S)
-        while True:
-            code = self.exit_code()
-            if code is not None:
-                return code
-            if limit.expired:
-                raise WaitTimeout(
-                    f"L2 {self.name}: bhyve did not end within {limit.limit_s:.0f} s",
-                    detail=self.output(),
-                )
-            time.sleep(_POLL_S)
+        try:
+            return int(self._talk("", _ENDED, limit)[0])
+        except WaitTimeout as error:
+            raise WaitTimeout(
+                f"L2 {self.name}: bhyve did not end within {limit.limit_s:.0f} s",
+                detail=self.output(),
+            ) from error
 
     def kill(self) -> None:
-        """SIGKILL bhyve and wait until it is gone; the VM stays."""
-        pid = self._guest.must(["cat", f"{self._folder}/pid"]).strip()
-        self._guest.run(["kill", "-9", pid])
-        self.wait_exit()
+        """SIGKILL bhyve if it runs, and wait until it is gone; the VM stays."""
+        self._guest.script(_KILL, self._folder)
 
     def end(self) -> None:
         """End bhyve if it runs, and destroy the VM if it is there."""
-        if self._guest.exists(f"{self._folder}/pid") and self.exit_code() is None:
-            self.kill()
-        if self._guest.exists(f"/dev/vmm/{self.name}"):
-            self._guest.must(["bhyvectl", "--destroy", f"--vm={self.name}"])
+        self._guest.script(_KILL + _DESTROY, self._folder, self.name)
