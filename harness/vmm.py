@@ -114,6 +114,18 @@ def load(guest: Guest, build: Build) -> Loaded:
     )
 
 
+def invariants_differ(guest: Guest, build: Build) -> str:
+    """What is to be said when kernel and module disagree about INVARIANTS; empty when they agree.
+
+    The kernel's answer is the feature's sysctl (sys/kern/init_main.c).
+    """
+    kernel = guest.sysctl("kern.features.invariants") == "1"
+    if kernel == build.invariants:
+        return ""
+    with_, without = ("the kernel", "the module") if kernel else ("the module", "the kernel")
+    return f"{with_} was built with INVARIANTS, {without} without: their structures may differ"
+
+
 class Vmm:
     """The guest's vmm, its tools and its virtual machines.
 

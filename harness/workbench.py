@@ -191,6 +191,9 @@ class Workbench:
             self.loaded = vmm.load(guest, build)
             self.properties["kernel build id"] = guest.sysctl("kern.build_id") or "unknown"
             step.note = f"build id {build.build_id[:16]}, from {self.loaded.path}"
+            if warning := vmm.invariants_differ(guest, build):
+                step.note += f"; {warning}"
+                self.properties["invariants"] = warning
             if not self.loaded.virtualizes:
                 refusal = (
                     f"vmm.ko loaded, but this processor cannot virtualize: {self.loaded.refusal}"

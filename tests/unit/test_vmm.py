@@ -237,3 +237,26 @@ def test_what_was_made_is_destroyed(tools: Vmm) -> None:
     tools.destroy_all()
     tools.destroy_all()
     assert guest.said == ["/home/vmtool clean two gone"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "module", "words"),
+    [
+        ((0, "1\n", ""), True, ""),
+        ((1, "", "sysctl: unknown oid 'kern.features.invariants'\n"), False, ""),
+        ((0, "1\n", ""), False, "the kernel was built with INVARIANTS, the module without"),
+        (
+            (1, "", "sysctl: unknown oid 'kern.features.invariants'\n"),
+            True,
+            "the module was built with INVARIANTS, the kernel without",
+        ),
+    ],
+)
+def test_kernel_and_module_may_disagree_about_invariants(
+    kernel: Answer, module: bool, words: str
+) -> None:
+    guest: Any = FakeGuest({"sysctl -n kern.features.invariants": kernel})
+    build: Any = SimpleNamespace(invariants=module)
+    said = vmm.invariants_differ(guest, build)
+    assert said.startswith(words)
+    assert bool(said) == bool(words)
