@@ -74,9 +74,9 @@ class Guest:
             self.machine.console.talk(from_mark).expect_any(
                 [self.access.announces], "the guest's line that sshd is up", limit
             )
-        self.enter(limit)
+        self.enter(limit, listening=bool(self.access.announces))
 
-    def enter(self, deadline: Deadline | None = None) -> None:
+    def enter(self, deadline: Deadline | None = None, *, listening: bool = True) -> None:
         """Connect to a guest whose sshd is known to be up; raises as `wait_ready` does."""
         port = self.machine.ssh_port
         if port is None:
@@ -86,7 +86,7 @@ class Guest:
         self.disconnect()
         self._ssh = Ssh(address, self.machine.check)
         try:
-            self._ssh.connect(limit)
+            self._ssh.connect(limit, listening=listening)
         except WaitTimeout as error:
             raise WaitTimeout(
                 f"{self.machine.spec.name}: {error.message}; the console's log is "
@@ -101,7 +101,7 @@ class Guest:
         if self._ssh is None:
             raise RuntimeError("the guest was not waited for")
         if not self._ssh.connected:
-            self._ssh.connect(self.deadline())
+            self._ssh.connect(self.deadline(), listening=True)
         return self._ssh
 
     @property

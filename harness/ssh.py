@@ -94,8 +94,10 @@ class Ssh:
         self._watch = watch
         self._client: paramiko.SSHClient | None = None
 
-    def connect(self, deadline: Deadline) -> None:
+    def connect(self, deadline: Deadline, *, listening: bool = False) -> None:
         """Connect, trying until the deadline passes.
+
+        Where sshd is known to be `listening`, silence is slowness, and each try gets all the time.
 
         Raises SshRefused at once when the guest denies our key or shows another host key (waiting
         would not mend it), CannotError when our key cannot be read, what `watch` raises when the
@@ -104,7 +106,7 @@ class Ssh:
         key = _private_key(self.address.private_key)
         self.close()
         reason = "not tried"
-        patience_s = _FIRST_TRY_S
+        patience_s = _TRY_S if listening else _FIRST_TRY_S
         while True:
             self._watch()
             client = self._new_client()
