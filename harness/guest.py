@@ -41,6 +41,7 @@ class Kld:
     name: str
     path: str
     size_bytes: int
+    address: int = 0
 
 
 class Guest:
@@ -217,10 +218,10 @@ class Guest:
         self.disconnect()
 
 
-_KLD = re.compile(r"^\s*\d+\s+\d+\s+0x[0-9a-f]+\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
+_KLD = re.compile(r"^\s*\d+\s+\d+\s+0x([0-9a-f]+)\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
 
 
 def parse_kldstat(text: str) -> list[Kld]:
     """The files that `kldstat -v` lists; sizes there are hexadecimal."""
     matches = (_KLD.match(line) for line in text.splitlines())
-    return [Kld(name=m[2], path=m[3], size_bytes=int(m[1], 16)) for m in matches if m]
+    return [Kld(m[3], m[4], int(m[2], 16), int(m[1], 16)) for m in matches if m]

@@ -251,6 +251,12 @@ class Ssh:
         )
         return result, output
 
+    def output(self, command: Sequence[str], deadline: Deadline) -> bytes:
+        """What a command that has to exit 0 printed, byte for byte, or CommandFailed."""
+        result, data = self._execute(shlex.join(command), deadline, b"")
+        succeeded(result)
+        return data
+
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
         """Copy a file into the guest; the remote name appears when the file is whole."""
         try:

@@ -222,6 +222,12 @@ class BochsMachine(Machine):
             "the machine's settings": settings + slirp_settings(0, self.spec.network_out),
         }
 
+    def open_debugger(self, deadline: Deadline) -> Path:
+        raise CannotError(
+            "Debian's Bochs is built with a debugger of its own and without the stub for gdb; use "
+            "--backend kvm or tcg, or the kernel's debugger on the serial line (./inv console)"
+        )
+
     def _quit(self, deadline: Deadline) -> None:
         """Bochs cannot be asked, and there is nothing in it to lose."""
 
