@@ -17,7 +17,7 @@ from typing import Any
 from . import debugger, enter, keeper, ui
 from .console import clean_lines
 from .deadline import Deadline
-from .errors import EXIT_OK, CannotError, UsageError, WorkbenchError
+from .errors import EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
 from .files import atomic_dir, human_bytes, runs_dir
 from .guest import Guest
 from .kept import AttachedWorkbench, KeptWorkbench, ways_in
@@ -247,14 +247,18 @@ def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
 
 
 def _own_kernel(record: keeper.Record) -> Path:
-    """The kernel file that the guest booted from, copied out once; it has functions' names."""
+    """The kernel file that the guest booted from, copied out once; it has functions' names.
+
+    What a guest that does not answer, or no FreeBSD, cannot give is not there then.
+    """
     path = record.guest_dir / "kernel"
     if record.stage == keeper.READY and not path.exists():
         with (
-            ui.stage("symbols: the guest's own kernel") as step,
+            contextlib.suppress(GuestError),
+            ui.stage("symbols") as step,
             keeper.attached(record.name) as guest,
         ):
             booted = guest.must(["sysctl", "-n", "kern.bootfile"]).strip()
             guest.ssh.get(booted, path, _transfer(guest))
-            step.note = f"{booted}, {human_bytes(path.stat().st_size)}"
+            step.note = f"the guest's own {booted}, {human_bytes(path.stat().st_size)}"
     return path

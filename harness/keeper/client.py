@@ -102,6 +102,11 @@ class Starter:
         )
 
     @property
+    def pid(self) -> int:
+        """The keeper's process."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the keeper still runs."""
         return self._process.poll() is None
