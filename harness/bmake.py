@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from .errors import CannotError, PatchError
 
 Progress = Callable[[str], None]
 
-_WARNING = re.compile(r"^\S.*?:\d+:\d+: warning: ")
+_WARNING = re.compile(r"^(?:\S*/work/[0-9a-f]+/src/)?(\S.*?):\d+:\d+: (warning: .*)")
 _ERROR = re.compile(
     r"(^\S.*?:\d+:\d+: (fatal )?error: )|(^\S*clang\S*: error: )|(^\S*ld\.lld\S*: error: )"
     r"|(\"\S+\" line \d+: )|(: fatal error: )"
@@ -112,6 +113,12 @@ def run(make: Make, farm: Path, log: Path, progress: Progress) -> Outcome:
     shown = error_lines(alone, farm)
     first = next((line for line in shown if _ERROR.search(line)), shown[0] if shown else "")
     raise PatchError(f"{make.component} does not build: {first.strip()}", detail="\n".join(shown))
+
+
+def warning_lines(log: str) -> Counter[str]:
+    """The warnings in a log, without the lines' numbers: a patch moves lines it does not touch."""
+    found = (_WARNING.match(line) for line in log.splitlines())
+    return Counter(f"{match[1]}: {match[2]}" for match in found if match)
 
 
 def error_lines(lines: Sequence[str], farm: Path) -> list[str]:

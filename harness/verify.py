@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from . import plugin, report, ui
+from . import patches, plugin, report, ui
+from .build import Build
 from .errors import (
     EXIT_OK,
     CannotError,
@@ -20,6 +22,7 @@ from .errors import (
     GuestPanic,
     Interrupted,
     MachineDied,
+    UsageError,
     WaitTimeout,
     WorkbenchError,
 )
@@ -29,6 +32,9 @@ from .ssh import SshRefused
 from .workbench import STAGES, Options, Workbench, load_series, new_run_dir
 
 CHECKS = PROJECT / "tests" / "guest"
+SHIPPED_TOPIC = patches.DEFAULT_TOPIC
+"""Whose checks lie among the general ones, marked `patch`; other topics have their own folder."""
+
 _SERIES_TESTS = "test_series_*.py"
 _PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS")
 # A check that ends with one of these found nothing out about what it claims.
@@ -40,6 +46,7 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
     run_dir = new_run_dir("verify-stock" if options.stock else "verify")
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     checks: list[Check] = []
+    stock: list[Check] = []
     error: WorkbenchError | None = None
     with Workbench(options, run_dir) as bench:
         try:
@@ -51,6 +58,9 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
                 if bench.stages[-1].name == "image":
                     _without_guest(bench)
                 raise
+            if bench.stock_build is not None:
+                _run_checks(bench, tests, stock, stock=True)
+                bench.use(_built(bench))
             _run_checks(bench, tests, checks)
         except WorkbenchError as caught:
             error = caught
@@ -66,7 +76,7 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
         started_at=started,
         run_dir=run_dir,
         stages=report.stage_results(bench.stages, STAGES),
-        checks=tuple(checks),
+        checks=_beside(checks, stock),
         properties=bench.properties,
         error=error.message if error else "",
         error_exit_code=error.exit_code if error else EXIT_OK,
@@ -76,31 +86,65 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
     return result
 
 
+def _built(bench: Workbench) -> Build:
+    assert bench.build is not None
+    return bench.build
+
+
+def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks, each with what came of it on the stock module, where it was tried there."""
+    there = {check.name: check for check in stock}
+    return tuple(
+        dataclasses.replace(check, on_stock=other.outcome, stock_message=other.message)
+        if (other := there.get(check.name))
+        else check
+        for check in checks
+    )
+
+
+def _folders(options: Options, tests: Path) -> list[str]:
+    """Where the checks lie: the general ones, and those of a topic that brings its own."""
+    own = PROJECT / "patches" / options.topic / "tests"
+    return [str(tests), *([str(own)] if options.topic and own.is_dir() else [])]
+
+
 def _series_name(options: Options) -> str:
     if options.stock:
         return "stock"
     return f"series {', '.join(map(str, options.series)) or options.topic}"
 
 
-def _run_checks(bench: Workbench, tests: Path, checks: list[Check]) -> None:
+def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False) -> None:
     """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
 
-    Raises GuestError when the machine broke, CannotError when pytest itself could not run.
+    `stock`: the stock module is loaded, to compare with.  Raises GuestError when the machine broke,
+    CannotError when pytest itself could not run.
     """
-    recorder = _Recorder(bench, checks)
-    log = bench.run_dir / "pytest.log"
-    with ui.stage("checks", bench.stages) as step:
+    recorder = _Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
+    what = "checks on stock" if stock else "checks"
+    log = bench.run_dir / ("pytest-stock.log" if stock else "pytest.log")
+    with ui.stage(what, bench.stages) as step:
         recorder.step = step
-        arguments = [str(tests), "-p", "no:cacheprovider", "-q", "--tb=short", "-o", "addopts=-ra"]
+        arguments = [
+            *_folders(bench.options, tests),
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "--tb=short",
+            "-o",
+            "addopts=-ra",
+        ]
         arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
-        if not bench.options.full:
-            arguments += ["-m", "not minutes"]
+        if bench.options.only:
+            arguments += ["-k", bench.options.only]
         with log.open("w") as stream, contextlib.redirect_stdout(stream), _our_pytest():
             code = pytest.main(arguments, plugins=[recorder])
         if recorder.interrupted:
             raise KeyboardInterrupt
         if recorder.broken:
             raise GuestError(f"the guest broke: {recorder.broken}")
+        if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise UsageError(f"--only {bench.options.only}: no check matches")
         early = recorder.ended_early or code not in (
             pytest.ExitCode.OK,
             pytest.ExitCode.TESTS_FAILED,
@@ -131,8 +175,10 @@ def _our_pytest() -> Iterator[None]:
 class _Recorder:
     """A pytest plugin: hands pytest the guest, and takes down what came of each check."""
 
-    def __init__(self, bench: Workbench, checks: list[Check]) -> None:
+    def __init__(self, bench: Workbench, checks: list[Check], tests: Path, *, beside: bool) -> None:
         self._bench = bench
+        self._tests = tests
+        self._beside = beside
         self._checks = checks
         self._items: dict[str, tuple[bool, str]] = {}
         self._parts: dict[str, list[pytest.TestReport]] = {}
@@ -168,10 +214,26 @@ class _Recorder:
             self._errors.add(item.nodeid)
         return report
 
-    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        self.left_out += len(items)
+    def _is_asked(self, item: pytest.Item) -> bool:
+        """Whether this run is about a check: another topic's claims say nothing of a series."""
+        options = self._bench.options
+        if item.get_closest_marker("beside") and not self._beside:
+            return False
+        if item.get_closest_marker("patch") and options.topic != SHIPPED_TOPIC:
+            return not item.path.is_relative_to(self._tests)
+        return True
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        asked = [item for item in items if self._is_asked(item)]
+        full = self._bench.options.full
+        run = [item for item in asked if full or not item.get_closest_marker("minutes")]
+        self.left_out = len(asked) - len(run)
+        if gone := [item for item in items if item not in run]:
+            config.hook.pytest_deselected(items=gone)
+        items[:] = run
         for item in items:
             function = getattr(item, "function", None)
             title = (getattr(function, "__doc__", "") or item.name).strip().splitlines()[0]

@@ -38,9 +38,12 @@ _SOURCES = files.PROJECT / "tests" / "guest" / "src"
 class Options:
     """What is to be tested, where.
 
-    `series` names a folder of patches, or is empty for the project's own; `stock` leaves it out.
+    `series` names a folder of patches, or is empty for the topic's own; `stock` leaves it out.
+    `topic` says whose checks to run besides those that any vmm.ko must hold; empty for none.
     `offline` fetches nothing, `full` runs the checks that take minutes too; without `module`
     nothing is built or loaded.
+    `side_by_side` runs the checks on the stock module first, in the same guest; `go_on` brings a
+    guest that broke up anew, for the checks that are left; `only` is a pytest -k expression.
     """
 
     release: str = "15.1"
@@ -51,6 +54,9 @@ class Options:
     offline: bool = False
     full: bool = False
     module: bool = True
+    side_by_side: bool = False
+    go_on: bool = False
+    only: str = ""
 
 
 class Workbench:
@@ -67,6 +73,9 @@ class Workbench:
         self.decision: host.Decision | None = None
         self.record: ImageRecord | None = None
         self.build: builder.Build | None = None
+        """What is tested; `running` is whose module is loaded."""
+        self.stock_build: builder.Build | None = None
+        self.running: builder.Build | None = None
         self.vmtool: Path | None = None
         self.guest: Guest | None = None
         self.loaded: vmm.Loaded | None = None
@@ -140,16 +149,24 @@ class Workbench:
             self.build = builder.build(
                 source, record.sysroot, series, self.options.release, progress=step.live
             )
-            if self.build.library is not None:
-                self.vmtool = builder.compile_program(
-                    self.build, [_SOURCES / "vmtool.c"], sysroot=_given(record.sysroot, "sysroot")
+            if self.options.side_by_side:
+                self.stock_build = builder.build(
+                    source, record.sysroot, None, self.options.release, progress=step.live
                 )
+            self._compile_tools(self.build)
             made = "cached" if self.build.cached else f"{self.build.warnings} warnings"
             missing = "".join(f"; no {name}: {why}" for name, why in self.build.not_built)
             step.note = f"{series.topic if series else 'stock'}, {made}{missing}"
             self.properties["module build id"] = self.build.build_id
             self.properties["module sha256"] = files.sha256_file(self.build.module)
             self.properties["series sha256"] = series.digest if series else "none"
+
+    def _compile_tools(self, build: builder.Build) -> None:
+        """Compile the checks' helper against a build's library, where there is one."""
+        self.vmtool = None
+        if build.library is not None:
+            sysroot = _given(_given(self.record, "find_image").sysroot, "sysroot")
+            self.vmtool = builder.compile_program(build, [_SOURCES / "vmtool.c"], sysroot=sysroot)
 
     def make_machine(self) -> machine.Machine:
         """The machine that `boot` starts, not started."""
@@ -180,14 +197,20 @@ class Workbench:
             step.note = f"SSH on 127.0.0.1:{virtual.ssh_port}"
 
     def load(self) -> None:
-        """Load the module and prove that it is ours.
+        """Load the module that comes first: where both are tried, the stock one."""
+        self.use(self.stock_build or _given(self.build, "make"))
+
+    def use(self, build: builder.Build) -> None:
+        """Load a build's module, in place of the one that is loaded, and prove that it is ours.
 
         CannotError where it loaded but the processor does not virtualize, unless TCG was asked for,
         which never does; then the checks that need VMs are not run.
         """
         guest = _given(self.guest, "boot")
-        build = _given(self.build, "make")
-        with ui.stage("load", self.stages) as step:
+        name = "load stock" if build is self.stock_build else "load"
+        with ui.stage(name, self.stages) as step:
+            self._compile_tools(build)
+            self.running = build
             self.loaded = vmm.load(guest, build)
             self.properties["kernel build id"] = guest.sysctl("kern.build_id") or "unknown"
             step.note = f"build id {build.build_id[:16]}, from {self.loaded.path}"
@@ -219,7 +242,7 @@ class Workbench:
 
     def _symbols(self) -> crash.Symbols:
         """What has line numbers of the module and the kernel that run."""
-        module = self.build.symbols if self.build else None
+        module = self.running.symbols if self.running else None
         if self.record is not None and self.record.sysroot is not None:
             kernel = self.record.sysroot / crash.KERNEL_SYMBOLS
             with contextlib.suppress(WorkbenchError):

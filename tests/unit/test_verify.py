@@ -64,6 +64,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         class Bench:
             def __init__(self, asked: Options, run_dir: Path) -> None:
                 self.__dict__.update(vars(played), run_dir=run_dir, options=asked, stages=[])
+                self.build = "series"
+                self.stock_build = "stock" if asked.side_by_side else None
+                self.loaded.path = self.stock_build or self.build
+
+            def use(self, build: str) -> None:
+                self.loaded.path = build
 
             def up(self) -> None:
                 with ui.stage("host", self.stages):
@@ -124,6 +130,76 @@ def test_on_the_stock_module_a_time_out_proves_nothing(run: Run) -> None:
     }
     assert "no end within 5 s" in result.status(result.checks[2])[1]
     assert result.series == "stock"
+
+
+BESIDE = """
+import pytest
+
+def test_of_any_module(guest):
+    "any module holds it"
+
+def test_new_fault(workbench):
+    assert workbench.loaded.path == "stock"
+
+def test_old_fault(workbench):
+    assert workbench.loaded.path == "none"
+
+@pytest.mark.beside
+def test_compares(workbench):
+    assert workbench.loaded.path == "series"
+
+@pytest.mark.minutes
+def test_long(guest): pass
+
+@pytest.mark.patch
+def test_of_the_patch(workbench):
+    assert workbench.loaded.path == "series"
+"""
+
+
+def test_side_by_side(run: Run) -> None:
+    """Stock first, in the same guest; what fails there too is not the series' fault."""
+    result = run(BESIDE, side_by_side=True)
+    assert status(result) == {
+        "test_of_any_module": "ok",
+        "test_new_fault": "FAILED",
+        "test_old_fault": "as stock",
+        "test_compares": "ok",
+        "test_of_the_patch": "ok",
+    }
+    assert [check.on_stock for check in result.checks] == [
+        "passed", "passed", "failed", "", "failed"
+    ]  # fmt: skip
+    assert list(outcomes(result))[1:3] == ["checks on stock", "checks"]
+    assert "1 that take minutes" in result.properties["left out"]
+
+
+def test_another_series_is_not_asked_for_the_topic_s_claims(run: Run, tmp_path: Path) -> None:
+    """Nor for a comparison, when there is nothing to compare with."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "series").write_text("")
+    result = run(BESIDE, series=(tmp_path / "mine",), topic="")
+    assert "test_of_the_patch" not in status(result)
+    assert "test_compares" not in status(result)
+    assert len(result.checks) == 3
+
+
+def test_a_topic_brings_its_own_checks(run: Run, tmp_path: Path) -> None:
+    own = tmp_path / "project" / "patches" / "mine" / "tests"
+    own.mkdir(parents=True)
+    text = "import pytest\n@pytest.mark.patch\ndef test_mine(guest): pass\n"
+    (own / f"test_{uuid.uuid4().hex}.py").write_text(text)
+    (own.parent / "15.1").mkdir()
+    (own.parent / "15.1" / "series").write_text("")
+    result = run(topic=str(own.parent))
+    assert "test_mine" in status(result)
+    assert "test_of_the_patch" not in status(result)
+
+
+def test_only_some_checks(run: Run) -> None:
+    assert list(status(run(only="holds"))) == ["test_holds"]
+    result = run(only="nothing_like_this")
+    assert (result.exit_code, result.error) == (2, "--only nothing_like_this: no check matches")
 
 
 def test_a_fixture_that_fails_proves_nothing_either(run: Run) -> None:

@@ -1,0 +1,58 @@
+"""What any series of patches must hold, whatever it is about, compared with the stock module."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from harness import bmake
+from harness.guest import Guest
+from harness.vmm import MIB, Vmm
+from harness.workbench import Workbench
+
+_CYCLES = 40
+# Pages that the kernel holds for itself: what a VM's page tables are made of.
+_WIRED = "vm.stats.vm.v_wire_count"
+
+
+@pytest.mark.beside
+def test_no_new_warnings(workbench: Workbench) -> None:
+    """the series compiles without a warning that the stock source does not give"""
+    assert workbench.build is not None
+    assert workbench.stock_build is not None
+    stock, series = (
+        bmake.warning_lines(build.log.read_text(errors="replace"))
+        for build in (workbench.stock_build, workbench.build)
+    )
+    assert sorted((series - stock).elements()) == []
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_vms_leave_no_zone_or_page_in_use(guest: Guest, vmm: Vmm) -> None:
+    """VMs made and destroyed leave no zone of kernel memory, and no wired page, in growing use"""
+    vmm.churn("warm", 10, 4 * MIB)
+    seen = [_in_use(guest)]
+    for batch in ("first", "second"):
+        vmm.churn(batch, _CYCLES, 4 * MIB)
+        seen.append(_in_use(guest))
+    # A system that lives moves up and down; what leaks grows with each VM.
+    growing = {
+        name: [count.get(name, 0) for count in seen]
+        for name in seen[-1]
+        if all(
+            after.get(name, 0) - before.get(name, 0) >= _CYCLES
+            for before, after in itertools.pairwise(seen)
+        )
+    }
+    assert growing == {}
+
+
+def _in_use(guest: Guest) -> dict[str, int]:
+    """How many items of each zone are in use, and how many pages are wired."""
+    data = json.loads(guest.must(["vmstat", "--libxo", "json", "-z"]))
+    rows = data["memory-zone-statistics"]["zone"]
+    wired = int(guest.must(["sysctl", "-n", _WIRED]))
+    return {"wired pages": wired, **{row["name"]: int(row["used"]) for row in rows}}
