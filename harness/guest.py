@@ -14,6 +14,7 @@ from .deadline import Deadline
 from .errors import GuestError, GuestPanic, MachineDied, WaitTimeout
 from .machine import Machine
 from .ssh import Address, Result, Ssh, SshRefused, succeeded
+from .transcript import Asked, Transcript
 
 _BOOT_S = 50.0
 _COMMAND_S = 20.0
@@ -48,6 +49,9 @@ class Guest:
 
     Time limits default to ones scaled to the machine's pace.
     """
+
+    transcript: Transcript | None = None
+    """What takes down the commands that are run, while somebody wants them taken down."""
 
     def __init__(self, machine: Machine, access: Access) -> None:
         self.machine = machine
@@ -84,7 +88,7 @@ class Guest:
         limit = deadline or self.deadline()
         address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
         self.disconnect()
-        self._ssh = Ssh(address, self.machine.check)
+        self._ssh = Ssh(address, self.machine.check, self._heard)
         try:
             self._ssh.connect(limit)
         except WaitTimeout as error:
@@ -94,6 +98,10 @@ class Guest:
                 detail=self.machine.console.tail(),
             ) from error
         self.must(["true"], limit)
+
+    def _heard(self, asked: Asked) -> None:
+        if self.transcript is not None:
+            self.transcript.hear(asked)
 
     @property
     def ssh(self) -> Ssh:

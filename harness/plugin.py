@@ -17,11 +17,15 @@ from .errors import GuestError, GuestPanic, MachineDied, WaitTimeout, WorkbenchE
 from .guest import Guest
 from .l2 import L2
 from .machine import Machine
+from .transcript import Evidence, Transcript, evidence
 from .vmm import Vmm
 from .workbench import Options, Workbench, new_run_dir
 
 WORKBENCH = pytest.StashKey[Workbench]()
 """Set in `config.stash` by whoever has brought a guest up already (`inv verify`)."""
+
+EVIDENCE = pytest.StashKey[Evidence]()
+"""In an item's stash once it was torn down: what was asked of the guest, and what it said."""
 
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
@@ -163,9 +167,21 @@ def _take_down(item: pytest.Item) -> None:
     seen, dmesg = item.config.stash.get(_DMESG_SEEN, (-1, []))
     if seen != mark:
         with contextlib.suppress(GuestError):
-            dmesg = guest.dmesg()
-            item.config.stash[_DMESG_SEEN] = (mark, dmesg)
+            dmesg = _dmesg(item, guest)
     item.stash[_DMESG_BEFORE] = dmesg
+    guest.transcript = Transcript()
+
+
+def _dmesg(item: pytest.Item, guest: Guest) -> list[str]:
+    """The kernel's messages; our own asking is no part of the test's transcript."""
+    mark = guest.machine.console.mark
+    transcript, guest.transcript = guest.transcript, None
+    try:
+        dmesg = guest.dmesg()
+    finally:
+        guest.transcript = transcript
+    item.config.stash[_DMESG_SEEN] = (mark, dmesg)
+    return dmesg
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -173,8 +189,30 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """A panic belongs to the test during which it came, even if that saw nothing of it."""
     yield
     guest = _guest(item)
-    if guest is not None and item.config.stash.get(_BROKEN, None) is None:
-        guest.machine.check()
+    if guest is None:
+        return
+    try:
+        if item.config.stash.get(_BROKEN, None) is None:
+            guest.machine.check()
+    finally:
+        _gather(item, guest)
+
+
+def _gather(item: pytest.Item, guest: Guest) -> None:
+    """Keep what passed between us and the guest during the test."""
+    transcript, guest.transcript = guest.transcript, None
+    if transcript is None or _CONSOLE_MARK not in item.stash:
+        return
+    console = guest.machine.console
+    seen, dmesg = item.config.stash.get(_DMESG_SEEN, (-1, []))
+    if seen != console.mark and item.config.stash.get(_BROKEN, None) is None:
+        with contextlib.suppress(GuestError):
+            dmesg = _dmesg(item, guest)
+    item.stash[EVIDENCE] = evidence(
+        transcript,
+        clean_lines(console.since(item.stash[_CONSOLE_MARK])),
+        new_lines(item.stash.get(_DMESG_BEFORE, dmesg), dmesg),
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -202,7 +240,7 @@ def pytest_runtest_makereport(
     if broken is None:
         before = item.stash.get(_DMESG_BEFORE, [])
         try:
-            news = new_lines(before, guest.dmesg())
+            news = new_lines(before, _dmesg(item, guest))
         except GuestError as found:
             report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
             if isinstance(found, GuestPanic | MachineDied | WaitTimeout):

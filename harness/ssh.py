@@ -26,6 +26,7 @@ from .deadline import Deadline
 from .errors import CannotError, GuestError, WaitTimeout
 from .exchange import Exchange, OutOfTime, attended
 from .files import write_atomic
+from .transcript import Listener, asked
 
 _FIRST_TRY_S = 4.0
 _TRY_S = 30.0
@@ -86,12 +87,19 @@ class Result:
 class Ssh:
     """A connection to a guest; use it as a context manager.
 
-    `watch` is called during every wait and raises when the machine has died or panicked.
+    `watch` is called during every wait and raises when the machine has died or panicked; `listener`
+    hears each command and how it ended.
     """
 
-    def __init__(self, address: Address, watch: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        watch: Callable[[], None] = lambda: None,
+        listener: Listener = lambda _asked: None,
+    ) -> None:
         self.address = address
         self._watch = watch
+        self._listener = listener
         self._client: paramiko.SSHClient | None = None
 
     def connect(self, deadline: Deadline) -> None:
@@ -217,16 +225,22 @@ class Ssh:
         """Run a script with the guest's /bin/sh; `arguments` are its $1 and so on."""
         # Without the dashes, an argument that begins with one would be an option of sh's.
         command = shlex.join(["/bin/sh", "-s", "--", *arguments])
-        return self._execute(command, deadline, text.encode())[0]
+        return self._execute(command, deadline, text.encode(), f"{command} <<END\n{text}\nEND")[0]
 
     def must(self, command: Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
         """Run a command that has to exit 0; its standard output, or CommandFailed."""
         return succeeded(self.run(command, deadline, stdin=stdin)).stdout
 
-    def _execute(self, command: str, deadline: Deadline, stdin: bytes) -> tuple[Result, bytes]:
-        """Run a command line; the Result, and standard output byte for byte."""
+    def _execute(
+        self, command: str, deadline: Deadline, stdin: bytes, told: str = ""
+    ) -> tuple[Result, bytes]:
+        """Run a command line; the Result, and standard output byte for byte.
+
+        `told` is how the listener hears of it, where the command line says little.
+        """
         start = time.monotonic()
         exchange = Exchange(self._transport(), command, self._watch)
+        code: int | None = None
         try:
             code = exchange.run(stdin, deadline)
         except (paramiko.SSHException, OSError, EOFError) as error:
@@ -234,20 +248,17 @@ class Ssh:
             raise GuestError(
                 f"{command}: the SSH connection broke: {_reason(error)}", detail=exchange.said()
             ) from error
+        finally:
+            seconds = time.monotonic() - start
+            said = (bytes(exchange.output), bytes(exchange.errors))
+            self._listener(asked(told or command, code, *said, seconds))
         if code == -1 and not self.connected:
             self._watch()
             raise GuestError(
                 f"{command}: the SSH connection broke before it ended", detail=exchange.said()
             )
-        output = bytes(exchange.output)
-        result = Result(
-            command=command,
-            exit_code=code,
-            stdout=output.decode("utf-8", "replace"),
-            stderr=exchange.errors.decode("utf-8", "replace"),
-            seconds=time.monotonic() - start,
-        )
-        return result, output
+        output, errors = (data.decode("utf-8", "replace") for data in said)
+        return Result(command, code, output, errors, seconds), said[0]
 
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
         """Copy a file into the guest; the remote name appears when the file is whole."""
@@ -261,7 +272,8 @@ class Ssh:
             'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1"'
         )
         command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
-        result = self.run(command, deadline, stdin=data)
+        told = f"put {local.name}, {len(data)} bytes, as {remote}"
+        result, _ = self._execute(shlex.join(command), deadline, data, told)
         if not result.ok:
             raise CommandFailed(
                 f"cannot copy {local.name} to {remote}: "

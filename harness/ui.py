@@ -99,12 +99,16 @@ def print_json(data: Any) -> None:
 
 @dataclass
 class Stage:
-    """One step of a run: its name, how long it took, how it ended and what there is to say."""
+    """One step of a run: its name, how long it took, how it ended and what there is to say.
+
+    `began_s` is a moment of the monotonic clock.
+    """
 
     name: str
     seconds: float = 0.0
     outcome: str = "running"
     note: str = ""
+    began_s: float = 0.0
     _live: Callable[[str], None] = field(default=lambda _line: None, repr=False)
 
     def live(self, line: str) -> None:
@@ -115,10 +119,9 @@ class Stage:
 @contextmanager
 def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
     """Run a block as a named stage; its time and outcome go to `record` whatever happens."""
-    step = Stage(name)
+    step = Stage(name, began_s=time.monotonic())
     if record is not None:
         record.append(step)
-    start = time.monotonic()
     listener = _listener
     try:
         if listener is not None:
@@ -139,7 +142,7 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
         step.note = step.note or str(error) or type(error).__name__
         raise
     finally:
-        step.seconds = time.monotonic() - start
+        step.seconds = time.monotonic() - step.began_s
         step._live = lambda _line: None
         if listener is not None:
             listener("end", step.outcome, step.note)

@@ -8,6 +8,7 @@ import datetime
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from .errors import (
 from .files import PROJECT
 from .report import Check, Report
 from .ssh import SshRefused
+from .transcript import NO_EVIDENCE, Evidence
 from .workbench import STAGES, Options, Workbench, load_series, new_run_dir
 
 CHECKS = PROJECT / "tests" / "guest"
@@ -80,6 +82,7 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
         properties=bench.properties,
         error=error.message if error else "",
         error_exit_code=error.exit_code if error else EXIT_OK,
+        error_detail=error.detail if error else "",
         panic=bench.panic,
     )
     report.save(result)
@@ -183,6 +186,8 @@ class _Recorder:
         self._items: dict[str, tuple[bool, str]] = {}
         self._parts: dict[str, list[pytest.TestReport]] = {}
         self._errors: set[str] = set()
+        self._began_s: dict[str, float] = {}
+        self._evidence: dict[str, Evidence] = {}
         self._config: pytest.Config | None = None
         self.left_out = 0
         self.step: ui.Stage | None = None
@@ -212,6 +217,8 @@ class _Recorder:
         error = call.excinfo.value if call.excinfo else None
         if report.failed and (report.when != "call" or isinstance(error, _BROKE)):
             self._errors.add(item.nodeid)
+        if report.when == "teardown":
+            self._evidence[item.nodeid] = item.stash.get(plugin.EVIDENCE, NO_EVIDENCE)
         return report
 
     def _is_asked(self, item: pytest.Item) -> bool:
@@ -240,6 +247,7 @@ class _Recorder:
             self._items[item.nodeid] = (item.get_closest_marker("patch") is not None, title)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._began_s[nodeid] = time.monotonic()
         if self.step:
             self.step.live(_short(nodeid))
 
@@ -270,6 +278,8 @@ class _Recorder:
             seconds=sum(part.duration for part in parts),
             message=message,
             detail=detail,
+            at_s=self._began_s[nodeid] - self._bench.stages[0].began_s,
+            evidence=self._evidence.get(nodeid, NO_EVIDENCE),
         )
 
 

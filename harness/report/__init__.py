@@ -5,28 +5,27 @@ A room each; what others need of them is named here.
 
 from __future__ import annotations
 
-import json
-
-from ..files import write_atomic
 from .data import LEFT_OUT, Check, Outcome, Report, StageResult, Status, stage_results
 from .junit import junit
-from .text import show
+from .store import PAGE, counterpart, find, load, runs, save, write_page
+from .text import show, show_runs
 
 __all__ = [
     "LEFT_OUT",
+    "PAGE",
     "Check",
     "Outcome",
     "Report",
     "StageResult",
     "Status",
+    "counterpart",
+    "find",
     "junit",
+    "load",
+    "runs",
     "save",
     "show",
+    "show_runs",
     "stage_results",
+    "write_page",
 ]
-
-
-def save(report: Report) -> None:
-    """Write report.json and junit.xml into the run's folder."""
-    write_atomic(report.run_dir / "report.json", json.dumps(report.to_data(), indent=2) + "\n")
-    write_atomic(report.run_dir / "junit.xml", junit(report))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from .. import ui
 from ..crash import Panic
 from ..errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
+from ..transcript import NO_EVIDENCE, Evidence
 
 LEFT_OUT = "left out"
 """The property that says which checks were not asked for in this run."""
@@ -31,7 +32,8 @@ class Check:
     """One check as pytest saw it; `of_patch`: it can hold only with the series.
 
     Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is what came of the
-    same check there, and empty for a check that has no counterpart there.
+    same check there, and empty for a check that has no counterpart there.  `at_s` is when it began,
+    in seconds of the run.
     """
 
     name: str
@@ -43,23 +45,27 @@ class Check:
     detail: str = ""
     on_stock: Outcome | Literal[""] = ""
     stock_message: str = ""
+    at_s: float = 0.0
+    evidence: Evidence = NO_EVIDENCE
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage of the run; `outcome` is ok, failed or not run."""
+    """One stage of the run; `outcome` is ok, failed or not run; `at_s` as with a check."""
 
     name: str
     outcome: str
     seconds: float
     note: str
+    at_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Report:
     """A whole run; `error` is the line that ended it early, with `error_exit_code`.
 
-    `panic` is the story of the guest's, if it had one.
+    `error_detail` is what belongs below that line, a compiler's words for instance; `panic` is the
+    story of the guest's, if it had one.
     """
 
     release: str
@@ -73,6 +79,7 @@ class Report:
     properties: Mapping[str, str]
     error: str = ""
     error_exit_code: int = EXIT_OK
+    error_detail: str = ""
     panic: Panic | None = None
 
     def status(self, check: Check) -> tuple[Status, str]:
@@ -152,6 +159,7 @@ class Report:
 
 def stage_results(stages: Sequence[ui.Stage], planned: Sequence[str]) -> tuple[StageResult, ...]:
     """What ran, and after it what was planned and did not run."""
-    ran = [StageResult(s.name, s.outcome, s.seconds, s.note) for s in stages]
+    start_s = stages[0].began_s if stages else 0.0
+    ran = [StageResult(s.name, s.outcome, s.seconds, s.note, s.began_s - start_s) for s in stages]
     names = {stage.name for stage in ran}
     return (*ran, *(StageResult(name, "not run", 0.0, "") for name in planned if name not in names))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .. import ui
 from .data import Report
 
@@ -30,3 +32,11 @@ def show(report: Report) -> None:
         ui.out.print(ui.clean(f"{report.panic.message}\n{frames}\n"), markup=False)
     ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
     ui.out.print(f"run:     {report.run_dir}", markup=False)
+
+
+def show_runs(reports: Iterable[Report]) -> None:
+    """Print the runs, one a line, each with its verdict."""
+    ui.table(
+        ("run", "exit", "verdict"),
+        [(report.run_dir.name, str(report.exit_code), report.verdict) for report in reports],
+    )

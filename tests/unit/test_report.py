@@ -129,7 +129,11 @@ def test_save_writes_both_files_and_all_the_data(tmp_path: Path) -> None:
     assert data["checks"][0]["status"] == "FAILED"
     assert data["stages"][0]["name"] == "host"
     assert ET.parse(tmp_path / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "report.json",
+    ]
 
 
 def test_what_a_guest_said_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

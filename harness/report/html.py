@@ -1,0 +1,242 @@
+"""A run as one HTML page: nothing is loaded from elsewhere, and no script runs.
+
+A guest says what it likes, so all text is escaped, and what does not print is shown as a symbol.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from ..errors import (
+    EXIT_CANNOT,
+    EXIT_CHECK_FAILED,
+    EXIT_GUEST,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PATCH,
+    EXIT_USAGE,
+)
+from . import timeline
+from .data import Check, Report, Status
+
+_HEAD_BYTES = 32 << 10
+_TAIL_BYTES = 128 << 10
+_TEXT_CHARS = 200_000
+
+_LOGS = ("guest*/console.log", "guest*/dmesg.txt", "guest*/emulator.log", "pytest*.log")
+_MORE_LOGS = ("series.log", "crash*.txt", "*/crash*.txt", "probe/console.log")
+
+_WORDS = {"passed": "holds", "failed": "fails", "error": "broke", "skipped": "not run", "": "-"}
+_ORDER: dict[Status, int] = {"FAILED": 0, "as stock": 1, "not run": 2, "ok": 3}
+_VERDICTS = {
+    EXIT_OK: ("ok", "All held"),
+    EXIT_CHECK_FAILED: ("failed", "A check failed"),
+    EXIT_USAGE: ("failed", "Used wrongly"),
+    EXIT_CANNOT: ("none", "Not all was run"),
+    EXIT_GUEST: ("failed", "The guest broke"),
+    EXIT_PATCH: ("failed", "The patch does not apply or build"),
+    EXIT_INTERRUPTED: ("none", "Interrupted"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A check as the page shows it; `stock` and `patched` are what came of it on either module."""
+
+    id: str
+    check: Check
+    status: Status
+    why: str
+    stock: str
+    patched: str
+
+    @property
+    def file(self) -> str:
+        """The file of checks that it is from."""
+        return self.check.name.partition("::")[0]
+
+    @property
+    def function(self) -> str:
+        """Its own name there."""
+        return self.check.name.partition("::")[2] or self.check.name
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log of the run's folder, or as much of it as is worth a page."""
+
+    name: str
+    size_bytes: int
+    text: str
+
+
+def render(report: Report, beside: Report | None = None) -> str:
+    """The page; `beside` is a run of the other module, stock or patched, to set it against."""
+    lines = _lines(report, beside)
+    tone, word = _VERDICTS.get(report.exit_code, ("failed", "Failed"))
+    return (
+        _template()
+        .render(
+            report=report,
+            beside=beside,
+            tone=tone,
+            word=word,
+            groups=_groups(lines),
+            failing=[line for line in lines if line.status == "FAILED"],
+            two=report.side_by_side or beside is not None,
+            counts=[
+                (status, number, tone)
+                for status, tone in (
+                    ("ok", "ok"),
+                    ("FAILED", "failed"),
+                    ("as stock", "none"),
+                    ("not run", "none"),
+                )
+                if (number := report.count(status))  # type: ignore[arg-type]
+            ],
+            total=timeline.duration(
+                max((stage.at_s + stage.seconds for stage in report.stages), default=0.0)
+            ),
+            charts=[
+                ("The whole run, stage by stage", timeline.of_stages(report)),
+                (
+                    "The checks, file by file",
+                    timeline.of_checks(report, {line.check.name: line.id for line in lines}),
+                ),
+            ],
+            facts=_facts(report),
+            logs=list(_logs(report.run_dir)),
+        )
+        .lstrip()
+    )
+
+
+def _groups(lines: list[Line]) -> list[tuple[str, list[Line]]]:
+    """The checks by what came of them, the gravest first, and then by file."""
+    ordered = sorted(lines, key=lambda line: _ORDER[line.status])
+    return [
+        (file, list(group))
+        for (_, file), group in itertools.groupby(ordered, lambda line: (line.status, line.file))
+    ]
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    return [
+        ("series", "none: the stock module" if report.stock else report.series),
+        ("FreeBSD release", report.release),
+        ("backend", report.backend or "none"),
+        ("began", report.started_at),
+        *report.properties.items(),
+    ]
+
+
+def _lines(report: Report, beside: Report | None) -> list[Line]:
+    others = {check.name: check.outcome for check in beside.checks} if beside else {}
+    lines = []
+    for number, check in enumerate(report.checks, 1):
+        status, why = report.status(check)
+        own, other = _WORDS[check.outcome], _WORDS[check.on_stock or others.get(check.name, "")]
+        stock, patched = (own, other) if report.stock else (other, own)
+        lines.append(Line(f"check-{number}", check, status, why, stock, patched))
+    return lines
+
+
+def _logs(run_dir: Path) -> Iterator[Log]:
+    seen: set[Path] = set()
+    for pattern in (*_LOGS, *_MORE_LOGS):
+        for path in sorted(run_dir.glob(pattern)):
+            if path in seen or not path.is_file() or not path.stat().st_size:
+                continue
+            seen.add(path)
+            yield Log(str(path.relative_to(run_dir)), path.stat().st_size, excerpt(path))
+
+
+def excerpt(path: Path) -> str:
+    """A file's text; of a long one its beginning and its end, with a note between them."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= _HEAD_BYTES + _TAIL_BYTES:
+            return stream.read().decode("utf-8", "replace")
+        head = stream.read(_HEAD_BYTES)
+        stream.seek(size - _TAIL_BYTES)
+        tail = stream.read()
+    note = f"\n\n[... {size - _HEAD_BYTES - _TAIL_BYTES} bytes are left out here ...]\n\n"
+    return head.decode("utf-8", "replace") + note + tail.decode("utf-8", "replace")
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "templates"),
+        autoescape=True,
+        finalize=_plain,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    environment.filters["duration"] = timeline.duration
+    environment.filters["size"] = _size
+    return environment.get_template("report.html.j2")
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes < 10_000:
+        return f"{size_bytes} bytes"
+    return (
+        f"{size_bytes / 1000:.0f} kB" if size_bytes < 10_000_000 else f"{size_bytes / 1e6:.0f} MB"
+    )
+
+
+_CONTROL = re.compile(
+    # A terminal's sequences in one piece, then whatever else a page must not hold or hide.
+    r"\x1b\[[0-?]*[ -/]*[@-~]|[^\n\t -~]"
+)
+
+
+def symbols(text: str) -> str:
+    """`text` with a symbol for each character that does not print, newline and tab apart."""
+    return _CONTROL.sub(lambda match: "".join(map(_symbol, match[0])), text)
+
+
+def _symbol(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    # Unassigned, private, surrogate and format characters: the last can turn a line's direction.
+    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return f"\u27e8U+{code:04X}\u27e9"
+    return char
+
+
+def visible(text: str) -> Markup:
+    """`text` for a page's <pre>: escaped, and what does not print shown, and shown apart."""
+    cut = len(text) - _TEXT_CHARS
+    if cut > 0:
+        half = _TEXT_CHARS // 2
+        text = f"{text[:half]}\n[... {cut} characters are left out here ...]\n{text[-half:]}"
+    parts, end = [], 0
+    text = text.replace("\r\n", "\n")
+    for match in _CONTROL.finditer(text):
+        shown = "".join(map(_symbol, match[0]))
+        if shown != match[0]:
+            parts += [escape(text[end : match.start()]), Markup('<i class="c">%s</i>') % shown]
+            end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
+
+
+def _plain(value: Any) -> Any:
+    """What the template prints: strings without anything that the page could not hold."""
+    return symbols(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,106 @@
+"""What was asked of a guest and what came back: evidence, kept within bounds."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_FIRST = 20
+_LAST = 60
+_ASKED_CHARS = 2000
+_ANSWER_BYTES = 2000
+_LINES = 60
+_LINE_CHARS = 300
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One command in the guest; `exit_code` is None for one that was broken off.
+
+    Of long answers the ends are kept.
+    """
+
+    command: str
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+Listener = Callable[[Asked], None]
+
+
+def asked(
+    command: str, exit_code: int | None, stdout: bytes, stderr: bytes, seconds: float
+) -> Asked:
+    """The command with its answers, cut to what is worth keeping."""
+    line = command
+    if len(line) > _ASKED_CHARS:
+        line = f"{line[:_ASKED_CHARS]} [... {len(line) - _ASKED_CHARS} more characters]"
+    return Asked(line, exit_code, _end(stdout), _end(stderr), seconds)
+
+
+def _end(data: bytes) -> str:
+    cut = len(data) - _ANSWER_BYTES
+    text = data[-_ANSWER_BYTES:].decode("utf-8", "replace")
+    return f"[{cut} bytes before this]\n{text}" if cut > 0 else text
+
+
+class Transcript:
+    """The first and the last commands that were heard, and how many there were in between."""
+
+    def __init__(self) -> None:
+        self._first: list[Asked] = []
+        self._last: collections.deque[Asked] = collections.deque(maxlen=_LAST)
+        self._count = 0
+        self.seconds = 0.0
+
+    def hear(self, one: Asked) -> None:
+        """Take one down."""
+        self._count += 1
+        self.seconds += one.seconds
+        if len(self._first) < _FIRST:
+            self._first.append(one)
+        else:
+            self._last.append(one)
+
+    @property
+    def count(self) -> int:
+        """How many commands there were, kept or not."""
+        return self._count
+
+    @property
+    def kept(self) -> tuple[Asked, ...]:
+        """Those that were kept, in order."""
+        return (*self._first, *self._last)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that passed between us and the guest during one check.
+
+    `count` is of all commands, kept or not; `console` and `dmesg` are the guest's own lines.
+    """
+
+    commands: tuple[Asked, ...] = ()
+    count: int = 0
+    seconds: float = 0.0
+    console: tuple[str, ...] = ()
+    dmesg: tuple[str, ...] = ()
+
+
+NO_EVIDENCE = Evidence()
+
+
+def evidence(transcript: Transcript, console: list[str], dmesg: list[str]) -> Evidence:
+    """What a transcript holds, with the guest's last lines meanwhile."""
+    return Evidence(
+        transcript.kept, transcript.count, transcript.seconds, _last(console), _last(dmesg)
+    )
+
+
+def _last(lines: list[str]) -> tuple[str, ...]:
+    cut = len(lines) - _LINES
+    kept = tuple(line[:_LINE_CHARS] for line in lines[-_LINES:])
+    return (f"[{cut} lines before this]", *kept) if cut > 0 else kept
