@@ -12,7 +12,7 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import guest_cli, host, image_cli, packages, patch_cli, report, ui
+from harness import guest_cli, host, image_cli, packages, patch_cli, report, report_cli, ui
 from harness import probe as vtxprobe
 from harness.cli import after_dashes, run_task
 from harness.errors import UsageError
@@ -168,6 +168,30 @@ def status(_context: Context, name: str = "", json: bool = False) -> int:
 def ssh(_context: Context, name: str = DEFAULT_NAME) -> int:
     """A shell in the guest, or one command: ./inv ssh -- COMMAND; its exit code is passed on."""
     return guest_cli.ssh(name, after_dashes())
+
+
+@task(
+    name="report",
+    help={
+        "run": "a run of --list, or its folder (default: the last one)",
+        "list": "list the runs that left a report",
+        "open": "open the page in a browser",
+        "json": "print it as JSON",
+    },
+)
+@run_task
+def show_report(
+    _context: Context,
+    run: str = "",
+    list: bool = False,  # noqa: A002
+    open: bool = False,  # noqa: A002
+    json: bool = False,
+) -> None:
+    """Print what a run has shown, write its page (report.html) anew, and open that if asked."""
+    if list:
+        report_cli.show_list(json)
+    else:
+        report_cli.show(run, open, json)
 
 
 @task(help={"json": "print the findings and the facts as JSON"})
@@ -427,7 +451,9 @@ def lint(_context: Context) -> int:
     return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
 
 
-namespace = Collection(verify, up, down, status, ssh, setup, build, doctor, probe, run_tests, lint)
+namespace = Collection(
+    verify, show_report, up, down, status, ssh, setup, build, doctor, probe, run_tests, lint
+)
 namespace.add_collection(
     Collection("patch", patch_list, patch_check, patch_apply, patch_refresh, patch_export)
 )

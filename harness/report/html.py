@@ -33,8 +33,14 @@ _HEAD_BYTES = 32 << 10
 _TAIL_BYTES = 128 << 10
 _TEXT_CHARS = 200_000
 
-_LOGS = ("guest*/console.log", "guest*/dmesg.txt", "guest*/emulator.log", "pytest*.log")
-_MORE_LOGS = ("series.log", "crash*.txt", "*/crash*.txt", "probe/console.log")
+_LOGS = (
+    "guest*/console.log",
+    "guest*/dmesg.txt",
+    "guest*/emulator.log",
+    "pytest*.log",
+    "series.log",
+    "probe/console.log",
+)
 
 _WORDS = {"passed": "holds", "failed": "fails", "error": "broke", "skipped": "not run", "": "-"}
 _ORDER: dict[Status, int] = {"FAILED": 0, "as stock": 1, "not run": 2, "ok": 3}
@@ -153,7 +159,7 @@ def _lines(report: Report, beside: Report | None) -> list[Line]:
 
 def _logs(run_dir: Path) -> Iterator[Log]:
     seen: set[Path] = set()
-    for pattern in (*_LOGS, *_MORE_LOGS):
+    for pattern in _LOGS:
         for path in sorted(run_dir.glob(pattern)):
             if path in seen or not path.is_file() or not path.stat().st_size:
                 continue
@@ -198,10 +204,8 @@ def _size(size_bytes: int) -> str:
     )
 
 
-_CONTROL = re.compile(
-    # A terminal's sequences in one piece, then whatever else a page must not hold or hide.
-    r"\x1b\[[0-?]*[ -/]*[@-~]|[^\n\t -~]"
-)
+# A terminal's usual sequences in one piece, then whatever else a page must not hold or hide.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\t -~]")
 
 
 def symbols(text: str) -> str:
@@ -227,16 +231,15 @@ def visible(text: str) -> Markup:
     if cut > 0:
         half = _TEXT_CHARS // 2
         text = f"{text[:half]}\n[... {cut} characters are left out here ...]\n{text[-half:]}"
-    parts, end = [], 0
-    text = text.replace("\r\n", "\n")
-    for match in _CONTROL.finditer(text):
-        shown = "".join(map(_symbol, match[0]))
-        if shown != match[0]:
-            parts += [escape(text[end : match.start()]), Markup('<i class="c">%s</i>') % shown]
-            end = match.end()
-    return Markup("").join([*parts, escape(text[end:])])
+    safe = str(escape(text.replace("\r\n", "\n")))
+    return Markup(_CONTROL.sub(_apart, safe))  # noqa: S704  (escaped, but for our own tag)
 
 
-def _plain(value: Any) -> Any:
-    """What the template prints: strings without anything that the page could not hold."""
-    return symbols(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def _apart(match: re.Match[str]) -> str:
+    shown = symbols(match[0])
+    return shown if shown == match[0] else f'<i class="c">{shown}</i>'
+
+
+def _plain(value: Any) -> str:
+    """What the template prints of anything: nothing in it that the page could not hold."""
+    return value if isinstance(value, Markup) else symbols(str(value))

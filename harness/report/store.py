@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+import types
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
 from ..files import runs_dir, write_atomic
-from ..transcript import Asked, Evidence
 from . import html
-from .data import Check, Report, StageResult
+from .data import Report
 from .junit import junit
 
 DATA = "report.json"
 PAGE = "report.html"
 _LOOK_BACK = 40
-
-T = TypeVar("T")
 
 
 def save(report: Report) -> None:
@@ -41,48 +41,47 @@ def load(run_dir: Path) -> Report:
     path = run_dir / DATA
     try:
         data = json.loads(path.read_text())
-        return Report(
-            **{
-                **_known(Report, data),
-                "run_dir": run_dir,
-                "stages": tuple(StageResult(**_known(StageResult, s)) for s in data["stages"]),
-                "checks": tuple(_check(check) for check in data["checks"]),
-            }
-        )
+        report: Report = _made(Report, {**data, "run_dir": run_dir})
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; `./inv report --list` shows the runs that have a report"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: no report of this program: {error}") from error
+    return report
 
 
-def _check(data: Mapping[str, Any]) -> Check:
-    known = _known(Check, data)
-    told = known.get("evidence", {})
-    lists: dict[str, Any] = {
-        "commands": tuple(Asked(**_known(Asked, one)) for one in told.get("commands", ())),
-        "console": tuple(told.get("console", ())),
-        "dmesg": tuple(told.get("dmesg", ())),
-    }
-    return Check(**{**known, "evidence": Evidence(**{**_known(Evidence, told), **lists})})
+def _made(kind: Any, value: Any) -> Any:
+    """A value of type `kind` from what JSON keeps of it.
 
-
-def _known(kind: type[T], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What `kind` has a field for: reports are read that older and newer programs wrote."""
-    return {field.name: data[field.name] for field in fields(kind) if field.name in data}  # type: ignore[arg-type]
+    What a dataclass has no field for is passed over: newer and older programs wrote reports too.
+    """
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(
+            **{f.name: _made(hints[f.name], value[f.name]) for f in fields(kind) if f.name in value}
+        )
+    if get_origin(kind) is types.UnionType:
+        return None if value is None else _made(get_args(kind)[0], value)
+    if get_origin(kind) is tuple:
+        first, *others = get_args(kind)
+        items = list(value.items() if isinstance(value, dict) else value)
+        kinds = [first] * len(items) if others == [...] else [first, *others]
+        return tuple(_made(kind, item) for kind, item in zip(kinds, items, strict=True))
+    return value
 
 
 def find(name: str) -> Path:
-    """The folder of a run: by its name in the runs' folder, by a path, or the last one.
+    """The folder of a run: by its name in the runs' folder, by a path, or the last with a report.
 
     Raises UsageError when there is none.
     """
     root = runs_dir()
     if not name:
-        if (root / "latest").is_dir():
-            return (root / "latest").resolve()
-        raise UsageError(f"{root}: no run yet; ./inv verify makes one")
+        last = max(_with_report(), default=None)
+        if last is None:
+            raise UsageError(f"{root}: no run with a report yet; ./inv verify makes one")
+        return last
     for folder in (root / name, Path(name).absolute()):
         if folder.is_dir():
             return folder.resolve()
@@ -91,12 +90,14 @@ def find(name: str) -> Path:
 
 def runs() -> Iterator[Report]:
     """Every run with a report that can be read, the newest first."""
-    folders = (path.parent for path in runs_dir().glob(f"*/{DATA}"))
-    for folder in sorted((f for f in folders if not f.is_symlink()), reverse=True):
-        try:
+    for folder in sorted(_with_report(), reverse=True):
+        with contextlib.suppress(UsageError):
             yield load(folder)
-        except UsageError:
-            continue
+
+
+def _with_report() -> list[Path]:
+    folders = (path.parent for path in runs_dir().glob(f"*/{DATA}"))
+    return [folder for folder in folders if not folder.is_symlink()]
 
 
 def counterpart(report: Report) -> Report | None:
@@ -107,9 +108,7 @@ def counterpart(report: Report) -> Report | None:
     image = report.properties.get("image sha256")
     if report.side_by_side or not image or not report.checks:
         return None
-    for number, other in enumerate(runs()):
-        if number == _LOOK_BACK:
-            break
+    for other in itertools.islice(runs(), _LOOK_BACK):
         if (
             other.stock != report.stock
             and other.checks
