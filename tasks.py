@@ -12,14 +12,14 @@ from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import guest_cli, host, image_cli, packages, patch_cli, report, report_cli, ui
+from harness import host, image_cli, packages, patch_cli, report, report_cli, ui
 from harness import probe as vtxprobe
-from harness.cli import after_dashes, run_task
+from harness.cli import run_task
 from harness.errors import UsageError
-from harness.keeper import DEFAULT_NAME
 from harness.patches import DEFAULT_TOPIC
 from harness.verify import verify as run_verify
 from harness.workbench import Options
+from tasks_guest import GUEST_TASKS
 
 SECTIONS = ("unit", "machine")
 
@@ -106,68 +106,6 @@ def verify(
     else:
         report.show(result)
     return result.exit_code
-
-
-NAME_HELP = {"name": "the guest's name (default: guest)"}
-
-
-@task(
-    iterable=["series"],
-    help={
-        "name": "what it is to be called (default: guest); several may be up",
-        "release": "the FreeBSD release to boot (default: 15.1)",
-        "backend": "auto (default), kvm, bochs or tcg",
-        "stock": "load the unpatched module",
-        "series": "load the module of this series (a folder or patch files, may be given again)",
-        "module": "--no-module builds and loads nothing",
-        "offline": "fetch nothing: use what is in the cache",
-        "dry-run": "print the emulator's command line and start nothing",
-    },
-)
-@run_task
-def up(
-    _context: Context,
-    series: list[str],
-    name: str = DEFAULT_NAME,
-    release: str = "15.1",
-    backend: str = "auto",
-    stock: bool = False,
-    module: bool = True,
-    offline: bool = False,
-    dry_run: bool = False,
-) -> int:
-    """Boot a guest that stays, with the module built and loaded; see ssh, console, reload, down."""
-    packages.ensure()
-    given = tuple(Path(path).absolute() for path in series)
-    options = Options(release, backend, stock, given, offline=offline, module=module)
-    return guest_cli.dry_run(options) if dry_run else guest_cli.up(options, name)
-
-
-@task(
-    help={
-        **NAME_HELP,
-        "all": "end every guest",
-        "hard": "do not ask the guest to shut down first",
-    }
-)
-@run_task
-def down(_context: Context, name: str = "", all: bool = False, hard: bool = False) -> int:  # noqa: A002
-    """End a guest; its logs stay."""
-    return guest_cli.down(name, all, hard)
-
-
-@task(help={"name": "one guest (default: all)", "json": "print it as JSON"})
-@run_task
-def status(_context: Context, name: str = "", json: bool = False) -> int:
-    """Show the guests that are up: how far they are, what is loaded, where their logs are."""
-    return guest_cli.status(name, json)
-
-
-@task(help=NAME_HELP)
-@run_task
-def ssh(_context: Context, name: str = DEFAULT_NAME) -> int:
-    """A shell in the guest, or one command: ./inv ssh -- COMMAND; its exit code is passed on."""
-    return guest_cli.ssh(name, after_dashes())
 
 
 @task(
@@ -452,7 +390,7 @@ def lint(_context: Context) -> int:
 
 
 namespace = Collection(
-    verify, show_report, up, down, status, ssh, setup, build, doctor, probe, run_tests, lint
+    verify, show_report, *GUEST_TASKS, setup, build, doctor, probe, run_tests, lint
 )
 namespace.add_collection(
     Collection("patch", patch_list, patch_check, patch_apply, patch_refresh, patch_export)

@@ -29,6 +29,9 @@ from .files import write_atomic
 from .keeper import BROKEN, STARTING, Record, find, open_console
 from .ssh import Address, Ssh
 
+OPENSSH = "ssh"
+STDIN = 0
+
 _CONNECT_S = 60.0
 _SSH_FAILED = 255
 _CHUNK_BYTES = 1 << 16
@@ -54,7 +57,7 @@ def ssh_command(record: Record, command: Sequence[str], *, terminal: bool) -> li
         "ForwardX11": "no",
         "LogLevel": "ERROR",
     }
-    words = ["ssh", "-F", "none", "-t" if terminal else "-T", "-p", str(record.ssh_port)]
+    words = [OPENSSH, "-F", "none", "-t" if terminal else "-T", "-p", str(record.ssh_port)]
     for name, value in options.items():
         # ssh reads what stands here as a line of its settings: quoted, % doubled.
         words += ["-o", f'{name}="{value.replace("%", "%%")}"']
@@ -73,7 +76,7 @@ def ssh(record: Record, command: Sequence[str]) -> int:
     that is started from one.  Raises GuestError when the guest cannot be reached.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if shutil.which("ssh") is None:
+    if shutil.which(OPENSSH) is None:
         return _with_paramiko(record, command, terminal)
     process = subprocess.Popen(ssh_command(record, command, terminal=terminal))
     while True:
@@ -121,7 +124,7 @@ def _with_paramiko(record: Record, command: Sequence[str], terminal: bool) -> in
 
 def _shovel(channel: paramiko.Channel) -> None:
     """Standard input to the channel, its outputs to ours, until it closes."""
-    ours = [0]
+    ours = [STDIN]
     while True:
         ready, _, _ = select.select([channel.fileno(), *ours], [], [])
         if channel.fileno() in ready:
@@ -134,8 +137,8 @@ def _shovel(channel: paramiko.Channel) -> None:
                 if not data and not channel.recv_stderr_ready():
                     return
                 _write_out(data)
-        if 0 in ready:
-            data = os.read(0, _CHUNK_BYTES)
+        if STDIN in ready:
+            data = os.read(STDIN, _CHUNK_BYTES)
             if data:
                 channel.sendall(data)
             else:
@@ -155,10 +158,12 @@ def console(record: Record, past_lines: int) -> None:
         )
     line, past = open_console(record, past_lines * _LINE_BYTES)
     with line:
-        shown = clean_lines(past.decode("utf-8", "replace"))[-past_lines:]
-        sys.stdout.write("\n".join(shown))
-        sys.stdout.flush()
         ui.say(f"[{record.name}'s serial line; {_DETACH_NAME} leaves it, the guest goes on]")
+        shown = clean_lines(past.decode("utf-8", "replace"))[-past_lines:]
+        # The cursor is left where the guest has it, behind a prompt as often as not.
+        end = {b"\n": "\n", b" ": " "}.get(past[-1:], "")
+        sys.stdout.write("\n".join(shown) + end)
+        sys.stdout.flush()
         with _raw(True):
             left = _talk(line)
     ui.say("")

@@ -42,6 +42,7 @@ class Kld:
     name: str
     path: str
     size_bytes: int
+    address: int = 0
 
 
 class Guest:
@@ -78,9 +79,9 @@ class Guest:
             self.machine.console.talk(from_mark).expect_any(
                 [self.access.announces], "the guest's line that sshd is up", limit
             )
-        self.enter(limit)
+        self.enter(limit, listening=bool(self.access.announces))
 
-    def enter(self, deadline: Deadline | None = None) -> None:
+    def enter(self, deadline: Deadline | None = None, *, listening: bool = True) -> None:
         """Connect to a guest whose sshd is known to be up; raises as `wait_ready` does."""
         port = self.machine.ssh_port
         if port is None:
@@ -90,7 +91,7 @@ class Guest:
         self.disconnect()
         self._ssh = Ssh(address, self.machine.check, self._heard)
         try:
-            self._ssh.connect(limit)
+            self._ssh.connect(limit, listening=listening)
         except WaitTimeout as error:
             raise WaitTimeout(
                 f"{self.machine.spec.name}: {error.message}; the console's log is "
@@ -109,7 +110,7 @@ class Guest:
         if self._ssh is None:
             raise RuntimeError("the guest was not waited for")
         if not self._ssh.connected:
-            self._ssh.connect(self.deadline())
+            self._ssh.connect(self.deadline(), listening=True)
         return self._ssh
 
     @property
@@ -225,10 +226,10 @@ class Guest:
         self.disconnect()
 
 
-_KLD = re.compile(r"^\s*\d+\s+\d+\s+0x[0-9a-f]+\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
+_KLD = re.compile(r"^\s*\d+\s+\d+\s+0x([0-9a-f]+)\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
 
 
 def parse_kldstat(text: str) -> list[Kld]:
     """The files that `kldstat -v` lists; sizes there are hexadecimal."""
     matches = (_KLD.match(line) for line in text.splitlines())
-    return [Kld(name=m[2], path=m[3], size_bytes=int(m[1], 16)) for m in matches if m]
+    return [Kld(m[3], m[4], int(m[2], 16), int(m[1], 16)) for m in matches if m]

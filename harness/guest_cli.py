@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shlex
-from collections.abc import Sequence
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from . import enter, keeper, ui
-from .errors import EXIT_OK, UsageError, WorkbenchError
-from .kept import KeptWorkbench, ways_in
-from .workbench import Options, Workbench, new_run_dir
+from . import debugger, enter, keeper, ui
+from .console import clean_lines
+from .deadline import Deadline
+from .errors import EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
+from .files import atomic_dir, human_bytes, runs_dir
+from .guest import Guest
+from .kept import AttachedWorkbench, KeptWorkbench, ways_in
+from .workbench import Options, Workbench, following, new_run_dir
+
+_SLOWEST_BYTES_S = 1 << 20
+_LOOK_S = 0.3
+_LOGS = {
+    "console": "guest/console.log",
+    "keeper": "keeper.log",
+    "emulator": "guest/emulator.log",
+    "bochs": "guest/bochs.log",
+}
 
 
 def up(options: Options, name: str) -> int:
@@ -89,3 +109,156 @@ def status(name: str, json: bool) -> int:
 def ssh(name: str, command: Sequence[str]) -> int:
     """A shell in the guest, or one command there and its exit code."""
     return enter.ssh(enter.way_in(name), command)
+
+
+def console(name: str, lines: int) -> int:
+    """The serial line on this terminal."""
+    enter.console(keeper.find(name), lines)
+    return EXIT_OK
+
+
+def logs(name: str, which: str, lines: int, follow: bool) -> int:
+    """Print a log's last lines, of a guest that is up or of the last one of that name."""
+    record = keeper.load(name)
+    run_dir = record.run_dir if record else _last_run(name)
+    if which not in _LOGS:
+        raise UsageError(f"--which {which}: one of {', '.join(_LOGS)} is meant")
+    path = run_dir / _LOGS[which]
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such log (yet)")
+    with path.open("rb") as stream:
+        text = stream.read()
+        said = clean_lines(text.decode("utf-8", "replace"))[-lines:]
+        sys.stdout.write("".join(f"{line}\n" for line in said))
+        part = b""
+        while follow:
+            sys.stdout.flush()
+            over = record is None or not record.owner.alive
+            data = part + stream.read()
+            whole = data.rfind(b"\n") + 1
+            part = data[whole:]
+            for line in clean_lines(data[:whole].decode("utf-8", "replace")):
+                sys.stdout.write(f"{line}\n")
+            if over:
+                break
+            time.sleep(_LOOK_S)
+    return EXIT_OK
+
+
+def _last_run(name: str) -> Path:
+    runs = sorted(runs_dir().glob(f"*-up-{name}")) + sorted(runs_dir().glob(f"*-up-{name}-[0-9]*"))
+    if not runs:
+        raise UsageError(f"there was no guest {name}; ./inv status lists what there is")
+    return max(runs, key=lambda path: path.stat().st_mtime)
+
+
+def push(name: str, local: str, remote: str) -> int:
+    """Copy a file or a folder into the guest."""
+    source = Path(local)
+    with keeper.attached(enter.way_in(name).name) as guest:
+        if guest.run(["test", "-d", remote]).ok:
+            remote = f"{remote.rstrip('/')}/{source.resolve().name}"
+        with ui.stage(f"push {local} to {name}:{remote}") as step:
+            if source.is_dir():
+                packed = io.BytesIO()
+                with tarfile.open(fileobj=packed, mode="w") as archive:
+                    archive.add(source, ".")
+                step.note = human_bytes(len(packed.getvalue()))
+                guest.must(["mkdir", "-p", remote])
+                limit = _transfer(guest, len(packed.getvalue()))
+                guest.must(["tar", "-C", remote, "-xf", "-"], limit, stdin=packed.getvalue())
+            elif source.is_file():
+                size = source.stat().st_size
+                step.note = human_bytes(size)
+                mode = source.stat().st_mode & 0o777
+                guest.ssh.put(source, remote, _transfer(guest, size), mode)
+            else:
+                raise UsageError(f"{local}: there is no such file or folder")
+    return EXIT_OK
+
+
+def pull(name: str, remote: str, local: str) -> int:
+    """Copy a file or a folder out of the guest."""
+    target = Path(local)
+    with keeper.attached(enter.way_in(name).name) as guest:
+        if target.is_dir():
+            target /= Path(remote).name
+        with ui.stage(f"pull {name}:{remote} to {target}") as step:
+            if guest.run(["test", "-d", remote]).ok:
+                data = guest.ssh.output(["tar", "-C", remote, "-cf", "-", "."], _transfer(guest))
+                with (
+                    atomic_dir(target) as folder,
+                    tarfile.open(fileobj=io.BytesIO(data)) as archive,
+                ):
+                    archive.extractall(folder, filter="data")
+                step.note = human_bytes(len(data))
+            else:
+                guest.ssh.get(remote, target, _transfer(guest))
+                step.note = human_bytes(target.stat().st_size)
+    return EXIT_OK
+
+
+def _transfer(guest: Guest, size_bytes: int = 1 << 30) -> Deadline:
+    return guest.deadline(20 + size_bytes / _SLOWEST_BYTES_S)
+
+
+def reload(name: str, changes: Mapping[str, Any]) -> int:
+    """Build the module anew and load it in place of the one that runs."""
+    with AttachedWorkbench(enter.way_in(name), **changes) as bench:
+        bench.up()
+    return EXIT_OK
+
+
+def reboot(name: str) -> int:
+    """Reboot the guest and wait until it answers again."""
+    with keeper.attached(enter.way_in(name).name) as guest:
+        with ui.stage(f"reboot {name}") as step, following(step, guest.machine.console.last_line):
+            guest.reboot()
+            step.note = "it answers again; no module is loaded"
+        keeper.set_module(keeper.find(name))
+    return EXIT_OK
+
+
+def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
+    """gdb on the guest's kernel, through the emulator's stub; the guest goes on afterwards.
+
+    With the names of `symbols`, else of the kernel that was found to be the guest's, else of the
+    guest's own kernel file, as long as it can still be asked for it.
+    """
+    record = keeper.find(name)
+    if shutil.which("gdb") is None:
+        raise CannotError("gdb is not installed; run apt-get install gdb")
+    if symbols and not Path(symbols).is_file():
+        raise UsageError(f"--symbols {symbols}: there is no such file")
+    with keeper.debugger(record) as target:
+        kernel = Path(symbols or record.kernel_file or _own_kernel(record))
+        module = Path(record.module_file) if record.module_file else None
+        words = debugger.command(
+            target, kernel if kernel.is_file() else None, module, record.module_address, commands
+        )
+        if not kernel.is_file():
+            ui.say("note: no kernel symbols are at hand; --symbols FILE gives them")
+        ui.say(f"running: {shlex.join(words)}")
+        process = subprocess.Popen(words)
+        while True:
+            # Ctrl-C is gdb's: it stops the guest.
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
+
+
+def _own_kernel(record: keeper.Record) -> Path:
+    """The kernel file that the guest booted from, copied out once; it has functions' names.
+
+    What a guest that does not answer, or no FreeBSD, cannot give is not there then.
+    """
+    path = record.guest_dir / "kernel"
+    if record.stage == keeper.READY and not path.exists():
+        with (
+            contextlib.suppress(GuestError),
+            ui.stage("symbols") as step,
+            keeper.attached(record.name) as guest,
+        ):
+            booted = guest.must(["sysctl", "-n", "kern.bootfile"]).strip()
+            guest.ssh.get(booted, path, _transfer(guest))
+            step.note = f"the guest's own {booted}, {human_bytes(path.stat().st_size)}"
+    return path

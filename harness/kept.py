@@ -22,11 +22,19 @@ class _InKeeper(Workbench):
 
     def load(self) -> None:
         """Load the module, and let the keeper know."""
-        keeper.set_module(self.kept_as, "")
+        keeper.set_module(self.kept_as)
         super().load()
         assert self.build is not None
+        assert self.guest is not None
+        symbols = self._symbols()
+        module = self.build.symbols or self.build.module
+        running = [kld.address for kld in self.guest.klds() if kld.name == "vmm.ko"]
         keeper.set_module(
-            self.kept_as, f"{self.build.series or 'stock'}, build id {self.build.build_id[:16]}"
+            self.kept_as,
+            module=f"{self.build.series or 'stock'}, build id {self.build.build_id[:16]}",
+            module_file=str(module) if running else "",
+            module_address=running[0] if running else 0,
+            kernel_file=str(symbols.kernel or ""),
         )
 
     def _end_machine(self, guest: Guest) -> None:

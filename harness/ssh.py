@@ -102,8 +102,10 @@ class Ssh:
         self._listener = listener
         self._client: paramiko.SSHClient | None = None
 
-    def connect(self, deadline: Deadline) -> None:
+    def connect(self, deadline: Deadline, *, listening: bool = False) -> None:
         """Connect, trying until the deadline passes.
+
+        Where sshd is known to be `listening`, silence is slowness, and each try gets all the time.
 
         Raises SshRefused at once when the guest denies our key or shows another host key (waiting
         would not mend it), CannotError when our key cannot be read, what `watch` raises when the
@@ -112,7 +114,7 @@ class Ssh:
         key = _private_key(self.address.private_key)
         self.close()
         reason = "not tried"
-        patience_s = _FIRST_TRY_S
+        patience_s = _TRY_S if listening else _FIRST_TRY_S
         while True:
             self._watch()
             client = self._new_client()
@@ -259,6 +261,12 @@ class Ssh:
             )
         output, errors = (data.decode("utf-8", "replace") for data in said)
         return Result(command, code, output, errors, seconds), said[0]
+
+    def output(self, command: Sequence[str], deadline: Deadline) -> bytes:
+        """What a command that has to exit 0 printed, byte for byte, or CommandFailed."""
+        result, data = self._execute(shlex.join(command), deadline, b"")
+        succeeded(result)
+        return data
 
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
         """Copy a file into the guest; the remote name appears when the file is whole."""

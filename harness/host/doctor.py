@@ -9,6 +9,7 @@ from .. import ui
 from ..errors import EXIT_CANNOT, EXIT_OK
 from ..files import human_bytes
 from ..image import store
+from ..image.manifest import available
 from .choice import Decision, Refusal, bochs_refusal, decide, kvm_refusal
 from .facts import Folder, HostFacts, Processor, to_data
 from .requirements import Need, lacking
@@ -19,7 +20,6 @@ CACHE_ROOM_BYTES = 1 << 30
 MEMORY_BYTES = (1 << 30) + (512 << 20)
 
 OK, WARN, MISSING = "ok", "note", "missing"
-_IMPORT = f"{store.import_line('15.1')} (or ./inv image.fetch --release 15.1, with a network)"
 _BUILD_TOOLS = ("bmake", "make", "gcc", "git")
 
 
@@ -282,10 +282,15 @@ def _python(facts: HostFacts) -> Row:
 
 
 def _images(facts: HostFacts) -> Row:
+    # The newest that FreeBSD publishes an image of, as far as is known here.
+    release = (*available(), "RELEASE")[0]
+    mend = (
+        f"{store.import_line(release)} (or ./inv image.fetch --release {release}, with a network)"
+    )
     usable = [image.release for image in facts.images if image.source and image.sysroot]
     if usable:
         return Row("images", ", ".join(usable), "prepared, with source and sysroot", OK)
     if facts.images:
         found = ", ".join(image.release for image in facts.images)
-        return Row("images", found, "prepared, but no source or sysroot", MISSING, _IMPORT)
-    return Row("images", "none prepared", f"cache: {facts.cache.path or '-'}", MISSING, _IMPORT)
+        return Row("images", found, "prepared, but no source or sysroot", MISSING, mend)
+    return Row("images", "none prepared", f"cache: {facts.cache.path or '-'}", MISSING, mend)

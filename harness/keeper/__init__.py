@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .client import Starter, attach, attached, down, open_console, set_module
+from .client import Starter, attach, attached, debugger, down, open_console, set_module
 from .record import (
     BROKEN,
     DEFAULT_NAME,
@@ -30,6 +30,7 @@ __all__ = [
     "Starter",
     "attach",
     "attached",
+    "debugger",
     "down",
     "find",
     "forget",

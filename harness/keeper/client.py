@@ -101,6 +101,16 @@ class Starter:
             detail=tail_of(self.log),
         )
 
+    @property
+    def pid(self) -> int:
+        """The keeper's process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the keeper still runs."""
+        return self._process.poll() is None
+
     def release(self) -> None:
         """Let go: the guest stays when this process ends."""
         with contextlib.suppress(OSError):
@@ -110,7 +120,10 @@ class Starter:
     def end(self) -> None:
         """End the guest and wait for its keeper; harmless when both ended."""
         self._line.close()
+        keeper = Process.of(self._process.pid)
         try:
+            if keeper is not None and keeper.stopped:
+                self._process.kill()
             self._process.wait(_GONE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
@@ -228,9 +241,23 @@ def attached(name: str) -> Iterator[Guest]:
         guest.machine.stop(Deadline.after(1))
 
 
-def set_module(record: Record, module: str) -> None:
-    """Tell the keeper what is loaded now."""
-    wire.call(record, "module", module=module)
+def set_module(record: Record, **known: str | int) -> None:
+    """Tell the keeper what is loaded now: fields of the record; none, when nothing is."""
+    wire.call(record, "module", changes={**records.NO_MODULE, **known})
+
+
+@contextlib.contextmanager
+def debugger(record: Record) -> Iterator[Path]:
+    """The emulator's stub for gdb, a socket, open while the block runs.
+
+    Afterwards the guest goes on, however a debugger left it.  Raises CannotError where the emulator
+    has none.
+    """
+    target = Path(wire.call(record, "gdb", open=True)["path"])
+    try:
+        yield target
+    finally:
+        wire.call(record, "gdb", open=False)
 
 
 def down(name: str, hard: bool = False, live: Callable[[str], None] = lambda _line: None) -> str:

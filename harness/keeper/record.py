@@ -26,6 +26,9 @@ from ..files import runs_dir
 DEFAULT_NAME = "guest"
 STARTING, READY, BROKEN, ENDED = "starting", "ready", "broken", "ended"
 
+NO_MODULE: dict[str, str | int] = {"module": "", "module_file": "", "module_address": 0}
+MODULE_FIELDS = (*NO_MODULE, "kernel_file")
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STEP_S = 0.05
@@ -85,8 +88,9 @@ class Record:
     """A guest by name: who keeps it, how far it is, and how to get in.
 
     `stage` is `starting` (`note` says what is under way), `ready`, `broken` (`note` says how; the
-    machine is still there) or `ended`.  `module` says what is loaded, in words.  `boots` counts how
-    often it came up; `options` are those of its workbench, if it has one.
+    machine is still there) or `ended`.  `module` says what is loaded, in words; its file and the
+    kernel's, both with symbols, are known once a module was loaded.  `boots` counts how often it
+    came up; `options` are those of its workbench, if it has one.
     """
 
     name: str
@@ -103,6 +107,9 @@ class Record:
     host_key: str = ""
     announces: str = ""
     module: str = ""
+    module_file: str = ""
+    module_address: int = 0
+    kernel_file: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     boots: int = 0
     began_at: str = ""

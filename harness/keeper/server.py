@@ -35,6 +35,7 @@ _BOOT_LINE = b"---<<BOOT>>---"
 _TICK_S = 0.2
 _SOFT_NATIVE_S = 10.0
 _DMESG_S = 10.0
+_DEBUGGER_S = 5.0
 _CHUNK_BYTES = 1 << 16
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -177,7 +178,7 @@ class Keeper:
         announcement = self._record.announces.encode()
         for line in whole.splitlines() if announcement else ():
             if _BOOT_LINE in line:
-                self._update(stage=STARTING, note="rebooting", module="")
+                self._update(stage=STARTING, note="rebooting", **records.NO_MODULE)
             elif announcement in line:
                 console.forget_panic()
                 self._update(stage=READY, note="", boots=self._record.boots + 1)
@@ -258,8 +259,18 @@ class Keeper:
             else:
                 self._asked_soft.set()
         elif request == "module":
-            self._update(module=str(asked.get("module", "")))
+            self._update(
+                **{key: it for key, it in asked["changes"].items() if key in records.MODULE_FIELDS}
+            )
             wire.send(connection, {})
+        elif request == "gdb":
+            machine = self._guest().machine
+            limit = Deadline.after(_DEBUGGER_S)
+            if asked.get("open"):
+                wire.send(connection, {"path": str(machine.open_debugger(limit))})
+            else:
+                machine.close_debugger(limit)
+                wire.send(connection, {})
         elif request == "console":
             self._pass_on(connection, int(asked.get("back_bytes", 0)))
         else:

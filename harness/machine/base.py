@@ -158,6 +158,18 @@ class Machine(ABC):
         """
         raise CannotError(f"a machine in {self.backend} cannot be saved")
 
+    def open_debugger(self, deadline: Deadline) -> Path:
+        """Open the emulator's own stub for gdb, and the socket to reach it by, for the user alone.
+
+        The guest goes on until a debugger stops it.  CannotError where this kind has no stub,
+        GuestError when it cannot be opened.
+        """
+        raise CannotError(f"{self.backend} has no stub for gdb")
+
+    def close_debugger(self, deadline: Deadline) -> None:
+        """Close the stub again and let the guest go on, however a debugger left it."""
+        raise CannotError(f"{self.backend} has no stub for gdb")
+
     def depends_on(self) -> dict[str, str]:
         """What a saved state fits to, besides the disk, each by a name for people: the emulator,
         its settings without what differs from run to run, the host's processor where it shows.

@@ -145,7 +145,7 @@ class BochsMachine(Machine):
         (run_dir / _TTY).symlink_to(os.ttyname(self._console_tty_fd))
         (run_dir / _CONFIG).write_text(configuration(self.spec, has_network=self.spec.ssh))
         if self.spec.resume_from:
-            bochs_state.present(run_dir, self.spec.resume_from, self.spec.memory_bytes)
+            bochs_state.present(run_dir, self.spec.resume_from)
         (run_dir / _DEBUGGER).write_text("c\n")
         self._screen = _Screen()
         self._process = self._spawn(
@@ -155,6 +155,8 @@ class BochsMachine(Machine):
         )
         self._screen.started()
         self._wait_running(deadline)
+        if self.spec.resume_from:
+            bochs_state.require_memory(self._process.pid, self.spec.resume_from)
         # Bochs holds the terminal itself now.  Its end is to be seen at once.
         self._close_tty()
 
@@ -219,6 +221,12 @@ class BochsMachine(Machine):
             "Bochs": bochs_state.identity([BIOS, VGA_BIOS]),
             "the machine's settings": settings + slirp_settings(0, self.spec.network_out),
         }
+
+    def open_debugger(self, deadline: Deadline) -> Path:
+        raise CannotError(
+            "Debian's Bochs is built with a debugger of its own and without the stub for gdb; use "
+            "--backend kvm or tcg, or the kernel's debugger on the serial line (./inv console)"
+        )
 
     def _quit(self, deadline: Deadline) -> None:
         """Bochs cannot be asked, and there is nothing in it to lose."""

@@ -8,6 +8,7 @@ network's poll driven by the serial line's timer, which is to say never.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import CannotError, GuestError
-from ..files import human_bytes, require_room, sha256_text
+from ..files import require_room, sha256_text
 
 PLUGINS = (
     "plugin_ctrl: biosdev=1, iodebug=1, extfpuirq=1, serial=1, unmapped=1, e1000={network}, "
@@ -29,15 +30,17 @@ No speaker: its driver would look for a sound card and complain on standard erro
 STATE = "state"
 _SAVING, _SAVED, _UNSAVED = "saving", "saved", "unsaved"
 _CONFIG = "config"
-_MEMORY = "memory.ram"
+# What Bochs saves, and what it is made into: without the pages that hold nothing.
+_MEMORY, _IMAGE = "memory.ram", "memory.image"
 _SOURCE = Path(__file__).with_name("bochs_save.c")
 _HELPER = "bochs_save.so"
+_NO_HELPER = (
+    "that takes a helper which Bochs loads, and no C compiler is here to make it; run ./inv setup"
+)
 _COMPILERS = ("cc", "gcc", "clang", "clang-19")
 # Video memory, the disk's journal and the devices' own state.
 _BESIDES_MEMORY_BYTES = 96 << 20
 _PLUGINS_IN = ("bochs/plugins/*.so", "*/bochs/plugins/*.so")
-# Where glibc's tmpfile(3) makes its files, whatever TMPDIR says.
-_TMPFILES = Path("/tmp")  # noqa: S108
 
 
 def helper(run_dir: Path) -> dict[str, str]:
@@ -59,10 +62,7 @@ def helper(run_dir: Path) -> dict[str, str]:
 def request(run_dir: Path, folder: Path, memory_bytes: int) -> None:
     """Note down that the machine is to be saved into `folder` when Bochs gets SIGINT next."""
     if not (run_dir / _HELPER).exists():
-        raise CannotError(
-            "Bochs saves a machine only with a helper that has to be compiled, and no C compiler "
-            "is here; run ./inv setup"
-        )
+        raise CannotError(f"Bochs cannot save the guest: {_NO_HELPER}")
     require_room(folder, memory_bytes + _BESIDES_MEMORY_BYTES, "saving the guest")
     for name in (_SAVING, _SAVED, _UNSAVED):
         (run_dir / name).unlink(missing_ok=True)
@@ -77,35 +77,42 @@ def answered(run_dir: Path) -> bool:
 
 
 def complete(folder: Path, settings: str) -> None:
-    """Check what Bochs saved, and put `settings` where a resumed Bochs looks for them.
+    """Make what Bochs saved into what a resumed one reads, with the `settings` it was made with.
 
     Bochs does not notice when it cannot write all; every list of values it writes ends in a brace.
     Raises GuestError naming the file that is cut off.
     """
-    lists = [path for path in folder.iterdir() if not path.suffix and path.name != "logopts"]
     (folder / _CONFIG).write_text(settings)
-    for path in lists:
-        if path.name != _CONFIG and not path.read_bytes().endswith(b"}\n"):
+    for path in folder.iterdir():
+        is_list = not path.suffix and path.name not in (_CONFIG, "logopts")
+        if is_list and not path.read_bytes().endswith(b"}\n"):
             raise GuestError(f"Bochs saved only a part of {path}; is the disk full?")
-    if not (folder / _MEMORY).exists():
-        raise GuestError(f"Bochs saved no memory into {folder}")
+    copying = ["cp", "--sparse=always", _MEMORY, _IMAGE]
+    done = subprocess.run(copying, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GuestError(f"the guest's memory was not saved: {done.stderr.strip()}")
+    # Bochs wants the file, and would copy what is in it.
+    (folder / _MEMORY).write_bytes(b"")
 
 
-def present(run_dir: Path, folder: Path, memory_bytes: int) -> None:
-    """Let a Bochs that starts in `run_dir` find the state in `folder`; it only reads there.
-
-    Raises CannotError where Bochs would go on with a part of the guest's memory, unnoticed.
-    """
-    if not (folder / _MEMORY).exists():
+def present(run_dir: Path, folder: Path) -> None:
+    """Let a Bochs that starts in `run_dir` find the state in `folder`; it only reads there."""
+    if not (folder / _IMAGE).exists():
         raise CannotError(f"{folder}: there is no saved machine of Bochs's")
-    free = shutil.disk_usage(_TMPFILES).free
-    if free < memory_bytes:
-        raise CannotError(
-            f"resuming a guest in Bochs needs {human_bytes(memory_bytes)} in {_TMPFILES}, "
-            f"{human_bytes(free)} are free; free some room"
-        )
     (run_dir / STATE).unlink(missing_ok=True)
     (run_dir / STATE).symlink_to(folder.absolute())
+
+
+def require_memory(pid: int, folder: Path) -> None:
+    """CannotError unless the Bochs `pid` reads the memory in `folder`.
+
+    One that has not loaded the helper resumes a guest whose memory is empty, and says nothing.
+    """
+    image = (folder / _IMAGE).resolve()
+    with contextlib.suppress(OSError):
+        if any(handle.resolve() == image for handle in Path(f"/proc/{pid}/fd").iterdir()):
+            return
+    raise CannotError(f"Bochs resumed without the memory in {folder}: {_NO_HELPER}")
 
 
 def identity(files: Iterable[Path]) -> str:

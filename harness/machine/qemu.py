@@ -20,6 +20,7 @@ TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False)
 
 _TERMINATED = "terminating on signal"
 _PORT_TAKEN = "Could not set up host forwarding rule"
+_GDB_SOCKET = "gdb.sock"
 OVERLAY = "overlay.qcow2"
 
 
@@ -143,6 +144,25 @@ class QemuMachine(Machine):
 
     def last_words(self) -> str:
         return tail_of(self.spec.emulator_log)
+
+    def open_debugger(self, deadline: Deadline) -> Path:
+        # QEMU runs in its run folder, so the name stays short wherever that is.
+        self._gdbserver(f"unix:{_GDB_SOCKET},server=on,wait=off", deadline)
+        return self.spec.run_dir / _GDB_SOCKET
+
+    def close_debugger(self, deadline: Deadline) -> None:
+        self._gdbserver("none", deadline)
+        if self._qmp is not None:
+            self._qmp.execute("cont", deadline)
+        (self.spec.run_dir / _GDB_SOCKET).unlink(missing_ok=True)
+
+    def _gdbserver(self, where: str, deadline: Deadline) -> None:
+        if self._qmp is None:
+            raise GuestError("the machine was not started")
+        line = {"command-line": f"gdbserver {where}"}
+        said = str(self._qmp.execute("human-monitor-command", deadline, line)).strip()
+        if "Waiting for gdb" not in said and "Disabled gdbserver" not in said:
+            raise GuestError(f"QEMU does not open its stub for gdb: {said}")
 
     def _quit(self, deadline: Deadline) -> None:
         if self._qmp is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from harness import ui
 from harness.deadline import Deadline
-from harness.errors import GuestError, GuestPanic
+from harness.errors import GuestError, GuestPanic, PatchError
 from harness.guest import Guest
 from harness.machine import Spec, Traits
 from harness.machine.base import Drive
@@ -132,3 +136,24 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
         panic=None,
         run_dir=Path("run"),
     )
+
+
+class FailingBench:
+    """A bench for a keeper whose boot comes to nothing, in one way or another."""
+
+    def __init__(self, run_dir: Path, how: str) -> None:
+        self.run_dir = run_dir
+        self.how = how
+        self.properties: dict[str, str] = {}
+        self.guest: Guest | None = None
+
+    def boot(self) -> None:
+        with ui.stage("boot"):
+            if self.how == "raise":
+                raise PatchError("no such luck", detail="its story")
+            if self.how == "wait":
+                time.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL if self.how == "die" else signal.SIGSTOP)
+
+    def close(self) -> None:
+        """Nothing was started."""

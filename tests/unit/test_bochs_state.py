@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,9 +27,14 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_state_gets_the_settings_it_was_made_with(state: Path) -> None:
+def test_a_whole_state_is_made_ready(state: Path) -> None:
+    memory = b"kernel" + bytes(1 << 20) + b"user"
+    (state / "memory.ram").write_bytes(memory)
     bochs_state.complete(state, "plugin_ctrl: in our order\n")
     assert (state / "config").read_text() == "plugin_ctrl: in our order\n"
+    assert (state / "memory.image").read_bytes() == memory
+    assert (state / "memory.image").stat().st_blocks * 512 < 1 << 18
+    assert (state / "memory.ram").read_bytes() == b"", "Bochs would copy it"
 
 
 @pytest.mark.parametrize("cut", ["", "cpu0 = {\n  RAX = 0x"])
@@ -40,25 +46,32 @@ def test_a_state_that_is_cut_off_is_none(state: Path, cut: str) -> None:
 
 def test_a_state_without_memory_is_none(state: Path, tmp_path: Path) -> None:
     (state / "memory.ram").unlink()
-    with pytest.raises(GuestError, match="no memory"):
+    with pytest.raises(GuestError, match=r"memory was not saved: cp: .*memory\.ram"):
         bochs_state.complete(state, "")
     with pytest.raises(CannotError, match=r"no saved machine of Bochs's"):
-        bochs_state.present(tmp_path, state, MIB)
+        bochs_state.present(tmp_path, state)
 
 
 def test_a_state_is_presented_under_a_short_name(state: Path, tmp_path: Path) -> None:
+    bochs_state.complete(state, "")
     for _ in range(2):
-        bochs_state.present(tmp_path, state, MIB)
+        bochs_state.present(tmp_path, state)
     assert (tmp_path / bochs_state.STATE / "cpu0").samefile(state / "cpu0")
 
 
 def test_room_for_the_memory_is_asked_for(state: Path, tmp_path: Path) -> None:
-    """Bochs would take what it could not copy for memory full of nothing."""
-    with pytest.raises(CannotError, match=r"needs .* in /tmp, .* free some room"):
-        bochs_state.present(tmp_path, state, 1 << 60)
     (tmp_path / "bochs_save.so").touch()
     with pytest.raises(CannotError, match="saving the guest needs"):
         bochs_state.request(tmp_path, state, 1 << 60)
+
+
+def test_a_bochs_that_resumed_without_the_memory_is_told(state: Path) -> None:
+    """It would run a guest whose memory is empty, and say nothing."""
+    bochs_state.complete(state, "")
+    with (state / "memory.image").open("rb"):
+        bochs_state.require_memory(os.getpid(), state)
+    with pytest.raises(CannotError, match=r"without the memory in .*\./inv setup"):
+        bochs_state.require_memory(os.getpid(), state)
 
 
 def test_without_a_compiler_a_machine_runs_but_is_not_saved(

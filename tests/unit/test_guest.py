@@ -25,8 +25,8 @@ Id Refs Address                Size Name
 
 def test_kldstat_is_read() -> None:
     assert parse_kldstat(KLDSTAT) == [
-        Kld("kernel", "/boot/kernel/kernel", 0x1F3F2D0),
-        Kld("vmm.ko", "/var/tmp/vmm-workbench/ab (1)/vmm.ko", 0x4D5E08),  # noqa: S108
+        Kld("kernel", "/boot/kernel/kernel", 0x1F3F2D0, 0xFFFFFFFF80200000),
+        Kld("vmm.ko", "/var/tmp/vmm-workbench/ab (1)/vmm.ko", 0x4D5E08, 0xFFFFFFFF82A00000),  # noqa: S108
     ]
     assert parse_kldstat("") == []
     assert parse_kldstat("nonsense\n") == []

@@ -85,6 +85,25 @@ def test_silence_is_called_so(silent: Address, monkeypatch: pytest.MonkeyPatch) 
         Ssh(silent).connect(Deadline.after(1.5))
 
 
+@pytest.mark.parametrize(("listening", "tries"), [(False, 2), (True, 1)])
+def test_a_slow_guest_is_not_asked_again_while_it_works(
+    silent: Address, monkeypatch: pytest.MonkeyPatch, listening: bool, tries: int
+) -> None:
+    """Each try that is given up costs an emulated processor a handshake more."""
+    monkeypatch.setattr(ssh_module, "_FIRST_TRY_S", 0.4)
+    genuine = Ssh._connect_once
+    made = []
+
+    def counted(self: Ssh, *arguments: Any) -> None:
+        made.append(arguments)
+        genuine(self, *arguments)
+
+    monkeypatch.setattr(Ssh, "_connect_once", counted)
+    with pytest.raises(WaitTimeout):
+        Ssh(silent).connect(Deadline.after(1), listening=listening)
+    assert len(made) == tries
+
+
 def test_a_machine_that_dies_ends_a_silent_try_at_once(silent: Address) -> None:
     died = threading.Event()
 

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Lets everybody on this machine use /dev/kvm, by a udev rule that also holds after it is made anew.
+# For runners that live as long as a job; on a machine of your own add yourself to its group instead.
+set -eu
+rule='KERNEL=="kvm", GROUP="kvm", MODE="0666", OPTIONS+="static_node=kvm"'
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+echo "$rule" | as_root tee /etc/udev/rules.d/99-vmm-workbench-kvm.rules >/dev/null
+as_root udevadm control --reload-rules
+as_root udevadm trigger --name-match=kvm --settle
+ls -l /dev/kvm

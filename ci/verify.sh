@@ -1,0 +1,79 @@
+#!/bin/sh
+# One verification in any CI: opens /dev/kvm where that can be done, gets what is missing, runs
+# `./inv verify` and leaves what is worth keeping in one folder.  Its exit code is verify's.
+#
+#   RELEASE   FreeBSD release (15.1)
+#   BACKEND   auto, kvm, bochs or tcg (auto)
+#   SERIES    a folder of patches or one patch; empty for this project's own
+#   BASE      a commit: what the repository in REPO has after it is the series
+#   REPO      the checkout that BASE belongs to (the current folder)
+#   BUNDLE    a file of `./inv image.bundle`, for runners without a network
+#   OPTIONS   more options of `./inv verify`, separated by blanks
+#   OUT       where the report and the logs go (vmm-report in the current folder)
+#   OPTIONAL  1: a backend that this machine cannot offer is no failure; said, and exit 0
+#
+# HARNESS_CACHE keeps images and builds between runs; give it to the CI's cache.
+set -eu
+
+here=$(pwd)
+top=$(cd "$(dirname "$0")/.." && pwd -P)
+release=${RELEASE:-15.1}
+backend=${BACKEND:-auto}
+repo=${REPO:-$here}
+out=${OUT:-$here/vmm-report}
+case $out in /*) ;; *) out=$here/$out ;; esac
+mkdir -p "$out"
+HARNESS_RUNS=${HARNESS_RUNS:-$out/runs}
+export HARNESS_RUNS
+
+say() { printf 'ci: %s\n' "$*" >&2; }
+
+# A hosted runner's user may not use its /dev/kvm, but may give himself the right.
+if [ -e /dev/kvm ] && [ ! -w /dev/kvm ] && sudo -n true 2>/dev/null; then
+	"$top/ci/kvm.sh" || say "/dev/kvm stays closed"
+fi
+
+set --
+if [ -n "${BASE:-}" ]; then
+	rm -rf "$out/series"
+	git -C "$repo" format-patch -q --no-signature -o "$out/series" "$BASE..HEAD"
+	if [ ! -d "$out/series" ] || [ -z "$(ls "$out/series")" ]; then
+		say "no commit after $BASE in $repo: nothing to test"
+		exit 2
+	fi
+	SERIES=$out/series
+fi
+if [ -n "${SERIES:-}" ]; then
+	case $SERIES in /*) ;; *) SERIES=$here/$SERIES ;; esac
+	if [ -d "$SERIES" ] && [ ! -e "$SERIES/series" ]; then
+		# A folder that git format-patch filled has no list; its names are in order.
+		(cd "$SERIES" && ls -- *.patch >series)
+	fi
+	set -- --series "$SERIES"
+fi
+
+cd "$top"
+./inv setup
+./inv doctor || say "the doctor would not verify here as it is; see above"
+if [ -n "${BUNDLE:-}" ]; then
+	./inv image.info --release "$release" >/dev/null 2>&1 ||
+	    ./inv image.import --release "$release" --bundle "$BUNDLE"
+	set -- "$@" --offline
+fi
+if [ "${OPTIONAL:-0}" = 1 ]; then
+	code=0
+	./inv probe --backend "$backend" || code=$?
+	if [ "$code" = 3 ]; then
+		say "skipped: $backend is not to be had on this machine (see above)"
+		echo "skipped: no $backend on this machine" >"$out/verdict.txt"
+		exit 0
+	fi
+fi
+
+code=0
+# shellcheck disable=SC2086 # OPTIONS is a list of words
+./inv verify --release "$release" --backend "$backend" "$@" ${OPTIONS:-} >"$out/verdict.txt" || code=$?
+cat "$out/verdict.txt"
+rm -f "$HARNESS_RUNS"/latest/guest/overlay.*
+say "exit code $code; the report and the consoles are in $out"
+exit "$code"

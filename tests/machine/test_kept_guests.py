@@ -1,0 +1,251 @@
+"""Guests that outlive their command, with the stand-in in them: two at once, entered and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import psutil
+import pytest
+from standin_bench import StandinBench
+
+from harness import enter, guest_cli, keeper
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, GuestPanic, UsageError
+from harness.keeper.record import Process
+from harness.workbench import new_run_dir
+
+ENDS_S = 20.0
+CLI = [sys.executable, "-m", "harness.cli"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("runs")
+        patch.setenv("HARNESS_RUNS", str(folder))
+        # The keeper's process finds the bench there.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield folder
+        for name in keeper.names():
+            keeper.down(name, hard=True)
+
+
+def start(name: str, standin: Any) -> keeper.Starter:
+    run_dir = new_run_dir(f"up-{name}")
+    bench = StandinBench(run_dir, standin.disk, standin.private_key, standin.host_key)
+    return keeper.Starter(keeper.reserve(name, run_dir), bench)
+
+
+@pytest.fixture(scope="module")
+def two(standin: Any, runs: Path) -> None:
+    """Two guests, `a` and `b`, that nobody's end takes along any more."""
+    starters = [start(name, standin) for name in "ab"]
+    for starter in starters:
+        record, properties = starter.follow([])
+        assert record.stage == keeper.READY
+        assert properties == {"standin": "yes"}
+        starter.release()
+
+
+def record_of(name: str) -> keeper.Record:
+    found = keeper.load(name)
+    assert found is not None
+    return found
+
+
+def wait_for(name: str, state: str) -> keeper.Record:
+    limit = Deadline.after(ENDS_S)
+    while record_of(name).state != state:
+        assert not limit.expired, record_of(name)
+        time.sleep(0.1)
+    return record_of(name)
+
+
+def terminal(*arguments: str) -> pexpect.spawn[str]:
+    """A command on a terminal of its own."""
+    return pexpect.spawn(
+        CLI[0], [*CLI[1:], *arguments], encoding="utf-8", timeout=ENDS_S, dimensions=(24, 90)
+    )
+
+
+@pytest.mark.usefixtures("two")
+def test_commands_and_their_exit_codes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert guest_cli.ssh("a", ["sh", "-c", "echo out; echo err >&2; exit 7"]) == 7
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("out\n", "err\n")
+    assert guest_cli.ssh("b", ['echo "two words" $((6*7)); kill -9 $$']) != 0
+    assert capfd.readouterr().out == "two words 42\n"
+    known = (record_of("a").run_dir / "known_hosts").read_text()
+    assert known.startswith("[127.0.0.1]:")
+    assert guest_cli.status("", json=True) == 0
+    assert '"state": "ready"' in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("two")
+def test_without_openssh(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enter, "OPENSSH", "there-is-no-such-program")
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(enter, "STDIN", nothing.fileno())
+        assert guest_cli.ssh("a", ["sh", "-c", "echo out; echo err >&2; cat; exit 7"]) == 7
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("out\n", "err\n")
+
+
+@pytest.mark.usefixtures("two")
+def test_a_shell_on_a_terminal() -> None:
+    shell = terminal("ssh", "--name", "a")
+    shell.expect("# ")
+    shell.sendline("stty size; exit 5")
+    shell.expect("24 90")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 5
+
+
+@pytest.mark.usefixtures("two")
+def test_the_console_is_left_and_entered_again() -> None:
+    """What is typed on one terminal shows on another; leaving disturbs nobody."""
+    first, second = terminal("console", "--name", "b"), terminal("console", "--name", "b")
+    for line in (first, second):
+        # What came before, so that one sees where one is.
+        line.expect("leaves it")
+        line.expect("login: ")
+    first.send("\r")
+    first.expect("login: ")
+    first.send("root\r")
+    first.expect("~ # ")
+    first.send("echo $((6*7)) >/dev/null; echo ans'w'er\r")
+    second.expect("answer")
+    for line in (first, second):
+        line.send("\x1d")
+        line.expect("guest b goes on")
+        line.expect(pexpect.EOF)
+        line.close()
+        assert line.exitstatus == 0
+    assert record_of("b").state == keeper.READY
+
+
+@pytest.mark.usefixtures("two")
+def test_files_and_folders_go_both_ways(tmp_path: Path) -> None:
+    folder = tmp_path / "some folder"
+    folder.mkdir()
+    (folder / "data").write_bytes(bytes(range(256)) * 999)
+    (folder / "tool").write_text("#!/bin/sh\nexit 3\n")
+    (folder / "tool").chmod(0o755)
+    assert guest_cli.push("a", str(folder / "tool"), "/root") == 0
+    assert guest_cli.ssh("a", ["/root/tool"]) == 3
+    assert guest_cli.push("a", str(folder), "/root/there") == 0
+    assert guest_cli.pull("a", "/root/there", str(tmp_path / "back")) == 0
+    for name in ("data", "tool"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    assert guest_cli.pull("a", "/root/there/data", str(tmp_path)) == 0
+    assert (tmp_path / "data").stat().st_size == 256 * 999
+    with pytest.raises(UsageError, match="there is no such file or folder"):
+        guest_cli.push("a", str(tmp_path / "nothing"), "/root")
+    with pytest.raises(GuestError, match="/root/nothing"):
+        guest_cli.pull("a", "/root/nothing", str(tmp_path))
+
+
+@pytest.mark.usefixtures("two")
+def test_the_name_is_taken_while_the_guest_is_up(standin: Any) -> None:
+    with pytest.raises(UsageError, match="guest a is ready already"):
+        start("a", standin)
+
+
+@pytest.mark.usefixtures("two")
+def test_gdb_stops_the_kernel_and_lets_it_go_on(capfd: pytest.CaptureFixture[str]) -> None:
+    commands = ["print/x $cs & 0xfff0", "detach", "quit"]
+    assert guest_cli.gdb("a", "", commands) == 0
+    assert "$1 = 0x10" in capfd.readouterr().out
+    assert guest_cli.ssh("a", ["true"]) == 0
+    assert not (record_of("a").guest_dir / "gdb.sock").exists()
+
+
+@pytest.mark.usefixtures("two")
+def test_z_a_guest_that_panics_is_said_to_be_broken() -> None:
+    with keeper.attached("a") as guest, pytest.raises(GuestPanic, match="sysrq triggered crash"):
+        guest.run(["sh", "-c", "echo c >/proc/sysrq-trigger"])
+    broken = wait_for("a", keeper.BROKEN)
+    assert "sysrq triggered crash" in broken.note
+    with pytest.raises(GuestError, match="guest a is broken: the guest panicked"):
+        guest_cli.ssh("a", ["true"])
+    ended = keeper.down("a")
+    assert ended == "ended at once"
+    assert not broken.owner.alive
+    assert broken.emulator is not None
+    assert not broken.emulator.alive
+
+
+@pytest.mark.usefixtures("two")
+def test_zz_a_guest_that_powers_off_by_itself() -> None:
+    before = record_of("b")
+    guest_cli.ssh("b", ["poweroff"])
+    ended = wait_for("b", keeper.ENDED)
+    assert (ended.note, ended.powered_off) == ("it powered itself off", True)
+    assert before.owner.wait_gone(Deadline.after(ENDS_S))
+    with pytest.raises(UsageError, match="it powered itself off"):
+        guest_cli.ssh("b", ["true"])
+    assert keeper.down("b") == "it powered itself off"
+    assert keeper.load("b") is None
+
+
+def test_a_killed_keeper_leaves_nothing_running(standin: Any) -> None:
+    starter = start("c", standin)
+    limit = Deadline.after(ENDS_S)
+    while not (found := emulators(starter)) and not limit.expired:
+        time.sleep(0.1)
+    (emulator,) = found
+    record = record_of("c")
+    record.owner.signal(signal.SIGKILL)
+    with pytest.raises(GuestError, match="its keeper was killed by SIGKILL"):
+        starter.follow([])
+    assert emulator.wait_gone(Deadline.after(ENDS_S))
+    assert record_of("c").state == "lost"
+    with pytest.raises(CannotError, match="the process that kept it is gone"):
+        guest_cli.ssh("c", ["true"])
+    assert (record.guest_dir / "overlay.qcow2").exists()
+    again = start("c", standin)
+    assert not (record.guest_dir / "overlay.qcow2").exists()
+    again.end()
+    assert keeper.names() == []
+
+
+def test_a_guest_ends_with_who_asked_for_it(standin: Any) -> None:
+    """The one who asked is killed while the guest comes up: nobody could end it any more."""
+    starter = start("d", standin)
+    limit = Deadline.after(ENDS_S)
+    while not (found := emulators(starter)) and not limit.expired:
+        time.sleep(0.1)
+    record = record_of("d")
+    del starter
+    assert record.owner.wait_gone(Deadline.after(ENDS_S))
+    assert not any(it.alive for it in found)
+    assert keeper.load("d") is None
+
+
+def test_a_stopped_keeper_is_ended_all_the_same(standin: Any) -> None:
+    starter = start("e", standin)
+    limit = Deadline.after(ENDS_S)
+    while not (found := emulators(starter)) and not limit.expired:
+        time.sleep(0.1)
+    record = record_of("e")
+    record.owner.signal(signal.SIGSTOP)
+    keeper.down("e")
+    assert not record.owner.alive
+    assert all(it.wait_gone(Deadline.after(ENDS_S)) for it in found)
+    assert keeper.load("e") is None
+
+
+def emulators(starter: keeper.Starter) -> list[Process]:
+    children = psutil.Process(starter.pid).children()
+    found = [Process.of(child.pid) for child in children if "qemu" in child.name()]
+    return [it for it in found if it is not None]
