@@ -62,6 +62,7 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         "go-on": "when the guest breaks, bring it up anew for the checks that are left",
         "only": "run the checks that match this, as pytest -k takes it",
         "offline": "fetch nothing: use what is in the cache",
+        "cold": "boot, though a snapshot could be resumed, and save none",
         "full": "also run the checks with a guest inside the guest, minutes in Bochs",
         "json": "print the report as JSON",
     },
@@ -80,6 +81,7 @@ def verify(
     alone: bool = False,
     go_on: bool = False,
     only: str = "",
+    cold: bool = False,
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
@@ -96,6 +98,7 @@ def verify(
         topic or ("" if given else DEFAULT_TOPIC),
         offline=offline,
         full=full,
+        cold=cold,
         side_by_side=side_by_side or (bool(given) and not stock and not alone),
         go_on=go_on,
         only=only,

@@ -25,6 +25,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
         "series": "load the module of this series (a folder or patch files, may be given again)",
         "module": "--no-module builds and loads nothing",
         "offline": "fetch nothing: use what is in the cache",
+        "cold": "boot, though a snapshot could be resumed, and save none",
         "dry-run": "print the emulator's command line and start nothing",
     },
 )
@@ -38,12 +39,13 @@ def up(
     stock: bool = False,
     module: bool = True,
     offline: bool = False,
+    cold: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Boot a guest that stays, with the module built and loaded; see ssh, console, reload, down."""
     packages.ensure()
     given = tuple(Path(path).absolute() for path in series)
-    options = Options(release, backend, stock, given, offline=offline, module=module)
+    options = Options(release, backend, stock, given, offline=offline, module=module, cold=cold)
     return guest_cli.dry_run(options) if dry_run else guest_cli.up(options, name)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,9 +128,8 @@ def locked(path: Path, what: str, timeout_s: float = 600.0) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout_s)
     except filelock.Timeout as error:
-        raise CannotError(
-            f"{what}: another run has held {path} for {timeout_s:.0f} s; wait for it or end it"
-        ) from error
+        held = f"has held {path} for {timeout_s:.0f} s" if timeout_s else f"holds {path}"
+        raise CannotError(f"{what}: another run {held}; wait for it or end it") from error
     except OSError as error:
         raise CannotError(
             f"{what}: cannot lock {path}: {error.strerror}; make it yours, or set HARNESS_CACHE to "
@@ -152,6 +152,31 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
             if progress:
                 progress(done)
     return digest.hexdigest()
+
+
+def checksum_sparse(path: Path) -> str:
+    """A checksum of a file in which long runs of zeros cost nothing, be they holes or written.
+
+    SHA-256 over the CRC-32 of each MiB: four times as fast as SHA-256 alone.  It tells damage, not
+    forgery; who could forge the file could write its checksum anew as well.
+    """
+    sums = hashlib.sha256()
+    zeros = bytes(_CHUNK_BYTES)
+    with path.open("rb") as stream:
+        fd = stream.fileno()
+        size = os.fstat(fd).st_size
+        at = 0
+        while at < size:
+            try:
+                # From the chunk's beginning: file systems differ in what they keep as a hole.
+                at = max(at, os.lseek(fd, at, os.SEEK_DATA) // _CHUNK_BYTES * _CHUNK_BYTES)
+            except OSError:
+                break
+            chunk = os.pread(fd, _CHUNK_BYTES, at)
+            if chunk != zeros[: len(chunk)]:
+                sums.update(b"%d %d\n" % (at, zlib.crc32(chunk)))
+            at += _CHUNK_BYTES
+    return sha256_text(str(size), sums.hexdigest())
 
 
 def sha256_text(*parts: str) -> str:

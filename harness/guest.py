@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ _BOOT_S = 50.0
 _COMMAND_S = 20.0
 _SHUTDOWN_S = 20.0
 _STEP_S = 0.5
+# The second form is for a guest that is no FreeBSD (the stand-in).
+_WAKE = '{ date -f %s "$1" || date -s "@$1"; } >/dev/null 2>&1 && cat >/dev/random'
+_ENTROPY_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,23 @@ class Guest:
 
     def enter(self, deadline: Deadline | None = None, *, listening: bool = True) -> None:
         """Connect to a guest whose sshd is known to be up; raises as `wait_ready` does."""
+        limit = deadline or self.deadline()
+        self._connect(limit, listening)
+        self.must(["true"], limit)
+
+    def wake(self, deadline: Deadline) -> None:
+        """Connect to a guest that was resumed, set its clock and give it fresh randomness.
+
+        The clock is set to the second, which is what date(1) can.  Raises as `wait_ready` does.
+        """
+        self._connect(deadline)
+        command = ["/bin/sh", "-c", _WAKE, "wake", f"{time.time() + 0.5:.0f}"]
+        self.must(command, deadline, stdin=os.urandom(_ENTROPY_BYTES))
+
+    def _connect(self, limit: Deadline, listening: bool = True) -> None:
         port = self.machine.ssh_port
         if port is None:
             raise RuntimeError("the machine has no network")
-        limit = deadline or self.deadline()
         address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
         self.disconnect()
         self._ssh = Ssh(address, self.machine.check, self._heard)
@@ -98,7 +115,6 @@ class Guest:
                 f"{self.machine.console.log}",
                 detail=self.machine.console.tail(),
             ) from error
-        self.must(["true"], limit)
 
     def _heard(self, asked: Asked) -> None:
         if self.transcript is not None:

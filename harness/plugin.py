@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vmm", "vmm-workbench: a FreeBSD guest with the patched vmm.ko")
     group.addoption("--vmm-release", default="15.1", help="the FreeBSD release to boot")
     group.addoption("--vmm-backend", default="auto", help="auto, kvm, bochs or tcg")
+    group.addoption(
+        "--vmm-cold", action="store_true", help="boot, though a snapshot could be resumed"
+    )
     group.addoption("--vmm-stock", action="store_true", help="test the unpatched module")
     group.addoption(
         "--vmm-series", action="append", type=Path, default=[], help="a series folder or patches"
@@ -65,6 +68,7 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         release=config.getoption("--vmm-release"),
         backend=config.getoption("--vmm-backend"),
         stock=config.getoption("--vmm-stock"),
+        cold=config.getoption("--vmm-cold"),
         series=tuple(config.getoption("--vmm-series")),
     )
     with Workbench(options, new_run_dir("pytest")) as bench:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from . import build as builder
-from . import crash, files, host, machine, patches, probe, ui, vmm
+from . import crash, files, host, machine, patches, probe, snapshot, ui, vmm
 from .deadline import Deadline
 from .errors import CannotError, GuestError, UsageError, WorkbenchError
 from .guest import Access, Guest
@@ -29,7 +29,6 @@ T = TypeVar("T")
 STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
 
 _MEMORY_BYTES = 1 << 30
-_START_S = 30.0
 _GOODBYE_S = 10.0
 _SOURCES = files.PROJECT / "tests" / "guest" / "src"
 
@@ -53,6 +52,7 @@ class Options:
     topic: str = "meminfo"
     offline: bool = False
     full: bool = False
+    cold: bool = False
     module: bool = True
     side_by_side: bool = False
     go_on: bool = False
@@ -168,33 +168,47 @@ class Workbench:
             sysroot = _given(_given(self.record, "find_image").sysroot, "sysroot")
             self.vmtool = builder.compile_program(build, [_SOURCES / "vmtool.c"], sysroot=sysroot)
 
-    def make_machine(self) -> machine.Machine:
-        """The machine that `boot` starts, not started."""
+    @property
+    def spec(self) -> machine.Spec:
+        """What the machine is made of."""
         record = _given(self.record, "find_image")
-        decision = _given(self.decision, "choose")
-        backend = decision.require()
-        spec = machine.Spec(
+        return machine.Spec(
             run_dir=self.run_dir / "guest",
             drive=machine.Drive(record.disk),
             memory_bytes=_MEMORY_BYTES,
-            cpus=1 if backend == "bochs" else 2,
+            cpus=1 if self.backend == "bochs" else 2,
             name=f"FreeBSD {record.release}",
         )
-        return machine.make(backend, spec, vendor_flag=decision.vendor_flag)
+
+    def make_machine(self, spec: machine.Spec | None = None) -> machine.Machine:
+        """The machine that `boot` starts, not started."""
+        decision = _given(self.decision, "choose")
+        return machine.make(decision.require(), spec or self.spec, vendor_flag=decision.vendor_flag)
 
     def boot(self) -> None:
-        """Start the machine and wait for SSH; GuestError when it does not come up."""
+        """Resume the machine or start it, and wait for SSH; GuestError when it does not come up."""
         record = _given(self.record, "find_image")
         with ui.stage("boot", self.stages) as step:
-            virtual = self.make_machine()
-            access = Access(
-                record.private_key, record.host_key, record.login_user, prepare.ANNOUNCEMENT
+
+            @contextlib.contextmanager
+            def attend(guest: Guest) -> Iterator[None]:
+                # Known from the start: a panic on the way up is looked into, too.
+                self.guest = guest
+                with following(step, lambda: _last_line(guest.machine)):
+                    yield
+
+            self.guest, how = snapshot.bring_up(
+                self.make_machine,
+                self.spec,
+                Access(
+                    record.private_key, record.host_key, record.login_user, prepare.ANNOUNCEMENT
+                ),
+                record.disk_sha256,
+                cold=self.options.cold,
+                attend=attend,
             )
-            self.guest = Guest(virtual, access)
-            virtual.start(Deadline.after(_START_S))
-            with following(step, virtual.console.last_line):
-                self.guest.wait_ready()
-            step.note = f"SSH on 127.0.0.1:{virtual.ssh_port}"
+            step.note = f"{how}; SSH on 127.0.0.1:{self.guest.machine.ssh_port}"
+            self.properties["boot"] = how
 
     def load(self) -> None:
         """Load the module that comes first: where both are tried, the stock one."""
@@ -310,6 +324,13 @@ def new_run_dir(what: str) -> Path:
             pointer.replace(root / "latest")
         return root / name
     raise UsageError(f"{root}: a thousand runs began in one second")
+
+
+def _last_line(virtual: machine.Machine) -> str:
+    # It has no console until it has started.
+    with contextlib.suppress(RuntimeError):
+        return virtual.console.last_line()
+    return ""
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ class Spec:
     a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
     forwarded to a free port on 127.0.0.1; `network_out` lets the guest reach the outside (only
     while an image is prepared).  `debug_exit` gives QEMU the port by which a bare-metal program
-    ends it with an exit code (Bochs has a port of its own for that).  `resume_from` is a folder
+    ends it with an exit code (Bochs has a port of its own for that).  `savable` says that the
+    machine will be saved perhaps, which has to be known when it starts.  `resume_from` is a folder
     that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
     what is in it.
     """
@@ -71,6 +72,7 @@ class Spec:
     network_out: bool = False
     debug_exit: bool = False
     name: str = "guest"
+    savable: bool = False
     resume_from: Path | None = None
 
     @property

@@ -7,16 +7,19 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..console import Console
 from ..deadline import Deadline
 from ..errors import CannotError, GuestError, MachineDied
+from . import qemu_state as state
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
+from .qemu_state import Memory
 from .qmp import Qmp
 
-KVM = Traits(backend="kvm", time_scale=1.0, virtualizes=True)
-TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False)
+KVM = Traits(backend="kvm", time_scale=1.0, virtualizes=True, saves=True)
+TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False, saves=True)
 
 _TERMINATED = "terminating on signal"
 _PORT_TAKEN = "Could not set up host forwarding rule"
@@ -37,12 +40,15 @@ def command_line(
     qmp_fd: int,
     ssh_port: int | None,
     cpu: str,
+    ram_fd: int | None = None,
 ) -> list[str]:
     """QEMU's arguments for `spec`; pure, so that golden files can hold it.
 
-    The machine starts stopped (-S): an early exit is told apart from a guest's.
+    The machine starts stopped (-S): an early exit is told apart from a guest's.  With `ram_fd` the
+    guest's memory is that file: shared while it may be saved from there, private when resumed.
     """
     accel = "kvm" if traits is KVM else "tcg,thread=multi"
+    memory = f"{spec.memory_bytes >> 20}M"
     command = [
         "qemu-system-x86_64",
         "-name", spec.name.replace(",", ",,"),
@@ -50,11 +56,11 @@ def command_line(
         "-no-user-config",
         "-display", "none",
         "-S",
-        "-machine", "q35",
+        "-machine", "q35" + (",memory-backend=ram0" if ram_fd is not None else ""),
         "-accel", accel,
         "-cpu", spec.cpu or cpu,
         "-smp", str(spec.cpus),
-        "-m", f"{spec.memory_bytes >> 20}M",
+        "-m", memory,
         "-chardev", f"socket,id=com1,fd={console_fd}",
         "-serial", "chardev:com1",
         "-chardev", f"socket,id=qmp,fd={qmp_fd}",
@@ -72,6 +78,16 @@ def command_line(
             f"user,id=net0,restrict={restrict},hostfwd=tcp:127.0.0.1:{ssh_port}-:22",
             "-device", "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56",
         ]  # fmt: skip
+    if ram_fd is not None:
+        share = "off" if spec.resume_from else "on"
+        command += [
+            "-object",
+            f"memory-backend-file,id=ram0,size={memory},mem-path=/proc/self/fd/{ram_fd},share={share}",
+            # A new identity for each run: the guest's random numbers begin anew when it changes.
+            "-device", "vmgenid,guid=auto",
+        ]  # fmt: skip
+    if spec.resume_from:
+        command += ["-incoming", "defer"]
     if spec.debug_exit:
         command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
     return command
@@ -85,6 +101,7 @@ class QemuMachine(Machine):
         self.traits = traits
         self._cpu = default_cpu(traits, vendor_flag)
         self._qmp: Qmp | None = None
+        self._memory: Memory | None = None
 
     @property
     def overlay(self) -> Path:
@@ -92,32 +109,44 @@ class QemuMachine(Machine):
         return self.spec.run_dir / OVERLAY
 
     def command(self) -> list[str]:
+        kept = self.spec.savable or self.spec.resume_from
+        return self._command(3, 4, self.ssh_port or 0, ram_fd=5 if kept else None)
+
+    def _command(
+        self, console_fd: int, qmp_fd: int, ssh_port: int | None, ram_fd: int | None
+    ) -> list[str]:
         return command_line(
             self.spec,
             self.traits,
-            console_fd=3,
-            qmp_fd=4,
-            ssh_port=self.ssh_port or 0,
+            console_fd=console_fd,
+            qmp_fd=qmp_fd,
+            ssh_port=ssh_port,
             cpu=self._cpu,
+            ram_fd=ram_fd,
         )
 
     def _prepare(self) -> None:
-        make_overlay(self.spec.drive.path, self.spec.drive.format, self.overlay)
+        saved = self.spec.resume_from
+        if saved:
+            make_overlay(saved / state.DISK, "qcow2", self.overlay)
+        else:
+            make_overlay(self.spec.drive.path, self.spec.drive.format, self.overlay)
 
     def _start_once(self, deadline: Deadline) -> None:
         self.ssh_port = free_port() if self.spec.ssh else None
+        self._memory = state.memory_of(self.spec)
         console_near, console_far = socket.socketpair()
         qmp_near, qmp_far = socket.socketpair()
         with qmp_near, console_near, console_far, qmp_far:
-            command = command_line(
-                self.spec,
-                self.traits,
-                console_fd=console_far.fileno(),
-                qmp_fd=qmp_far.fileno(),
-                ssh_port=self.ssh_port,
-                cpu=self._cpu,
+            memory = self._memory
+            command = self._command(
+                console_far.fileno(),
+                qmp_far.fileno(),
+                self.ssh_port,
+                memory.ram_fd if memory else None,
             )
-            self._process = self._spawn(command, pass_fds=(console_far.fileno(), qmp_far.fileno()))
+            handed = [console_far.fileno(), qmp_far.fileno(), *(memory.fds if memory else ())]
+            self._process = self._spawn(command, pass_fds=handed)
             # Ours have to be closed, or the emulator's end would not be seen.
             console_far.close()
             qmp_far.close()
@@ -126,6 +155,8 @@ class QemuMachine(Machine):
             )
             try:
                 self._qmp = Qmp(qmp_near.dup(), self.spec.name, deadline)
+                if memory and self.spec.resume_from:
+                    state.load(self._qmp, memory, deadline)
                 self._qmp.execute("cont", deadline)
             except GuestError as error:
                 self.wait_ended(deadline.at_most(2))
@@ -137,6 +168,21 @@ class QemuMachine(Machine):
                     f"QEMU did not start: {how}; it was run as: {shlex.join(command)}",
                     detail=words,
                 ) from error
+
+    def save(self, folder: Path, deadline: Deadline) -> None:
+        if self._qmp is None or self._memory is None or not self.spec.savable:
+            raise CannotError(f"{self.spec.name} was not started as one that can be saved")
+        state.save(self._qmp, self._memory, self.overlay, folder, deadline)
+
+    def depends_on(self) -> dict[str, str]:
+        bare = replace(self.spec, name="", savable=True, resume_from=None)
+        plain = QemuMachine(bare, self.traits)
+        plain._cpu = self._cpu
+        command = plain._command(3, 4, 0, ram_fd=5)
+        facts = {"emulator": state.emulator(command[0]), "command line": shlex.join(command)}
+        if self.traits is KVM:
+            facts["host processor"] = state.host_processor()
+        return facts
 
     def powered_off(self) -> bool:
         # QEMU ends as well when it is asked to by a signal, and then says so.
@@ -174,6 +220,9 @@ class QemuMachine(Machine):
         if self._qmp is not None:
             self._qmp.close()
             self._qmp = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
 
 def make_overlay(base: Path, base_format: str, overlay: Path) -> None:

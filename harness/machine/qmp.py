@@ -53,6 +53,15 @@ class Qmp:
         """Run one QMP command; GuestError with QEMU's words when it is refused or the line ends."""
         return self._wait(self._client.execute(command, arguments), deadline)
 
+    def give(self, name: str, fd: int, deadline: Deadline) -> None:
+        """Hand QEMU an open file, which commands can then call by `name`."""
+
+        async def send() -> None:
+            self._client.send_fd_scm(fd)
+
+        self._wait(send(), deadline)
+        self.execute("getfd", deadline, {"fdname": name})
+
     def close(self) -> None:
         """End the session; harmless when QEMU has gone."""
         with contextlib.suppress(Exception):

@@ -161,6 +161,12 @@ def test_a_lock_kept_too_long_is_told(tmp_path: Path) -> None:
         files.locked(lock, "second", timeout_s=0.1),
     ):
         pass
+    with (
+        files.locked(lock, "first"),
+        pytest.raises(CannotError, match=rf"second: another run holds {lock}; wait"),
+        files.locked(lock, "second", timeout_s=0),
+    ):
+        pass
     with files.locked(lock, "third", timeout_s=0.1):
         pass
 
@@ -235,3 +241,29 @@ def test_folders_are_private_and_named(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(CannotError, match=rf"file/x: .*; set {variable}"):
             folder()
     assert os.environ["HARNESS_RUNS"]
+
+
+def test_a_sparse_checksum_is_of_the_contents_not_of_the_holes(tmp_path: Path) -> None:
+    part = 3 * files._CHUNK_BYTES
+    dense, sparse = tmp_path / "dense", tmp_path / "sparse"
+    dense.write_bytes(bytes(part + 5000) + b"end")
+    with sparse.open("wb") as stream:
+        stream.seek(part + 5000)
+        stream.write(b"end")
+    known = files.checksum_sparse(dense)
+    assert files.checksum_sparse(sparse) == known
+    for at, data in ((0, b"x"), (part - 1, b"x"), (part, b"x"), (part + 5002, b"\0")):
+        with sparse.open("r+b") as stream:
+            stream.seek(at)
+            was = stream.read(1)
+            stream.seek(at)
+            stream.write(data)
+            stream.flush()
+            assert files.checksum_sparse(sparse) != known, at
+            stream.seek(at)
+            stream.write(was)
+    assert files.checksum_sparse(sparse) == known
+    os.truncate(sparse, part + 5004)
+    assert files.checksum_sparse(sparse) != known
+    sparse.write_bytes(b"")
+    assert files.checksum_sparse(sparse) != known

@@ -1,0 +1,182 @@
+"""A running guest's state in QEMU, written down and taken up again.
+
+The guest's memory is a file of ours from the start, so QEMU writes only its devices' state
+(migration with x-ignore-shared) and we copy the memory's pages.  A resumed guest maps the saved
+memory privately: pages are read when they are touched and the file is never written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..deadline import Deadline
+from ..errors import CannotError, GuestError
+from ..files import sha256_file, sha256_text
+from .base import Spec
+from .qmp import Qmp
+
+RAM = "ram"
+DEVICES = "devices"
+DISK = "disk.qcow2"
+
+_PAGE = 4096
+_CHUNK_BYTES = 1 << 20
+_POLL_S = 0.005
+_CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+
+
+@dataclass
+class Memory:
+    """The open files that a machine's memory and, when it is resumed, its devices come from."""
+
+    ram_fd: int
+    devices_fd: int | None = None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the emulator has to inherit."""
+        return (self.ram_fd,) if self.devices_fd is None else (self.ram_fd, self.devices_fd)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+def memory_of(spec: Spec) -> Memory | None:
+    """The memory of a machine that may be saved or is resumed; None for any other.
+
+    CannotError when there is nothing to resume in the folder.
+    """
+    if spec.resume_from:
+        try:
+            # QEMU wants to be able to write, though it maps the file privately.
+            ram = os.open(spec.resume_from / RAM, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                devices = os.open(spec.resume_from / DEVICES, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                os.close(ram)
+                raise
+        except OSError as error:
+            raise CannotError(f"{error.filename}: cannot be resumed: {error.strerror}") from error
+        return Memory(ram, devices)
+    if spec.savable:
+        memory = Memory(os.memfd_create("ram"))
+        os.ftruncate(memory.ram_fd, spec.memory_bytes)
+        return memory
+    return None
+
+
+def load(qmp: Qmp, memory: Memory, deadline: Deadline) -> None:
+    """Have QEMU, started with -incoming defer, take up the devices' state; the guest is stopped."""
+    qmp.execute("migrate-set-capabilities", deadline, _CAPABILITIES)
+    qmp.execute("migrate-incoming", deadline, {"uri": f"fd:{memory.devices_fd}"})
+    _wait_migrated(qmp, deadline)
+
+
+def save(qmp: Qmp, memory: Memory, overlay: Path, folder: Path, deadline: Deadline) -> None:
+    """Stop the guest, write its memory, devices and disk into `folder`, let it go on.
+
+    It goes on also when the folder's disk is full (OSError) or QEMU refuses (GuestError).
+    """
+    qmp.execute("stop", deadline)
+    try:
+        qmp.execute("migrate-set-capabilities", deadline, _CAPABILITIES)
+        with (folder / DEVICES).open("wb") as devices:
+            qmp.give("devices", devices.fileno(), deadline)
+            qmp.execute("migrate", deadline, {"uri": "fd:devices"})
+            _wait_migrated(qmp, deadline)
+        copy_sparse(memory.ram_fd, folder / RAM)
+        with overlay.open("rb") as written:
+            copy_sparse(written.fileno(), folder / DISK)
+    finally:
+        qmp.execute("cont", Deadline.after(5))
+
+
+def _wait_migrated(qmp: Qmp, deadline: Deadline) -> None:
+    while True:
+        answer = qmp.execute("query-migrate", deadline)
+        status = answer.get("status", "none") if isinstance(answer, dict) else "none"
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            why = answer.get("error-desc", status) if isinstance(answer, dict) else status
+            raise GuestError(f"QEMU could not move the guest's state: {why}")
+        if deadline.expired:
+            raise GuestError(f"QEMU moved no state within {deadline.limit_s:.0f} s")
+        time.sleep(_POLL_S)
+
+
+def copy_sparse(source_fd: int, target: Path) -> None:
+    """Copy an open file from its beginning; pages of zeros become holes."""
+    size = os.fstat(source_fd).st_size
+    with target.open("xb") as out:
+        for start, end in _data(source_fd, size):
+            for at in range(start, end, _CHUNK_BYTES):
+                chunk = os.pread(source_fd, min(_CHUNK_BYTES, end - at), at)
+                _write_pages(out.fileno(), chunk, at)
+        out.truncate(size)
+
+
+def _write_pages(fd: int, chunk: bytes, at: int) -> None:
+    """Write the runs of pages that are not zero; with its zeros only where that saves nothing."""
+    zero = bytes(_PAGE)
+    run = None
+    for offset in range(0, len(chunk) + _PAGE, _PAGE):
+        page = chunk[offset : offset + _PAGE]
+        blank = not page or page == zero[: len(page)]
+        if not blank and run is None:
+            run = offset
+        elif blank and run is not None:
+            _write_all(fd, memoryview(chunk)[run:offset], at + run)
+            run = None
+
+
+def _write_all(fd: int, data: memoryview, at: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file holds data rather than holes."""
+    at = 0
+    with contextlib.suppress(OSError):
+        # No more data is an error (ENXIO) too.
+        while at < size:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
+            yield start, at
+
+
+@functools.cache
+def emulator(name: str) -> str:
+    """The digest of the emulator's program; CannotError when it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        raise CannotError(f"{name} is not installed; run ./inv setup")
+    return sha256_file(Path(path))
+
+
+def host_processor() -> str:
+    """What of the host shows in a guest under KVM: the processor, the kernel, KVM's settings."""
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
+    cpu: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            cpu.setdefault(name.strip(), value.strip())
+    settings = [
+        f"{path}={path.read_text().strip()}"
+        for path in sorted(Path("/sys/module").glob("kvm*/parameters/*"))
+        if os.access(path, os.R_OK)
+    ]
+    return sha256_text(platform.release(), *(cpu.get(name, "") for name in wanted), *settings)

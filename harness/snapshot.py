@@ -1,0 +1,295 @@
+"""Snapshots: a booted guest kept beside its image, which later runs resume instead of booting.
+
+    FOLDER/snapshots/KEY/snapshot.json    what it fits to, and the checksum of every file of it
+    FOLDER/snapshots/KEY/state/           what the machine wrote; only read from then on
+
+FOLDER is the prepared disk's, so a snapshot goes with its image.  KEY is the digest of all that a
+state depends on; of a snapshot that does not fit exactly, nothing is used but the reason why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .deadline import Deadline
+from .errors import CannotError, GuestError, WorkbenchError
+from .files import atomic_dir, checksum_sparse, locked, require_room, sha256_text
+from .guest import Access, Guest
+from .machine import Machine, Spec
+from .machine.base import PortTaken
+
+VERSION = 1
+"""Changes with how a snapshot is made or taken up."""
+
+KEEP = 4
+"""How many snapshots stay beside an image; the one that was used longest ago goes first."""
+
+_NAME = "snapshots"
+_MANIFEST = "snapshot.json"
+_STATE = "state"
+_START_S = 30.0
+_RESUME_S = 5.0
+_SAVE_S = 20.0
+
+Make = Callable[[Spec], Machine]
+Attend = Callable[[Guest], AbstractContextManager[None]]
+
+
+class Unusable(CannotError):
+    """A snapshot that is there and must not be resumed: damaged, or not to be read."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot in the cache; `files` has the checksum of each file below its state."""
+
+    folder: Path
+    made_at: str
+    facts: dict[str, str]
+    files: dict[str, str]
+
+    @property
+    def state(self) -> Path:
+        """The folder that `Machine.save` filled."""
+        return self.folder / _STATE
+
+    @property
+    def size_bytes(self) -> int:
+        """The room it takes."""
+        return sum(path.lstat().st_blocks * 512 for path in self.folder.rglob("*"))
+
+    def verify(self) -> None:
+        """Unusable unless every file is there, and as it was written."""
+        there = {str(path.relative_to(self.state)) for path in _files(self.state)}
+        if wrong := sorted(there ^ set(self.files)):
+            raise Unusable(f"{self.state / wrong[0]}: not as the snapshot was saved")
+        for name, digest in self.files.items():
+            if checksum_sparse(self.state / name) != digest:
+                raise Unusable(f"{self.state / name}: its checksum is not the one that was saved")
+
+
+def home(disk: Path) -> Path:
+    """Where the snapshots of a prepared disk are, there or not."""
+    return disk.parent / _NAME
+
+
+def facts(machine: Machine, image_sha256: str) -> dict[str, str]:
+    """All that a snapshot of `machine` depends on, each by a name for people."""
+    spec = machine.spec
+    disk = spec.drive.path.absolute()
+    is_now = disk.stat()
+    return {
+        "snapshot format": str(VERSION),
+        "image": image_sha256,
+        "disk": f"{disk} {is_now.st_size} {is_now.st_mtime_ns}",
+        "backend": machine.backend,
+        "memory": str(spec.memory_bytes),
+        "number of processors": str(spec.cpus),
+        "processor": spec.cpu or "",
+        **machine.depends_on(),
+    }
+
+
+def key(about: dict[str, str]) -> str:
+    """The name of the folder that a snapshot with these facts has."""
+    return sha256_text(*(f"{name}={value}" for name, value in sorted(about.items())))[:32]
+
+
+def find(disk: Path, about: dict[str, str]) -> Snapshot | str:
+    """The snapshot that fits, or why there is none."""
+    folder = home(disk) / key(about)
+    if folder.is_dir():
+        try:
+            found = _read(folder)
+        except Unusable as error:
+            _discard(folder)
+            return error.message
+        if found.facts == about:
+            return found
+    others = [other for other in kept(disk) if other.facts.get("backend") == about["backend"]]
+    if not others:
+        return "there is no snapshot yet"
+    was = others[0].facts
+    changed = sorted(name for name in was.keys() | about.keys() if was.get(name) != about.get(name))
+    return f"the snapshot is of another {', '.join(changed)}"
+
+
+def kept(disk: Path) -> list[Snapshot]:
+    """Every snapshot of a disk that can be read, the one used last first."""
+    found = []
+    for path in home(disk).glob(f"*/{_MANIFEST}"):
+        with contextlib.suppress(Unusable):
+            found.append((path.stat().st_mtime_ns, _read(path.parent)))
+    return [snapshot for _, snapshot in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def prune(disk: Path) -> None:
+    """Remove what a killed run left, and all snapshots but the newest of each backend."""
+    if not home(disk).is_dir():
+        return
+    with locked(_lock(disk), "removing old snapshots"):
+        seen: set[str] = set()
+        keep = set()
+        for snapshot in kept(disk):
+            backend = snapshot.facts.get("backend", "")
+            if backend not in seen:
+                keep.add(snapshot.folder)
+            seen.add(backend)
+        for path in home(disk).iterdir():
+            if path.is_dir() and path not in keep:
+                _discard(path)
+
+
+def save(machine: Machine, about: dict[str, str], deadline: Deadline) -> None:
+    """Save the running guest under its facts, whole or not at all.
+
+    Raises CannotError when another run is at it or there is no room, GuestError or OSError when it
+    could not be written; whether the guest goes on is the machine's to say (`pid`).
+    """
+    disk = machine.spec.drive.path
+    folder = home(disk)
+    with locked(_lock(disk), "saving a snapshot", timeout_s=0):
+        # Only the holder of the lock writes here: what is hidden, a killed run has left.
+        for left in folder.glob(".*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        require_room(folder, machine.spec.memory_bytes, "a snapshot")
+        with atomic_dir(folder / key(about)) as place:
+            (place / _STATE).mkdir(mode=0o700)
+            machine.save(place / _STATE, deadline)
+            manifest = {
+                "facts": about,
+                "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "files": {
+                    str(path.relative_to(place / _STATE)): checksum_sparse(path)
+                    for path in _files(place / _STATE)
+                },
+            }
+            (place / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for old in kept(disk)[KEEP:]:
+            _discard(old.folder)
+
+
+def _lock(disk: Path) -> Path:
+    return home(disk) / "lock"
+
+
+def _read(folder: Path) -> Snapshot:
+    try:
+        data = json.loads((folder / _MANIFEST).read_text())
+        return Snapshot(folder, str(data["made_at"]), dict(data["facts"]), dict(data["files"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unusable(f"{folder / _MANIFEST}: cannot be used ({error})") from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+
+
+def _discard(folder: Path) -> None:
+    """Take a snapshot away at once, whole; who resumed from it holds its files open."""
+    gone = folder.with_name(f".{folder.name}.gone.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        folder.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def bring_up(
+    make: Make,
+    spec: Spec,
+    access: Access,
+    image_sha256: str,
+    *,
+    cold: bool = False,
+    attend: Attend = lambda _guest: contextlib.nullcontext(),
+) -> tuple[Guest, str]:
+    """A guest that answers SSH, and in words how it came to be: resumed, or booted and why.
+
+    What can be saved is saved once it has booted, unless `cold` says to leave snapshots alone.
+    `attend` is entered around every wait for a guest, and told which; the last one told is the one
+    that is returned, or the one to look at when this raises GuestError.
+    """
+    machine = make(spec)
+    if cold:
+        return _boot(machine, access, attend), "booted: told to"
+    if not machine.traits.saves:
+        why = f"{machine.backend} cannot save a running guest"
+        return _boot(machine, access, attend), f"booted: {why}"
+    about = facts(machine, image_sha256)
+    found = find(spec.drive.path, about)
+    if isinstance(found, Snapshot):
+        try:
+            return _resume(make, spec, access, found, attend), "resumed from a snapshot"
+        except (GuestError, CannotError) as error:
+            if isinstance(error, GuestError | Unusable) and not isinstance(error, PortTaken):
+                _discard(found.folder)
+            found = f"the snapshot could not be resumed: {error.message}"
+    guest = _boot(make(replace(spec, savable=True)), access, attend)
+    guest.disconnect()
+    saved = "saved a snapshot"
+    try:
+        save(guest.machine, about, guest.deadline(_SAVE_S))
+    except (WorkbenchError, OSError) as error:
+        saved = f"no snapshot was saved: {error}"
+    note = f"booted: {found}; {saved}"
+    try:
+        if guest.machine.pid is not None:
+            guest.enter()
+            return guest, note
+    except GuestError as error:
+        note += f"; booted again: {error.message}"
+    guest.machine.stop(Deadline.after(10))
+    found = find(spec.drive.path, about)
+    if isinstance(found, Snapshot):
+        return _resume(make, spec, access, found, attend), note
+    return _boot(make(spec), access, attend), note
+
+
+def _boot(machine: Machine, access: Access, attend: Attend) -> Guest:
+    guest = Guest(machine, access)
+    with attend(guest), _stopped_on_error(machine):
+        machine.start(Deadline.after(_START_S))
+        guest.wait_ready()
+    return guest
+
+
+def _resume(make: Make, spec: Spec, access: Access, snapshot: Snapshot, attend: Attend) -> Guest:
+    """Take a snapshot up; its checksums are taken meanwhile, and nobody gets the guest before."""
+    machine = make(replace(spec, resume_from=snapshot.state))
+    guest = Guest(machine, access)
+    with (
+        attend(guest),
+        _stopped_on_error(machine),
+        ThreadPoolExecutor(1, "checksum") as pool,
+    ):
+        verified = pool.submit(snapshot.verify)
+        try:
+            machine.start(Deadline.after(_START_S))
+            guest.wake(guest.deadline(_RESUME_S))
+        except GuestError:
+            # A damaged file explains all that may come of it.
+            verified.result()
+            raise
+        verified.result()
+    # The time of its last use.
+    with contextlib.suppress(OSError):
+        os.utime(snapshot.folder / _MANIFEST)
+    return guest
+
+
+@contextlib.contextmanager
+def _stopped_on_error(machine: Machine) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        machine.stop(Deadline.after(5))
+        raise

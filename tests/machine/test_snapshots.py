@@ -1,0 +1,138 @@
+"""A real guest saved and resumed: QEMU under TCG with the stand-in in it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import machine as machines
+from harness import snapshot
+from harness.deadline import Deadline
+from harness.errors import GuestError, MachineDied
+from harness.guest import Access, Guest
+from harness.machine import Drive, Machine, Spec, qemu_state
+from harness.snapshot import Snapshot, Unusable
+
+Resume = Callable[..., Guest]
+
+
+def make(spec: Spec) -> Machine:
+    return machines.make("tcg", spec)
+
+
+def ask(guest: Guest, command: str) -> str:
+    """Its output; the stand-in's server wants a connection for each command."""
+    guest.disconnect()
+    guest._connect(guest.deadline())
+    return guest.must(["/bin/sh", "-c", command]).strip()
+
+
+@pytest.fixture(scope="module")
+def spec(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    folder = tmp_path_factory.mktemp("prepared")
+    disk = folder / "disk.raw"
+    shutil.copyfile(standin.disk, disk)
+    return Spec(folder / "run", Drive(disk), memory_bytes=384 << 20, name="stand-in")
+
+
+@pytest.fixture(scope="module")
+def access(standin: Any) -> Access:
+    return Access(standin.private_key, standin.host_key)
+
+
+@pytest.fixture(scope="module")
+def booted(spec: Spec, access: Access) -> Iterator[Guest]:
+    """A guest that was booted and saved, and goes on."""
+    guest, note = snapshot.bring_up(make, spec, access, "image")
+    try:
+        assert note == "booted: there is no snapshot yet; saved a snapshot"
+        yield guest
+    finally:
+        guest.disconnect()
+        guest.machine.stop(Deadline.after(5))
+
+
+@pytest.fixture
+def saved(booted: Guest) -> Snapshot:
+    (found,) = snapshot.kept(booted.machine.spec.drive.path)
+    return found
+
+
+def test_the_guest_goes_on_after_it_was_saved(booted: Guest) -> None:
+    assert ask(booted, "echo $((6 * 7))") == "42"
+
+
+def test_resumed_guests_are_right_and_the_snapshot_stays_as_it_is(
+    booted: Guest, saved: Snapshot, spec: Spec, access: Access, tmp_path: Path
+) -> None:
+    said = set()
+    for number in range(2):
+        here = replace(spec, run_dir=tmp_path / f"run{number}")
+        guest, note = snapshot.bring_up(make, here, access, "image")
+        try:
+            assert note == "resumed from a snapshot"
+            before = time.time()
+            clock = int(ask(guest, "date +%s"))
+            assert before - 2 <= clock <= time.time() + 2
+            # What one resumed guest writes, neither the snapshot nor the next one sees.
+            assert ask(guest, "head -c 4 /dev/vda2 | tr '\\0' -") == "----"
+            write = "echo mine >/dev/vda2; sync; dd if=/dev/zero of=/tmp/x bs=1M count=8"
+            said.add(ask(guest, f"({write}) 2>/dev/null; head -c 16 /dev/urandom | od -An -tx1"))
+        finally:
+            guest.machine.stop(Deadline.after(5))
+    assert len(said) == 2
+    saved.verify()
+
+
+def test_another_host_key_than_the_pinned_is_refused(
+    saved: Snapshot, spec: Spec, access: Access, tmp_path: Path
+) -> None:
+    other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPaoAoH6ABZrDDkZ8BtUwgkj2vXtMrFTFwT1cOCFgWJk"
+    machine = make(replace(spec, run_dir=tmp_path, resume_from=saved.state))
+    with machine:
+        machine.start(Deadline.after(20))
+        with pytest.raises(GuestError, match="shows the host key"):
+            Guest(machine, replace(access, host_key=other)).wake(Deadline.after(30))
+
+
+def test_a_full_disk_stops_the_saving_and_not_the_guest(
+    booted: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_state, "DEVICES", "/dev/full")
+    with pytest.raises(GuestError, match="could not move the guest's state"):
+        booted.machine.save(tmp_path, Deadline.after(20))
+    assert ask(booted, "echo still here") == "still here"
+    monkeypatch.undo()
+
+    def full(_fd: int, _target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(qemu_state, "copy_sparse", full)
+    with pytest.raises(OSError, match="No space"):
+        booted.machine.save(tmp_path, Deadline.after(20))
+    assert ask(booted, "echo still here") == "still here"
+
+
+@pytest.mark.parametrize("name", [qemu_state.DEVICES, qemu_state.DISK, qemu_state.RAM])
+def test_what_is_cut_off_is_refused_at_once(
+    saved: Snapshot, spec: Spec, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(saved.folder, copy)
+    cut = copy / "state" / name
+    with cut.open("r+b") as stream:
+        stream.truncate(cut.stat().st_size // 2)
+    with pytest.raises(Unusable, match=name):
+        replace(saved, folder=copy).verify()
+    # QEMU itself would notice here alone.
+    if name != qemu_state.DEVICES:
+        return
+    machine = make(replace(spec, run_dir=tmp_path / "run", resume_from=copy / "state"))
+    with machine, pytest.raises(MachineDied, match="did not start"):
+        machine.start(Deadline.after(20))
