@@ -147,12 +147,11 @@ class BochsMachine(Machine):
         if self.spec.resume_from:
             bochs_state.present(run_dir, self.spec.resume_from)
         (run_dir / _DEBUGGER).write_text("c\n")
+        environment = {"TERM": "vt100"}
+        if self.spec.savable or self.spec.resume_from:
+            environment |= bochs_state.helper(run_dir)
         self._screen = _Screen()
-        self._process = self._spawn(
-            self.command(),
-            stdio=self._screen.tty,
-            environment={"TERM": "vt100", **bochs_state.helper(run_dir)},
-        )
+        self._process = self._spawn(self.command(), stdio=self._screen.tty, environment=environment)
         self._screen.started()
         self._wait_running(deadline)
         if self.spec.resume_from:
@@ -203,6 +202,8 @@ class BochsMachine(Machine):
     def save(self, folder: Path, deadline: Deadline) -> None:
         """As in Machine; a guest that was not saved within the deadline is stopped for good."""
         self.check()
+        if not self.spec.savable:
+            raise CannotError(f"{self.spec.name} was not started as one that can be saved")
         run_dir = self.spec.run_dir
         bochs_state.request(run_dir, folder, self.spec.memory_bytes)
         if self._process is not None:

@@ -263,7 +263,7 @@ def test_machines_leave_nothing_behind(backend: str, make: Made, tmp_path: Path)
             make(backend, run=f"bad{number}", cpu="nonsense").start(Deadline.after(20))
     assert held() == before
     known = {"emulator.log", "console.log", "overlay.qcow2", "bochs.log", "bochsrc.txt"}
-    known |= {"debugger.txt", "slirp.txt", "disk.img", "console.tty", "bochs_save.so"}
+    known |= {"debugger.txt", "slirp.txt", "disk.img", "console.tty"}
     assert {path.name for path in tmp_path.glob("*/*")} <= known
 
 
@@ -286,7 +286,7 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
     """With a network, whose poll is a timer known by its number: that is by the devices' order."""
     state = tmp_path / f"{EVIL} state"
     state.mkdir()
-    with make("bochs", run=EVIL, ssh=True) as saved:
+    with make("bochs", run=EVIL, ssh=True, savable=True) as saved:
         boot(saved)
         ask(saved, "w", "W")
         saved.save(state, Deadline.after(20))
