@@ -31,7 +31,7 @@ from .files import PROJECT
 from .report import Check, Report
 from .ssh import SshRefused
 from .transcript import NO_EVIDENCE, Evidence
-from .workbench import STAGES, Options, Workbench, load_series, new_run_dir
+from .workbench import STAGES, Options, Workbench, following, load_series, new_run_dir
 
 CHECKS = PROJECT / "tests" / "guest"
 SHIPPED_TOPIC = patches.DEFAULT_TOPIC
@@ -126,13 +126,13 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bo
     recorder = _Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
     what = "checks on stock" if stock else "checks"
     log = bench.run_dir / ("pytest-stock.log" if stock else "pytest.log")
-    with ui.stage(what, bench.stages) as step:
-        recorder.step = step
+    # pytest captures standard error while a check runs.
+    with ui.apart(), ui.stage(what, bench.stages) as step:
         arguments = [
             *_folders(bench.options, tests),
             "-p",
             "no:cacheprovider",
-            "-q",
+            "-v",
             "--tb=short",
             "-o",
             "addopts=-ra",
@@ -140,7 +140,12 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bo
         arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
         if bench.options.only:
             arguments += ["-k", bench.options.only]
-        with log.open("w") as stream, contextlib.redirect_stdout(stream), _our_pytest():
+        with (
+            log.open("w", buffering=1) as stream,
+            contextlib.redirect_stdout(stream),
+            following(step, recorder.now),
+            _our_pytest(),
+        ):
             code = pytest.main(arguments, plugins=[recorder])
         if recorder.interrupted:
             raise KeyboardInterrupt
@@ -182,6 +187,8 @@ class _Recorder:
         self._bench = bench
         self._tests = tests
         self._beside = beside
+        # The stock module alone or first of the two: the patch's claims must fail there.
+        self._stock = bench.options.stock or (bench.stock_build is not None and not beside)
         self._checks = checks
         self._items: dict[str, tuple[bool, str]] = {}
         self._parts: dict[str, list[pytest.TestReport]] = {}
@@ -190,7 +197,8 @@ class _Recorder:
         self._evidence: dict[str, Evidence] = {}
         self._config: pytest.Config | None = None
         self.left_out = 0
-        self.step: ui.Stage | None = None
+        self._planned = 0
+        self._at_hand = ""
         self.interrupted = False
         self.ended_early = False
 
@@ -241,6 +249,7 @@ class _Recorder:
         if gone := [item for item in items if item not in run]:
             config.hook.pytest_deselected(items=gone)
         items[:] = run
+        self._planned = len(run)
         for item in items:
             function = getattr(item, "function", None)
             title = (getattr(function, "__doc__", "") or item.name).strip().splitlines()[0]
@@ -248,14 +257,31 @@ class _Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._began_s[nodeid] = time.monotonic()
-        if self.step:
-            self.step.live(_short(nodeid))
+        self._at_hand = nodeid
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         parts = self._parts.setdefault(report.nodeid, [])
         parts.append(report)
         if report.when == "teardown":
             self._checks.append(self._check(report.nodeid, parts))
+            self._tell(self._checks[-1])
+
+    def now(self) -> str:
+        """The check at hand, for the live line."""
+        if not self._at_hand:
+            return "collecting"
+        took_s = time.monotonic() - self._began_s[self._at_hand]
+        number = min(len(self._checks) + 1, self._planned)
+        return f"{number} of {self._planned}: {_short(self._at_hand)}, {took_s:.0f} s"
+
+    def _tell(self, check: Check) -> None:
+        """A line for a check that has ended; where a live line runs, only for bad news."""
+        must_fail = check.of_patch and self._stock
+        bad = check.outcome in ("error", "passed" if must_fail else "failed")
+        if bad or not ui.err.is_terminal:
+            how = f"{check.outcome}, as it must" if must_fail and not bad else check.outcome
+            count = f"{len(self._checks)} of {self._planned}"
+            ui.say(f"  {count}: {how}, {check.seconds:.1f} s: {check.name}")
 
     def _check(self, nodeid: str, parts: list[pytest.TestReport]) -> Check:
         of_patch, title = self._items.get(nodeid, (False, nodeid))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
@@ -16,6 +19,7 @@ from fakes import bench as fake_bench
 from harness import ui, verify, workbench
 from harness.crash import Panic
 from harness.errors import GuestError, PatchError, WorkbenchError
+from harness.files import PROJECT
 from harness.report import Report
 from harness.workbench import STAGES, Options
 
@@ -119,6 +123,55 @@ def test_checks_become_a_report(run: Run) -> None:
     assert "guest console meanwhile" in result.checks[1].detail
     assert {stage.name: stage.note for stage in result.stages}["checks"] == "3 run, 2 failed"
     assert "passed" in (result.run_dir / "pytest.log").read_text()
+
+
+def test_each_check_is_told_as_it_ends(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(stock=True)
+    said = capfd.readouterr().err
+    for line in (
+        "1 of 3: passed, ",
+        "2 of 3: failed, as it must, ",
+        "3 of 3: error, ",
+        "::test_of_the_patch",
+    ):
+        assert line in said
+    log = (result.run_dir / "pytest.log").read_text()
+    assert "::test_of_the_patch FAILED" in log
+
+
+def test_a_terminal_shows_the_check_at_hand_while_pytest_captures(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import pathlib, time\n"
+        "def test_slow():\n"
+        "    while not pathlib.Path('seen').exists(): time.sleep(0.05)\n"
+    )
+    script = """
+import types, sys, pytest
+from pathlib import Path
+from harness import ui, verify
+ui.err = ui._Console(stderr=True)
+bench = types.SimpleNamespace(
+    run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None,
+    options=types.SimpleNamespace(full=True, only="", topic="", stock=False))
+try:
+    verify._run_checks(bench, Path("test_slow.py"), checks := [])
+finally:
+    print(checks)
+"""
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(PROJECT)},
+        encoding="utf-8",
+        dimensions=(24, 120),
+    )
+    child.expect(r"checks.*1 of 1: \S*::test_slow, \d+ s", timeout=60)
+    (tmp_path / "seen").touch()
+    child.expect("checks: ok after", timeout=60)
+    child.expect(pexpect.EOF, timeout=60)
+    child.close()
+    assert child.exitstatus == 0
 
 
 def test_on_the_stock_module_a_time_out_proves_nothing(run: Run) -> None:
