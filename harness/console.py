@@ -24,7 +24,7 @@ from pexpect.spawnbase import SpawnBase
 
 from .deadline import Deadline
 from .errors import GuestError, GuestPanic, WaitTimeout
-from .panic import STORY_ENDS, PanicWatch
+from .panic import BOOT, STORY_ENDS, PanicWatch
 
 # A panic's story is over when nothing more came for a while, or when it went on for too long.
 _PANIC_QUIET_S = 1.0
@@ -66,6 +66,8 @@ class Console:
         self._arrived_s = 0.0
         self._closed = False
         self._panic = PanicWatch()
+        self.boots = 0
+        """How many kernels of FreeBSD's have begun here."""
         self._panic_seen_s = 0.0
         try:
             stream = (log if writes_log else Path(os.devnull)).open("ab", buffering=0)
@@ -112,6 +114,7 @@ class Console:
 
     def _take(self, data: bytes) -> None:
         with self._arrived:
+            self.boots += (bytes(self._data[1 - len(BOOT) :]) + data).count(BOOT)
             self._data += data
             excess = len(self._data) - self._keep_bytes
             if excess > self._keep_bytes // 8:

@@ -7,6 +7,7 @@ are symbols of the very module or kernel.  Nothing here raises for what a broken
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -59,8 +60,9 @@ _FALLING = re.compile(
 class Frame:
     """A place in a backtrace, innermost first; `address` is known where the kernel printed it.
 
-    `sources` are `path:line`, innermost first: more than one where the compiler put functions into
-    one another, none without symbols.
+    `function` is empty where the kernel printed the address alone.  `sources` are `path:line`,
+    innermost first: more than one where the compiler put functions into one another, none without
+    symbols.
     """
 
     function: str
@@ -70,8 +72,9 @@ class Frame:
     sources: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        name = f"{self.function}+{self.offset:#x}" if self.function else f"{self.address or 0:#x}"
         where = ", in ".join(self.sources)
-        return f"{self.function}+{self.offset:#x}" + (f" ({where})" if where else "")
+        return name + (f" ({where})" if where else "")
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def told(story: Sequence[str], answers: Mapping[str, str], symbols: Symbols) -> 
     frames = parse_frames(story) or parse_frames(answers.get("bt", "").splitlines())
     registers = dict(_registers(story))
     registers |= dict(_registers(answers.get("show registers", "").splitlines()))
+    frames = _with_trap(frames, registers.get("instruction pointer", ""))
     return Panic(
         message=story[0] if story else "the kernel is lost and said nothing",
         console=tuple(story),
@@ -178,6 +182,16 @@ def parse_frames(lines: Iterable[str]) -> tuple[Frame, ...]:
         elif frames and not line.strip().startswith("---"):
             break
     return tuple(frames)
+
+
+def _with_trap(frames: tuple[Frame, ...], instruction_pointer: str) -> tuple[Frame, ...]:
+    """stack(9) leaves out the very function that trapped; the fault's table has its address."""
+    address = re.search(r":0x([0-9a-f]+)$", instruction_pointer)
+    names = [frame.function for frame in frames]
+    if address is None or "calltrap" not in names or any(frame.after_trap for frame in frames):
+        return frames
+    at = names.index("calltrap") + 1
+    return (*frames[:at], Frame("", 0, int(address[1], 16), after_trap=True), *frames[at:])
 
 
 def _registers(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -217,42 +231,67 @@ def _at_prompt(line: str) -> bool:
     return line.strip() == _PROMPT
 
 
+@dataclass(frozen=True)
+class _Object:
+    """An ELF file's functions: name -> (begin, size), and where the file lies in the kernel."""
+
+    path: Path
+    functions: Mapping[str, tuple[int, int]]
+    base: int | None
+
+    def place(self, frame: Frame) -> tuple[str, int] | None:
+        """The function's name and the address in the file, if `frame` is in here."""
+        if frame.address is not None and self.base is not None:
+            at = frame.address - self.base
+            for name, (begin, size) in self.functions.items():
+                if begin <= at < begin + size and frame.function in ("", name):
+                    return name, at
+            return None
+        begin, size = self.functions.get(frame.function, (0, 0))
+        return (frame.function, begin + frame.offset) if frame.offset < size else None
+
+
 def symbolize(frames: Sequence[Frame], symbols: Symbols) -> tuple[Frame, ...]:
     """`frames` with the files and lines that can be told; without a symbolizer, as they are."""
+    objects = [_object(path, frames) for path in (symbols.module, symbols.kernel) if path]
+    named: list[Frame] = []
     places: dict[int, tuple[Path, int]] = {}
-    tables = [(path, _functions(path)) for path in (symbols.module, symbols.kernel) if path]
     for number, frame in enumerate(frames):
-        for path, table in tables:
-            at = table.get(frame.function)
-            if at is None:
-                continue
-            # A kernel is where its symbols say; a name alone may be another's.
-            if at >> 47 and frame.address not in (None, at + frame.offset):
-                continue
-            # What a call returns to may be another line already.
-            back = 0 if frame.after_trap else 1
-            places[number] = path, at + frame.offset - back
-            break
+        named.append(frame)
+        for it in objects:
+            if (found := it.place(frame)) is not None:
+                name, at = found
+                offset = at - it.functions[name][0]
+                named[number] = dataclasses.replace(frame, function=name, offset=offset)
+                # What a call returns to may be another line already.
+                places[number] = it.path, at if frame.after_trap else at - 1
+                break
     sources = _lines_of(places.values())
-    return tuple(
-        dataclasses.replace(frame, sources=sources.get(places[number], ()))
-        if number in places
-        else frame
-        for number, frame in enumerate(frames)
-    )
+    for number, place in places.items():
+        named[number] = dataclasses.replace(named[number], sources=sources.get(place, ()))
+    return tuple(named)
 
 
-def _functions(path: Path) -> dict[str, int]:
-    """Where each function begins: its section's offset in a module, its address in a kernel."""
+def _object(path: Path, frames: Sequence[Frame]) -> _Object:
+    """What a file's symbol table says; a module's place follows from the frames that are in it."""
+    functions: dict[str, tuple[int, int]] = {}
     with contextlib.suppress(OSError, ELFError), path.open("rb") as stream:
-        return {
-            symbol.name: int(symbol["st_value"])
+        functions = {
+            symbol.name: (int(symbol["st_value"]), int(symbol["st_size"]))
             for section in ELFFile(stream).iter_sections()
             if isinstance(section, SymbolTableSection)
             for symbol in section.iter_symbols()
             if symbol["st_info"]["type"] == "STT_FUNC"
         }
-    return {}
+    if any(begin >> 47 for begin, _ in functions.values()):
+        return _Object(path, functions, 0)
+    # Another module or the kernel may have a function of the same name.
+    bases = collections.Counter(
+        frame.address - frame.offset - functions[frame.function][0]
+        for frame in frames
+        if frame.address is not None and frame.function in functions
+    )
+    return _Object(path, functions, max(bases, key=lambda base: bases[base], default=None))
 
 
 def _lines_of(places: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], tuple[str, ...]]:

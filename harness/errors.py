@@ -50,6 +50,16 @@ class MachineDied(GuestError):
     """The emulator ended by itself while somebody still needed it."""
 
 
+class DiskFull(MachineDied):
+    """The guest stands still: what it writes finds no room on this machine."""
+
+    exit_code = EXIT_CANNOT
+
+
+class GuestRebooted(GuestError):
+    """The guest answers, but it is not the system that was there before: it rebooted by itself."""
+
+
 class GuestPanic(GuestError):
     """The guest's kernel panicked; `detail` is the console from the panic on."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .deadline import Deadline
-from .errors import GuestError, GuestPanic, MachineDied, WaitTimeout
+from .errors import GuestError, GuestPanic, GuestRebooted, MachineDied, WaitTimeout
 from .machine import Machine
 from .ssh import Address, Result, Ssh, SshRefused, succeeded
 from .transcript import Asked, Transcript
@@ -62,6 +62,7 @@ class Guest:
         self.machine = machine
         self.access = access
         self._ssh: Ssh | None = None
+        self._boots = 0
 
     def deadline(self, native_s: float = _COMMAND_S) -> Deadline:
         """A deadline for work that takes `native_s` seconds at native speed."""
@@ -106,7 +107,8 @@ class Guest:
             raise RuntimeError("the machine has no network")
         address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
         self.disconnect()
-        self._ssh = Ssh(address, self.machine.check, self._heard)
+        self._boots = self.machine.boots
+        self._ssh = Ssh(address, self._watch, self._heard)
         try:
             self._ssh.connect(limit, listening=listening)
         except WaitTimeout as error:
@@ -120,9 +122,18 @@ class Guest:
         if self.transcript is not None:
             self.transcript.hear(asked)
 
+    def _watch(self) -> None:
+        self.machine.check()
+        if self.machine.boots != self._boots:
+            raise GuestRebooted(
+                f"{self.machine.spec.name} rebooted by itself: what was loaded and run there is "
+                f"gone; the console's log is {self.machine.console.log}",
+                detail=self.machine.console.tail(),
+            )
+
     @property
     def ssh(self) -> Ssh:
-        """The connection, made anew when it was cut."""
+        """The connection, made anew when it was cut; GuestRebooted if it leads to a new boot."""
         if self._ssh is None:
             raise RuntimeError("the guest was not waited for")
         if not self._ssh.connected:

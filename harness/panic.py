@@ -28,6 +28,9 @@ STORY_ENDS = re.compile(
 )
 """Behind it a lost kernel has no more to say: it waits for a key, a command, or its reboot."""
 
+BOOT = b"---<<BOOT>>---"
+"""What FreeBSD's kernel says first."""
+
 _LONGEST_LINE_BYTES = 4096
 
 

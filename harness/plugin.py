@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from .console import clean_lines
-from .errors import GuestError, GuestPanic, MachineDied, WaitTimeout, WorkbenchError
+from .errors import (
+    GuestError,
+    GuestPanic,
+    GuestRebooted,
+    MachineDied,
+    WaitTimeout,
+    WorkbenchError,
+)
 from .guest import Guest
 from .l2 import L2
 from .machine import Machine
@@ -27,6 +34,7 @@ WORKBENCH = pytest.StashKey[Workbench]()
 EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash once it was torn down: what was asked of the guest, and what it said."""
 
+_LOST = (GuestPanic, GuestRebooted, MachineDied)
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
 _DMESG_BEFORE = pytest.StashKey[list[str]]()
@@ -232,7 +240,7 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, WorkbenchError) and error.detail:
         report.sections.append(("what it printed", error.detail))
-    broken = str(error) if isinstance(error, GuestPanic | MachineDied) else None
+    broken = str(error) if isinstance(error, _LOST) else None
     if broken is None:
         try:
             machine.check()
@@ -247,7 +255,7 @@ def pytest_runtest_makereport(
             news = new_lines(before, _dmesg(item, guest))
         except GuestError as found:
             report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
-            if isinstance(found, GuestPanic | MachineDied | WaitTimeout):
+            if isinstance(found, (*_LOST, WaitTimeout)):
                 broken = f"it answers no more: {found.message}"
         else:
             report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))

@@ -31,6 +31,9 @@ from .transcript import Listener, asked
 _FIRST_TRY_S = 4.0
 _TRY_S = 30.0
 _PAUSE_S = 0.3
+# A connection breaks a moment before the end of who held it can be seen.
+_END_FOLLOWS_S = 1.0
+_WATCH_S = 0.05
 _NO_BANNER = "connected, but no SSH banner came (sshd is not up yet, or hangs)"
 
 # paramiko logs a traceback for every try that meets a guest which is not up yet.
@@ -195,9 +198,16 @@ class Ssh:
     def _transport(self) -> paramiko.Transport:
         transport = self._client.get_transport() if self._client else None
         if transport is None or not transport.is_active():
-            self._watch()
+            self._explain_break()
             raise GuestError("the SSH connection to the guest is gone")
         return transport
+
+    def _explain_break(self) -> None:
+        """Raise what explains a broken connection better; an emulator's end can be seen later."""
+        limit = Deadline.after(_END_FOLLOWS_S)
+        while not limit.expired:
+            self._watch()
+            time.sleep(_WATCH_S)
 
     @property
     def connected(self) -> bool:
@@ -246,7 +256,7 @@ class Ssh:
         try:
             code = exchange.run(stdin, deadline)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            self._watch()
+            self._explain_break()
             raise GuestError(
                 f"{command}: the SSH connection broke: {_reason(error)}", detail=exchange.said()
             ) from error
@@ -255,7 +265,7 @@ class Ssh:
             said = (bytes(exchange.output), bytes(exchange.errors))
             self._listener(asked(told or command, code, *said, seconds))
         if code == -1 and not self.connected:
-            self._watch()
+            self._explain_break()
             raise GuestError(
                 f"{command}: the SSH connection broke before it ended", detail=exchange.said()
             )

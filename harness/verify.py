@@ -21,6 +21,7 @@ from .errors import (
     CannotError,
     GuestError,
     GuestPanic,
+    GuestRebooted,
     Interrupted,
     MachineDied,
     UsageError,
@@ -40,7 +41,7 @@ SHIPPED_TOPIC = patches.DEFAULT_TOPIC
 _SERIES_TESTS = "test_series_*.py"
 _PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS")
 # A check that ends with one of these found nothing out about what it claims.
-_BROKE = (GuestPanic, MachineDied, WaitTimeout, SshRefused)
+_BROKE = (GuestPanic, GuestRebooted, MachineDied, WaitTimeout, SshRefused)
 
 
 def verify(options: Options, tests: Path = CHECKS) -> Report:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from pathlib import Path
 
 from ..console import Console
 from ..deadline import Deadline
-from ..errors import CannotError, MachineDied
+from ..errors import CannotError, GuestError, MachineDied
 
 _PORT_TRIES = 5
+# Somebody may stop an emulator for a moment; for longer nothing will come of waiting.
+_STOPPED_S = 5.0
 
 BACKENDS = ("kvm", "bochs", "tcg")
 
@@ -103,6 +106,7 @@ class Machine(ABC):
         self.ssh_port: int | None = None
         self._console: Console | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped_since_s = 0.0
 
     @property
     def backend(self) -> str:
@@ -120,6 +124,11 @@ class Machine(ABC):
     def panicked(self) -> bool:
         """Whether the guest's kernel said that it is lost; False before the start."""
         return self._console is not None and self._console.panicked
+
+    @property
+    def boots(self) -> int:
+        """A number that grows each time the guest starts anew, however it came to that."""
+        return self._console.boots if self._console is not None else 0
 
     @property
     def pid(self) -> int | None:
@@ -241,17 +250,36 @@ class Machine(ABC):
     def _check_process(self) -> None:
         code = self.exit_code
         if code is None:
+            self._check_running()
             return
         console = self._console
         if console is not None:
             # What the guest said last may still be on its way; a panic explains the end better.
             console.wait_closed(Deadline.after(1))
             console.check_panic()
+        how = f"{self.backend} {describe_exit(code)}"
+        if self.powered_off():
+            how = f"the guest switched itself off ({how})"
         raise MachineDied(
-            f"{self.spec.name}: {self.backend} {describe_exit(code)} while it was needed; the "
-            f"console's log is {self.spec.console_log}",
+            f"{self.spec.name}: {how} while it was needed; the console's log is "
+            f"{self.spec.console_log}",
             detail="\n".join(filter(None, (self.last_words(), console.tail() if console else ""))),
         )
+
+    def _check_running(self) -> None:
+        """Raise GuestError when the emulator is there and does not go on."""
+        process = self._process
+        if process is None or not _is_stopped(process.pid):
+            self._stopped_since_s = 0.0
+            return
+        now = time.monotonic()
+        self._stopped_since_s = self._stopped_since_s or now
+        if now - self._stopped_since_s > _STOPPED_S:
+            raise GuestError(
+                f"{self.spec.name}: {self.backend} (process {process.pid}) was stopped by a signal "
+                f"and has stood still for {_STOPPED_S:.0f} s; `kill -CONT {process.pid}` lets it "
+                f"go on; the console's log is {self.spec.console_log}"
+            )
 
     def wait_ended(self, deadline: Deadline) -> int | None:
         """Wait for the emulator to end by itself; its exit code, or None when time ran out."""
@@ -290,6 +318,16 @@ class Machine(ABC):
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal (not by a debugger)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # The name before it is in parentheses and may hold anything.
+    return stat.rpartition(")")[2].split()[:1] == ["T"]
 
 
 def free_port() -> int:

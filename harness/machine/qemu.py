@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..console import Console
 from ..deadline import Deadline
-from ..errors import CannotError, GuestError, MachineDied
+from ..errors import CannotError, DiskFull, GuestError, MachineDied
 from . import qemu_state as state
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 from .qemu_state import Memory
@@ -187,6 +187,20 @@ class QemuMachine(Machine):
     def powered_off(self) -> bool:
         # QEMU ends as well when it is asked to by a signal, and then says so.
         return self.exit_code == 0 and _TERMINATED not in self.last_words()
+
+    @property
+    def boots(self) -> int:
+        return super().boots + (self._qmp.resets if self._qmp is not None else 0)
+
+    def _check_running(self) -> None:
+        super()._check_running()
+        if self._qmp is not None and self._qmp.disk_error:
+            raise DiskFull(
+                f"{self.spec.name}: its disk cannot be written ({self._qmp.disk_error}), so QEMU "
+                f"has stopped the guest; free some room under {self.spec.run_dir}, or set "
+                "HARNESS_RUNS to a folder with more",
+                detail=self.console.tail(),
+            )
 
     def last_words(self) -> str:
         return tail_of(self.spec.emulator_log)

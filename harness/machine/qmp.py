@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -29,8 +30,14 @@ class Qmp:
         self._client = QMPClient(name)
         # Its log would go to standard error; what matters comes back as an exception.
         self._client.logger.disabled = True
+        self.disk_error = ""
+        """Why QEMU stopped the guest, once a write to its disk failed."""
+        self.resets = 0
+        """How often the guest was reset, by itself."""
+        self._listener: concurrent.futures.Future[None] | None = None
         try:
             self._wait(self._client.connect(connection), deadline)
+            self._listener = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
         except BaseException:
             self.close()
             raise
@@ -46,6 +53,15 @@ class Qmp:
             ) from None
         except (QMPError, OSError, EOFError) as error:
             raise GuestError(f"QMP: {error}") from error
+
+    async def _listen(self) -> None:
+        with self._client.listener(("BLOCK_IO_ERROR", "RESET")) as events:
+            async for event in events:
+                data = cast(dict[str, Any], event["data"])
+                if event["event"] == "RESET":
+                    self.resets += bool(data.get("guest"))
+                elif data.get("action") == "stop":
+                    self.disk_error = str(data.get("reason", "a write failed"))
 
     def execute(
         self, command: str, deadline: Deadline, arguments: Mapping[str, object] | None = None
@@ -64,6 +80,8 @@ class Qmp:
 
     def close(self) -> None:
         """End the session; harmless when QEMU has gone."""
+        if self._listener is not None:
+            self._listener.cancel()
         with contextlib.suppress(Exception):
             self._wait(self._client.disconnect(), Deadline.after(2))
         self._end_loop()

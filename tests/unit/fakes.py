@@ -53,6 +53,7 @@ class FakeMachine:
         self.ends_after = 0
         self.off = True
         self.stopped = False
+        self.boots = 0
 
     @property
     def panicked(self) -> bool:

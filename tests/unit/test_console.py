@@ -329,3 +329,12 @@ def test_consoles_leave_nothing_behind(tmp_path: Path) -> None:
         console.close()
         far.close()
     assert (process.num_fds(), threading.active_count()) == before
+
+
+def test_a_kernel_that_begins_is_counted_however_it_is_cut(line: Line) -> None:
+    for _ in range(2):
+        for size in (1, 5, 14, 40):
+            said = b"loading\r\n---<<BOOT>>---\r\nCopyright\r\n"
+            for at in range(0, len(said), size):
+                line.says(said[at : at + size])
+    assert line.console.boots == 8

@@ -213,11 +213,32 @@ def test_a_kernel_of_another_address_lends_no_lines(program: Path, tmp_path: Pat
     linker = f"ld.lld-{packages.clang_version()}"
     command = [linker, "-e", "main", "-Ttext", f"{base:#x}", "-o", kernel, program]
     subprocess.run(command, check=True)
-    begin = crash._functions(kernel)["inlined"]
+    begin = crash._object(kernel, []).functions["inlined"][0]
     right, wrong = Frame("inlined", 2, begin + 2), Frame("inlined", 2, begin + 0x1002)
     got = crash.symbolize([right, wrong], Symbols(kernel=kernel))
     assert got[0].sources[-1].startswith("sys/poke.c:")
     assert got[1].sources == ()
+
+
+def test_the_function_that_trapped_is_found_by_its_address(program: Path) -> None:
+    """stack(9) leaves it out; where the module lies follows from another frame in it."""
+    functions = crash._object(program, []).functions
+    base = 0xFFFFFFFF82E00000
+    address = base + functions["inlined"][0] + 1
+    story = [
+        "Fatal trap 12: page fault while in kernel mode",
+        f"instruction pointer     = 0x20:{address:#x}",
+        "#0 0xffffffff80b872c6 at vpanic+0x136",
+        "#1 0xffffffff8106f138 at calltrap+0x8",
+        f"#2 {base + functions['main'][0] + 1:#x} at main+0x1",
+    ]
+    panic = crash.told(story, {}, Symbols(module=program))
+    assert [frame.function for frame in panic.frames] == ["vpanic", "calltrap", "inlined", "main"]
+    assert panic.culprit is not None
+    assert panic.culprit.offset == 1
+    assert panic.culprit.sources
+    bare = crash.told(story, {}, Symbols())
+    assert bare.summary.endswith(f"in {address:#x}")
 
 
 def test_without_a_symbolizer_the_places_stay(
