@@ -34,14 +34,21 @@ def setup(_context: Context) -> None:
 
 @task(
     name="test",
-    help={"only": "unit or machine (default: both)", "args": "further arguments for pytest"},
+    help={
+        "only": "unit, machine or soak (default: the first two)",
+        "args": "further arguments for pytest",
+    },
 )
 @run_task
 def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     """Run the project's own tests: no FreeBSD, no KVM needed."""
-    if only not in ("", *SECTIONS):
-        raise UsageError(f"--only {only}: one of {', '.join(SECTIONS)} is meant")
+    if only not in ("", *SECTIONS, "soak"):
+        raise UsageError(f"--only {only}: one of {', '.join(SECTIONS)}, soak is meant")
     packages.ensure()
+    if only == "soak":
+        # One after another: what a test holds is counted.
+        soak = [sys.executable, "-m", "pytest", "tests/machine", "-m", "soak", "-s"]
+        return subprocess.call([*soak, *shlex.split(args)])
     folders = [f"tests/{section}" for section in SECTIONS if only in ("", section)]
     # A worker for each processor; without pytest-xdist they run one after another.
     workers = ["-n", "logical", "--dist", "worksteal"] if find_spec("xdist") else []

@@ -1,0 +1,98 @@
+"""Boots, one after another and side by side: none fails, and none leaves anything behind.
+
+A few run with the other tests; as many as it takes to trust them with `./inv test --only soak`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness import machine as machines
+from harness.deadline import Deadline
+from harness.guest import Access, Guest
+from harness.machine import Drive, Spec
+
+BOOT_S = 300.0
+
+
+def boot_once(standin: Any, folder: Path) -> int:
+    """Boot, run a command, switch off; the port that was used."""
+    spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name=folder.name)
+    with (
+        machines.make("tcg", spec) as machine,
+        Guest(machine, Access(standin.private_key, standin.host_key)) as guest,
+    ):
+        machine.start(Deadline.after(60))
+        guest.wait_ready(Deadline.after(BOOT_S))
+        assert guest.must(["echo", folder.name]) == f"{folder.name}\n"
+        port = machine.ssh_port
+    assert port is not None
+    assert machine.pid is None
+    assert spec.console_log.stat().st_size > 0
+    return port
+
+
+def held() -> dict[str, object]:
+    """What this process holds, by kind."""
+    process = psutil.Process()
+    return {
+        "descriptors": process.num_fds(),
+        "threads": sorted(t.name for t in threading.enumerate()),
+        "children": [child.cmdline() for child in process.children(recursive=True)],
+        "listening": [c.laddr for c in process.net_connections() if c.status == "LISTEN"],
+    }
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "boots",
+    [2, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(4 * 3600)])],
+)
+def test_boots_in_a_row(standin: Any, tmp_path: Path, boots: int) -> None:
+    before = None
+    for number in range(boots):
+        port = boot_once(standin, tmp_path / f"boot-{number}")
+        assert is_free(port)
+        # What is made once and kept, by libraries too, is there after the first.
+        before = before or held()
+        assert held() == before
+        print(f"boot {number + 1} of {boots}: nothing left", flush=True)
+    assert files_below(tmp_path) == {"console.log", "emulator.log", "overlay.qcow2"}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "side_by_side"),
+    [(1, 2), pytest.param(25, 4, marks=[pytest.mark.soak, pytest.mark.timeout(4 * 3600)])],
+)
+def test_boots_side_by_side(standin: Any, tmp_path: Path, rounds: int, side_by_side: int) -> None:
+    before = None
+    for number in range(rounds):
+        folders = [tmp_path / f"round-{number}-{place}" for place in range(side_by_side)]
+        # An emulator ends with the thread that started it: the pool lasts as long as its machines.
+        with ThreadPoolExecutor(side_by_side, thread_name_prefix="boots") as pool:
+            ports = list(pool.map(boot_once, [standin] * side_by_side, folders))
+        assert len(set(ports)) == side_by_side
+        assert all(map(is_free, ports))
+        before = before or held()
+        assert held() == before
+        print(f"round {number + 1} of {rounds}: {side_by_side} booted, nothing left", flush=True)
