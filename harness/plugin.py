@@ -7,6 +7,7 @@ out of the way of tests that ask for none of its fixtures.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--vmm-stock", action="store_true", help="test the unpatched module")
     group.addoption(
+        "--vmm-reboot", action="store_true", help="when the guest breaks, go on with a fresh one"
+    )
+    group.addoption(
         "--vmm-series", action="append", type=Path, default=[], help="a series folder or patches"
     )
 
@@ -78,6 +82,7 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         stock=config.getoption("--vmm-stock"),
         cold=config.getoption("--vmm-cold"),
         series=tuple(config.getoption("--vmm-series")),
+        go_on=config.getoption("--vmm-reboot"),
     )
     with Workbench(options, new_run_dir("pytest")) as bench:
         try:
@@ -96,7 +101,7 @@ def guest(workbench: Workbench) -> Guest:
     return workbench.guest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def machine(guest: Guest) -> Machine:
     """The virtual computer beneath it."""
     return guest.machine
@@ -159,12 +164,27 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Once the machine is broken, what comes after it names the first cause instead of its own."""
     broken = item.config.stash.get(_BROKEN, None)
     if broken is not None and _is_ours(item):
-        pytest.skip(f"not run, the machine broke before: {broken}")
+        _revive(item.config, broken)
     _take_down(item)
     yield
     # The first test's own set-up may have brought the guest up.
     if _CONSOLE_MARK not in item.stash:
         _take_down(item)
+
+
+def _revive(config: pytest.Config, broken: str) -> None:
+    """Bring the guest that broke up anew, where that was asked for; skip the test where not."""
+    bench = config.stash.get(WORKBENCH, None)
+    if bench is None or not bench.options.go_on:
+        pytest.skip(f"not run, the machine broke before: {broken}")
+    try:
+        bench.revive()
+    except WorkbenchError as error:
+        bench.options = dataclasses.replace(bench.options, go_on=False)
+        pytest.skip(f"not run, the machine broke ({broken}) and did not come back: {error}")
+    del config.stash[_BROKEN]
+    if _DMESG_SEEN in config.stash:
+        del config.stash[_DMESG_SEEN]
 
 
 def _take_down(item: pytest.Item) -> None:

@@ -62,7 +62,8 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
                     _without_guest(bench)
                 raise
             if bench.stock_build is not None:
-                _run_checks(bench, tests, stock, stock=True)
+                if _run_checks(bench, tests, stock, stock=True):
+                    bench.revive()
                 bench.use(_built(bench))
             _run_checks(bench, tests, checks)
         except WorkbenchError as caught:
@@ -118,11 +119,11 @@ def _series_name(options: Options) -> str:
     return f"series {', '.join(map(str, options.series)) or options.topic}"
 
 
-def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False) -> None:
+def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False) -> bool:
     """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
 
-    `stock`: the stock module is loaded, to compare with.  Raises GuestError when the machine broke,
-    CannotError when pytest itself could not run.
+    `stock`: the stock module is loaded, to compare with.  Returns whether the machine is broken
+    now, which without `go_on` raises GuestError; CannotError when pytest itself could not run.
     """
     recorder = _Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
     what = "checks on stock" if stock else "checks"
@@ -150,8 +151,9 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bo
             code = pytest.main(arguments, plugins=[recorder])
         if recorder.interrupted:
             raise KeyboardInterrupt
-        if recorder.broken:
-            raise GuestError(f"the guest broke: {recorder.broken}")
+        if recorder.broken and not bench.options.go_on:
+            under = "under the stock module: " if stock else ""
+            raise GuestError(f"the guest broke: {under}{recorder.broken}")
         if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError(f"--only {bench.options.only}: no check matches")
         early = recorder.ended_early or code not in (
@@ -169,6 +171,9 @@ def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bo
             left = f"{recorder.left_out} that take minutes left out, --full runs them"
             step.note += f"; {left}"
             bench.properties[report.LEFT_OUT] = left
+        if bench.breaks:
+            bench.properties["guest broke"] = f"{bench.breaks} times, and was brought up anew"
+        return recorder.broken is not None
 
 
 @contextlib.contextmanager

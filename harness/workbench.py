@@ -81,6 +81,8 @@ class Workbench:
         self.loaded: vmm.Loaded | None = None
         self.vmm: vmm.Vmm | None = None
         self.panic: crash.Panic | None = None
+        self.breaks = 0
+        """How often the guest broke and was brought up anew."""
 
     @property
     def backend(self) -> str:
@@ -169,11 +171,16 @@ class Workbench:
             self.vmtool = builder.compile_program(build, [_SOURCES / "vmtool.c"], sysroot=sysroot)
 
     @property
+    def guest_dir(self) -> Path:
+        """The machine's folder; each one that follows one that broke has its own."""
+        return self.run_dir / (f"guest-{self.breaks + 1}" if self.breaks else "guest")
+
+    @property
     def spec(self) -> machine.Spec:
         """What the machine is made of."""
         record = _given(self.record, "find_image")
         return machine.Spec(
-            run_dir=self.run_dir / "guest",
+            run_dir=self.guest_dir,
             drive=machine.Drive(record.disk),
             memory_bytes=_MEMORY_BYTES,
             cpus=1 if self.backend == "bochs" else 2,
@@ -240,6 +247,28 @@ class Workbench:
                 step.note += f"; {refusal}"
             self.vmm = vmm.Vmm(guest, self.loaded, build, self.vmtool)
 
+    def revive(self) -> None:
+        """After the guest broke: another machine with a fresh disk, the same module loaded.
+
+        Whoever holds `guest` and `vmm` goes on with the same objects.  A panic's story stays in the
+        folder of the machine that had it; `panic` is the next one's.
+        """
+        guest, build = _given(self.guest, "boot"), _given(self.running, "load")
+        bhyve = _given(self.vmm, "load")
+        self.tell_panic()
+        guest.disconnect()
+        self._end_machine(guest)
+        self.breaks += 1
+        self.panic = None
+        self.boot()
+        fresh = _given(self.guest, "boot")
+        fresh.disconnect()
+        guest.machine, self.guest = fresh.machine, guest
+        guest.enter()
+        self.use(build)
+        bhyve.__dict__.update(vars(self.vmm))
+        self.vmm = bhyve
+
     def tell_panic(self) -> crash.Panic | None:
         """A panic's story, if there was one: collected once, kept in panic.txt and panic.json.
 
@@ -251,7 +280,8 @@ class Workbench:
             self.panic = crash.collect(guest.machine.console, self._symbols(), scale)
             if self.panic is not None:
                 ui.say(f"panic: {self.panic.summary}")
-                ui.say(f"panic: the whole story is in {crash.save(self.panic, self.run_dir)}")
+                folder = self.guest_dir if self.breaks else self.run_dir
+                ui.say(f"panic: the whole story is in {crash.save(self.panic, folder)}")
         return self.panic
 
     def _symbols(self) -> crash.Symbols:
@@ -273,7 +303,7 @@ class Workbench:
             if self.loaded is not None and self.guest.machine.pid and self.guest.connected:
                 with contextlib.suppress(GuestError, OSError):
                     text = self.guest.must(["dmesg"], Deadline.after(_GOODBYE_S))
-                    files.write_atomic(self.run_dir / "guest" / "dmesg.txt", text)
+                    files.write_atomic(self.guest_dir / "dmesg.txt", text)
             self.guest.disconnect()
             self.tell_panic()
         finally:
@@ -281,7 +311,7 @@ class Workbench:
 
     def _end_machine(self, guest: Guest) -> None:
         guest.machine.stop(Deadline.after(10))
-        for overlay in (self.run_dir / "guest").glob("overlay.*"):
+        for overlay in self.guest_dir.glob("overlay.*"):
             overlay.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from harness.guest import Guest
 from harness.machine import Spec, Traits
 from harness.machine.base import Drive
 from harness.ssh import Result
+from harness.workbench import Options
 
 
 class FakeConsole:
@@ -132,6 +133,8 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
         loaded=SimpleNamespace(virtualizes=True, refusal=""),
         backend="fake",
         stock_build=None,
+        breaks=0,
+        options=Options(),
         stages=[],
         properties={},
         panic=None,

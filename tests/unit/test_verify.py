@@ -72,6 +72,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 self.stock_build = "stock" if asked.side_by_side else None
                 self.loaded.path = self.stock_build or self.build
 
+            def revive(self) -> None:
+                self.guest.machine.console.panic = ""
+                self.breaks += 1
+
             def use(self, build: str) -> None:
                 self.loaded.path = build
 
@@ -151,7 +155,7 @@ from pathlib import Path
 from harness import ui, verify
 ui.err = ui._Console(stderr=True)
 bench = types.SimpleNamespace(
-    run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None,
+    run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None, breaks=0,
     options=types.SimpleNamespace(full=True, only="", topic="", stock=False))
 try:
     verify._run_checks(bench, Path("test_slow.py"), checks := [])
@@ -327,6 +331,26 @@ def test_a_machine_that_breaks_ends_the_run_as_that(run: Run) -> None:
     assert status(result)["test_later"] == "not run"
     assert "killed by SIGKILL" in result.checks[-1].message
     assert outcomes(result)["checks"] == "failed"
+
+
+def test_a_machine_that_breaks_is_brought_up_anew_on_request(run: Run) -> None:
+    text = CHECKS.partition("@pytest")[0] + (
+        "def test_dies(guest):\n"
+        "    guest.machine.console.panic = 'first'\n"
+        "def test_later(workbench):\n"
+        "    assert workbench.breaks == 1\n"
+        "def test_dies_last(guest): guest.machine.console.panic = 'second'\n"
+    )
+    result = run(text, go_on=True)
+    assert status(result) == {
+        "test_holds": "ok",
+        "test_dies": "FAILED",
+        "test_later": "ok",
+        "test_dies_last": "FAILED",
+    }
+    assert "first" in result.checks[1].message
+    assert (result.exit_code, result.error) == (1, "")
+    assert "1 times" in result.properties["guest broke"]
 
 
 def test_a_panic_that_no_check_sees_is_seen(run: Run) -> None:
