@@ -71,6 +71,8 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         "offline": "fetch nothing: use what is in the cache",
         "cold": "boot, though a snapshot could be resumed, and save none",
         "full": "also run the checks with a guest inside the guest, minutes in Bochs",
+        "keep": "leave the guest up if the verdict is bad, and say how to enter it",
+        "name": "what it is then called (default: verify)",
         "json": "print the report as JSON",
     },
 )
@@ -89,6 +91,8 @@ def verify(
     go_on: bool = False,
     only: str = "",
     cold: bool = False,
+    keep: bool = False,
+    name: str = "verify",
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
@@ -110,7 +114,7 @@ def verify(
         go_on=go_on,
         only=only,
     )
-    result = run_verify(options)
+    result = run_verify(options, keep_as=name if keep else "")
     if json:
         ui.print_json(result.to_data())
     else:

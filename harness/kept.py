@@ -111,7 +111,11 @@ class KeptWorkbench(_InKeeper):
         self.guest = keeper.attach(self.kept_as)
 
     def keep(self) -> keeper.Record | None:
-        """Let the guest stay; how it is known, or None when there is none to stay."""
+        """Let the guest stay; how it is known, or None when there is none to stay.
+
+        To be called before the workbench is left; `ways_in` says how the guest is entered then.
+        """
+        self.tell_panic()
         now = keeper.load(self.name) if self._starter is not None else None
         if self._starter is None or now is None or not now.alive or now.emulator is None:
             return None

@@ -17,7 +17,10 @@ import pytest
 from . import patches, plugin, report, ui
 from .build import Build
 from .errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_GUEST,
     EXIT_OK,
+    EXIT_PATCH,
     CannotError,
     GuestError,
     GuestPanic,
@@ -29,6 +32,7 @@ from .errors import (
     WorkbenchError,
 )
 from .files import PROJECT
+from .kept import KeptWorkbench, ways_in
 from .report import Check, Report
 from .ssh import SshRefused
 from .transcript import NO_EVIDENCE, Evidence
@@ -40,25 +44,50 @@ SHIPPED_TOPIC = patches.DEFAULT_TOPIC
 
 _SERIES_TESTS = "test_series_*.py"
 _PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS")
+# What somebody would want to look into: not where nothing broke but something was not run.
+_WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
 # A check that ends with one of these found nothing out about what it claims.
 _BROKE = (GuestPanic, GuestRebooted, MachineDied, WaitTimeout, SshRefused)
 
 
-def verify(options: Options, tests: Path = CHECKS) -> Report:
-    """Walk the whole way; whatever happens, a Report comes back and lies in the run's folder."""
+def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
+    """Walk the whole way; whatever happens, a Report comes back and lies in the run's folder.
+
+    With `keep_as` the guest of a run that failed stays up under that name.
+    """
     run_dir = new_run_dir("verify-stock" if options.stock else "verify")
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     checks: list[Check] = []
     stock: list[Check] = []
     error: WorkbenchError | None = None
-    with Workbench(options, run_dir) as bench:
+    series = None
+    bench = KeptWorkbench(options, run_dir, keep_as) if keep_as else Workbench(options, run_dir)
+
+    def so_far() -> Report:
+        return Report(
+            release=options.release,
+            backend=bench.backend,
+            stock=options.stock,
+            series=f"series {series.topic}" if not error and series else _series_name(options),
+            started_at=started,
+            run_dir=run_dir,
+            stages=report.stage_results(bench.stages, STAGES),
+            checks=_beside(checks, stock),
+            properties=bench.properties,
+            error=error.message if error else "",
+            error_exit_code=error.exit_code if error else EXIT_OK,
+            error_detail=error.detail if error else "",
+            panic=bench.panic,
+        )
+
+    with bench:
         try:
             # Read before anything is booted: a misspelt series must not cost a boot.
             series = load_series(options)
             try:
                 bench.up()
             except CannotError:
-                if bench.stages[-1].name == "image":
+                if bench.stages and bench.stages[-1].name == "image":
                     _without_guest(bench)
                 raise
             if bench.stock_build is not None:
@@ -72,21 +101,11 @@ def verify(options: Options, tests: Path = CHECKS) -> Report:
                 ui.say_detail(error.detail)
         except KeyboardInterrupt:
             error = Interrupted("interrupted")
-    result = Report(
-        release=options.release,
-        backend=bench.backend,
-        stock=options.stock,
-        series=f"series {series.topic}" if not error and series else _series_name(options),
-        started_at=started,
-        run_dir=run_dir,
-        stages=report.stage_results(bench.stages, STAGES),
-        checks=_beside(checks, stock),
-        properties=bench.properties,
-        error=error.message if error else "",
-        error_exit_code=error.exit_code if error else EXIT_OK,
-        error_detail=error.detail if error else "",
-        panic=bench.panic,
-    )
+        if isinstance(bench, KeptWorkbench) and so_far().exit_code in _WORTH_KEEPING:
+            record = bench.keep()
+            if record is not None:
+                bench.properties[report.KEPT] = ways_in(record)
+    result = so_far()
     report.save(result)
     return result
 

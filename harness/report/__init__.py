@@ -5,12 +5,13 @@ A room each; what others need of them is named here.
 
 from __future__ import annotations
 
-from .data import LEFT_OUT, Check, Outcome, Report, StageResult, Status, stage_results
+from .data import KEPT, LEFT_OUT, Check, Outcome, Report, StageResult, Status, stage_results
 from .junit import junit
 from .store import PAGE, counterpart, find, load, runs, save, write_page
 from .text import show, show_runs
 
 __all__ = [
+    "KEPT",
     "LEFT_OUT",
     "PAGE",
     "Check",

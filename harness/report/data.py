@@ -17,6 +17,9 @@ from ..crash import Panic
 from ..errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from ..transcript import NO_EVIDENCE, Evidence
 
+KEPT = "kept"
+"""The property that says how to enter the guest that was left up."""
+
 LEFT_OUT = "left out"
 """The property that says which checks were not asked for in this run."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import ui
-from .data import Report
+from .data import KEPT, Report
 
 
 def show(report: Report) -> None:
@@ -32,6 +32,8 @@ def show(report: Report) -> None:
         ui.out.print(ui.clean(f"{report.panic.message}\n{frames}\n"), markup=False)
     ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
     ui.out.print(f"run:     {report.run_dir}", markup=False)
+    if KEPT in report.properties:
+        ui.out.print(f"kept:    {report.properties[KEPT]}", markup=False)
 
 
 def show_runs(reports: Iterable[Report]) -> None:

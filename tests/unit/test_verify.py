@@ -16,9 +16,9 @@ import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
-from harness import ui, verify, workbench
+from harness import keeper, ui, verify, workbench
 from harness.crash import Panic
-from harness.errors import GuestError, PatchError, WorkbenchError
+from harness.errors import CannotError, GuestError, PatchError, WorkbenchError
 from harness.files import PROJECT
 from harness.report import Report
 from harness.workbench import STAGES, Options
@@ -59,14 +59,16 @@ Run = Callable[..., Report]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run verify over a bench that is up, or whose `up` raises; the guest is `run.guest`."""
 
-    def go(text: str = CHECKS, stops: BaseException | None = None, **options: Any) -> Report:
+    def go(
+        text: str = CHECKS, stops: BaseException | None = None, keep_as: str = "", **options: Any
+    ) -> Report:
         # A name of its own: pytest runs in this process, which knows the other modules by name.
         tests = tmp_path / "project" / f"test_{uuid.uuid4().hex}.py"
         tests.write_text(text)
         played = fake_bench(FakeGuest())
 
         class Bench:
-            def __init__(self, asked: Options, run_dir: Path) -> None:
+            def __init__(self, asked: Options, run_dir: Path, name: str = "") -> None:
                 self.__dict__.update(vars(played), run_dir=run_dir, options=asked, stages=[])
                 self.build = "series"
                 self.stock_build = "stock" if asked.side_by_side else None
@@ -86,6 +88,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                     with ui.stage("build", self.stages):
                         raise stops
 
+            def keep(self) -> keeper.Record:
+                assert not played.guest.machine.stopped
+                return keeper.Record(keep_as, self.run_dir, keeper.record.Process(1, ""), "ready")
+
             def __enter__(self) -> Bench:
                 return self
 
@@ -94,8 +100,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                     self.panic = Panic(played.guest.machine.console.panic, ())
                 played.guest.machine.stop(None)
 
-        monkeypatch.setattr(verify, "Workbench", Bench)
-        result = verify.verify(Options(**options), tests)
+        if keep_as:
+            monkeypatch.setattr(verify, "KeptWorkbench", Bench)
+        else:
+            monkeypatch.setattr(verify, "Workbench", Bench)
+        result = verify.verify(Options(**options), tests, keep_as)
         assert played.guest.machine.stopped
         assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
         saved = json.loads((result.run_dir / "report.json").read_text())
@@ -395,3 +404,16 @@ def test_no_image_and_no_network(
     ]
     assert skipped == list(STAGES[3:])
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_guest_worth_looking_into_is_kept_if_asked_for(run: Run) -> None:
+    assert "kept" not in run().properties
+    kept = run(keep_as="mine").properties["kept"]
+    assert kept == (
+        "./inv ssh --name mine or ./inv console --name mine enters it, ./inv down --name mine ends "
+        "it"
+    )
+    assert "kept" not in run("def test_holds(): pass", keep_as="mine").properties
+    assert "kept" not in run(stops=CannotError("no VMX"), keep_as="mine").properties
+    assert "kept" in run(stops=GuestError("it hangs"), keep_as="mine").properties
+    assert "kept" not in run(stops=KeyboardInterrupt(), keep_as="mine").properties
