@@ -112,7 +112,7 @@ def push(_context: Context, local: str, remote: str, name: str = DEFAULT_NAME) -
 
 @task(help={**NAME_HELP, "remote": "a file or folder in the guest", "local": "where it goes here"})
 @run_task
-def pull(_context: Context, remote: str, local: str = ".", name: str = DEFAULT_NAME) -> int:
+def pull(_context: Context, remote: str, local: str, name: str = DEFAULT_NAME) -> int:
     """Copy a file or a folder out of the guest."""
     return guest_cli.pull(name, remote, local)
 

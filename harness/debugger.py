@@ -49,7 +49,8 @@ def command(
 
     `more` are commands of gdb's, run in the end.
     """
-    steps = ["set confirm off", "set pagination off", "set architecture i386:x86-64"]
+    # A gdb that knows no FreeBSD takes its kernel for a 32-bit program otherwise.
+    steps = ["set confirm off", "set osabi none", "set architecture i386:x86-64"]
     if kernel is not None:
         steps.append(f"file {kernel}")
     steps.append(f"target remote {target}")

@@ -26,13 +26,14 @@ from .console import clean_lines
 from .deadline import Deadline
 from .errors import CannotError, GuestError, UsageError
 from .files import write_atomic
-from .keeper import BROKEN, STARTING, Record, find, open_console
+from .keeper import BROKEN, STARTING, Record, find, load, open_console
 from .ssh import Address, Ssh
 
 OPENSSH = "ssh"
 STDIN = 0
 
 _CONNECT_S = 60.0
+_LOOK_S = 0.5
 _SSH_FAILED = 255
 _CHUNK_BYTES = 1 << 16
 _DETACH = b"\x1d"
@@ -82,12 +83,32 @@ def ssh(record: Record, command: Sequence[str]) -> int:
     while True:
         # Ctrl-C reaches the client too, and what it means is decided there.
         with contextlib.suppress(KeyboardInterrupt):
-            code = process.wait()
-            break
+            try:
+                code = process.wait(_LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                # The client would wait for ever: nobody tells it that its guest has gone.
+                _check(record, process)
     if code == _SSH_FAILED:
         # Its own failure or the command's code, ssh does not say; a guest that is gone explains it.
-        way_in(record.name)
+        _check(record, process)
     return code if code >= 0 else 128 - code
+
+
+def _check(entered: Record, process: subprocess.Popen[bytes]) -> None:
+    """GuestError, and the end of `process`, when the guest is not any more what was entered."""
+    now = load(entered.name)
+    if now is None or not now.alive or now.run_dir != entered.run_dir:
+        how = f"has ended: {now.note}" if now is not None and now.note else "has ended"
+    elif now.stage == BROKEN:
+        how = f"is broken: {now.note}; ./inv console --name {now.name} enters it"
+    elif now.boots != entered.boots or now.stage == STARTING:
+        how = "was rebooted"
+    else:
+        return
+    process.terminate()
+    process.wait()
+    raise GuestError(f"guest {entered.name} {how}")
 
 
 def way_in(name: str) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import shlex
 import shutil
@@ -88,7 +89,7 @@ def status(name: str, json: bool) -> int:
         ui.say("no guest is up; ./inv up starts one")
         return EXIT_OK
     ui.table(
-        ("guest", "state", "what", "in", "module", "SSH", "since", "note"),
+        ("guest", "state", "what", "in", "module", "SSH", "up for", "note"),
         [
             (
                 record.name,
@@ -97,13 +98,20 @@ def status(name: str, json: bool) -> int:
                 record.backend,
                 record.module or "-",
                 f"127.0.0.1:{record.ssh_port}" if record.ssh_port else "-",
-                record.began_at,
+                _age(record),
                 record.note or str(record.run_dir),
             )
             for record in records
         ],
     )
     return EXIT_OK
+
+
+def _age(record: keeper.Record) -> str:
+    if not record.alive:
+        return "-"
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.began_at)
+    return str(datetime.timedelta(seconds=max(0, round(age.total_seconds()))))
 
 
 def ssh(name: str, command: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import signal
 import socket
@@ -50,6 +51,9 @@ class Bench(Protocol):
     def boot(self) -> None:
         """Bring the guest up; WorkbenchError when it does not come."""
 
+    def tell_panic(self) -> object:
+        """Take down what there is to know of a panic, while the machine still stands."""
+
     def close(self) -> None:
         """End the machine and clear away what goes with it."""
 
@@ -68,6 +72,7 @@ class Keeper:
         self._record_lock = threading.Lock()
         self._bench = bench
         self._released = False
+        self._past = ""
         self._decided = threading.Event()
         self._asked_soft = threading.Event()
         self._streams: list[threading.Thread] = []
@@ -161,10 +166,7 @@ class Keeper:
         while not self._asked_soft.wait(_TICK_S):
             mark = self._follow_boots(guest.machine.console, mark)
             if guest.machine.console.panicked and self._record.stage != BROKEN:
-                try:
-                    guest.machine.console.check_panic()
-                except GuestPanic as panic:
-                    self._update(stage=BROKEN, note=panic.message)
+                self._note_panic(guest.machine.console)
             if guest.machine.exit_code is not None:
                 self._note_end(guest)
                 return True
@@ -178,11 +180,23 @@ class Keeper:
         announcement = self._record.announces.encode()
         for line in whole.splitlines() if announcement else ():
             if _BOOT_LINE in line:
+                # A kernel that panicked may have rebooted by itself: its successor has not.
+                console.forget_panic()
                 self._update(stage=STARTING, note="rebooting", **records.NO_MODULE)
             elif announcement in line:
-                console.forget_panic()
-                self._update(stage=READY, note="", boots=self._record.boots + 1)
+                self._update(stage=READY, note=self._past, boots=self._record.boots + 1)
         return behind - len(data) + len(whole)
+
+    def _note_panic(self, console: Console) -> None:
+        try:
+            console.check_panic()
+        except GuestPanic as panic:
+            self._update(stage=BROKEN, note=panic.message)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            self._past = f"it panicked at {now} and came up again; see {self._record.run_dir}"
+        # Who started this asks a panicked kernel himself, as long as he is there.
+        if self._released:
+            self._bench.tell_panic()
 
     def _note_end(self, guest: Guest) -> None:
         machine = guest.machine

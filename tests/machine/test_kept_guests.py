@@ -172,8 +172,12 @@ def test_gdb_stops_the_kernel_and_lets_it_go_on(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.usefixtures("two")
 def test_z_a_guest_that_panics_is_said_to_be_broken() -> None:
-    with keeper.attached("a") as guest, pytest.raises(GuestPanic, match="sysrq triggered crash"):
-        guest.run(["sh", "-c", "echo c >/proc/sysrq-trigger"])
+    # Two who are in it at that moment, in their ways: neither waits for what never comes.
+    with keeper.attached("a") as guest:
+        with pytest.raises(GuestError, match="guest a is broken: the guest panicked"):
+            guest_cli.ssh("a", ["sh", "-c", "sleep 1; echo c >/proc/sysrq-trigger; sleep 99"])
+        with pytest.raises(GuestPanic, match="sysrq triggered crash"):
+            guest.run(["true"])
     broken = wait_for("a", keeper.BROKEN)
     assert "sysrq triggered crash" in broken.note
     with pytest.raises(GuestError, match="guest a is broken: the guest panicked"):
@@ -239,6 +243,8 @@ def test_a_stopped_keeper_is_ended_all_the_same(standin: Any) -> None:
         time.sleep(0.1)
     record = record_of("e")
     record.owner.signal(signal.SIGSTOP)
+    while not record.owner.stopped:
+        time.sleep(0.01)
     keeper.down("e")
     assert not record.owner.alive
     assert all(it.wait_gone(Deadline.after(ENDS_S)) for it in found)

@@ -159,5 +159,8 @@ class FailingBench:
                 time.sleep(60)
             os.kill(os.getpid(), signal.SIGKILL if self.how == "die" else signal.SIGSTOP)
 
+    def tell_panic(self) -> None:
+        """There is none."""
+
     def close(self) -> None:
         """Nothing was started."""
