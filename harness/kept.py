@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import keeper, ui
+from .build import Build
 from .deadline import Deadline
 from .errors import GuestError
 from .guest import Guest
@@ -20,21 +21,18 @@ class _InKeeper(Workbench):
 
     kept_as: keeper.Record
 
-    def load(self) -> None:
-        """Load the module, and let the keeper know."""
+    def use(self, build: Build) -> None:
+        """Load a module, and let the keeper know."""
         keeper.set_module(self.kept_as)
-        super().load()
-        assert self.build is not None
+        super().use(build)
         assert self.guest is not None
-        symbols = self._symbols()
-        module = self.build.symbols or self.build.module
         running = [kld.address for kld in self.guest.klds() if kld.name == "vmm.ko"]
         keeper.set_module(
             self.kept_as,
-            module=f"{self.build.series or 'stock'}, build id {self.build.build_id[:16]}",
-            module_file=str(module) if running else "",
+            module=f"{build.series or 'stock'}, build id {build.build_id[:16]}",
+            module_file=str(build.symbols or build.module) if running else "",
             module_address=running[0] if running else 0,
-            kernel_file=str(symbols.kernel or ""),
+            kernel_file=str(self._symbols().kernel or ""),
         )
 
     def _end_machine(self, guest: Guest) -> None:
