@@ -19,6 +19,7 @@ from harness.errors import UsageError
 from harness.patches import DEFAULT_TOPIC
 from harness.verify import verify as run_verify
 from harness.workbench import Options
+from tasks_bench import bench
 from tasks_guest import GUEST_TASKS
 
 SECTIONS = ("unit", "machine")
@@ -404,7 +405,7 @@ def lint(_context: Context) -> int:
 
 
 namespace = Collection(
-    verify, show_report, *GUEST_TASKS, setup, build, doctor, probe, run_tests, lint
+    verify, show_report, *GUEST_TASKS, setup, build, doctor, probe, bench, run_tests, lint
 )
 namespace.add_collection(
     Collection("patch", patch_list, patch_check, patch_apply, patch_refresh, patch_export)

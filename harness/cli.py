@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
 import select
 import sys
@@ -112,9 +113,18 @@ class WorkbenchProgram(Program):
             raise
 
 
+def spread(argv: list[str]) -> list[str]:
+    """`bench a b` as `bench --only a --only b`: Invoke takes no word that may be left out."""
+    if argv[1:2] != ["bench"]:
+        return argv
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[2:]))
+    named = [part for word in words for part in ("--only", word)]
+    return [*argv[:2], *named, *argv[2 + len(words) :]]
+
+
 def main() -> None:
     """Entry point of `./inv`."""
-    WorkbenchProgram(name="inv", binary="inv").run()
+    WorkbenchProgram(name="inv", binary="inv").run(spread(sys.argv))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import ui
+from . import snapshot, ui
 from .errors import EXIT_CHECK_FAILED, CannotError, UsageError, WorkbenchError
 from .files import human_bytes, sha256_file
 from .image import bundle, check, manifest, obtain, prune, store
@@ -123,8 +123,9 @@ def show_info(release: str, as_json: bool) -> int:
     data: dict[str, Any] = asdict(record)
     for name in ("disk", "private_key", "source", "sysroot"):
         data[name] = str(data[name]) if data[name] else None
+    kept = snapshot.kept(record.disk)
     if as_json:
-        ui.print_json(data)
+        ui.print_json({**data, "snapshots": [snapshot.to_data(each) for each in kept]})
         return 0
     data["disk_bytes"] = f"{record.disk_bytes} ({human_bytes(_room(record.disk))} on disk)"
     changes = data.pop("changes")
@@ -133,6 +134,7 @@ def show_info(release: str, as_json: bool) -> int:
         for name, value in data.items()
     ]
     rows += [("changed", change) for change in changes]
+    rows += [("snapshot", each.describe()) for each in kept]
     ui.table(("what", "is"), rows)
     return 0
 
@@ -151,6 +153,7 @@ def prune_all() -> int:
     """`image.prune`: remove downloads and leftovers of every release, and small guests of old."""
     freed = sum(prune.release(release) for release in store.known())
     freed += prune.small_guests()
+    freed += sum(snapshot.prune(record.disk) for record in store.prepared())
     ui.say(f"pruned: {human_bytes(freed)} freed")
     return 0
 

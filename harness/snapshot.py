@@ -17,12 +17,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .deadline import Deadline
 from .errors import CannotError, GuestError, WorkbenchError
-from .files import atomic_dir, checksum_sparse, locked, require_room, sha256_text
+from .files import atomic_dir, checksum_sparse, human_bytes, locked, require_room, sha256_text
 from .guest import Access, Guest
 from .machine import Machine, Spec
 from .machine.base import PortTaken
@@ -65,7 +65,12 @@ class Snapshot:
     @property
     def size_bytes(self) -> int:
         """The room it takes."""
-        return sum(path.lstat().st_blocks * 512 for path in self.folder.rglob("*"))
+        return _size_bytes(self.folder)
+
+    def describe(self) -> str:
+        """What it is of, when it was made and how large it is, in a line."""
+        about = f"{self.facts.get('backend', '?')}, made {self.made_at}"
+        return f"{about}, {human_bytes(self.size_bytes)}: {self.folder}"
 
     def verify(self) -> None:
         """Unusable unless every file is there, and as it was written."""
@@ -132,10 +137,16 @@ def kept(disk: Path) -> list[Snapshot]:
     return [snapshot for _, snapshot in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
-def prune(disk: Path) -> None:
-    """Remove what a killed run left, and all snapshots but the newest of each backend."""
+def to_data(kept: Snapshot) -> dict[str, object]:
+    """A snapshot for JSON."""
+    return {**asdict(kept), "folder": str(kept.folder), "size_bytes": kept.size_bytes}
+
+
+def prune(disk: Path) -> int:
+    """Remove what killed runs left, and all snapshots but each backend's newest.  Bytes freed."""
     if not home(disk).is_dir():
-        return
+        return 0
+    before = _size_bytes(home(disk))
     with locked(_lock(disk), "removing old snapshots"):
         seen: set[str] = set()
         keep = set()
@@ -147,6 +158,7 @@ def prune(disk: Path) -> None:
         for path in home(disk).iterdir():
             if path.is_dir() and path not in keep:
                 _discard(path)
+    return before - _size_bytes(home(disk))
 
 
 def save(machine: Machine, about: dict[str, str], deadline: Deadline) -> None:
@@ -189,6 +201,10 @@ def _read(folder: Path) -> Snapshot:
         return Snapshot(folder, str(data["made_at"]), dict(data["facts"]), dict(data["files"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Unusable(f"{folder / _MANIFEST}: cannot be used ({error})") from error
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,5 @@
+"""`inv bench`: what the workbench costs, as ratios measured side by side on one machine.
+
+Each bench alternates between what is compared (A, B, A, B, ...) and compares medians, so that what
+else the machine does meanwhile meets both.  Nothing here is a test: a slow machine is no failure.
+"""

@@ -1,0 +1,172 @@
+"""Cold and resumed; one guest and several at once; the workbench and the bare emulator."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from ..errors import CannotError, GuestError
+from ..files import runs_dir
+from ..machine.base import free_port
+from ..machine.qemu import make_overlay
+from .model import Live, Result, Taken, at_least, at_most
+from .subject import Subject
+
+_RESUME_WANTED = 25
+_OVERHEAD_WANTED = 0.05
+_TRY_S = 0.2
+_BARE_LIMIT_S = 600.0
+_COLD, _RESUMED = "cold", "resumed"
+_OURS, _BARE = "workbench", "bare QEMU and ssh"
+
+
+def boot(subject: Subject, rounds: int, live: Live) -> Result:
+    """Power-on to the first command's answer, booted against resumed."""
+    how = subject.have_snapshot()
+    taken = Taken()
+    for number in range(rounds):
+        for name in (_COLD, _RESUMED):
+            live(f"round {number + 1} of {rounds}: {name}")
+            with subject.up(cold=name == _COLD) as (_, took_s, came):
+                if name == _RESUMED and not came.startswith("resumed"):
+                    raise GuestError(f"the guest was not resumed: {came}")
+                taken.add(name, took_s)
+    ratio = taken.median(_COLD) / taken.median(_RESUMED)
+    wanted = "cold / resumed"
+    return Result(
+        "boot",
+        "To the first SSH command's answer",
+        f"{subject.name} in {subject.backend}",
+        taken.samples(),
+        (at_least(wanted, ratio, _RESUME_WANTED),) if subject.record else (),
+        (f"before the first round: {how}",),
+    )
+
+
+def harness(subject: Subject, rounds: int, live: Live) -> Result:
+    """What the workbench adds to the emulator's own time, from its start to SSH."""
+    if subject.backend == "bochs":
+        raise CannotError("inv bench harness compares with a bare QEMU: --backend tcg or kvm")
+    taken = Taken()
+    for number in range(rounds):
+        live(f"round {number + 1} of {rounds}: {_OURS}")
+        with subject.up(cold=True) as (_, took_s, _):
+            taken.add(_OURS, took_s)
+        live(f"round {number + 1} of {rounds}: {_BARE}")
+        taken.add(_BARE, _bare(subject))
+    added = taken.median(_OURS) / taken.median(_BARE) - 1
+    return Result(
+        "harness",
+        "Start to SSH: the workbench and the bare emulator",
+        f"{subject.name} in {subject.backend}",
+        taken.samples(),
+        (at_most("added by the workbench", added, _OVERHEAD_WANTED),),
+        (f"bare: the same command line, and OpenSSH tried every {_TRY_S} s",),
+    )
+
+
+def _bare(subject: Subject) -> float:
+    """Seconds from a bare QEMU's start until OpenSSH has run a command in it."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=runs_dir()) as folder:
+        spec = replace(subject.spec, run_dir=Path(folder))
+        start = time.monotonic()
+        make_overlay(spec.drive.path, spec.drive.format, spec.run_dir / "overlay.qcow2")
+        machine = subject.make(spec)
+        machine.ssh_port = free_port()
+        command = _without_harness(machine.command())
+        known = Path(folder) / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{machine.ssh_port} {subject.access.host_key}\n")
+        knock = [*openssh(subject, machine.ssh_port, known), "-o", "ConnectTimeout=4", "--", "true"]
+        with (Path(folder) / "log").open("wb") as log:
+            qemu = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+            try:
+                while subprocess.call(knock, stdout=log, stderr=log):
+                    if qemu.poll() is not None or time.monotonic() - start > _BARE_LIMIT_S:
+                        raise GuestError(f"the bare QEMU did not come up: {shlex.join(command)}")
+                    time.sleep(_TRY_S)
+                return time.monotonic() - start
+            finally:
+                qemu.kill()
+                qemu.wait()
+
+
+def _without_harness(command: list[str]) -> list[str]:
+    """A machine's command line without QMP, console socket and stopped start."""
+    bare: list[str] = []
+    words = iter(command)
+    for word in words:
+        if word == "-S":
+            continue
+        if word in ("-chardev", "-mon"):
+            value = next(words)
+            if "com1" in value:
+                bare += ["-chardev", "file,id=com1,path=console.log"]
+            continue
+        bare.append(word)
+    return bare
+
+
+def openssh(subject: Subject, port: int, known_hosts: Path) -> list[str]:
+    """OpenSSH's client as an expert would call it; the key and the host key are the image's."""
+    options = (
+        f"UserKnownHostsFile={known_hosts}",
+        "StrictHostKeyChecking=yes",
+        "IdentitiesOnly=yes",
+        "BatchMode=yes",
+        "LogLevel=ERROR",
+    )
+    command = ["ssh", "-F", "none", "-p", str(port), "-i", str(subject.access.private_key)]
+    for option in options:
+        command += ["-o", option]
+    return [*command, f"{subject.access.user}@127.0.0.1"]
+
+
+def parallel(subject: Subject, rounds: int, live: Live) -> Result:
+    """One resumed guest against several at once: time, and memory with what they share."""
+    counts = (1, 2, 4)
+    subject.have_snapshot()
+    taken = Taken()
+    for number in range(rounds):
+        for count in counts:
+            live(f"round {number + 1} of {rounds}: {count} at once")
+            took_s, pss_bytes = _at_once(subject, count)
+            taken.add(f"{count} at once", took_s)
+            taken.add(f"memory of {count}", pss_bytes / (1 << 20))
+    units = {f"memory of {count}": "MiB" for count in counts}
+    most = counts[-1]
+    alone, together = taken.median("1 at once"), taken.median(f"{most} at once")
+    return Result(
+        "parallel",
+        "Several guests resumed at once",
+        f"{subject.name} in {subject.backend}",
+        taken.samples(units),
+        (at_least(f"guests a second, {most} at once / 1", most * alone / together, 1),),
+        (f"memory is the emulators' proportional share; {os.cpu_count()} processors",),
+    )
+
+
+def _at_once(subject: Subject, count: int) -> tuple[float, int]:
+    """Seconds until the last of `count` guests answers, and the memory they take together."""
+    # The emulators end with the thread that started them, which lasts until all were measured.
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        start = time.monotonic()
+        pending = [pool.submit(stack.enter_context, subject.up()) for _ in range(count)]
+        ups = [each.result() for each in pending]
+        took_s = time.monotonic() - start
+        for _, _, how in ups:
+            if not how.startswith("resumed"):
+                raise GuestError(f"a guest was not resumed: {how}")
+        pids = [guest.machine.pid for guest, _, _ in ups]
+        memory = sum(psutil.Process(pid).memory_full_info().pss for pid in pids if pid)
+        # Before the threads end, or nobody would be left to be stopped.
+        stack.close()
+        return took_s, memory

@@ -1,0 +1,102 @@
+"""Running benches: the table, the JSON and the pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import host, ui
+from ..errors import EXIT_CHECK_FAILED, EXIT_OK, CannotError, UsageError
+from ..files import write_atomic
+from ..workbench import new_run_dir
+from . import boots, builds, chart, phases, shell, subject, where
+from .model import Live, Result
+
+Bench = Callable[[subject.Subject, int, Live], Result]
+
+BENCHES: dict[str, tuple[Bench, int, str]] = {
+    "boot": (boots.boot, 3, "cold and resumed, to the first SSH command"),
+    "harness": (boots.harness, 3, "what the workbench adds to the bare emulator"),
+    "ssh": (shell.ssh, 3, "a remote command, against OpenSSH"),
+    "build": (builds.build, 3, "from scratch, one file touched, nothing changed"),
+    "parallel": (boots.parallel, 3, "guests at once against one"),
+    "bochs": (phases.bochs, 1, "where the seconds of a boot in Bochs go"),
+}
+"""By name: the bench, its rounds, and what it measures."""
+
+
+def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: bool) -> int:
+    """Run some benches, all of them by default; exit 1 when a wanted ratio was not reached.
+
+    `backend` auto is QEMU: KVM where a guest gets VMX there, else TCG; the bench named bochs runs
+    in Bochs unless another is named.  What cannot be measured here is said and left out, unless it
+    was the only one asked for.
+    """
+    for name in names:
+        if name not in BENCHES:
+            raise UsageError(f"inv bench {name}: there is no such bench; {', '.join(BENCHES)}")
+    if rounds < 0:
+        raise UsageError(f"--rounds {rounds}: at least 1 is meant")
+    folder = new_run_dir("bench")
+    here = where.machine()
+    results: list[Result] = []
+    with contextlib.suppress(KeyboardInterrupt) if len(names) != 1 else contextlib.nullcontext():
+        for name in names or BENCHES:
+            bench, usual, _ = BENCHES[name]
+            try:
+                with ui.stage(f"bench {name}") as step:
+                    whom = subject.find(_backend(name, backend), release)
+                    results.append(bench(whom, rounds or usual, step.live))
+                    step.note = "; ".join(chart.ratios(results[-1]))
+            except CannotError as error:
+                if len(names) == 1:
+                    raise
+                ui.say(f"bench {name}: left out: {error.message}")
+    _save(folder, results, here)
+    if as_json:
+        ui.print_json(_data(results, here))
+    else:
+        _show(results, here, folder)
+    held = all(ratio.held is not False for result in results for ratio in result.ratios)
+    return EXIT_OK if held else EXIT_CHECK_FAILED
+
+
+def _backend(name: str, given: str) -> str:
+    if given != "auto":
+        return host.decide(host.gather(), given).require()
+    if name == "bochs":
+        return "bochs"
+    chosen = host.decide(host.gather(), "auto").backend
+    return "kvm" if chosen == "kvm" else "tcg"
+
+
+def _data(results: Sequence[Result], here: dict[str, Any]) -> dict[str, Any]:
+    return {"machine": here, "benches": [result.to_data() for result in results]}
+
+
+def _save(folder: Path, results: Sequence[Result], here: dict[str, Any]) -> None:
+    write_atomic(folder / "bench.json", json.dumps(_data(results, here), indent=2) + "\n")
+    for result in results:
+        write_atomic(folder / f"{result.name}.svg", chart.draw(result, where.line(here)))
+
+
+def _show(results: Sequence[Result], here: dict[str, Any], folder: Path) -> None:
+    rows = [
+        (
+            result.name,
+            samples.name,
+            f"{samples.median:.3g} {samples.unit}",
+            f"{min(samples.values):.3g} to {max(samples.values):.3g}, {len(samples.values)} taken",
+        )
+        for result in results
+        for samples in result.samples
+    ]
+    ui.out.print(where.line(here), markup=False)
+    ui.table(("bench", "what", "median", "least to most"), rows)
+    for result in results:
+        for line in chart.ratios(result):
+            ui.out.print(f"{result.name}: {line} [{result.subject}]", markup=False)
+    ui.say(f"bench.json and the pictures are in {folder}")

@@ -1,0 +1,58 @@
+"""A remote command's latency against OpenSSH over a shared connection."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import CannotError, GuestError
+from .boots import openssh
+from .model import Live, Result, Taken, at_most
+from .subject import Subject
+
+_COMMANDS_A_ROUND = 20
+_OURS, _THEIRS = "workbench", "OpenSSH, shared connection"
+_SLOWER_WANTED = 1.0
+
+
+def ssh(subject: Subject, rounds: int, live: Live) -> Result:
+    """`true` in the same guest, by turns over our connection and over OpenSSH's master."""
+    if subject.record is None:
+        raise CannotError(
+            "inv bench ssh needs FreeBSD: the stand-in's server ends a connection with its command"
+        )
+    taken = Taken()
+    with subject.up() as (guest, _, _), tempfile.TemporaryDirectory(prefix="vmm-") as folder:
+        port = guest.machine.ssh_port
+        assert port is not None
+        known = Path(folder) / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{port} {subject.access.host_key}\n")
+        base = openssh(subject, port, known)
+        shared = [*base[:-1], "-o", f"ControlPath={folder}/master", base[-1]]
+        begin = [*shared[:-1], "-o", "ControlMaster=yes", "-o", "ControlPersist=yes"]
+        subprocess.run([*begin, shared[-1], "--", "true"], check=True, stdin=subprocess.DEVNULL)
+        try:
+            for number in range(rounds):
+                live(f"round {number + 1} of {rounds}")
+                for _ in range(_COMMANDS_A_ROUND):
+                    start = time.monotonic()
+                    guest.must(["true"])
+                    taken.add(_OURS, time.monotonic() - start)
+                    start = time.monotonic()
+                    if subprocess.call([*shared, "--", "true"], stdin=subprocess.DEVNULL):
+                        raise GuestError("OpenSSH could not run a command in the guest")
+                    taken.add(_THEIRS, time.monotonic() - start)
+        finally:
+            leave = [*shared[:-1], "-O", "exit", shared[-1]]
+            subprocess.run(leave, check=False, capture_output=True)
+    ratio = taken.median(_OURS) / taken.median(_THEIRS)
+    return Result(
+        "ssh",
+        "A remote command",
+        f"{subject.name} in {subject.backend}",
+        taken.samples(),
+        (at_most("workbench / OpenSSH", ratio, _SLOWER_WANTED),),
+        (f"{rounds * _COMMANDS_A_ROUND} commands each, by turns, in the same guest",),
+    )

@@ -1,0 +1,91 @@
+"""Whom a bench boots: a prepared FreeBSD where there is one, else the stand-in."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .. import machine as machines
+from .. import snapshot
+from ..deadline import Deadline
+from ..files import PROJECT, runs_dir
+from ..guest import Access, Guest
+from ..image import prepare, store
+from ..image.model import ImageRecord
+from ..machine import Drive, Machine, Spec
+
+_STANDIN = PROJECT / "images" / "standin" / "build.py"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A guest that can be brought up; `spec`'s run folder is a template, every run has its own."""
+
+    name: str
+    spec: Spec
+    access: Access
+    image_sha256: str
+    backend: str
+    record: ImageRecord | None = None
+
+    def make(self, spec: Spec) -> Machine:
+        """A machine that is not started yet."""
+        return machines.make(self.backend, spec)
+
+    @contextmanager
+    def up(self, *, cold: bool = False) -> Iterator[tuple[Guest, float, str]]:
+        """A guest, how many seconds it took to answer its first command, and how it came to be.
+
+        Everything counts: the overlay, the emulator's start, the digests of a snapshot.
+        """
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=runs_dir()) as folder:
+            start = time.monotonic()
+            spec = replace(self.spec, run_dir=Path(folder) / "guest")
+            guest, how = snapshot.bring_up(
+                self.make, spec, self.access, self.image_sha256, cold=cold
+            )
+            took_s = time.monotonic() - start
+            try:
+                yield guest, took_s, how
+            finally:
+                guest.disconnect()
+                guest.machine.stop(Deadline.after(10))
+
+    def have_snapshot(self) -> str:
+        """See to it that there is a snapshot; how the guest came up."""
+        with self.up() as (_, _, how):
+            return how
+
+
+def find(backend: str, release: str) -> Subject:
+    """The prepared release, or the stand-in where there is none."""
+    if store.has_record(release):
+        record = store.find(release)
+        spec = Spec(
+            run_dir=Path(),
+            drive=Drive(record.disk),
+            cpus=1 if backend == "bochs" else 2,
+            name=f"FreeBSD {release}",
+        )
+        access = Access(
+            record.private_key, record.host_key, record.login_user, prepare.ANNOUNCEMENT
+        )
+        name = f"FreeBSD {release}"
+        return Subject(name, spec, access, record.disk_sha256, backend, record)
+    name = "standin_build"
+    if name not in sys.modules:
+        found = importlib.util.spec_from_file_location(name, _STANDIN)
+        assert found is not None
+        assert found.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(found)
+        found.loader.exec_module(sys.modules[name])
+    standin = sys.modules[name].build()
+    spec = Spec(Path(), Drive(standin.disk), memory_bytes=384 << 20, name="stand-in")
+    access = Access(standin.private_key, standin.host_key)
+    return Subject("the stand-in", spec, access, standin.disk.parent.name, backend)
