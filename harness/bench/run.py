@@ -44,7 +44,7 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
     here = where.machine()
     results: list[Result] = []
     with contextlib.suppress(KeyboardInterrupt) if len(names) != 1 else contextlib.nullcontext():
-        for name in names or BENCHES:
+        for name in names or tuple(BENCHES):
             bench, usual, _ = BENCHES[name]
             try:
                 with ui.stage(f"bench {name}") as step:
