@@ -74,6 +74,7 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         "full": "also run the checks with a guest inside the guest, minutes in Bochs",
         "keep": "leave the guest up if the verdict is bad, and say how to enter it",
         "name": "what it is then called (default: verify)",
+        "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
         "json": "print the report as JSON",
     },
 )
@@ -94,6 +95,7 @@ def verify(
     cold: bool = False,
     keep: bool = False,
     name: str = "verify",
+    builder: str = "auto",
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
@@ -114,6 +116,7 @@ def verify(
         side_by_side=side_by_side or (bool(given) and not stock and not alone),
         go_on=go_on,
         only=only,
+        builder=builder,
     )
     result = run_verify(options, keep_as=name if keep else "")
     if json:
@@ -202,6 +205,7 @@ SERIES_HELP = {
         "stock": "build without any patch",
         "src": "FreeBSD source tree (default: the imported one)",
         "sysroot": "FreeBSD's headers and libraries (default: the imported ones)",
+        "builder": "auto (default), host, or guest: FreeBSD's own compiler, in a guest made for it",
         "json": "print what was built as JSON",
     }
 )
@@ -214,10 +218,11 @@ def build(
     topic: str = "",
     src: str = "",
     sysroot: str = "",
+    builder: str = "auto",
     json: bool = False,
 ) -> int:
     """Build vmm.ko, libvmmapi and vmmls from source and series; nothing if nothing changed."""
-    return patch_cli.run_build(release, stock, series, topic, src, sysroot, json)
+    return patch_cli.run_build(release, stock, series, topic, src, sysroot, json, builder)
 
 
 @task(name="list", help={"topic": SERIES_HELP["topic"], "json": "print it as JSON"})

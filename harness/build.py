@@ -30,6 +30,7 @@ from elftools.elf.sections import NoteSection
 from . import bmake, components, farm, files, kernconf, treeapply
 from .bmake import Progress, Toolchain
 from .errors import CannotError, PatchError, WorkbenchError
+from .guestbuild import GuestBuilder
 from .patches import Series
 from .programs import compile_program as compile_program
 
@@ -104,19 +105,31 @@ def build(
     kernel_options: Sequence[str] = (),
     progress: Progress = lambda _line: None,
     maker: Maker = components.make_all,
+    in_guest: GuestBuilder | None = None,
 ) -> Build:
     """Build what a series makes of `source`, or find that it is built already (`cached`).
 
     `series` None builds the stock module and library.  Without `sysroot` only the module is built;
     `not_built` says what is missing and why.  `kernel_options` changes the options of the tree's
-    `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".
+    `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module by FreeBSD's
+    own compiler; then a machine without one can build, the module alone.
 
     Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
     that does not apply, code that does not compile; names the log).
     """
     tree = farm.identify(source, release)
     treeapply.require_whole(tree.path)
-    toolchain = bmake.find_toolchain()
+    try:
+        toolchain = bmake.find_toolchain()
+    except CannotError:
+        if in_guest is None:
+            raise
+        toolchain = Toolchain(0, "no compiler on the host")
+    if in_guest is not None:
+        toolchain = dataclasses.replace(
+            toolchain, identity=f"{in_guest.identity}; {toolchain.identity}"
+        )
+        maker = in_guest.make
     config = kernconf.read_config(tree.path, kernel_config, kernel_options)
     root = files.cache_dir() / "builds"
     if sysroot is not None:

@@ -24,11 +24,13 @@ from pexpect.spawnbase import SpawnBase
 
 from .deadline import Deadline
 from .errors import GuestError, GuestPanic, WaitTimeout
-from .panic import BOOT, STORY_ENDS, PanicWatch
+from .panic import BOOT, PROMPTS, STORY_ENDS, PanicWatch
 
 # A panic's story is over when nothing more came for a while, or when it went on for too long.
 _PANIC_QUIET_S = 1.0
 _PANIC_SETTLES_S = 10.0
+# How far back the reason may lie why a boot stopped at a prompt.
+_REASON_BYTES = 400
 _WAIT_STEP_S = 0.25
 _SEND_S = 30.0
 # Once told to close, the thread still takes what has arrived, but no flood keeps it from ending.
@@ -179,10 +181,16 @@ class Console:
                     break
                 self._arrived.wait(quiet_at - now)
         story = clean_lines(self.since(at))
+        what = f"panicked: {story[0] if story else 'no message'}"
+        prompt = next((it for begin, it in PROMPTS.items() if story[0:1] and begin in story[0]), "")
+        if prompt:
+            before = clean_lines(self.since(max(0, at - _REASON_BYTES)))[: -len(story)][-3:]
+            # The loader's turning bar stands before its words.
+            reason = before[-1].lstrip("|/-\\") if before else "no reason was given"
+            what = f"did not boot, it stopped at {prompt}: {reason}"
+            story = [*before, *story]
         raise GuestPanic(
-            f"the guest panicked: {story[0] if story else 'no message'}; the console's log is "
-            f"{self.log}",
-            detail="\n".join(story[:60]),
+            f"the guest {what}; the console's log is {self.log}", detail="\n".join(story[:60])
         )
 
     def send(self, text: str | bytes, deadline: Deadline | None = None) -> None:

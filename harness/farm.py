@@ -41,7 +41,7 @@ _EXPANDED_SLASH = tuple(f"{root}/" for root in _EXPANDED)
 # Files alone, not what is below them: Makefile.inc and its kin.
 _FLAT = ("lib", "usr.sbin", "share")
 # Two thirds of sys/ that no part of vmm reads: not worth the time to look at.
-_SKIPPED = frozenset(
+SKIPPED = frozenset(
     (
         *(f"sys/{name}" for name in ("arm", "arm64", "powerpc", "riscv")),
         *(
@@ -126,7 +126,7 @@ def _walk(source: Path, roots: Iterable[str], flat: Iterable[str]) -> Iterator[t
 
 def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     folder = source / root
-    if root in _SKIPPED or not folder.is_dir():
+    if root in SKIPPED or not folder.is_dir():
         return
     component = root in COMPONENTS.values()
     with os.scandir(folder) as entries:

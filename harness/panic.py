@@ -1,8 +1,9 @@
 """A lost kernel's first words, found in a stream as it comes.
 
 FreeBSD's panic begins where the cursor stands, which is behind `login: ` as often as not; what
-follows on the next line tells it from a message that only speaks of a panic.  A boot without a root
-and the kernel's debugger stop at prompts of their own, with no newline behind them.
+follows on the next line tells it from a message that only speaks of a panic.  A boot without a
+root and the kernel's debugger stop at prompts of their own, with no newline behind them; so do a
+loader without a kernel, and a system that came up for one user only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ PANIC = re.compile(
     rb"|panic: [^\n]*\n\r*(?:cpuid|time) = \d"
     rb"|^\r*Fatal (?:trap \d+: |double fault).*"
     rb"|^\r*(?:mountroot|db)>(?: .*|\r|$)"
+    rb"|^\r*Type '\?' for a list of commands.*"
+    rb"|^\r*Enter full pathname of shell or RETURN for .*"
     rb"|^\r*KDB: enter: .*"
     rb"|^\r*\[ thread pid \d+ tid \d+ \].*"
     rb"|(?:^\r*|\[ *\d+\.\d+\] )Kernel panic - not syncing.*",
@@ -21,7 +24,7 @@ PANIC = re.compile(
 )
 
 STORY_ENDS = re.compile(
-    rb"^\r*(?:mountroot|db)> *\Z"
+    rb"^\r*(?:(?:mountroot|db)>|OK|Enter full pathname of shell or RETURN for .*) *\Z"
     rb"|^\r*Automatic reboot in \d+ seconds.*\n"
     rb"|---\[ end Kernel panic.*\]---",
     re.MULTILINE,
@@ -30,6 +33,12 @@ STORY_ENDS = re.compile(
 
 BOOT = b"---<<BOOT>>---"
 """What FreeBSD's kernel says first."""
+
+PROMPTS = {
+    "Type '?' for a list of commands": "the loader's prompt",
+    "Enter full pathname of shell": "the prompt of single-user mode",
+}
+"""How the story of a boot that ended early begins; its reason stands before that."""
 
 _LONGEST_LINE_BYTES = 4096
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import build, farm, patches, refresh, series_check, treeapply, ui
+from . import (
+    build,
+    farm,
+    files,
+    guestbuild,
+    host,
+    packages,
+    patches,
+    refresh,
+    series_check,
+    treeapply,
+    ui,
+)
 from .errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from .image import store
 from .patches import Series
@@ -166,8 +178,25 @@ def export(series: str, topic: str, release: str, out: str) -> int:
     return EXIT_OK
 
 
+def _guest_builder(by: str, release: str) -> guestbuild.GuestBuilder | None:
+    if by == "host" or (by == "auto" and packages.clang_version() is not None):
+        return None
+    decision = host.decide(host.gather(), "auto")
+    run_dir = files.cache_dir() / "builds" / "guest"
+    return guestbuild.choose(
+        by, store.find(release), decision.backend or "tcg", decision.vendor_flag, run_dir
+    )
+
+
 def run_build(
-    release: str, stock: bool, series: str, topic: str, src: str, sysroot: str, json: bool
+    release: str,
+    stock: bool,
+    series: str,
+    topic: str,
+    src: str,
+    sysroot: str,
+    json: bool,
+    by: str = "auto",
 ) -> int:
     """Build module, library and command; say where they are and what was not built."""
     if stock and series:
@@ -176,7 +205,9 @@ def run_build(
     loaded = None if stock else patches.load_series(where(series, topic), release)
     source, root = sources(release, src, sysroot)
     with ui.stage(f"build for FreeBSD {release}") as step:
-        built = build.build(source, root, loaded, release, progress=step.live)
+        built = build.build(
+            source, root, loaded, release, progress=step.live, in_guest=_guest_builder(by, release)
+        )
         if built.cached:
             step.note = f"nothing changed, nothing built (made before in {built.seconds:.1f} s)"
         else:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from . import build as builder
-from . import crash, files, host, machine, patches, probe, snapshot, ui, vmm
+from . import crash, files, guestbuild, host, machine, patches, probe, snapshot, ui, vmm
 from .deadline import Deadline
 from .errors import CannotError, GuestError, UsageError, WorkbenchError
 from .guest import Access, Guest
@@ -43,6 +43,8 @@ class Options:
     nothing is built or loaded.
     `side_by_side` runs the checks on the stock module first, in the same guest; `go_on` brings a
     guest that broke up anew, for the checks that are left; `only` is a pytest -k expression.
+    `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
+    it), or auto, which is the host where that has a compiler.
     """
 
     release: str = "15.1"
@@ -57,6 +59,7 @@ class Options:
     side_by_side: bool = False
     go_on: bool = False
     only: str = ""
+    builder: str = "auto"
 
 
 class Workbench:
@@ -149,11 +152,21 @@ class Workbench:
         with ui.stage("build", self.stages) as step:
             series = load_series(self.options)
             self.build = builder.build(
-                source, record.sysroot, series, self.options.release, progress=step.live
+                source,
+                record.sysroot,
+                series,
+                self.options.release,
+                progress=step.live,
+                in_guest=self._guest_builder(record),
             )
             if self.options.side_by_side:
                 self.stock_build = builder.build(
-                    source, record.sysroot, None, self.options.release, progress=step.live
+                    source,
+                    record.sysroot,
+                    None,
+                    self.options.release,
+                    progress=step.live,
+                    in_guest=self._guest_builder(record),
                 )
             self._compile_tools(self.build)
             made = "cached" if self.build.cached else f"{self.build.warnings} warnings"
@@ -174,6 +187,16 @@ class Workbench:
     def guest_dir(self) -> Path:
         """The machine's folder; each one that follows one that broke has its own."""
         return self.run_dir / (f"guest-{self.breaks + 1}" if self.breaks else "guest")
+
+    def _guest_builder(self, record: ImageRecord) -> guestbuild.GuestBuilder | None:
+        decision = _given(self.decision, "choose")
+        return guestbuild.choose(
+            self.options.builder,
+            record,
+            decision.require(),
+            decision.vendor_flag,
+            self.run_dir / "builder",
+        )
 
     @property
     def spec(self) -> machine.Spec:

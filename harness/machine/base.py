@@ -63,7 +63,7 @@ class Spec:
     ends it with an exit code (Bochs has a port of its own for that).  `savable` says that the
     machine will be saved perhaps, which has to be known when it starts.  `resume_from` is a folder
     that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
-    what is in it.
+    what is in it.  `second` is one more disk, raw, which the guest can only read.
     """
 
     run_dir: Path
@@ -77,6 +77,7 @@ class Spec:
     name: str = "guest"
     savable: bool = False
     resume_from: Path | None = None
+    second: Drive | None = None
 
     @property
     def console_log(self) -> Path:

@@ -114,6 +114,10 @@ class BochsMachine(Machine):
             raise CannotError(
                 f"Bochs boots raw disks only, {spec.drive.path} is {spec.drive.format}"
             )
+        if spec.second:
+            raise CannotError(
+                "Bochs is too slow to build in, and has no second disk; use --backend tcg"
+            )
         super().__init__(spec)
         self._console_tty_fd = -1
         self._screen: _Screen | None = None

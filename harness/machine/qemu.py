@@ -71,6 +71,12 @@ def command_line(
         "-device", "virtio-rng-pci",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     ]  # fmt: skip
+    if spec.second:
+        path = str(spec.second.path.absolute()).replace(",", ",,")
+        command += [
+            "-drive", f"if=none,id=disk1,file={path},format=raw,readonly=on",
+            "-device", "virtio-blk-pci,drive=disk1",
+        ]  # fmt: skip
     if spec.ssh:
         restrict = "off" if spec.network_out else "on"
         command += [

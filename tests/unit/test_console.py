@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 import socket
 import threading
 import time
@@ -117,6 +118,8 @@ def test_what_is_typed_arrives(line: Line) -> None:
         b"KDB: enter: panic\r\n",
         b"Mounting from ufs:/dev/gpt/rootfs failed with error 19.\r\n\r\nmountroot> ",
         b"\r\ndb> ",
+        b"\r\nType '?' for a list of commands, 'help' for more detailed help.\r\nOK ",
+        b"Enter full pathname of shell or RETURN for /bin/sh: ",
         b"[    1.234567] Kernel panic - not syncing: VFS: Unable to mount root\r\n",
         b"login: [   99.1] Kernel panic - not syncing: sysrq triggered crash\r\n",
         b"Kernel panic - not syncing: Attempted to kill init!\r\n",
@@ -165,6 +168,32 @@ def test_a_panic_ends_a_wait_with_its_story(line: Line) -> None:
     assert line.console.panicked
     with quick(20), pytest.raises(GuestPanic):
         line.console.check_panic()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            b"/\b-\b\\\bLoading kernel...\r\n|\b/\bFailed to load kernel 'kernel'\r\n\r\n"
+            b"|\b/\bcan't load 'kernel'\r\n\r\n"
+            b"Type '?' for a list of commands, 'help' for more detailed help.\r\nOK ",
+            "it stopped at the loader's prompt: can't load 'kernel'; ",
+        ),
+        (
+            b"Automatic file system check failed; help!\r\n"
+            b"Enter full pathname of shell or RETURN for /bin/sh: ",
+            "it stopped at the prompt of single-user mode: Automatic file system check failed;",
+        ),
+    ],
+)
+def test_a_boot_that_stops_at_a_prompt_ends_a_wait_with_its_reason(
+    line: Line, said: bytes, reason: str
+) -> None:
+    line.says(b"BIOS\r\n")
+    line.later(0.1, said)
+    with quick(), pytest.raises(GuestPanic, match=re.escape(reason)) as told:
+        line.console.talk().expect_any(["login:"], "login prompt", Deadline.after(60))
+    assert told.value.message.startswith("the guest did not boot, it stopped at ")
 
 
 def test_a_panic_whose_story_never_ends_is_told_too(

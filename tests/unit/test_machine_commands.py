@@ -50,6 +50,7 @@ def lines(command: list[str]) -> str:
         ("qemu-kvm-vmx", qemu.KVM, "vmx", spec(cpus=2)),
         ("qemu-kvm-svm", qemu.KVM, "svm", spec(cpus=2)),
         ("qemu-tcg", qemu.TCG, "vmx", spec()),
+        ("qemu-tcg-second-disk", qemu.TCG, "vmx", spec(second=Drive(Path("/a, b/source.tar")))),
         ("qemu-tcg-network-out", qemu.TCG, "vmx", spec(network_out=True, name="a, b")),
         (
             "qemu-tcg-probe",
@@ -95,7 +96,7 @@ def test_the_guest_is_shut_in_unless_asked() -> None:
 
 def test_every_golden_file_is_compared() -> None:
     known = {"bochs", "bochs-no-network", "slirp", "slirp-out", "qemu-kvm-vmx", "qemu-kvm-svm"}
-    known |= {"qemu-tcg", "qemu-tcg-network-out", "qemu-tcg-probe"}
+    known |= {"qemu-tcg", "qemu-tcg-network-out", "qemu-tcg-probe", "qemu-tcg-second-disk"}
     assert {path.stem for path in GOLDEN.iterdir()} == known
 
 
