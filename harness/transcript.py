@@ -9,7 +9,8 @@ from dataclasses import dataclass
 _FIRST = 20
 _LAST = 60
 _ASKED_CHARS = 2000
-_ANSWER_BYTES = 2000
+_HEAD_BYTES = 600
+_TAIL_BYTES = 1400
 _LINES = 60
 _LINE_CHARS = 300
 
@@ -18,7 +19,7 @@ _LINE_CHARS = 300
 class Asked:
     """One command in the guest; `exit_code` is None for one that was broken off.
 
-    Of long answers the ends are kept.
+    Of a long answer the beginning and the end are kept.
     """
 
     command: str
@@ -38,13 +39,16 @@ def asked(
     line = command
     if len(line) > _ASKED_CHARS:
         line = f"{line[:_ASKED_CHARS]} [... {len(line) - _ASKED_CHARS} more characters]"
-    return Asked(line, exit_code, _end(stdout), _end(stderr), seconds)
+    return Asked(line, exit_code, _ends(stdout), _ends(stderr), seconds)
 
 
-def _end(data: bytes) -> str:
-    cut = len(data) - _ANSWER_BYTES
-    text = data[-_ANSWER_BYTES:].decode("utf-8", "replace")
-    return f"[{cut} bytes before this]\n{text}" if cut > 0 else text
+def _ends(data: bytes) -> str:
+    cut = len(data) - _HEAD_BYTES - _TAIL_BYTES
+    if cut <= 0:
+        return data.decode("utf-8", "replace")
+    head, tail = data[:_HEAD_BYTES], data[-_TAIL_BYTES:]
+    note = f"\n[... {cut} bytes ...]\n"
+    return head.decode("utf-8", "replace") + note + tail.decode("utf-8", "replace")
 
 
 class Transcript:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -106,10 +107,12 @@ class Workbench:
     def choose(self) -> None:
         """Choose the backend; CannotError when none does what was asked."""
         with ui.stage("host", self.stages) as step:
-            self.decision = host.decide(host.gather(), self.options.backend)
+            facts = host.gather()
+            self.decision = host.decide(facts, self.options.backend)
             backend = self.decision.require()
             step.note = f"{backend}: {self.decision.reason}"
             self.properties["backend reason"] = self.decision.reason
+            self.properties.update(host.identity(facts, backend))
 
     def prove(self) -> None:
         """Run the bare-metal probe there; CannotError when the backend does not virtualize.
@@ -143,6 +146,7 @@ class Workbench:
                     f"--disk {self.record.origin} --src DIR-or-src.txz"
                 )
             step.note = f"{self.record.uname.split(' GENERIC')[0]}"
+            self.properties["image"] = self.record.uname
             self.properties["image sha256"] = self.record.disk_sha256
 
     def make(self) -> None:
@@ -239,6 +243,7 @@ class Workbench:
             )
             step.note = f"{how}; SSH on 127.0.0.1:{self.guest.machine.ssh_port}"
             self.properties["boot"] = how
+            self.properties["machine"] = shlex.join(self.guest.machine.command())
 
     def load(self) -> None:
         """Load the module that comes first: where both are tried, the stock one."""

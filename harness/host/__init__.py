@@ -5,7 +5,18 @@
 
 from .choice import ASKED, BOCHS_MODEL, Decision, Refusal, bochs_refusal, decide, kvm_refusal
 from .doctor import Row, Verdict, examine, show
-from .facts import Cpu, Emulator, Folder, HostFacts, Image, Kvm, Processor, from_data, to_data
+from .facts import (
+    Cpu,
+    Emulator,
+    Folder,
+    HostFacts,
+    Image,
+    Kvm,
+    Processor,
+    from_data,
+    identity,
+    to_data,
+)
 from .requirements import VMX_CONTROLS, Control, Lack, Need, lacking, required_lacking
 from .survey import gather
 
@@ -32,6 +43,7 @@ __all__ = [
     "examine",
     "from_data",
     "gather",
+    "identity",
     "kvm_refusal",
     "lacking",
     "required_lacking",

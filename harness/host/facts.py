@@ -135,6 +135,15 @@ class HostFacts:
     about: str = ""
 
 
+def identity(facts: HostFacts, backend: str) -> dict[str, str]:
+    """What a report names this machine and the backend's emulator by."""
+    emulator = facts.emulators.get("bochs" if backend == "bochs" else "qemu-system-x86_64")
+    return {
+        "host": f"{facts.cpu.model or 'unknown processor'}, {facts.cpu.count} of them",
+        "emulator": f"{emulator.path} {emulator.version}" if emulator else "unknown",
+    }
+
+
 def to_data(facts: HostFacts) -> dict[str, Any]:
     """The facts as JSON has them, registers in hex."""
     return {name: _plain(name, value) for name, value in vars(facts).items()}
