@@ -13,6 +13,7 @@ from invoke.exceptions import ParseError
 from invoke.parser import Parser
 
 import tasks
+from harness.cli import spread
 from harness.files import PROJECT
 
 PAGES = [
@@ -30,7 +31,7 @@ def commands(path: Path) -> Iterator[str]:
     """The `./inv ...` commands of a page, without what a shell or CI would put into them."""
     text = path.read_text()
     for found in _COMMAND.finditer(text):
-        words = found[1].split("\\\n")[0]
+        words = found[1].split("\\")[0].split(" -- ")[0]
         words = re.sub(r"\$\{\{.*?\}\}|\$\(.*?\)|\$\{?\w+[^}\s]*\}?", "X", words)
         yield re.sub(r"\[|\]|\"\$@\"|[.,:)'\"]+(?= |$)", "", words).strip()
 
@@ -56,7 +57,7 @@ def parse(argv: list[str]) -> None:
     contexts = tasks.namespace.to_contexts()
     if len(argv) == 1 and any(argv[0] in (it.name, *it.aliases) for it in contexts):
         return
-    Parser(contexts=contexts).parse_argv(_cut(argv))
+    Parser(contexts=contexts).parse_argv(_cut(spread(["inv", *argv])[1:]))
 
 
 def _cut(argv: list[str]) -> list[str]:
