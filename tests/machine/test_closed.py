@@ -1,0 +1,200 @@
+"""Closed by default: who is not the owner finds no way into a guest, and a guest none out of it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paramiko
+import psutil
+import pytest
+from test_machines import Made, boot, make, sector
+
+from harness import machine as machines
+from harness.deadline import Deadline
+from harness.files import PROJECT
+from harness.guest import Access, Guest
+from harness.machine import Drive, Machine, Spec
+from harness.ssh import SshRefused, make_key
+
+__all__ = ["make", "sector"]
+
+NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another local user")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter, as pytest's own cannot be."""
+    folder = Path(tempfile.mkdtemp(prefix="vmm-workbench-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def head(path: Path) -> str:
+    """What another user is told who wants a file's first byte."""
+    command = [*AS_NOBODY, "head", "-c1", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def listening(machine: Machine) -> list[tuple[str, int]]:
+    """Where an emulator can be reached: addresses of TCP and UDP, paths of local sockets."""
+    assert machine.pid is not None
+    found = []
+    for it in psutil.Process(machine.pid).net_connections(kind="all"):
+        if it.family in (socket.AF_INET, socket.AF_INET6):
+            if it.status == psutil.CONN_LISTEN or it.type == socket.SOCK_DGRAM:
+                found.append((it.laddr.ip, it.laddr.port))
+        elif it.laddr:
+            found.append((str(it.laddr), 0))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+def test_one_port_on_loopback_and_nothing_else(make: Made, backend: str) -> None:
+    machine = make(backend, ssh=True)
+    boot(machine)
+    assert listening(machine) == [("127.0.0.1", machine.ssh_port)]
+    closed = make(backend, run="closed")
+    boot(closed)
+    assert listening(closed) == []
+
+
+def test_qemu_runs_in_its_sandbox_and_gains_no_rights(make: Made) -> None:
+    machine = make("tcg", ssh=True)
+    boot(machine)
+    status = Path(f"/proc/{machine.pid}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Seccomp"] == "2"
+    assert fields["NoNewPrivs"] == "1"
+
+
+@root_only
+@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+def test_another_user_finds_the_machine_s_files_and_lines_closed(
+    make: Made, backend: str, open_folder: Path
+) -> None:
+    (open_folder / "open").write_text("x")
+    assert head(open_folder / "open") == "", "what is open can be read, so the test can tell"
+    machine = make(backend, run=str(open_folder / "run"), ssh=True)
+    boot(machine)
+    wanted = [path for path in machine.spec.run_dir.iterdir() if not path.is_symlink()]
+    fds = Path(f"/proc/{machine.pid}/fd")
+    lines = {os.readlink(fd) for fd in fds.iterdir()}
+    wanted += [Path(line) for line in lines if line.startswith("/dev/pts/")]
+    assert len(wanted) > (3 if backend == "bochs" else 2)
+    for path in (*wanted, fds / "0"):
+        assert "Permission denied" in head(path), path
+
+
+_BOOT_AS = """
+import sys
+import tempfile
+from pathlib import Path
+from harness import machine
+from harness.deadline import Deadline
+spec = machine.Spec(Path(sys.argv[2]), machine.Drive(Path(sys.argv[3])), 32 << 20)
+with machine.make(sys.argv[1], spec) as virtual:
+    virtual.start(Deadline.after(30))
+    virtual.console.talk(0).expect_any(["sector"], "greeting", Deadline.after(60))
+    print("greeted", virtual.spec.run_dir.stat().st_uid)
+"""
+
+
+@root_only
+@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+def test_no_machine_needs_root(backend: str, sector: Path, open_folder: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(open_folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    python = [*AS_NOBODY, "--no-new-privs", sys.executable, "-c"]
+    run = functools.partial(
+        subprocess.run, cwd=PROJECT, env=env, capture_output=True, text=True, check=False
+    )
+    tried = run([*python, "import harness.machine"])
+    if tried.returncode:
+        why = tried.stderr.strip().splitlines()[-1]
+        pytest.skip(f"another local user cannot use this project's Python: {why}")
+    shutil.copy(sector, open_folder / "disk.img")
+    for path in (open_folder, open_folder / "disk.img"):
+        os.chown(path, NOBODY, NOBODY)
+    done = run([*python, _BOOT_AS, backend, open_folder / "run", open_folder / "disk.img"])
+    assert done.stdout == f"greeted {NOBODY}\n", done.stderr
+
+
+# --- a guest that listens
+
+
+@pytest.fixture(scope="module")
+def guest(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """One stand-in for all of these: they leave it as it was."""
+    folder = tmp_path_factory.mktemp("closed") / "run"
+    spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name="the stand-in")
+    with (
+        machines.make("tcg", spec) as machine,
+        Guest(machine, Access(standin.private_key, standin.host_key)) as made,
+    ):
+        machine.start(Deadline.after(30))
+        made.wait_ready(Deadline.after(90))
+        yield made
+
+
+def test_without_our_key_there_is_no_way_in(guest: Guest, tmp_path: Path) -> None:
+    make_key(tmp_path / "other", "a stranger's")
+    stranger = Guest(guest.machine, Access(tmp_path / "other", guest.access.host_key))
+    with pytest.raises(SshRefused, match="key"):
+        stranger.enter(Deadline.after(60))
+    for how in ("auth_none", "auth_password"):
+        with socket.create_connection(("127.0.0.1", guest.machine.ssh_port or 0)) as connection:
+            transport = paramiko.Transport(connection)
+            try:
+                transport.start_client(timeout=30)
+                offered = ["root"] if how == "auth_none" else ["root", ""]
+                with pytest.raises(paramiko.BadAuthenticationType) as told:
+                    getattr(transport, how)(*offered)
+                assert told.value.allowed_types == ["publickey"]
+            finally:
+                transport.close()
+
+
+@root_only
+def test_another_local_user_cannot_get_in(guest: Guest, open_folder: Path) -> None:
+    """The port is open to every local user: what keeps them out is the key, closed to them."""
+    make_key(open_folder / "own", "another user's")
+    os.chown(open_folder / "own", NOBODY, NOBODY)
+    ours = open_folder / "ours"
+    shutil.copy(guest.access.private_key, ours)
+    ssh = ["ssh", "-p", str(guest.machine.ssh_port), "-o", "BatchMode=yes", "-F", "none"]
+    ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    for key in (open_folder / "own", ours):
+        command = [*AS_NOBODY, *ssh, "-i", str(key), "root@127.0.0.1", "echo", "inside"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 255
+        assert "Permission denied" in done.stderr
+        assert "inside" not in done.stdout
+    command = [*ssh, "-i", str(ours), "root@127.0.0.1", "echo", "inside"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "inside\n", "the owner gets in the same way, so the test can tell"
+
+
+def test_the_guest_has_no_way_out(guest: Guest) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        port = outside.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            outside.accept()[0].close()
+        outside.settimeout(0.2)
+        reach = 'echo | timeout 3 nc "$1" "$2"'
+        own = guest.script(reach, "10.0.2.15", "22", check=False)
+        assert own.stdout.startswith("SSH-2.0"), "the guest's own tool works, so the test can tell"
+        assert not guest.script(reach, "10.0.2.2", str(port), check=False).ok
+        with pytest.raises(TimeoutError):
+            outside.accept()
+    assert not guest.script("timeout 5 nslookup example.org 10.0.2.3", check=False).ok
