@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import re
 import subprocess
 import sys
 import time
@@ -339,9 +340,10 @@ def _short(nodeid: str) -> str:
 
 
 def _reason(part: pytest.TestReport) -> str:
-    """The failure's own line, without pytest's frame around it."""
+    """The failure's own line, without pytest's frame around it, nor the name of our own errors."""
     crash = getattr(part.longrepr, "reprcrash", None)
-    lines = (crash.message if crash else part.longreprtext).strip().splitlines()
+    text = (crash.message if crash else part.longreprtext).strip()
+    lines = re.sub(r"^harness\.[\w.]+: ", "", text).splitlines()
     return lines[0][:160] if lines else "failed"
 
 

@@ -34,6 +34,8 @@ _TAIL_BYTES = 128 << 10
 _TEXT_CHARS = 200_000
 
 _LOGS = (
+    "panic.txt",
+    "*/panic.txt",
     "guest*/console.log",
     "guest*/dmesg.txt",
     "guest*/emulator.log",
@@ -57,7 +59,10 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Line:
-    """A check as the page shows it; `stock` and `patched` are what came of it on either module."""
+    """A check as the page shows it; `stock` and `patched` are what came of it on either module.
+
+    `other_says` is the reason given on the module that this run is not about.
+    """
 
     id: str
     check: Check
@@ -65,6 +70,7 @@ class Line:
     why: str
     stock: str
     patched: str
+    other_says: str = ""
 
     @property
     def file(self) -> str:
@@ -147,13 +153,18 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _lines(report: Report, beside: Report | None) -> list[Line]:
-    others = {check.name: check.outcome for check in beside.checks} if beside else {}
+    others = {check.name: check for check in beside.checks} if beside else {}
     lines = []
     for number, check in enumerate(report.checks, 1):
         status, why = report.status(check)
-        own, other = _WORDS[check.outcome], _WORDS[check.on_stock or others.get(check.name, "")]
+        known = others.get(check.name)
+        own, other = (
+            _WORDS[check.outcome],
+            _WORDS[check.on_stock or (known.outcome if known else "")],
+        )
         stock, patched = (own, other) if report.stock else (other, own)
-        lines.append(Line(f"check-{number}", check, status, why, stock, patched))
+        says = check.stock_message or (known.message if known else "")
+        lines.append(Line(f"check-{number}", check, status, why, stock, patched, says))
     return lines
 
 

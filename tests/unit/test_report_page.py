@@ -116,7 +116,7 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 
 
 def test_the_failing_come_first_and_the_two_modules_stand_side_by_side() -> None:
-    holds = check("test_a.py::test_holds", on_stock="failed")
+    holds = check("test_a.py::test_holds", on_stock="failed", stock_message="no such sysctl")
     fails = check("test_z.py::test_fails", "failed", message="four is not five", on_stock="passed")
     page = Page(
         html.render(run(holds, check("test_b.py::test_c", "skipped", message="no VMX"), fails))
@@ -125,6 +125,7 @@ def test_the_failing_come_first_and_the_two_modules_stand_side_by_side() -> None
     order = [page.text.rindex(words) for words in ("four is not five", "no VMX", "test_holds")]
     assert order == sorted(order)
     assert "StockPatchedTook" in page.text
+    assert "on the stock module: no such sysctl" in page.text
     assert "StockPatched" not in Page(html.render(run(check("test_a.py::test_b")))).text
 
 
