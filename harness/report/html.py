@@ -105,6 +105,7 @@ def render(report: Report, beside: Report | None = None) -> str:
             word=word,
             groups=_groups(lines),
             failing=[line for line in lines if line.status == "FAILED"],
+            panicked=next((line for line in lines if _saw_panic(report, line.check)), None),
             two=report.side_by_side or beside is not None,
             counts=[
                 (status, number, tone)
@@ -131,6 +132,11 @@ def render(report: Report, beside: Report | None = None) -> str:
         )
         .lstrip()
     )
+
+
+def _saw_panic(report: Report, check: Check) -> bool:
+    """Whether a check failed with the panic's own words."""
+    return report.panic is not None and report.panic.message in check.message + check.detail
 
 
 def _groups(lines: list[Line]) -> list[tuple[str, list[Line]]]:

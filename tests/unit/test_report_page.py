@@ -140,7 +140,10 @@ def test_a_check_shows_what_was_asked_and_what_came_back() -> None:
 
 def test_a_panic_is_told() -> None:
     frames = (Frame("panic", 1), Frame("vm_create", 0x2A, sources=("sys/vmm.c:7",)))
-    page = Page(html.render(run(panic=Panic("panic: x", ("panic: x",), frames, (("rip", "0x7"),)))))
+    guilty = check("test_a.py::test_b", "error", message="the guest panicked: panic: x")
+    panic = Panic("panic: x", ("panic: x",), frames, (("rip", "0x7"),))
+    page = Page(html.render(run(check("test_a.py::test_a"), guilty, panic=panic)))
+    assert "during claim of test_a.py::test_b" in page.text
     for words in ("The panic", "panic: x", "vm_create+0x2a", "sys/vmm.c:7", "rip"):
         assert words in page.text
 
