@@ -86,6 +86,14 @@ class KeptWorkbench(_InKeeper):
 
     def up(self) -> None:
         """Every step, in order; UsageError when a guest of that name is there already."""
+        self._reserve()
+        for step in self.steps():
+            if self._starter is None:
+                under_way = step.__name__.replace("_", " ")
+                keeper.save(replace(self.kept_as, note=under_way, backend=self.backend))
+            step()
+
+    def _reserve(self) -> None:
         self.kept_as = keeper.reserve(
             self.name,
             self.run_dir,
@@ -93,16 +101,15 @@ class KeptWorkbench(_InKeeper):
             options=to_data(self.options),
         )
         self._reserved = True
-        for step in self.steps():
-            if self._starter is None:
-                under_way = step.__name__.replace("_", " ")
-                keeper.save(replace(self.kept_as, note=under_way, backend=self.backend))
-            step()
 
     def boot(self) -> None:
         """Have a keeper boot the machine, and go in; GuestError when it does not come up."""
+        if self._starter is not None:
+            # The one before broke, and this is to be another in its place.
+            self._starter.end()
+            self._reserve()
         bench = Workbench(self.options, self.run_dir)
-        bench.decision, bench.record = self.decision, self.record
+        bench.decision, bench.record, bench.breaks = self.decision, self.record, self.breaks
         self._starter = keeper.Starter(self.kept_as, bench)
         self.kept_as, properties = self._starter.follow(self.stages)
         self.properties.update(properties)

@@ -100,6 +100,7 @@ class Record:
     note: str = ""
     what: str = ""
     backend: str = ""
+    machine_dir: str = ""
     emulator: Process | None = None
     ssh_port: int | None = None
     user: str = ""
@@ -129,7 +130,7 @@ class Record:
     @property
     def guest_dir(self) -> Path:
         """Where the machine's own files are: console, emulator's log, overlay."""
-        return self.run_dir / "guest"
+        return Path(self.machine_dir) if self.machine_dir else self.run_dir / "guest"
 
     def to_data(self) -> dict[str, Any]:
         """For --json."""

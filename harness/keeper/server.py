@@ -26,13 +26,13 @@ from ..console import Console
 from ..deadline import Deadline
 from ..errors import CannotError, GuestError, GuestPanic, Interrupted, WorkbenchError
 from ..guest import Guest
+from ..machine import Machine
 from ..machine.base import describe_exit
 from . import record as records
 from . import wire
 from .record import BROKEN, ENDED, READY, STARTING, Process, Record
 
 RELEASE = "release"
-_BOOT_LINE = b"---<<BOOT>>---"
 _TICK_S = 0.2
 _SOFT_NATIVE_S = 10.0
 _DMESG_S = 10.0
@@ -73,6 +73,7 @@ class Keeper:
         self._bench = bench
         self._released = False
         self._past = ""
+        self._well: dict[str, Any] | None = None
         self._decided = threading.Event()
         self._asked_soft = threading.Event()
         self._streams: list[threading.Thread] = []
@@ -145,6 +146,7 @@ class Keeper:
         return {
             "what": machine.spec.name,
             "backend": machine.backend,
+            "machine_dir": str(machine.spec.run_dir),
             "emulator": Process.of(machine.pid) if machine.pid else None,
             "ssh_port": machine.ssh_port,
             "user": access.user,
@@ -162,44 +164,58 @@ class Keeper:
         """Hold the guest until it is to end or ended; whether it ended by itself."""
         guest = self._guest()
         guest.disconnect()
-        mark = guest.machine.console.mark
+        machine = guest.machine
+        mark, boots = machine.console.mark, machine.boots
         while not self._asked_soft.wait(_TICK_S):
-            mark = self._follow_boots(guest.machine.console, mark)
-            if guest.machine.console.panicked and self._record.stage != BROKEN:
-                self._note_panic(guest.machine.console)
-            if guest.machine.exit_code is not None:
-                self._note_end(guest)
+            if machine.boots != boots:
+                boots = machine.boots
+                self._note_boot(machine.console)
+            mark = self._listen_for_sshd(machine.console, mark)
+            if machine.exit_code is not None:
+                self._note_end(machine)
                 return True
+            self._note_health(machine)
         self._end_softly(guest)
         return False
 
-    def _follow_boots(self, console: Console, mark: int) -> int:
-        """Notice on the console when the guest reboots, and when it is up again."""
+    def _note_boot(self, console: Console) -> None:
+        """The guest starts anew: a panic before that was its predecessor's."""
+        console.forget_panic()
+        changes = {"boots": self._record.boots + 1, **records.NO_MODULE}
+        if self._record.announces:
+            changes |= {"stage": STARTING, "note": "rebooting"}
+        self._update(**changes)
+
+    def _listen_for_sshd(self, console: Console, mark: int) -> int:
+        """Notice on the console that the guest is up again."""
         data, behind = console.read_from(mark, _CHUNK_BYTES)
         whole = data if len(data) == _CHUNK_BYTES else data[: data.rfind(b"\n") + 1]
-        announcement = self._record.announces.encode()
-        for line in whole.splitlines() if announcement else ():
-            if _BOOT_LINE in line:
-                # A kernel that panicked may have rebooted by itself: its successor has not.
-                console.forget_panic()
-                self._update(stage=STARTING, note="rebooting", **records.NO_MODULE)
-            elif announcement in line:
-                self._update(stage=READY, note=self._past, boots=self._record.boots + 1)
+        if self._record.announces and self._record.announces.encode() in whole:
+            self._update(stage=READY, note=self._past)
         return behind - len(data) + len(whole)
 
-    def _note_panic(self, console: Console) -> None:
+    def _note_health(self, machine: Machine) -> None:
+        """A panic is looked into once; a stopped emulator may be let go on again."""
         try:
-            console.check_panic()
+            machine.check()
         except GuestPanic as panic:
-            self._update(stage=BROKEN, note=panic.message)
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self._past = f"it panicked at {now} and came up again; see {self._record.run_dir}"
-        # Who started this asks a panicked kernel himself, as long as he is there.
-        if self._released:
-            self._bench.tell_panic()
+            if self._record.stage != BROKEN:
+                self._update(stage=BROKEN, note=panic.message)
+                now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                self._past = f"it panicked at {now} and came up again; see {self._record.run_dir}"
+                # Who started this asks a panicked kernel himself, as long as he is there.
+                if self._released:
+                    self._bench.tell_panic()
+        except GuestError as error:
+            if self._well is None:
+                self._well = {"stage": self._record.stage, "note": self._record.note}
+                self._update(stage=BROKEN, note=error.message)
+        else:
+            if self._well is not None:
+                self._update(**self._well)
+                self._well = None
 
-    def _note_end(self, guest: Guest) -> None:
-        machine = guest.machine
+    def _note_end(self, machine: Machine) -> None:
         code = machine.exit_code or 0
         off = machine.powered_off()
         words = machine.last_words().splitlines()

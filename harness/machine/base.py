@@ -269,16 +269,16 @@ class Machine(ABC):
 
     def _check_running(self) -> None:
         """Raise GuestError when the emulator is there and does not go on."""
-        process = self._process
-        if process is None or not _is_stopped(process.pid):
+        pid = self.pid
+        if pid is None or not _is_stopped(pid):
             self._stopped_since_s = 0.0
             return
         now = time.monotonic()
         self._stopped_since_s = self._stopped_since_s or now
         if now - self._stopped_since_s > _STOPPED_S:
             raise GuestError(
-                f"{self.spec.name}: {self.backend} (process {process.pid}) was stopped by a signal "
-                f"and has stood still for {_STOPPED_S:.0f} s; `kill -CONT {process.pid}` lets it "
+                f"{self.spec.name}: {self.backend} (process {pid}) was stopped by a signal "
+                f"and has stood still for {_STOPPED_S:.0f} s; `kill -CONT {pid}` lets it "
                 f"go on; the console's log is {self.spec.console_log}"
             )
 
