@@ -88,7 +88,7 @@ def show_list(as_json: bool) -> int:
         ui.print_json(rows)
     else:
         ui.table(
-            ("release", "manifest", "prepared", "source", "sysroot", "disk"),
+            ("release", "official image", "prepared", "source", "sysroot", "disk"),
             [[str(cell) for cell in row.values()] for row in rows],
         )
     return 0
@@ -97,7 +97,7 @@ def show_list(as_json: bool) -> int:
 def _row(release: str) -> dict[str, str]:
     row = {
         "release": release,
-        "manifest": "yes" if release in manifest.available() else "no",
+        "official": _official(release),
         "prepared": "no",
         "source": "no",
         "sysroot": "no",
@@ -115,6 +115,18 @@ def _row(release: str) -> dict[str, str]:
         row["prepared"] = "broken"
         row["disk"] = error.message
     return row
+
+
+def _official(release: str) -> str:
+    """Whether FreeBSD's own image can be fetched, and how large it is as far as that is known."""
+    try:
+        known = manifest.find(release) if release in manifest.available() else None
+    except UsageError:
+        return "broken"
+    if known is None:
+        return "no"
+    size = known.image.about_bytes
+    return f"about {human_bytes(size)}" if size else "yes"
 
 
 def show_info(release: str, as_json: bool) -> int:

@@ -66,12 +66,6 @@ class Manifest:
     base: RemoteFile
 
     @property
-    def download_bytes(self) -> int:
-        """About what has to be downloaded, 0 when the manifest does not say of every file."""
-        sizes = [remote.about_bytes for remote in (self.image, self.source, self.base)]
-        return sum(sizes) if all(sizes) else 0
-
-    @property
     def major(self) -> int:
         """15 for 15.1."""
         return self.osversion // 100_000

@@ -89,7 +89,6 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     found = manifest.read(path)
     assert found.image.names == (found.image.file,)
     assert (found.image.about_bytes, found.room_bytes, found.notes) == (0, 0, ())
-    assert found.download_bytes == 0
 
 
 def test_a_pin_may_be_empty_or_a_digest(tmp_path: Path) -> None:
