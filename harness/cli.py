@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -94,6 +95,18 @@ def after_dashes() -> list[str]:
     return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
 
 
+def end_on_signals() -> None:
+    """Take SIGTERM and SIGHUP (a cancelled job, a closed terminal) for Ctrl-C: all is put away."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup's wish is respected.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
 class WorkbenchProgram(Program):
     """Invoke's program, except that calling it wrongly exits 2 and Ctrl-C 130."""
 
@@ -124,6 +137,7 @@ def spread(argv: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `./inv`."""
+    end_on_signals()
     WorkbenchProgram(name="inv", binary="inv").run(spread(sys.argv))
 
 

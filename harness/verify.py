@@ -107,7 +107,12 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
             if record is not None:
                 bench.properties[report.KEPT] = ways_in(record)
     result = so_far()
-    report.save(result)
+    try:
+        report.save(result)
+    except OSError as failed:
+        # What was found out is still told.
+        error = error or CannotError(f"{run_dir}: no report was written: {failed.strerror}")
+        return so_far()
     return result
 
 

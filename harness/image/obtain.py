@@ -134,6 +134,7 @@ def obtain(
         missing = error
     else:
         if record.prepare_version == prepare.VERSION:
+            store.require_untouched(record, live)
             return record
         if "://" not in record.origin:
             raise CannotError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -89,6 +90,25 @@ def find(release: str) -> ImageRecord:
             f"{import_line(release, trees=False)}"
         )
     return record
+
+
+def require_untouched(record: ImageRecord, live: Live) -> None:
+    """CannotError when the prepared disk is not what it was.
+
+    Its digest takes as long as a boot, so it is taken only when the file's time stamp tells of a
+    change; what changed it may have been a copy of the cache.
+    """
+    noted = folder(record.release) / _RECORD
+    changed_ns = record.disk.stat().st_mtime_ns
+    if changed_ns <= noted.stat().st_mtime_ns:
+        return
+    live("the disk's time stamp is newer than its record: taking its digest")
+    if sha256_file(record.disk) != record.disk_sha256:
+        raise CannotError(
+            f"{record.disk}: the prepared disk was changed since it was prepared; remove {noted} "
+            f"and import it again: {import_line(record.release, trees=False)}"
+        )
+    os.utime(noted, ns=(changed_ns, changed_ns))
 
 
 def has_record(release: str) -> bool:

@@ -125,6 +125,22 @@ def test_a_disk_is_prepared_once_and_found(tmp_path: Path, cache: Path) -> None:
     assert len(preparer.seen) == 1
 
 
+def test_a_disk_that_rotted_is_noticed_when_it_is_used(tmp_path: Path, cache: Path) -> None:
+    record = bring_disk(tmp_path / "d")
+    os.utime(record.disk)
+    assert obtain.obtain("15.1") == record, "a newer time stamp alone is no damage"
+    told: list[str] = []
+    obtain.obtain("15.1", live=told.append)
+    assert told == [], "and the digest is taken once"
+    record.disk.chmod(0o600)
+    data = record.disk.read_bytes()
+    record.disk.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(
+        CannotError, match=r"disk\.raw: the prepared disk was changed .* --disk FILE"
+    ):
+        obtain.obtain("15.1")
+
+
 def test_another_disk_takes_its_place_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     first = bring_disk(tmp_path / "d")
     second = bring(Files(disk=make_disk(tmp_path / "e", b"another")))

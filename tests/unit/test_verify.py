@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import sys
@@ -417,3 +419,18 @@ def test_a_guest_worth_looking_into_is_kept_if_asked_for(run: Run) -> None:
     assert "kept" not in run(stops=CannotError("no VMX"), keep_as="mine").properties
     assert "kept" in run(stops=GuestError("it hangs"), keep_as="mine").properties
     assert "kept" not in run(stops=KeyboardInterrupt(), keep_as="mine").properties
+
+
+def test_a_report_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = verify.report.save
+
+    def full(result: Report) -> None:
+        # What `run` compares with; on a full disk there would be nothing.
+        save(dataclasses.replace(result, error="not this", error_exit_code=3))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(verify.report, "save", full)
+    result = run("def test_a(guest): pass\n")
+    assert result.exit_code == 3
+    assert result.error.endswith("no report was written: No space left on device")
+    assert [check.outcome for check in result.checks] == ["passed"]
