@@ -21,6 +21,7 @@ from harness.verify import verify as run_verify
 from harness.workbench import Options
 from tasks_bench import bench
 from tasks_guest import GUEST_TASKS
+from tasks_series import SERIES_TASKS, topic_new
 
 SECTIONS = ("unit", "machine")
 
@@ -410,8 +411,19 @@ def lint(_context: Context) -> int:
 
 
 namespace = Collection(
-    verify, show_report, *GUEST_TASKS, setup, build, doctor, probe, bench, run_tests, lint
+    verify,
+    show_report,
+    *GUEST_TASKS,
+    *SERIES_TASKS,
+    setup,
+    build,
+    doctor,
+    probe,
+    bench,
+    run_tests,
+    lint,
 )
+namespace.add_collection(Collection("topic", topic_new))
 namespace.add_collection(
     Collection("patch", patch_list, patch_check, patch_apply, patch_refresh, patch_export)
 )

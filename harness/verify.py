@@ -92,10 +92,10 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
                     _without_guest(bench)
                 raise
             if bench.stock_build is not None:
-                if _run_checks(bench, tests, stock, stock=True):
+                if run_checks(bench, tests, stock, stock=True):
                     bench.revive()
                 bench.use(_built(bench))
-            _run_checks(bench, tests, checks)
+            run_checks(bench, tests, checks)
         except WorkbenchError as caught:
             error = caught
             if error.detail:
@@ -144,15 +144,18 @@ def _series_name(options: Options) -> str:
     return f"series {', '.join(map(str, options.series)) or options.topic}"
 
 
-def _run_checks(bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False) -> bool:
+def run_checks(
+    bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False, what: str = "checks"
+) -> bool:
     """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
 
-    `stock`: the stock module is loaded, to compare with.  Returns whether the machine is broken
-    now, which without `go_on` raises GuestError; CannotError when pytest itself could not run.
+    `stock`: the stock module is loaded, to compare with; `what` names the stage.  Returns whether
+    the machine is broken now, which without `go_on` raises GuestError; CannotError when pytest
+    itself could not run.
     """
     recorder = _Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
-    what = "checks on stock" if stock else "checks"
-    log = bench.run_dir / ("pytest-stock.log" if stock else "pytest.log")
+    what = "checks on stock" if stock else what
+    log = bench.run_dir / f"{what.replace('checks', 'pytest').replace(' ', '-')}.log"
     # pytest captures standard error while a check runs.
     with ui.apart(), ui.stage(what, bench.stages) as step:
         arguments = [

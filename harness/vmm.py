@@ -18,8 +18,9 @@ from .errors import CannotError, GuestError, PatchError
 from .files import sha256_file
 from .guest import Guest
 from .ssh import CommandFailed, Result
+from .units import MiB
 
-MIB = 1 << 20
+MIB = MiB
 SYSCTLS = ("hw.vmm.mem_total", "hw.vmm.mem_allocated", "hw.vmm.mem_free")
 _HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
 

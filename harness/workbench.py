@@ -249,14 +249,14 @@ class Workbench:
         """Load the module that comes first: where both are tried, the stock one."""
         self.use(self.stock_build or _given(self.build, "make"))
 
-    def use(self, build: builder.Build) -> None:
+    def use(self, build: builder.Build, stage: str = "load") -> None:
         """Load a build's module, in place of the one that is loaded, and prove that it is ours.
 
         CannotError where it loaded but the processor does not virtualize, unless TCG was asked for,
         which never does; then the checks that need VMs are not run.
         """
         guest = _given(self.guest, "boot")
-        name = "load stock" if build is self.stock_build else "load"
+        name = "load stock" if build is self.stock_build else stage
         with ui.stage(name, self.stages) as step:
             self._compile_tools(build)
             self.running = build
@@ -275,14 +275,14 @@ class Workbench:
                 step.note += f"; {refusal}"
             self.vmm = vmm.Vmm(guest, self.loaded, build, self.vmtool)
 
-    def revive(self) -> None:
+    def revive(self, *, load: bool = True) -> None:
         """After the guest broke: another machine with a fresh disk, the same module loaded.
 
-        Whoever holds `guest` and `vmm` goes on with the same objects.  A panic's story stays in the
-        folder of the machine that had it; `panic` is the next one's.
+        Without `load` there is no module in it yet.  Whoever holds `guest` and `vmm` goes on with
+        the same objects.  A panic's story stays in the folder of the machine that had it; `panic`
+        is the next one's.
         """
-        guest, build = _given(self.guest, "boot"), _given(self.running, "load")
-        bhyve = _given(self.vmm, "load")
+        guest, bhyve = _given(self.guest, "boot"), self.vmm
         self.tell_panic()
         guest.disconnect()
         self._end_machine(guest)
@@ -293,9 +293,11 @@ class Workbench:
         fresh.disconnect()
         guest.machine, self.guest = fresh.machine, guest
         guest.enter()
-        self.use(build)
-        bhyve.__dict__.update(vars(self.vmm))
-        self.vmm = bhyve
+        if load:
+            self.use(_given(self.running, "load"))
+            if bhyve is not None:
+                bhyve.__dict__.update(vars(self.vmm))
+                self.vmm = bhyve
 
     def tell_panic(self) -> crash.Panic | None:
         """A panic's story, if there was one: collected once, kept in panic.txt and panic.json.

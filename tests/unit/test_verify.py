@@ -169,7 +169,7 @@ bench = types.SimpleNamespace(
     run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None, breaks=0,
     options=types.SimpleNamespace(full=True, only="", topic="", stock=False))
 try:
-    verify._run_checks(bench, Path("test_slow.py"), checks := [])
+    verify.run_checks(bench, Path("test_slow.py"), checks := [])
 finally:
     print(checks)
 """
