@@ -21,10 +21,10 @@ class _InKeeper(Workbench):
 
     kept_as: keeper.Record
 
-    def use(self, build: Build) -> None:
+    def use(self, build: Build, stage: str = "load") -> None:
         """Load a module, and let the keeper know."""
         keeper.set_module(self.kept_as)
-        super().use(build)
+        super().use(build, stage)
         assert self.guest is not None
         running = [kld.address for kld in self.guest.klds() if kld.name == "vmm.ko"]
         keeper.set_module(
