@@ -175,6 +175,12 @@ def verify(release: str, as_json: bool) -> int:
     names = [release] if release else store.cached()
     with ui.stage("verify the cache") as step:
         findings = [found for name in names for found in check.release(name, step.live)]
+        findings += [
+            _look_at(record.release, each)
+            for record in store.prepared()
+            if record.release in names
+            for each in snapshot.kept(record.disk)
+        ]
         corrupt = [found for found in findings if not found.ok]
         step.note = f"{len(findings)} looked at, {len(corrupt)} corrupt"
     if as_json:
@@ -193,6 +199,16 @@ def verify(release: str, as_json: bool) -> int:
             ],
         )
     return EXIT_CHECK_FAILED if corrupt else 0
+
+
+def _look_at(release: str, kept: snapshot.Snapshot) -> check.Finding:
+    """A snapshot's checksums taken again; one that is not as saved is not resumed either."""
+    what = f"snapshot {kept.folder.name[:8]}"
+    try:
+        kept.verify()
+    except CannotError as error:
+        return check.Finding(release, what, False, error.message, f"rm -r {kept.folder}")
+    return check.Finding(release, what, True, kept.describe())
 
 
 def _short(record: ImageRecord) -> str:

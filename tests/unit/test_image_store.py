@@ -19,7 +19,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import badserver
 
+from harness import image_cli, snapshot
 from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
+from harness.files import checksum_sparse
 from harness.image import check, fetch, obtain, prune, store
 from harness.image.model import ImageRecord, Imported, Prepared
 from harness.image.obtain import Files, import_files
@@ -386,6 +388,25 @@ def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) ->
     (cache / "images/15.1/image.json").unlink()
     assert "prepared disk" not in findings()
     assert bring_disk(tmp_path / "d").disk_sha256 == record.disk_sha256
+
+
+def test_snapshots_are_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = bring_disk(tmp_path / "d")
+    make_key(record.private_key, "x")
+    folder = record.disk.parent / "snapshots/abcdef012345"
+    (folder / "state").mkdir(parents=True)
+    (folder / "state/memory").write_bytes(b"as it was")
+    files = {"memory": checksum_sparse(folder / "state/memory")}
+    kept = snapshot.Snapshot(folder, "now", {"backend": "tcg"}, files)
+    monkeypatch.setattr(snapshot, "kept", lambda disk: [kept] if disk == record.disk else [])
+    assert image_cli.verify("15.1", True) == 0
+    (folder / "state/memory").write_bytes(b"as it wos")
+    assert image_cli.verify("", True) == 1
+    said = capsys.readouterr().out
+    (finding,) = [it for it in json.loads(said[said.rindex("\n[") :]) if not it["ok"]]
+    assert (finding["what"], finding["mend"]) == ("snapshot abcdef01", f"rm -r {folder}")
 
 
 def test_small_guests_of_old_are_pruned(cache: Path) -> None:
