@@ -54,13 +54,18 @@ def up(options: Options, name: str) -> int:
 
 
 def dry_run(options: Options) -> int:
-    """Print the emulator's command line, and what it reads, without starting anything."""
-    bench = Workbench(options, Path("RUN"))
-    with contextlib.redirect_stdout(None):
-        bench.choose()
-        bench.find_image()
+    """Print the emulator's command line, and the files it reads, without starting anything.
+
+    It is what a boot runs, in the run's folder.  What is known at the start alone is 0 there: the
+    port for SSH; descriptors 3 and 4 are the serial line and QMP, sockets without a name.
+    """
+    bench = Workbench(options, runs_dir() / "RUN")
+    bench.choose()
+    bench.find_image()
     machine = bench.make_machine()
     ui.out.print(shlex.join(machine.command()), markup=False)
+    for name, text in machine.reads().items():
+        ui.out.print(f"\n--- {name}\n{text.rstrip()}", markup=False)
     return EXIT_OK
 
 

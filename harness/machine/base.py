@@ -145,6 +145,10 @@ class Machine(ABC):
     def command(self) -> list[str]:
         """The emulator's command line, as it is or would be run."""
 
+    def reads(self) -> dict[str, str]:
+        """The files in the run folder that the command line names and the emulator reads."""
+        return {}
+
     @abstractmethod
     def _prepare(self) -> None:
         """Make what has to be there before the first start."""

@@ -128,6 +128,14 @@ class BochsMachine(Machine):
         begin = ["-r", bochs_state.STATE] if self.spec.resume_from else ["-f", _CONFIG]
         return ["bochs", "-q", *begin, "-rc", _DEBUGGER]
 
+    def reads(self) -> dict[str, str]:
+        network = {_SLIRP: slirp_settings(self.ssh_port or 0, self.spec.network_out)}
+        return {
+            _CONFIG: configuration(self.spec, has_network=self.spec.ssh),
+            **(network if self.spec.ssh else {}),
+            _DEBUGGER: "c\n",
+        }
+
     def _prepare(self) -> None:
         for path, package in ((BIOS, "bochsbios"), (VGA_BIOS, "vgabios")):
             if not path.exists():
@@ -143,14 +151,12 @@ class BochsMachine(Machine):
         tty.setraw(self._console_tty_fd)
         if self.spec.ssh:
             self.ssh_port = free_port()
-            settings = slirp_settings(self.ssh_port, self.spec.network_out)
-            (run_dir / _SLIRP).write_text(settings)
         (run_dir / _TTY).unlink(missing_ok=True)
         (run_dir / _TTY).symlink_to(os.ttyname(self._console_tty_fd))
-        (run_dir / _CONFIG).write_text(configuration(self.spec, has_network=self.spec.ssh))
+        for name, text in self.reads().items():
+            (run_dir / name).write_text(text)
         if self.spec.resume_from:
             bochs_state.present(run_dir, self.spec.resume_from)
-        (run_dir / _DEBUGGER).write_text("c\n")
         environment = {"TERM": "vt100"}
         if self.spec.savable or self.spec.resume_from:
             environment |= bochs_state.helper(run_dir)
