@@ -16,7 +16,7 @@ from .. import machine as machines
 from .. import ui
 from ..console import Console
 from ..deadline import Deadline
-from ..errors import GuestError, UsageError, WorkbenchError
+from ..errors import GuestError, MachineDied, UsageError, WorkbenchError
 from ..guest import Access, Guest
 from ..machine import Drive, Machine, Spec
 from ..machine.base import tail_of
@@ -157,9 +157,31 @@ class Attached(Machine):
     def exit_code(self) -> int | None:
         if not self._over:
             return None
-        now = records.load(self.record.name)
-        code = now.exit_code if now is not None and now.run_dir == self.record.run_dir else None
+        now = self._now()
+        code = now.exit_code if now is not None else None
         return code if code is not None else -signal.SIGKILL
+
+    def _check_process(self) -> None:
+        if not self._over:
+            self._check_running()
+            return
+        self.console.check_panic()
+        now = self._now()
+        if now is None:
+            how = "it was ended (./inv down)"
+        elif now.stage == ENDED:
+            how = now.note
+        else:
+            how = f"its keeper, process {now.owner.pid}, is gone, and it with it"
+        raise MachineDied(
+            f"guest {self.record.name}: {how}, while it was needed; the console's log is "
+            f"{self.spec.console_log}",
+            detail=self.console.tail(),
+        )
+
+    def _now(self) -> Record | None:
+        now = records.load(self.record.name)
+        return now if now is not None and now.run_dir == self.record.run_dir else None
 
     def command(self) -> list[str]:
         raise NotImplementedError
@@ -171,12 +193,12 @@ class Attached(Machine):
         raise NotImplementedError
 
     def powered_off(self) -> bool:
-        now = records.load(self.record.name)
+        now = self._now()
         return now is not None and now.powered_off
 
     def last_words(self) -> str:
-        now = records.load(self.record.name)
-        return now.note if now is not None else "its keeper has ended it"
+        now = self._now()
+        return now.note if now is not None else ""
 
     def wait_ended(self, deadline: Deadline) -> int | None:
         self.console.wait_closed(deadline)

@@ -37,6 +37,7 @@ _TICK_S = 0.2
 _SOFT_NATIVE_S = 10.0
 _DMESG_S = 10.0
 _DEBUGGER_S = 5.0
+_END_S = 2.0
 _CHUNK_BYTES = 1 << 16
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -75,6 +76,7 @@ class Keeper:
         self._past = ""
         self._well: dict[str, Any] | None = None
         self._decided = threading.Event()
+        self._ended = threading.Event()
         self._asked_soft = threading.Event()
         self._streams: list[threading.Thread] = []
 
@@ -101,12 +103,14 @@ class Keeper:
         finally:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            self._bench.close()
+            with contextlib.suppress(WorkbenchError, OSError):
+                self._bench.close()
             if not ended_by_itself:
                 records.clean(dataclasses.replace(self._record, emulator=None))
+            self._ended.set()
             if listener is not None:
                 listener.close()
-            until = time.monotonic() + 1
+            until = time.monotonic() + _END_S
             for stream in self._streams:
                 stream.join(max(0.0, until - time.monotonic()))
 
@@ -330,6 +334,8 @@ class Keeper:
             if data:
                 connection.sendall(data)
             elif console.closed:
+                # Who sees the line's end looks for the reason: it has to be there by then.
+                self._ended.wait(_END_S)
                 break
             else:
                 console.wait_bytes(mark, Deadline.after(_TICK_S))

@@ -192,7 +192,11 @@ def test_z_a_guest_that_panics_is_said_to_be_broken() -> None:
 @pytest.mark.usefixtures("two")
 def test_zz_a_guest_that_powers_off_by_itself() -> None:
     before = record_of("b")
-    guest_cli.ssh("b", ["poweroff"])
+    with keeper.attached("b") as guest:
+        guest_cli.ssh("b", ["poweroff"])
+        assert guest.machine.wait_ended(Deadline.after(ENDS_S)) == 0
+        with pytest.raises(GuestError, match=r"^guest b: it powered itself off, while it was need"):
+            guest.machine.check()
     ended = wait_for("b", keeper.ENDED)
     assert (ended.note, ended.powered_off) == ("it powered itself off", True)
     assert before.owner.wait_gone(Deadline.after(ENDS_S))
