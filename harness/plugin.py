@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from . import needs, ui
 from .console import clean_lines
 from .errors import (
+    CannotError,
     GuestError,
     GuestPanic,
     GuestRebooted,
@@ -23,6 +25,8 @@ from .errors import (
     WorkbenchError,
 )
 from .guest import Guest
+from .host import HostFacts, gather
+from .kept import KeptWorkbench, ways_in
 from .l2 import L2
 from .machine import Machine
 from .transcript import Evidence, Transcript, evidence
@@ -36,6 +40,7 @@ EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash once it was torn down: what was asked of the guest, and what it said."""
 
 _LOST = (GuestPanic, GuestRebooted, MachineDied)
+_BROUGHT_UP = pytest.StashKey[bool]()
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
 _DMESG_BEFORE = pytest.StashKey[list[str]]()
@@ -56,16 +61,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--vmm-series", action="append", type=Path, default=[], help="a series folder or patches"
     )
+    group.addoption("--vmm-full", action="store_true", help="run what takes minutes, too")
+    group.addoption(
+        "--vmm-keep", metavar="NAME", default="", help="leave the guest up if a test failed"
+    )
+    group.addoption(
+        "--vmm-insist", action="store_true", help="where no guest can be had, fail, do not skip"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for line in (
-        "patch: the claim belongs to the series; on the stock module it must fail",
-        "vtx: makes virtual machines, so the guest's processor must virtualize",
-        "minutes: takes minutes in an emulator; `inv verify` leaves it out unless --full is given",
-        "tools: needs programs built for the guest, so a sysroot must have been imported",
-    ):
-        config.addinivalue_line("markers", line)
+    for mark, meaning in needs.MARKERS.items():
+        config.addinivalue_line("markers", f"{mark}: {meaning}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On the stock module a claim of the patch's must fail; pytest has a word for that."""
+    if WORKBENCH in config.stash or not config.getoption("--vmm-stock"):
+        return
+    reason = "needs the patch, and the stock module is loaded"
+    for item in items:
+        if item.get_closest_marker("patch") and _is_ours(item):
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -84,14 +101,28 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         series=tuple(config.getoption("--vmm-series")),
         go_on=config.getoption("--vmm-reboot"),
     )
-    with Workbench(options, new_run_dir("pytest")) as bench:
+    run_dir, name = new_run_dir("pytest"), config.getoption("--vmm-keep")
+    with KeptWorkbench(options, run_dir, name) if name else Workbench(options, run_dir) as bench:
         try:
             bench.up()
         except WorkbenchError as error:
+            if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
+                pytest.skip(f"no FreeBSD guest can be had here: {error.message}")
             pytest.exit(f"{error.detail}\n{error.message}".strip(), returncode=error.exit_code)
         config.stash[WORKBENCH] = bench
+        config.stash[_BROUGHT_UP] = True
         yield bench
         del config.stash[WORKBENCH]
+        if isinstance(bench, KeptWorkbench) and request.session.testsfailed:
+            record = bench.keep()
+            if record is not None:
+                ui.say(f"guest {name} stays; {ways_in(record)}")
+
+
+@pytest.fixture(scope="session")
+def host() -> HostFacts:
+    """What the machine that runs all this can do; it boots nothing."""
+    return gather()
 
 
 @pytest.fixture(scope="session")
@@ -138,15 +169,20 @@ def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
 @pytest.fixture(autouse=True)
 def _needs_met(request: pytest.FixtureRequest) -> None:
     """Skip, in words, what this guest cannot do."""
-    marked = {mark.name for mark in request.node.iter_markers()}
+    marks = {mark.name: mark.args for mark in request.node.iter_markers()}
     # Others' tests may have marks of these names too.
-    if not marked & {"vtx", "tools"} or not _is_ours(request.node):
+    if not needs.NAMES & marks.keys() or not _is_ours(request.node):
         return
+    config = request.config
+    # `inv verify` chooses for itself, and says what it left out.
+    ours = WORKBENCH not in config.stash or config.stash.get(_BROUGHT_UP, False)
+    if "minutes" in marks and ours and not config.getoption("--vmm-full"):
+        pytest.skip("takes minutes in an emulator: --vmm-full runs it")
     bench: Workbench = request.getfixturevalue("workbench")
-    if "tools" in marked and bench.vmtool is None:
-        pytest.skip("needs programs built for the guest: import the image with --sysroot")
-    if "vtx" in marked and bench.loaded is not None and not bench.loaded.virtualizes:
-        pytest.skip(f"needs a processor that virtualizes: {bench.loaded.refusal}")
+    if "beside" in marks and bench.stock_build is None:
+        pytest.skip("compares with the stock module: inv verify --side-by-side runs it")
+    if reason := needs.unmet(marks, bench):
+        pytest.skip(reason)
 
 
 def _is_ours(item: pytest.Item) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
 from harness import plugin
+from harness.errors import CannotError, MachineDied
 
 pytest_plugins = ["pytester"]
 
@@ -229,3 +232,143 @@ def test_what_the_guest_lacks_skips_in_words(pytester: pytest.Pytester, guest: F
 )
 def test_new_lines(before: list[str], after: list[str], news: list[str]) -> None:
     assert plugin.new_lines(before, after) == news
+
+
+def test_marks_say_what_a_test_needs(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    text = """
+        import pytest
+        @pytest.mark.freebsd("15.0")
+        def test_old_enough(guest): pass
+        @pytest.mark.freebsd("16.0")
+        def test_too_new(guest): pass
+        @pytest.mark.freebsd
+        def test_says_nothing(guest): pass
+        @pytest.mark.beside
+        def test_beside(guest): pass
+        @pytest.mark.minutes
+        def test_long(guest): pass
+        """
+    result = run(pytester, text, guest)
+    # Brought up by somebody else, who chooses what takes too long.
+    result.assert_outcomes(passed=2, skipped=2, errors=1)
+    for words in (
+        "compares with the stock module: inv verify",
+        "needs FreeBSD 16.0 or newer; this",
+    ):
+        result.stdout.fnmatch_lines([f"*{words}*"])
+
+
+class Own:
+    """A workbench that the plugin brings up itself."""
+
+    def __init__(self, played: FakeGuest, options: object, error: Exception | None) -> None:
+        self.__dict__.update(vars(fake_bench(played)), options=options)
+        self.error = error
+
+    def up(self) -> None:
+        if self.error:
+            raise self.error
+
+    def __enter__(self) -> Own:
+        return self
+
+    def __exit__(self, *_exc: object) -> None: ...
+
+
+def brought_up(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    *options: str,
+    error: Exception | None = None,
+) -> pytest.RunResult:
+    monkeypatch.setattr(plugin, "Workbench", lambda o, _run: Own(FakeGuest(), o, error))
+    monkeypatch.setattr(plugin, "new_run_dir", lambda _what: pytester.path)
+    pytester.makepyfile(text)
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rsx", *options)
+
+
+def test_what_takes_minutes_is_left_out(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        import pytest
+        def test_short(guest): pass
+        @pytest.mark.minutes
+        def test_long(guest): pass
+        """
+    result = brought_up(pytester, monkeypatch, text)
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*takes minutes in an emulator: --vmm-full runs it*"])
+    brought_up(pytester, monkeypatch, text, "--vmm-full").assert_outcomes(passed=2)
+
+
+def test_on_stock_a_claim_of_the_patch_must_fail(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        import pytest
+        @pytest.mark.patch
+        def test_claim(guest): assert 0
+        @pytest.mark.patch
+        def test_proves_nothing(guest): pass
+        def test_any(guest): pass
+        @pytest.mark.patch
+        def test_of_others(): pass
+        """
+    result = brought_up(pytester, monkeypatch, text, "--vmm-stock")
+    result.assert_outcomes(xfailed=1, failed=1, passed=2)
+    result.stdout.fnmatch_lines(["*needs the patch, and the stock module is loaded*"])
+
+
+def test_where_no_guest_can_be_had_tests_are_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "def test_a(guest): pass\ndef test_b(vm): pass\ndef test_c(): pass"
+    error = CannotError("FreeBSD 15.1 is not here; run ./inv image.fetch")
+    result = brought_up(pytester, monkeypatch, text, error=error)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*no FreeBSD guest can be had here*run ./inv image.fetch*"])
+    assert brought_up(pytester, monkeypatch, text, "--vmm-insist", error=error).ret == 3
+
+
+def test_a_broken_guest_is_brought_up_anew_on_request(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    brought = Brought(guest)
+    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
+
+    def revive() -> None:
+        guest.machine.console.panic = ""  # type: ignore[attr-defined]
+        guest.machine.console.text = ""  # type: ignore[attr-defined]
+
+    brought.bench.revive = revive
+    pytester.makepyfile(
+        """
+        def test_dies(guest): guest.machine.console.panic = "sleeping thread"
+        def test_after(guest): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*the guest panicked: sleeping thread*"])
+
+
+def test_a_guest_that_does_not_come_back(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    brought = Brought(guest)
+    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
+
+    def revive() -> None:
+        raise MachineDied("no memory")
+
+    brought.bench.revive = revive
+    pytester.makepyfile(
+        """
+        def test_dies(guest): guest.machine.console.panic = "sleeping thread"
+        def test_b(guest): pass
+        def test_c(guest): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", plugins=[brought])
+    result.assert_outcomes(passed=1, errors=1, skipped=2)
+    result.stdout.fnmatch_lines(["*did not come back: no memory*"])
