@@ -67,13 +67,15 @@ def _cut(argv: list[str]) -> list[str]:
     )
     if context is None:
         return argv
-    kept, value_follows = argv[:1], bool(context.positional_args)
+    kept, value_follows = argv[:1], False
+    positional = len(context.positional_args)
     for word in argv[1:]:
         if word.startswith("-"):
             kept.append(word)
             flag = context.flags.get(word.split("=")[0])
             value_follows = flag is not None and flag.takes_value and "=" not in word
-        elif value_follows:
+        elif value_follows or positional:
+            positional -= not value_follows
             kept.append(word)
             value_follows = False
         else:
