@@ -193,6 +193,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             )
             build_id = read_build_id(made.module)
         except WorkbenchError as error:
+            if full := files.out_of_room(work, error.detail):
+                raise full from error
             if log.is_file():
                 failed = root / "failed" / f"{job.key}.log"
                 files.write_atomic(failed, log.read_bytes())

@@ -95,6 +95,20 @@ def after_dashes() -> list[str]:
     return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
 
 
+def open_standard_streams() -> None:
+    """Where one was closed (`inv ... >&-`), what is said goes nowhere, and not into a file of ours.
+
+    Otherwise the next file that is opened would get its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
 def end_on_signals() -> None:
     """Take SIGTERM and SIGHUP (a cancelled job, a closed terminal) for Ctrl-C: all is put away."""
 
@@ -137,6 +151,7 @@ def spread(argv: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `./inv`."""
+    open_standard_streams()
     end_on_signals()
     WorkbenchProgram(name="inv", binary="inv").run(spread(sys.argv))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -20,6 +21,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 """The checkout: `images/`, `patches/` and `tests/` are below it."""
 
 _CHUNK_BYTES = 1 << 20
+# A compiler that found no room takes back what it wrote.
+_FULL_BYTES = 1 << 20
 
 
 def cache_dir() -> Path:
@@ -197,6 +200,17 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
             f"{what} needs {human_bytes(needed_bytes)} in {folder}, {human_bytes(free)} are free; "
             "free some room or choose another folder (HARNESS_CACHE, HARNESS_RUNS)"
         )
+
+
+def out_of_room(folder: Path, said: str) -> CannotError | None:
+    """The error to raise instead, when what failed in `folder`, and `said` why, wanted room."""
+    if os.strerror(errno.ENOSPC) not in said and shutil.disk_usage(folder).free > _FULL_BYTES:
+        return None
+    return CannotError(
+        f"{folder}: its disk is full; free some room or choose another folder (HARNESS_CACHE, "
+        "HARNESS_RUNS)",
+        detail=said,
+    )
 
 
 def human_bytes(count: int) -> str:

@@ -151,6 +151,8 @@ def _make(*arguments: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise CannotError(f"building {SOURCE} took more than {_BUILD_LIMIT_S:.0f} s") from error
     if done.returncode:
+        if full := files.out_of_room(files.cache_dir(), done.stderr):
+            raise full
         raise CannotError(
             f"building {SOURCE} failed; ./inv setup installs the compiler",
             detail="\n".join((done.stdout + done.stderr).splitlines()[-20:]),

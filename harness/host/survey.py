@@ -227,6 +227,8 @@ def available_memory_bytes() -> int:
 def _folder(find: Callable[[], Path]) -> Folder:
     try:
         path = find()
+        if not os.access(path, os.W_OK | os.X_OK):
+            return Folder(problem=f"{path}: nothing can be written there")
         return Folder(path=str(path), free_bytes=shutil.disk_usage(path).free)
     except WorkbenchError as error:
         return Folder(problem=error.message)

@@ -67,6 +67,14 @@ def test_stock_and_patched_differ_and_leave_the_tree_alone(tmp_path: Path, tree:
     assert json.dumps(patched.to_data())
 
 
+def test_a_full_disk_is_not_the_patch_s_fault(tmp_path: Path, tree: Path) -> None:
+    def maker(_job: components.Job) -> components.Made:
+        raise PatchError("vmm.ko does not build", detail="fatal error: No space left on device")
+
+    with pytest.raises(CannotError, match="its disk is full; free some room"):
+        build.build(tree, None, None, "15.1", maker=maker)
+
+
 def test_a_second_run_builds_nothing(tmp_path: Path, tree: Path) -> None:
     made: list[str] = []
     series = series_of(tmp_path, TWO)

@@ -52,6 +52,12 @@ def whispers(_context):
 
 @task
 @run_task
+def shows(_context):
+    ui.say("working")
+    ui.table(("head",), [("a cell",)])
+
+@task
+@run_task
 def full(_context):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/some/file")
 
@@ -65,7 +71,7 @@ def bug(_context):
 def cut(_context):
     raise BrokenPipeError(errno.EPIPE, "a socket of ours")
 
-namespace = Collection(fails, ends, sleeps, floods, whispers, full, bug, cut)
+namespace = Collection(fails, ends, sleeps, floods, whispers, shows, full, bug, cut)
 """
 
 
@@ -169,6 +175,29 @@ def test_a_reader_who_goes_is_no_error(folder: Path, arguments: tuple[str, ...])
         said = child.communicate(timeout=60)[1]
     assert said == b""
     assert child.returncode == 141
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(folder: Path, closed: str) -> None:
+    """And no failed check either, as a traceback's exit code would say."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("shows")]
+    done = subprocess.run(
+        shell, cwd=folder, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ("" if "2>&-" in closed else "working\n")
+    assert ("a cell" in done.stdout) == (">&-" not in closed.split())
+
+
+def test_a_kill_is_ctrl_c(folder: Path) -> None:
+    with subprocess.Popen(
+        command("sleeps"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "asleep\n"
+        child.terminate()
+        assert child.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert child.returncode == 130
 
 
 def test_a_full_disk_is_a_line(folder: Path) -> None:

@@ -169,6 +169,13 @@ def test_the_folder_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None
     assert "HARNESS_CACHE" in facts.cache.problem
 
 
+def test_a_folder_that_is_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_a: False)
+    facts = host.gather()
+    assert facts.runs.problem.endswith("nothing can be written there")
+    assert host.examine(facts).exit_code == 3
+
+
 def test_prepared_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     record = ImageRecord(
         release="15.1",

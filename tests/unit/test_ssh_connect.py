@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -279,3 +280,17 @@ def test_the_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("leap_s", [86400.0, -86400.0])
+def test_a_clock_that_jumps_changes_nothing(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch, leap_s: float
+) -> None:
+    """Somebody sets the host's clock during the wait: our limits are on the monotonic one."""
+    real, calls = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + leap_s * (next(calls) % 7 > 2))
+    with Ssh(sshd.address()) as ssh:
+        ssh.connect(Deadline.after(60))
+        assert ssh.run(["echo", "here"], Deadline.after(60)).stdout == "here\n"
+        with pytest.raises(WaitTimeout, match="did not end within 1 s"):
+            ssh.run(["sleep", "30"], Deadline.after(1))
