@@ -1,0 +1,29 @@
+"""Bad calls: what any vmm.ko must bear."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import fuzz
+from harness.guest import Guest
+from harness.vmm import Vmm
+from harness.workbench import Workbench
+
+pytestmark = [pytest.mark.vtx, pytest.mark.tools]
+
+SEED = 1
+
+
+@pytest.mark.parametrize("calls", [600, pytest.param(20_000, marks=pytest.mark.minutes)])
+def test_bad_calls_do_no_harm(workbench: Workbench, guest: Guest, vmm: Vmm, calls: int) -> None:
+    """malformed and racing calls break, hang and leak nothing, but for what stock is known to do"""
+    assert workbench.running is not None
+    assert workbench.record is not None
+    known = fuzz.load_known(workbench.options.release)
+    program = fuzz.compile_fuzzer(workbench.running, workbench.record.sysroot)
+    remote = fuzz.install(guest, program, vmm.home)
+    done = fuzz.attack(guest, remote, SEED, calls, avoid=[story.name for story in known])
+    findings = (*done.findings, *fuzz.leaks(guest, vmm.loaded.path))
+    assert [it.text for it in findings if not fuzz.recognize(it, known)] == []
+    assert done.calls > calls * 0.8
+    assert vmm.names() == []
