@@ -84,6 +84,11 @@ class Build:
         return path if path.is_file() else None
 
     @property
+    def programs(self) -> tuple[Path, ...]:
+        """bhyve and bhyvectl, where the series touches them."""
+        return tuple(self.folder / name for name, _ in self.digests if name in farm.PROGRAMS)
+
+    @property
     def files(self) -> tuple[Path | None, Path | None, Path | None]:
         """vmm.ko, libvmmapi, vmmls: what is there of them."""
         return self.module, self.library, self.tool
@@ -201,12 +206,13 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                 error.message += f" (log: {failed})"
                 error.args = (error.message,)
             raise
-        for path in (made.module, made.library, made.tool, made.symbols):
+        for path in (made.module, made.library, made.tool, made.symbols, *made.programs):
             if path:
                 shutil.copy(path, kept / path.name)
         shutil.copytree(made.include, kept / "include")
         shutil.copy(log, kept / "build.log")
         names = [path.name if path else None for path in (made.module, made.library, made.tool)]
+        kept_names = (*names, *(path.name for path in made.programs))
         manifest = {
             "release": job.release,
             "revision": job.tree.revision,
@@ -227,7 +233,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "source": str(job.tree.path),
             "sysroot": str(job.sysroot) if job.sysroot else None,
             "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "digests": {name: files.sha256_file(kept / name) for name in names if name},
+            "digests": {name: files.sha256_file(kept / name) for name in kept_names if name},
         }
         kept.chmod(0o755)
         (kept / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -35,6 +35,12 @@ _QUIET = (
     ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
 )  # fmt: skip
 
+_LINKED = {
+    "bhyve": ("md", "nv", "uvmem", "pthread", "z", "util", "sbuf", "cam", "9p", "crypto"),
+    "bhyvectl": ("util",),
+}
+_OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -67,6 +73,7 @@ class Made:
     not_built: tuple[tuple[str, str], ...]
     unread: tuple[str, ...] = ()
     symbols: Path | None = None
+    programs: tuple[Path, ...] = ()
 
 
 def require_sysroot(sysroot: Path) -> Path:
@@ -91,16 +98,25 @@ def make_all(job: Job) -> Made:
     _headers(job, include)
     library = tool = None
     left_out: list[tuple[str, str]] = []
+    programs: list[Path] = []
     wants_tool = (job.source / farm.COMPONENTS["vmmls"] / "Makefile").is_file()
     if job.sysroot:
         library, more = _library(job, include)
         warnings += more
         if wants_tool:
-            tool, more = _tool(job, include, library)
+            tool, more = _program(job, "vmmls", farm.COMPONENTS["vmmls"], include, library)
+            warnings += more
+        for name in farm.programs(job.series):
+            if missing := _missing_libraries(job.sysroot, name):
+                left_out.append((name, f"the sysroot lacks {', '.join(missing)}"))
+                continue
+            program, more = _program(job, name, farm.PROGRAMS[name], include, library)
+            programs.append(program)
             warnings += more
     else:
         reason = "no sysroot (FreeBSD's headers and libraries) is at hand"
         left_out.append(("libvmmapi", reason))
+        left_out += [(name, reason) for name in farm.programs(job.series)]
         if wants_tool:
             left_out.append(("vmmls", reason))
     reads = farm.Reads((), ())
@@ -112,9 +128,12 @@ def make_all(job: Job) -> Made:
     if not wants_tool:
         left_out.append(("vmmls", "the source has no usr.sbin/vmmls"))
     # What lies in a part that was left out is named by that part.
-    skipped = tuple(f"{farm.COMPONENTS[name]}/" for name, _ in left_out)
+    folders = {**farm.COMPONENTS, **farm.PROGRAMS}
+    skipped = tuple(f"{folders[name]}/" for name, _ in left_out)
     unread = tuple(path for path in reads.unread if not path.startswith(skipped))
-    return Made(module, library, tool, include, warnings, tuple(left_out), unread, symbols)
+    return Made(
+        module, library, tool, include, warnings, tuple(left_out), unread, symbols, tuple(programs)
+    )
 
 
 def _common(job: Job) -> tuple[tuple[str, str], ...]:
@@ -239,14 +258,25 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     compiler += _path_maps(job)
     return Make(
         component,
-        job.source / farm.COMPONENTS[component],
+        job.source / {**farm.COMPONENTS, **farm.PROGRAMS}[component],
         (target,),
-        (*_common(job), ("CC", " ".join(compiler))),
+        (
+            *_common(job),
+            ("CC", " ".join(compiler)),
+            # What a sysroot may lack and few use.
+            *((option, "no") for option, it in _OPTIONAL if not (job.sysroot / it).exists()),
+        ),
         (
             ("MAKEOBJDIRPREFIX", str(job.work / "obj")),
             ("LDFLAGS", link),
         ),
     )
+
+
+def _missing_libraries(sysroot: Path, program: str) -> list[str]:
+    """What a program of the system is linked with and the sysroot does not have."""
+    names = (f"lib{name}.so" for name in _LINKED.get(program, ()))
+    return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
 
 
 def _library(job: Job, include: Path) -> tuple[Path, int]:
@@ -265,9 +295,8 @@ def _library(job: Job, include: Path) -> tuple[Path, int]:
     return library, warnings
 
 
-def _tool(job: Job, include: Path, library: Path) -> tuple[Path, int]:
-    folder = farm.COMPONENTS["vmmls"]
+def _program(job: Job, name: str, folder: str, include: Path, library: Path) -> tuple[Path, int]:
     # Doubled for make, quoted for the shell: the linker gets $ORIGIN.
     link = f"-L{library.parent} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
-    warnings = _run(job, _userland(job, "vmmls", "vmmls", include, link))
-    return _expect(_objects(job, folder) / "vmmls", "vmmls"), warnings
+    warnings = _run(job, _userland(job, name, name, include, link))
+    return _expect(_objects(job, folder) / name, name), warnings

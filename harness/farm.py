@@ -24,6 +24,11 @@ COMPONENTS = {
     "libvmmapi": "lib/libvmmapi",
     "vmmls": "usr.sbin/vmmls",
 }
+PROGRAMS = {"bhyve": "usr.sbin/bhyve", "bhyvectl": "usr.sbin/bhyvectl"}
+"""What runs and controls VMs; built where a series touches it, the guest's own is used else."""
+
+# What those read beside their own folders and what is planted anyway.
+_BESIDE_PROGRAMS = "contrib"
 _ROOTS = ("sys", "share/mk", *list(COMPONENTS.values())[1:])
 # Linked file by file; other folders that nothing is written to are one link each.
 _EXPANDED = (
@@ -142,6 +147,16 @@ def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[st
                 yield from _below(source, path, (*above, real))
 
 
+def programs(series: Series | None) -> tuple[str, ...]:
+    """The programs that a series touches."""
+    touched = series.touched if series else ()
+    return tuple(
+        name
+        for name, folder in PROGRAMS.items()
+        if any(path.startswith(f"{folder}/") for path in touched)
+    )
+
+
 def _folders_of(series: Series | None) -> tuple[str, ...]:
     touched = series.touched if series else ()
     folders = {str(PurePosixPath(path).parent) for path in touched}
@@ -154,7 +169,8 @@ def fingerprint(source: Path, series: Series | None = None) -> str:
     Contents are not read: that is gigabytes, and this runs before every build, even the one that
     builds nothing.  The change time is in it, which cannot be set back by an unpacker or `cp -p`.
     """
-    return _stat_digest(_walk(source, _ROOTS, (*_FLAT, *_folders_of(series))))
+    roots = (*_ROOTS, *(PROGRAMS[name] for name in programs(series)))
+    return _stat_digest(_walk(source, roots, (*_FLAT, *_folders_of(series))))
 
 
 def folder_fingerprint(*folders: Path) -> str:
@@ -187,6 +203,9 @@ def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[gitapp
     try:
         for root in sorted({path.split("/")[0] for path in (*_EXPANDED, *real)}):
             _plant_folder(tree.path, folder, root, real)
+        beside = folder / _BESIDE_PROGRAMS
+        if programs(series) and not beside.exists():
+            beside.symlink_to(tree.path / _BESIDE_PROGRAMS)
     except OSError as error:
         raise CannotError(f"{folder}: cannot set up the build: {error.strerror}") from error
     if not series:

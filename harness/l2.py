@@ -68,13 +68,15 @@ def build_rom() -> Path:
 
 _ENDED = "bhyve ended with"
 
-# $1 folder, $2 name, $3 MiB, $4 rom.  The status appears when bhyve has ended, whole, and then the
-# line that ends every wait for words which will not come.
+# $1 folder, $2 name, $3 MiB, $4 rom.  A bhyve that was built lies two folders above.  The status
+# appears when bhyve has ended, whole, and then the line that ends every wait for words which will
+# not come.
 _LAUNCH = (
     r"""
 set -eu
 rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
 cat >"$1/run" <<'END'
+PATH="${1%/l2/*}:$PATH"
 bhyve -H -c 1 -m "$3M" -s 0,hostbridge -s 31,lpc -l com1,stdio -l bootrom,"$4" "$2" \
     <>"$1/in" >>"$1/out" 2>>"$1/err" &
 echo $! >"$1/pid"
@@ -114,6 +116,7 @@ if [ -e "$1/pid" ] && [ ! -e "$1/status" ]; then
 fi
 """
 _DESTROY = """
+PATH="${1%/l2/*}:$PATH"
 if [ -e "/dev/vmm/$2" ]; then bhyvectl --destroy --vm="$2"; fi
 """
 

@@ -218,6 +218,7 @@ def run_build(
     for path in built.unread:
         ui.say(f"note: {path} is touched, but no part that is built here reads it")
     made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))
+    made |= {path.name: path for path in built.programs}
     left_out = dict(built.not_built)
     ui.table(
         ("part", "file"),

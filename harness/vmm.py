@@ -139,7 +139,7 @@ class Vmm:
         self.loaded = loaded
         self.home = str(Path(loaded.path).parent)
         self._made: list[str] = []
-        for local in (build.library, build.tool, vmtool):
+        for local in (build.library, build.tool, vmtool, *build.programs):
             if local is not None:
                 guest.put(local, f"{self.home}/{local.name}", mode=0o755)
         self.vmmls_path = f"{self.home}/vmmls"

@@ -67,6 +67,27 @@ def test_a_touched_file_behind_a_linked_folder_is_copied_too(tmp_path: Path, tre
     assert (tmp_path / "pci/a.h").read_text() == "1\n"
 
 
+def test_a_program_that_is_touched_finds_what_it_includes(tmp_path: Path, tree: Path) -> None:
+    """bhyve's Makefile looks for ../../contrib, from a folder that is no link then."""
+    for path in ("usr.sbin/bhyve/a.c", "usr.sbin/bhyve/b.c", "contrib/lib9p/lib9p.h"):
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text("1\n")
+    series = series_of(tmp_path, "1\n", "2\n", "usr.sbin/bhyve/a.c")
+    assert farm.programs(series) == ("bhyve",)
+    folder = planted(tmp_path, tree, series)
+    assert (folder / "usr.sbin/bhyve/a.c").read_text() == "2\n"
+    assert (folder / "usr.sbin/bhyve/b.c").is_symlink()
+    assert (folder / "usr.sbin/bhyve/../../contrib/lib9p/lib9p.h").read_text() == "1\n"
+
+
+def test_what_the_sysroot_lacks_for_a_program_is_named(tmp_path: Path) -> None:
+    libraries = tmp_path / "usr/lib"
+    libraries.mkdir(parents=True)
+    (libraries / "libutil.so").touch()
+    assert components._missing_libraries(tmp_path, "bhyvectl") == []
+    assert "libuvmem.so" in components._missing_libraries(tmp_path, "bhyve")
+
+
 def test_removed_files_are_not_there(tmp_path: Path, tree: Path) -> None:
     data = mail(diff(tmp_path, {HEADER: "#define NUMBER 1\n"}, {HEADER: None}))
     topic = make_series(tmp_path / "topic", {"1.patch": data})
@@ -191,3 +212,19 @@ def test_a_sysroot_needs_headers_and_libraries(tmp_path: Path) -> None:
         (tmp_path / needed).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / needed).touch()
     assert components.require_sysroot(tmp_path) == tmp_path
+
+
+def test_warnings_are_the_same_wherever_the_lines_and_the_farm_are() -> None:
+    log = """\
+$ cd /c/builds/work/0123456789abcdef/src/sys/modules/vmm && bmake
+/c/builds/work/0123456789abcdef/src/sys/dev/vmm/vmm.c:10:2: warning: unused variable 'x' [-Wunused]
+   10 |  int x;
+/c/builds/work/0123456789abcdef/src/sys/dev/vmm/vmm.c:10:2: error: no
+"""
+    other = log.replace("0123456789abcdef", "fedcba9876543210").replace(":10:2", ":44:7")
+    assert (
+        bmake.warning_lines(log)
+        == bmake.warning_lines(other)
+        == {"sys/dev/vmm/vmm.c: warning: unused variable 'x' [-Wunused]": 1}
+    )
+    assert bmake.warning_lines(log + other) - bmake.warning_lines(log)
