@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +158,29 @@ def test_the_power_button_is_heard(standin: Any, tmp_path: Path) -> None:
                 assert qemu.wait(20) == 0
         finally:
             qemu.kill()
+
+
+def test_a_second_disk_is_read_as_it_is_and_not_written(standin: Any, tmp_path: Path) -> None:
+    """A tar on it reads as one from its first byte; the odd name is QEMU's comma."""
+    folder = tmp_path / "with, comma"
+    folder.mkdir()
+    (folder / "content").write_text("brought in\n")
+    disk = folder / "source.tar"
+    with tarfile.open(disk, "w") as tar:
+        tar.add(folder / "content", "src/content")
+    os.truncate(disk, 1 << 20)
+    before = disk.read_bytes()
+    spec = Spec(
+        run_dir=tmp_path / "run",
+        drive=Drive(standin.disk),
+        second=Drive(disk),
+        memory_bytes=384 << 20,
+    )
+    with machines.make("tcg", spec) as machine:
+        machine.start(Deadline.after(10))
+        talk = log_in(machine)
+        talk.sendline("tar -xOf /dev/vdb src/content; echo no >/dev/vdb")
+        talk.expect_any([r"brought in\r\n"], "the file in the tar", Deadline.after(30))
+        talk.sendline("echo its size $(cat /sys/block/vdb/size)")
+        talk.expect_any([r"its size 2048\r\n"], "the disk's sectors", Deadline.after(30))
+    assert disk.read_bytes() == before
