@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..console import Console, clean_lines
 from ..deadline import Deadline
-from ..errors import CannotError, MachineDied, WaitTimeout
+from ..errors import CannotError, DiskFull, MachineDied, WaitTimeout
 from ..host import BOCHS_MODEL
 from . import bochs_state
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
@@ -42,6 +42,7 @@ _LOG = "bochs.log"
 _DISK = "disk.img"
 _TTY = "console.tty"
 _PORT_TAKEN = "could not set up host forwarding rule"
+_DISK_ERROR = b"could not write() hard drive image file"
 _REDOLOG = "overlay.redolog"
 # The last that Bochs does before the first instruction, of a boot and of a resumed machine alike.
 _RUNNING = "set SIGINT handler"
@@ -120,6 +121,7 @@ class BochsMachine(Machine):
             )
         super().__init__(spec)
         self._console_tty_fd = -1
+        self._log_seen_bytes = 0
         self._screen: _Screen | None = None
 
     def command(self) -> list[str]:
@@ -144,6 +146,7 @@ class BochsMachine(Machine):
     def _start_once(self, deadline: Deadline) -> None:
         run_dir = self.spec.run_dir
         (run_dir / _LOG).unlink(missing_ok=True)
+        self._log_seen_bytes = 0
         (run_dir / _DISK).unlink(missing_ok=True)
         (run_dir / _DISK).symlink_to(self.spec.drive.path.absolute())
         master, self._console_tty_fd = pty.openpty()
@@ -196,6 +199,21 @@ class BochsMachine(Machine):
         if self._console_tty_fd >= 0:
             os.close(self._console_tty_fd)
             self._console_tty_fd = -1
+
+    def _check_running(self) -> None:
+        super()._check_running()
+        with contextlib.suppress(OSError), (self.spec.run_dir / _LOG).open("rb") as log:
+            log.seek(self._log_seen_bytes)
+            said = log.read()
+            if _DISK_ERROR in said:
+                raise DiskFull(
+                    f"{self.spec.name}: Bochs cannot write the guest's disk, and the guest is told "
+                    f"that the disk is broken; free some room under {self.spec.run_dir}, or set "
+                    "HARNESS_RUNS to a folder with more",
+                    detail=self.last_words(),
+                )
+            # A line may be written in two; the second half alone says nothing.
+            self._log_seen_bytes += said.rfind(b"\n") + 1
 
     def powered_off(self) -> bool:
         words = tail_of(self.spec.run_dir / _LOG, 60)
