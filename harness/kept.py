@@ -108,12 +108,16 @@ class KeptWorkbench(_InKeeper):
             # The one before broke, and this is to be another in its place.
             self._starter.end()
             self._reserve()
-        bench = Workbench(self.options, self.run_dir)
-        bench.decision, bench.record, bench.breaks = self.decision, self.record, self.breaks
-        self._starter = keeper.Starter(self.kept_as, bench)
+        self._starter = keeper.Starter(self.kept_as, self.bench())
         self.kept_as, properties = self._starter.follow(self.stages)
         self.properties.update(properties)
         self.guest = keeper.attach(self.kept_as)
+
+    def bench(self) -> keeper.Bench:
+        """What the keeper's process is given to boot: as far as this one has come."""
+        bench = Workbench(self.options, self.run_dir)
+        bench.decision, bench.record, bench.breaks = self.decision, self.record, self.breaks
+        return bench
 
     def keep(self) -> keeper.Record | None:
         """Let the guest stay; how it is known, or None when there is none to stay.

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from harness import enter, guest_cli, keeper
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, UsageError
 from harness.keeper.record import Process
-from harness.workbench import new_run_dir
+from harness.kept import KeptWorkbench, ways_in
+from harness.workbench import Options, new_run_dir
 
 ENDS_S = 20.0
 CLI = [sys.executable, "-m", "harness.cli"]
@@ -37,6 +38,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             keeper.down(name, hard=True)
 
 
+class StandinWorkbench(KeptWorkbench):
+    """`inv up` from where FreeBSD would be booted on."""
+
+    standin: Any
+
+    def steps(self) -> list[Callable[[], None]]:
+        return [self.boot]
+
+    def bench(self) -> StandinBench:
+        it = self.standin
+        return StandinBench(self.run_dir, it.disk, it.private_key, it.host_key)
+
+
 def start(name: str, standin: Any) -> keeper.Starter:
     run_dir = new_run_dir(f"up-{name}")
     bench = StandinBench(run_dir, standin.disk, standin.private_key, standin.host_key)
@@ -46,12 +60,21 @@ def start(name: str, standin: Any) -> keeper.Starter:
 @pytest.fixture(scope="module")
 def two(standin: Any, runs: Path) -> None:
     """Two guests, `a` and `b`, that nobody's end takes along any more."""
-    starters = [start(name, standin) for name in "ab"]
-    for starter in starters:
-        record, properties = starter.follow([])
-        assert record.stage == keeper.READY
-        assert properties == {"standin": "yes"}
-        starter.release()
+    StandinWorkbench.standin = standin
+    starter = start("a", standin)
+    with StandinWorkbench(Options(), new_run_dir("up-b"), "b") as bench:
+        bench.up()
+        assert bench.guest is not None
+        assert bench.guest.must(["echo", "there"]) == "there\n"
+        assert bench.properties["standin"] == "yes"
+        kept = bench.keep()
+    assert kept is not None
+    assert ways_in(kept) == (
+        "./inv ssh --name b or ./inv console --name b enters it, ./inv down --name b ends it"
+    )
+    record, _ = starter.follow([])
+    assert record.stage == keeper.READY
+    starter.release()
 
 
 def record_of(name: str) -> keeper.Record:
@@ -162,6 +185,16 @@ def test_the_name_is_taken_while_the_guest_is_up(standin: Any) -> None:
 
 
 @pytest.mark.usefixtures("two")
+def test_a_workbench_whose_name_is_taken_leaves_the_guest_alone() -> None:
+    with (
+        pytest.raises(UsageError, match="guest b is ready already"),
+        StandinWorkbench(Options(), new_run_dir("up-b"), "b") as other,
+    ):
+        other.up()
+    assert guest_cli.ssh("b", ["true"]) == 0
+
+
+@pytest.mark.usefixtures("two")
 def test_gdb_stops_the_kernel_and_lets_it_go_on(capfd: pytest.CaptureFixture[str]) -> None:
     commands = ["print/x $cs & 0xfff0", "detach", "quit"]
     assert guest_cli.gdb("a", "", commands) == 0
@@ -253,6 +286,23 @@ def test_a_stopped_keeper_is_ended_all_the_same(standin: Any) -> None:
     assert not record.owner.alive
     assert all(it.wait_gone(Deadline.after(ENDS_S)) for it in found)
     assert keeper.load("e") is None
+
+
+@pytest.mark.soak
+def test_a_guest_that_broke_is_brought_up_anew(standin: Any) -> None:
+    StandinWorkbench.standin = standin
+    with StandinWorkbench(Options(), new_run_dir("up-f"), "f") as bench:
+        bench.up()
+        assert bench.guest is not None
+        first = record_of("f")
+        os.kill(first.emulator.pid if first.emulator else 0, signal.SIGKILL)
+        with pytest.raises(GuestError, match="guest f: tcg was killed by SIGKILL, while it was"):
+            bench.guest.run(["sleep", "99"])
+        bench.boot()
+        assert bench.guest.must(["echo", "again"]) == "again\n"
+        assert not first.owner.alive
+    # Nobody wished it to stay.
+    assert keeper.load("f") is None
 
 
 def emulators(starter: keeper.Starter) -> list[Process]:
