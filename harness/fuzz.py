@@ -20,7 +20,7 @@ from .files import PROJECT
 from .guest import Guest
 from .ssh import Result
 
-SOURCE = PROJECT / "tests" / "guest" / "src" / "vmmfuzz.c"
+SOURCES = PROJECT / "tests" / "guest" / "src" / "vmmfuzz"
 KNOWN = PROJECT / "tests" / "known"
 PER_ROUND = 200
 
@@ -136,7 +136,9 @@ def compile_fuzzer(build: Build, sysroot: Path | None) -> Path:
         raise CannotError(
             "vmmfuzz needs FreeBSD's headers and libraries: import the image with --sysroot"
         )
-    return compile_program(build, [SOURCE], sysroot=sysroot, libraries=("pthread",))
+    return compile_program(
+        build, sorted(SOURCES.glob("*.c")), sysroot=sysroot, name="vmmfuzz", libraries=("pthread",)
+    )
 
 
 def install(guest: Guest, program: Path, home: str) -> str:
@@ -162,7 +164,7 @@ def attack(
     console = guest.machine.console
     mark = console.mark
     # In an emulator some 50 calls a second are made; a call that stalls costs three more seconds.
-    limit = guest.deadline(20 + calls / 20)
+    limit = guest.deadline(20 + calls / 50)
     command = [program, "-s", str(seed), "-n", str(calls), "-r", str(first_round)]
     command += ["-p", str(PER_ROUND), "-c", "/dev/console"]
     for name in avoid:

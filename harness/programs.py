@@ -42,7 +42,8 @@ def compile_program(
     sysroot = components.require_sysroot(sysroot)
     toolchain = bmake.find_toolchain()
     try:
-        contents = [path.read_bytes().hex() for path in sources]
+        beside = {path for source in sources for path in source.parent.glob("*.h")}
+        contents = [path.read_bytes().hex() for path in (*sources, *sorted(beside))]
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
     key = files.sha256_text(
