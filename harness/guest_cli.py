@@ -146,7 +146,8 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
         part = b""
         while follow:
             sys.stdout.flush()
-            over = record is None or not record.owner.alive
+            now = keeper.load(name)
+            over = now is None or not now.alive or now.run_dir != run_dir
             data = part + stream.read()
             whole = data.rfind(b"\n") + 1
             part = data[whole:]

@@ -25,7 +25,15 @@ from ..host import BOCHS_MODEL
 from . import bochs_state
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 
-TRAITS = Traits(backend="bochs", time_scale=12.0, virtualizes=True, saves=True)
+TRAITS = Traits(
+    backend="bochs",
+    time_scale=12.0,
+    virtualizes=True,
+    saves=True,
+    # Its timer compares TSC deadlines with ticks since the start, and a reset sets the TSC alone to
+    # 0: from then on every deadline has passed, and the guest is interrupted without end.
+    reboot_settings=('hw.apic.timer_tsc_deadline="0"',),
+)
 
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
