@@ -66,7 +66,7 @@ class Guest:
         self.machine = machine
         self.access = access
         self._ssh: Ssh | None = None
-        self._boots = 0
+        self._boots: int | None = None
 
     def deadline(self, native_s: float = _COMMAND_S) -> Deadline:
         """A deadline for work that takes `native_s` seconds at native speed."""
@@ -111,7 +111,8 @@ class Guest:
             raise RuntimeError("the machine has no network")
         address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
         self.disconnect()
-        self._boots = self.machine.boots
+        # While it is waited for, a guest may begin as often as it pleases.
+        self._boots = None
         self._ssh = Ssh(address, self._watch, self._heard)
         try:
             self._ssh.connect(limit, listening=listening)
@@ -121,6 +122,7 @@ class Guest:
                 f"{self.machine.console.log}",
                 detail=self.machine.console.tail(),
             ) from error
+        self._boots = self.machine.boots
 
     def _heard(self, asked: Asked) -> None:
         if self.transcript is not None:
@@ -128,7 +130,7 @@ class Guest:
 
     def _watch(self) -> None:
         self.machine.check()
-        if self.machine.boots != self._boots:
+        if self._boots not in (None, self.machine.boots):
             raise GuestRebooted(
                 f"{self.machine.spec.name} rebooted by itself: what was loaded and run there is "
                 f"gone; the console's log is {self.machine.console.log}",
