@@ -287,7 +287,7 @@ class Ssh:
         # The count tells a file that arrived whole from one that a cut connection shortened.
         script = (
             'umask 077; cat >"$1.part" && test $(($(wc -c <"$1.part"))) -eq "$3" && '
-            'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1"'
+            'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1" && exit; rm -f -- "$1.part"; exit 1'
         )
         command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
         told = f"put {local.name}, {len(data)} bytes, as {remote}"
