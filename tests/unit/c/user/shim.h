@@ -13,9 +13,11 @@
  *	map GPA LENGTH ID	a mapping, in any order
  *	open ERRNO		opening it fails
  *	fail COUNT ERRNO	all ioctls fail after COUNT of them
+ *	dead COUNT ERRNO OPENS	so they do the first OPENS times it is opened
  *
  * $SHIM_MODULE=0 is a host without the module.  $SHIM_TOTAL, $SHIM_ALLOCATED
- * and $SHIM_FREE are the sysctls; one that is not set does not exist.
+ * and $SHIM_FREE are the sysctls; one that is not set does not exist.  Where
+ * $SHIM_TWICE is set, each VM is found twice.
  */
 
 #ifndef SHIM_H
