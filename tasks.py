@@ -17,6 +17,8 @@ from harness import probe as vtxprobe
 from harness.cli import run_task
 from harness.errors import UsageError
 from harness.patches import DEFAULT_TOPIC
+from harness.teeth import show as show_teeth
+from harness.teeth import teeth as run_teeth
 from harness.verify import verify as run_verify
 from harness.workbench import Options
 from tasks_bench import bench
@@ -149,6 +151,38 @@ def show_report(
         report_cli.show_list(json)
     else:
         report_cli.show(run, open, json)
+
+
+@task(
+    iterable=["only"],
+    help={
+        "only": "a variant's name (may be given again; default: all in tests/mutants)",
+        "backend": "auto (default), kvm or bochs",
+        "all": "run every check over each variant, and name all that object",
+        "full": "also the checks that take minutes",
+        "offline": "fetch nothing: use what is in the cache",
+        "json": "print the result as JSON",
+    },
+)
+@run_task
+def teeth(
+    _context: Context,
+    only: list[str],
+    backend: str = "auto",
+    all: bool = False,  # noqa: A002  (it is the option's name)
+    full: bool = False,
+    offline: bool = False,
+    json: bool = False,
+) -> int:
+    """Try the checks on deliberately wrong variants of the patch: each must be caught."""
+    packages.ensure()
+    options = Options(backend=backend, offline=offline, full=full)
+    result = run_teeth(options, only, every=all)
+    if json:
+        ui.print_json(result.to_data())
+    else:
+        show_teeth(result)
+    return result.exit_code
 
 
 @task(help={"json": "print the findings and the facts as JSON"})
@@ -412,6 +446,7 @@ def lint(_context: Context) -> int:
 
 namespace = Collection(
     verify,
+    teeth,
     show_report,
     *GUEST_TASKS,
     *SERIES_TASKS,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import bmake, farm, kernconf
@@ -134,6 +135,35 @@ def make_all(job: Job) -> Made:
     return Made(
         module, library, tool, include, warnings, tuple(left_out), unread, symbols, tuple(programs)
     )
+
+
+def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
+    """Make the one part whose C files are `touched`, and take the others as they were made before.
+
+    For one more patch on a series that was built; where it touches more, everything is made.
+    """
+    folders = {"module": "sys/", "libvmmapi": "lib/libvmmapi/", "vmmls": "usr.sbin/vmmls/"}
+    parts = {
+        next((name for name, folder in folders.items() if path.startswith(folder)), "")
+        if path.endswith(".c")
+        else ""
+        for path in touched
+    }
+    if len(parts) != 1 or "" in parts or before.library is None:
+        return make_all(job)
+    include = job.work / "include"
+    _headers(job, include)
+    if parts == {"module"}:
+        module, symbols, warnings = _module(job)
+        return replace(before, module=module, symbols=symbols, include=include, warnings=warnings)
+    if parts == {"libvmmapi"}:
+        library, warnings = _library(job, include)
+        return replace(before, library=library, include=include, warnings=warnings)
+    beside = job.work / "lib"
+    beside.mkdir()
+    (beside / "libvmmapi.so").symlink_to(before.library)
+    tool, warnings = _tool(job, include, beside / "libvmmapi.so")
+    return replace(before, tool=tool, include=include, warnings=warnings)
 
 
 def _common(job: Job) -> tuple[tuple[str, str], ...]:

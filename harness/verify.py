@@ -174,7 +174,7 @@ def run_checks(
             log.open("w", buffering=1) as stream,
             contextlib.redirect_stdout(stream),
             following(step, recorder.now),
-            _our_pytest(),
+            our_pytest(),
         ):
             code = pytest.main(arguments, plugins=[recorder])
         if recorder.interrupted:
@@ -205,7 +205,7 @@ def run_checks(
 
 
 @contextlib.contextmanager
-def _our_pytest() -> Iterator[None]:
+def our_pytest() -> Iterator[None]:
     """Without what somebody set for pytests of his own: it could leave checks out silently."""
     mine = {name: os.environ.pop(name) for name in _PYTEST_VARIABLES if name in os.environ}
     try:

@@ -6,22 +6,29 @@ to afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .build import Build
+from .build import Build, compile_program
+from .deadline import Deadline
 from .errors import CannotError, GuestError, PatchError
-from .files import sha256_file
+from .files import PROJECT, sha256_file
 from .guest import Guest
 from .ssh import CommandFailed, Result
 from .units import MiB
 
 MIB = MiB
+Counts = dict[str, int]
+"""What a helper's run counted, by name: cycles, reads, listings."""
+
 SYSCTLS = ("hw.vmm.mem_total", "hw.vmm.mem_allocated", "hw.vmm.mem_free")
+LIMIT = "hw.vmm.mem_limit"
+_SOURCES = PROJECT / "tests" / "guest" / "src"
 _HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
 
 # What vmm.ko says when the processor is not up to it.
@@ -127,6 +134,12 @@ def invariants_differ(guest: Guest, build: Build) -> str:
     return f"{with_} was built with INVARIANTS, {without} without: their structures may differ"
 
 
+def compile_vmtool(build: Build, sysroot: Path) -> Path:
+    """The helper of tests/guest/src for this build's library; PatchError if it does not compile."""
+    sources = [_SOURCES / name for name in ("vmtool.c", "race.c", "watch.c")]
+    return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
+
+
 class Vmm:
     """The guest's vmm, its tools and its virtual machines.
 
@@ -137,13 +150,14 @@ class Vmm:
     def __init__(self, guest: Guest, loaded: Loaded, build: Build, vmtool: Path | None) -> None:
         self.guest = guest
         self.loaded = loaded
+        self.build = build
         self.home = str(Path(loaded.path).parent)
         self._made: list[str] = []
         for local in (build.library, build.tool, vmtool, *build.programs):
             if local is not None:
                 guest.put(local, f"{self.home}/{local.name}", mode=0o755)
         self.vmmls_path = f"{self.home}/vmmls"
-        self._vmtool_path = f"{self.home}/vmtool"
+        self.vmtool_path = f"{self.home}/vmtool"
 
     @property
     def memory(self) -> Memory:
@@ -185,9 +199,15 @@ class Vmm:
         found = self.guest.script(script).stdout.splitlines()
         return sorted(path.removeprefix("/dev/vmm/") for path in found)
 
-    def create(self, name: str, memory_bytes: int = 0, devmem_bytes: int = 0) -> None:
-        """Make a VM and give it memory; CommandFailed, and no VM, when the kernel refuses."""
-        self._vmtool(["create", name, str(memory_bytes), str(devmem_bytes)])
+    def create(
+        self, name: str, memory_bytes: int = 0, *devmem_bytes: int, wired: bool = False
+    ) -> None:
+        """Make a VM and give it memory; CommandFailed, and no VM, when the kernel refuses.
+
+        `devmem_bytes`: a boot ROM's device memory, then a frame buffer's.  `wired` is bhyve's -S.
+        """
+        sizes = (str(size) for size in (memory_bytes, *devmem_bytes))
+        self._vmtool(["create", *(["-S"] if wired else []), name, *sizes])
         self._made.append(name)
 
     def destroy(self, *names: str) -> None:
@@ -204,11 +224,48 @@ class Vmm:
     def churn(self, prefix: str, count: int, memory_bytes: int) -> None:
         """Make and destroy `count` VMs, one after another."""
         limit = self.guest.deadline(10 + count * 0.2)
-        command = [self._vmtool_path, "churn", prefix, str(count), str(memory_bytes)]
-        self.guest.must(command, limit)
+        self._vmtool(["churn", prefix, str(count), str(memory_bytes)], limit)
 
-    def _vmtool(self, arguments: Sequence[str]) -> str:
-        return self.guest.must([self._vmtool_path, *arguments])
+    @contextlib.contextmanager
+    def many(self, prefix: str, count: int, memory_bytes: int) -> Iterator[list[str]]:
+        """Hold `count` VMs during the block; their names, sorted."""
+        limit = self.guest.deadline(10 + count * 0.2)
+        try:
+            self._vmtool(["many", prefix, str(count), str(memory_bytes)], limit)
+            yield [f"{prefix}{number:05}" for number in range(count)]
+        finally:
+            self._vmtool(["few", prefix, str(count)], self.guest.deadline(10 + count * 0.2))
+
+    def race(self, creators: int, rounds: int, memory_bytes: int) -> Counts:
+        """Threads that make and destroy VMs at once, each `rounds` times, with readers beside them.
+
+        CommandFailed when a reader saw what never was, or something is left.
+        """
+        limit = self.guest.deadline(10 + creators * rounds * 0.4)
+        command = ["race", str(creators), str(rounds), str(memory_bytes)]
+        return _counts(self._vmtool(command, limit))
+
+    def watch(self, creators: int, standing: int, listings: int, memory_bytes: int) -> Counts:
+        """Run vmmls so many times while VMs come and go beside some that stand.
+
+        CommandFailed when a listing failed, missed a standing VM, or showed what never was.
+        """
+        limit = self.guest.deadline(20 + listings * 0.5)
+        numbers = (creators, standing, listings, memory_bytes)
+        return _counts(self._vmtool(["watch", self.vmmls_path, *map(str, numbers)], limit))
+
+    def reload(self) -> None:
+        """Unload the module and load it again, from where it was."""
+        self.guest.must(["kldunload", "vmm"])
+        self.guest.must(["kldload", self.loaded.path], self.guest.deadline(30))
+
+    def _vmtool(self, arguments: Sequence[str], deadline: Deadline | None = None) -> str:
+        return self.guest.must([self.vmtool_path, *arguments], deadline)
+
+
+def _counts(said: str) -> Counts:
+    words = said.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
 def parse_listing(text: str) -> Listing:

@@ -31,7 +31,6 @@ STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
 
 _MEMORY_BYTES = 1 << 30
 _GOODBYE_S = 10.0
-_SOURCES = files.PROJECT / "tests" / "guest" / "src"
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class Workbench:
         self.vmtool = None
         if build.library is not None:
             sysroot = _given(_given(self.record, "find_image").sysroot, "sysroot")
-            self.vmtool = builder.compile_program(build, [_SOURCES / "vmtool.c"], sysroot=sysroot)
+            self.vmtool = vmm.compile_vmtool(build, sysroot)
 
     @property
     def guest_dir(self) -> Path:

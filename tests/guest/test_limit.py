@@ -8,11 +8,11 @@ import pytest
 
 from harness.guest import Guest
 from harness.ssh import CommandFailed
-from harness.vmm import MIB, Vmm
+from harness.vmm import LIMIT, MIB, Memory, Vmm
 
 pytestmark = [pytest.mark.patch]
 
-LIMIT = "hw.vmm.mem_limit"
+PAGE_BYTES = 4096
 
 
 @pytest.fixture
@@ -63,6 +63,41 @@ def test_exactly_the_limit_fits(
 
 @pytest.mark.vtx
 @pytest.mark.tools
+def test_the_edge_is_exact(vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]) -> None:
+    """a byte less than a VM wants refuses it, and a byte more gives nothing to another"""
+    limit(32 * MIB - 1)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("edge", 32 * MIB)
+    assert vmm.mem_free_bytes == 32 * MIB - 1
+    limit(32 * MIB + 1)
+    vm("edge", 32 * MIB)
+    assert vmm.mem_free_bytes == 1
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("page", PAGE_BYTES)
+    limit(32 * MIB + PAGE_BYTES)
+    vm("page", PAGE_BYTES)
+    assert vmm.mem_free_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_what_was_refused_is_not_held(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """after refusals the whole limit can still be had, and what is destroyed can be had again"""
+    limit(64 * MIB)
+    for _ in range(3):
+        with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+            vm("large", 65 * MIB)
+    for _ in range(2):
+        vm("whole", 64 * MIB)
+        assert vmm.memory == Memory(64 * MIB, 64 * MIB, 0)
+        vmm.destroy("whole")
+    assert vmm.mem_allocated_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
 def test_a_refused_vm_leaves_no_trace(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
@@ -85,12 +120,8 @@ def test_a_lower_limit_evicts_nobody(
     """a limit below what is held leaves the VMs alone, frees nothing and gives nothing more"""
     vm("stays", 96 * MIB)
     limit(32 * MIB)
-    memory = vmm.memory
-    assert (memory.total_bytes, memory.allocated_bytes, memory.free_bytes) == (
-        32 * MIB,
-        96 * MIB,
-        0,
-    )
+    assert vmm.memory == Memory(32 * MIB, 96 * MIB, 0)
+    assert vmm.names() == ["stays"]
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
         vm("late", 1 * MIB)
     vmm.destroy("stays")
@@ -98,12 +129,44 @@ def test_a_lower_limit_evicts_nobody(
 
 
 def test_a_reloaded_module_starts_from_nothing(
-    guest: Guest, vmm: Vmm, limit: Callable[[int], None]
+    guest: Guest, vmm: Vmm, limit: Callable[[int], None], reloaded: None
 ) -> None:
     """unloaded and loaded again, the module has no limit and holds nothing"""
     limit(64 * MIB)
-    guest.must(["kldunload", "vmm"])
-    guest.must(["kldload", vmm.loaded.path])
+    vmm.reload()
     assert guest.sysctl(LIMIT) == "0"
     assert vmm.mem_allocated_bytes == 0
+    assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))
+
+
+@pytest.fixture
+def tuned(guest: Guest, vmm: Vmm, reloaded: None) -> Iterator[Callable[[str], str]]:
+    """Load the module with the tunable set; what the kernel said while it was loaded."""
+
+    def load(value: str) -> str:
+        mark = guest.machine.console.mark
+        guest.must(["kenv", f"{LIMIT}={value}"])
+        vmm.reload()
+        return guest.machine.console.since(mark)
+
+    yield load
+    # The next load is to know nothing of it.
+    guest.script('kenv -u "$1"; kldunload vmm', LIMIT, check=False)
+
+
+def test_the_tunable_sets_the_limit(vmm: Vmm, tuned: Callable[[str], str]) -> None:
+    """a limit given to the boot loader holds from the start, in bytes or with a suffix"""
+    for value, mib in (("134217728", 128), ("96m", 96)):
+        said = tuned(value)
+        assert vmm.memory == Memory(mib * MIB, 0, mib * MIB)
+        assert LIMIT not in said
+
+
+def test_a_bad_tunable_is_told_and_ignored(
+    guest: Guest, vmm: Vmm, tuned: Callable[[str], str]
+) -> None:
+    """a tunable that is no size is named on the console, and there is no limit then"""
+    for value in ("lots", "-1"):
+        assert f"{LIMIT} is not a size, ignored" in tuned(value), value
+        assert guest.sysctl(LIMIT) == "0"
     assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))

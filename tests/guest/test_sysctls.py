@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from harness.guest import Guest
-from harness.vmm import MIB, SYSCTLS, Vmm
+from harness.vmm import LIMIT, MIB, SYSCTLS, Vmm
 
 pytestmark = [pytest.mark.patch]
 
@@ -29,6 +29,13 @@ def test_sysctls_are_described_and_read_only(guest: Guest) -> None:
     assert guest.must(["sysctl", *SYSCTLS]) == before
 
 
+def test_only_the_limit_can_be_written_or_tuned(guest: Guest) -> None:
+    """of the figures only the limit is writable, and only it is a boot loader's tunable"""
+    for option in ("-W", "-T"):
+        names = guest.must(["sysctl", "-N", option, "hw.vmm"]).split()
+        assert [name for name in names if "mem_" in name] == [LIMIT]
+
+
 def test_anybody_may_read_the_sysctls(guest: Guest) -> None:
     """a user who is not root reads the sysctls"""
     read = guest.run(["su", "-m", "nobody", "-c", f"/sbin/sysctl -n {' '.join(SYSCTLS)}"])
@@ -38,7 +45,7 @@ def test_anybody_may_read_the_sysctls(guest: Guest) -> None:
 
 def test_total_is_the_memory_of_the_host(guest: Guest, vmm: Vmm) -> None:
     """mem_total is the host's physical memory, in bytes, where no limit is set"""
-    assert guest.sysctl("hw.vmm.mem_limit") in (None, "0")
+    assert guest.sysctl(LIMIT) in (None, "0")
     assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))
 
 
@@ -91,12 +98,15 @@ def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) ->
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_device_memory_is_not_counted(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a boot ROM's 16 MiB of device memory are not counted, only system memory is"""
+@pytest.mark.parametrize("devices", [(16 * MIB,), (16 * MIB, 32 * MIB)], ids=["rom", "rom-fb"])
+def test_device_memory_is_not_counted(
+    vmm: Vmm, vm: Callable[..., None], devices: tuple[int, ...]
+) -> None:
+    """a boot ROM's and a frame buffer's device memory are not counted, only system memory is"""
     before = vmm.memory
-    vm("rom", 32 * MIB, 16 * MIB)
+    vm("devices", 32 * MIB, *devices)
     assert vmm.mem_allocated_bytes == before.allocated_bytes + 32 * MIB
-    vmm.destroy("rom")
+    vmm.destroy("devices")
     assert vmm.memory == before
 
 
@@ -115,11 +125,10 @@ def test_overcommit_leaves_nothing_free(vmm: Vmm, vm: Callable[..., None]) -> No
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_fifty_vms_leave_no_trace(vmm: Vmm) -> None:
-    """fifty VMs made and destroyed leave the figures where they were"""
-    before = vmm.memory
-    vmm.churn("churn", 50, 48 * MIB)
-    assert vmm.memory == before
+def test_figures_beyond_32_bits_are_exact(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM of 5 GiB and a page is counted to the byte"""
+    vm("wide", 5 * 1024 * MIB + 4096)
+    assert vmm.mem_allocated_bytes == 5 * 1024 * MIB + 4096
 
 
 @pytest.mark.vtx
@@ -135,3 +144,12 @@ def test_the_library_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) 
 def test_the_library_works_without_a_vm(vmm: Vmm) -> None:
     """libvmmapi's functions need neither a VM nor a processor that virtualizes"""
     assert vmm.library_memory() == vmm.memory
+
+
+@pytest.mark.tools
+def test_the_library_says_when_there_is_no_module(guest: Guest, vmm: Vmm, unloaded: None) -> None:
+    """without the module libvmmapi's functions fail, with errno, and do not load it"""
+    said = guest.run([vmm.vmtool_path, "memory"])
+    assert not said.ok
+    assert "No such file or directory" in said.stderr
+    assert not guest.run(["kldstat", "-q", "-m", "vmm"]).ok

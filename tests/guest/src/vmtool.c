@@ -28,6 +28,8 @@
 
 #include <vmmapi.h>
 
+#include "vmtool.h"
+
 /* Absent from the stock library; the linker then leaves them NULL. */
 #pragma weak vmm_get_mem_total
 #pragma weak vmm_get_mem_free
@@ -36,18 +38,24 @@ size_t	vmm_get_mem_total(void);
 size_t	vmm_get_mem_free(void);
 size_t	vmm_get_mem_allocated(void);
 
-/* One past the last system memory segment, and what bhyve uses itself. */
-#define	DEVMEM_SEGMENT	VM_BOOTROM
+/* Device memory as bhyve makes it: the first segments past system memory. */
+#define	DEVMEM_SEGMENTS	{ VM_BOOTROM, VM_FRAMEBUFFER }
+#define	DEVMEM_NAMES	{ "bootrom", "framebuffer" }
+#define	DEVMEM_MAX	2
 
 static void
 usage(void)
 {
 	(void)fprintf(stderr,
-	    "usage: vmtool create name [bytes [devmem-bytes]]\n"
+	    "usage: vmtool create [-S] name [bytes [devmem-bytes ...]]\n"
 	    "       vmtool destroy name ...\n"
 	    "       vmtool clean name ...\n"
 	    "       vmtool memory\n"
-	    "       vmtool churn prefix count bytes\n");
+	    "       vmtool churn prefix count bytes\n"
+	    "       vmtool many prefix count bytes\n"
+	    "       vmtool few prefix count\n"
+	    "       vmtool race creators rounds bytes\n"
+	    "       vmtool watch vmmls creators standing listings bytes\n");
 	exit(EX_USAGE);
 }
 
@@ -64,7 +72,7 @@ number(const char *text)
 	return (value);
 }
 
-static struct vmctx *
+struct vmctx *
 open_vm(const char *name)
 {
 	struct vmctx *vm;
@@ -74,30 +82,67 @@ open_vm(const char *name)
 	return (vm);
 }
 
-/* A failure takes back what was made: the check looks at the host alone. */
 static void
-create(const char *name, size_t bytes, size_t devmem)
+undo(struct vmctx *vm, const char *name, const char *what)
 {
-	struct vmctx *vm;
 	int error;
+
+	error = errno;
+	vm_destroy(vm);
+	errno = error;
+	err(EX_OSERR, "%s: %s", name, what);
+}
+
+/* A failure takes back what was made: the check looks at the host alone. */
+void
+create(const char *name, size_t bytes, bool wired, const size_t *devmem,
+    int ndevmem)
+{
+	static const int segments[] = DEVMEM_SEGMENTS;
+	static const char *const names[] = DEVMEM_NAMES;
+	struct vmctx *vm;
 
 	if (vm_create(name) != 0)
 		err(EX_OSERR, "%s: vm_create", name);
 	vm = open_vm(name);
-	if (bytes != 0 && vm_setup_memory(vm, bytes, VM_MMAP_ALL) != 0) {
-		error = errno;
-		vm_destroy(vm);
-		errno = error;
-		err(EX_OSERR, "%s: vm_setup_memory", name);
-	}
-	if (devmem != 0 && vm_create_devmem(vm, DEVMEM_SEGMENT, "bootrom",
-	    devmem) == (void *)-1) {
-		error = errno;
-		vm_destroy(vm);
-		errno = error;
-		err(EX_OSERR, "%s: vm_create_devmem", name);
+	if (wired)
+		vm_set_memflags(vm, VM_MEM_F_WIRED);
+	if (bytes != 0 && vm_setup_memory(vm, bytes, VM_MMAP_ALL) != 0)
+		undo(vm, name, "vm_setup_memory");
+	for (int i = 0; i < ndevmem; i++) {
+		if (vm_create_devmem(vm, segments[i], names[i],
+		    devmem[i]) == (void *)-1)
+			undo(vm, name, "vm_create_devmem");
 	}
 	vm_close(vm);
+}
+
+static void
+create_command(int argc, char **argv)
+{
+	size_t devmem[DEVMEM_MAX];
+	int ndevmem;
+	bool wired;
+
+	wired = argc > 0 && strcmp(argv[0], "-S") == 0;
+	argc -= wired;
+	argv += wired;
+	ndevmem = argc > 2 ? argc - 2 : 0;
+	if (argc < 1 || ndevmem > DEVMEM_MAX)
+		usage();
+	for (int i = 0; i < ndevmem; i++)
+		devmem[i] = number(argv[2 + i]);
+	create(argv[0], argc > 1 ? number(argv[1]) : 0, wired, devmem, ndevmem);
+}
+
+/* Names of equal length, so that they sort as they count. */
+static const char *
+numbered(const char *prefix, size_t i)
+{
+	static char name[256];
+
+	(void)snprintf(name, sizeof(name), "%s%05zu", prefix, i);
+	return (name);
 }
 
 static void
@@ -117,15 +162,13 @@ int
 main(int argc, char **argv)
 {
 	struct vmctx *vm;
-	char name[64];
 	size_t count;
 
 	if (argc < 2)
 		usage();
-	if (strcmp(argv[1], "create") == 0 && argc >= 3 && argc <= 5) {
-		create(argv[2], argc > 3 ? number(argv[3]) : 0,
-		    argc > 4 ? number(argv[4]) : 0);
-	} else if (strcmp(argv[1], "destroy") == 0 && argc >= 3) {
+	if (strcmp(argv[1], "create") == 0)
+		create_command(argc - 2, argv + 2);
+	else if (strcmp(argv[1], "destroy") == 0 && argc >= 3) {
 		for (int i = 2; i < argc; i++)
 			vm_destroy(open_vm(argv[i]));
 	} else if (strcmp(argv[1], "clean") == 0 && argc >= 3) {
@@ -140,11 +183,27 @@ main(int argc, char **argv)
 	} else if (strcmp(argv[1], "churn") == 0 && argc == 5) {
 		count = number(argv[3]);
 		for (size_t i = 0; i < count; i++) {
-			(void)snprintf(name, sizeof(name), "%s%zu", argv[2],
-			    i);
-			create(name, number(argv[4]), 0);
-			vm_destroy(open_vm(name));
+			create(numbered(argv[2], i), number(argv[4]), false,
+			    NULL, 0);
+			vm_destroy(open_vm(numbered(argv[2], i)));
 		}
+	} else if (strcmp(argv[1], "many") == 0 && argc == 5) {
+		count = number(argv[3]);
+		for (size_t i = 0; i < count; i++)
+			create(numbered(argv[2], i), number(argv[4]), false,
+			    NULL, 0);
+	} else if (strcmp(argv[1], "few") == 0 && argc == 4) {
+		count = number(argv[3]);
+		for (size_t i = 0; i < count; i++) {
+			if ((vm = vm_open(numbered(argv[2], i))) != NULL)
+				vm_destroy(vm);
+		}
+	} else if (strcmp(argv[1], "race") == 0 && argc == 5) {
+		return (race(number(argv[2]), number(argv[3]),
+		    number(argv[4])));
+	} else if (strcmp(argv[1], "watch") == 0 && argc == 7) {
+		return (watch(argv[2], number(argv[3]), number(argv[4]),
+		    number(argv[5]), number(argv[6])));
 	} else
 		usage();
 	return (EX_OK);

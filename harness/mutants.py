@@ -1,0 +1,76 @@
+"""Mutants: deliberately wrong variants of a series, to measure what the checks catch.
+
+`tests/mutants/NAME.patch` is a small patch on top of the series.  Its header says what is wrong
+(`Subject:`), which checks should notice (`Caught-by:`, node ids, asked first) and, for a correct
+variant that no check may object to, `Expect: held`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.parser
+import email.policy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from .errors import PatchError, UsageError
+from .files import PROJECT
+from .patches import Patch, Series, read_patch
+
+MUTANTS = PROJECT / "tests" / "mutants"
+Expect = Literal["caught", "held"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One variant; `patch` None is the series as it is, or the stock module without it."""
+
+    name: str
+    wrong: str
+    expect: Expect
+    caught_by: tuple[str, ...] = ()
+    patch: Patch | None = None
+
+    def series(self, base: Series) -> Series | None:
+        """What is built: the series with this variant's patch; None for the stock module."""
+        if self is STOCK:
+            return None
+        if self.patch is None:
+            return base
+        patches = (*base.patches, self.patch)
+        return dataclasses.replace(base, topic=f"{base.topic}+{self.name}", patches=patches)
+
+
+STOCK = Mutant("stock", "the patch is not there at all", "caught")
+SERIES = Mutant("series", "nothing: the series as it is", "held")
+
+
+def load(folder: Path = MUTANTS, only: Sequence[str] = ()) -> tuple[Mutant, ...]:
+    """The variants, those that must hold first, in the order of their names.
+
+    `only` chooses some by name.  UsageError for a name that there is not, PatchError for a header
+    that does not say what it must.
+    """
+    found = [SERIES, STOCK, *(_read(path) for path in sorted(folder.glob("*.patch")))]
+    found.sort(key=lambda mutant: mutant.expect != "held")
+    known = [mutant.name for mutant in found]
+    if strange := [name for name in only if name not in known]:
+        raise UsageError(f"--only {strange[0]}: there are {', '.join(known)}")
+    return tuple(mutant for mutant in found if not only or mutant.name in only)
+
+
+def _read(path: Path) -> Mutant:
+    patch = read_patch(path)
+    head = email.parser.BytesHeaderParser(policy=email.policy.default).parsebytes(patch.data)
+    expect = str(head.get("Expect", "caught"))
+    wrong = " ".join(str(head.get("Subject", "")).split())
+    caught_by = tuple(str(head.get("Caught-by", "")).split())
+    if expect not in ("caught", "held"):
+        raise PatchError(f"{path.name}: Expect: {expect}; caught or held is meant")
+    if not wrong:
+        raise PatchError(f"{path.name}: has no Subject: that says what is wrong")
+    if (expect == "caught") != bool(caught_by):
+        raise PatchError(f"{path.name}: Caught-by: belongs to what is expected to be caught")
+    return Mutant(path.stem, wrong, cast(Expect, expect), caught_by, patch)

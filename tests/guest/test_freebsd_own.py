@@ -1,0 +1,50 @@
+"""FreeBSD's own tests of vmm, and those of the series: the same verdicts as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from harness import atf
+from harness.guest import Guest
+from harness.vmm import Vmm
+from harness.workbench import Workbench, load_series
+
+pytestmark = [pytest.mark.vtx, pytest.mark.tools]
+
+
+@pytest.fixture(scope="module")
+def programs(workbench: Workbench, guest: Guest, vmm: Vmm) -> dict[str, atf.Program]:
+    """The programs of the tree's tests/sys/vmm, in the guest, beside the build's library."""
+    record = workbench.record
+    assert record is not None
+    assert record.source is not None
+    assert record.sysroot is not None
+    series = load_series(workbench.options) if vmm.build.series else None
+    found = atf.install(guest, vmm.home, record.source, series, vmm.build, record.sysroot)
+    return {program.name: program for program in found}
+
+
+def _run(guest: Guest, vmm: Vmm, programs: Iterable[atf.Program]) -> tuple[atf.Verdict, ...]:
+    verdicts = tuple(it for program in programs for it in atf.run(guest, vmm.home, program))
+    print(*verdicts, sep="\n")
+    return verdicts
+
+
+def test_freebsds_own_tests_hold(guest: Guest, vmm: Vmm, programs: dict[str, atf.Program]) -> None:
+    """no case of the tree's own tests/sys/vmm fails, and not all skip themselves"""
+    verdicts = _run(guest, vmm, [it for it in programs.values() if not it.of_series])
+    assert [str(it) for it in verdicts if it.outcome in ("failed", "broken")] == []
+    assert "passed" in [it.outcome for it in verdicts]
+
+
+@pytest.mark.patch
+@pytest.mark.parametrize("name", ["vmm_mem_test", "vmmls_test"])
+def test_the_tests_of_the_series_pass(
+    guest: Guest, vmm: Vmm, programs: dict[str, atf.Program], name: str
+) -> None:
+    """every case of the tests that the series adds to FreeBSD's passes, none is skipped"""
+    assert name in programs, f"the tree has no {name}"
+    verdicts = _run(guest, vmm, [programs[name]])
+    assert [str(it) for it in verdicts if it.outcome != "passed"] == []

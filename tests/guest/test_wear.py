@@ -1,0 +1,118 @@
+"""Use, and a great deal of it: races, thousands of listings, a thousand VMs, and what is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from harness.guest import Guest
+from harness.vmm import MIB, Listed, Vmm
+
+pytestmark = [pytest.mark.vtx, pytest.mark.tools]
+
+minutes = pytest.mark.minutes
+CREATORS = 8
+# What the kernel says when it loses its balance or what it had.
+FEARFUL = ("lock order reversal", "Warning: memory type", "leaked memory", "panic", "Fatal trap")
+
+
+@pytest.mark.patch
+@pytest.mark.parametrize("cycles", [50, pytest.param(1000, marks=minutes)])
+def test_cycles_leave_no_trace(vmm: Vmm, cycles: int) -> None:
+    """VMs made and destroyed, one after another, leave the figures where they were"""
+    before = vmm.memory
+    vmm.churn("churn", cycles, 48 * MIB)
+    assert vmm.memory == before
+
+
+@pytest.mark.patch
+@pytest.mark.parametrize("rounds", [6, pytest.param(125, marks=minutes)])
+def test_racing_creators_never_show_a_wrong_sum(vmm: Vmm, rounds: int) -> None:
+    """8 threads make and destroy VMs, readers see only sums that were true; all is given back"""
+    before = vmm.memory
+    counts = vmm.race(CREATORS, rounds, 16 * MIB)
+    assert counts["cycles"] == CREATORS * rounds
+    assert counts["reads"] > 0
+    assert counts["wrong"] == 0
+    assert vmm.memory == before
+    assert vmm.names() == []
+
+
+@pytest.mark.patch
+@pytest.mark.parametrize(
+    ("standing", "listings"), [(40, 25), pytest.param(20, 2000, marks=minutes)]
+)
+def test_listings_while_vms_vanish(vmm: Vmm, standing: int, listings: int) -> None:
+    """while VMs come and go every listing succeeds, shows those that stand, and nothing untrue"""
+    before = vmm.memory
+    counts = vmm.watch(2, standing, listings, MIB)
+    assert (counts["listings"], counts["wrong"]) == (listings, 0)
+    assert counts["cycles"] > 0
+    assert vmm.memory == before
+
+
+@pytest.fixture(scope="module")
+def thousand(vmm: Vmm) -> Iterator[list[str]]:
+    """A thousand VMs of 1 MiB, for the checks that want them."""
+    with vmm.many("k", 1000, MIB) as names:
+        yield names
+
+
+@pytest.mark.patch
+@minutes
+def test_a_thousand_vms_are_listed(vmm: Vmm, thousand: list[str]) -> None:
+    """a thousand VMs are listed, sorted, each with its memory, and add up; text and JSON agree"""
+    listing = vmm.listing()
+    assert listing.vms == tuple(Listed(name, MIB, MIB, 0) for name in thousand)
+    assert listing.memory == vmm.memory
+    assert listing.memory.allocated_bytes == 1000 * MIB
+    text = vmm.vmmls("-Hp")
+    assert text.ok, text.describe()
+    assert text.stdout == "".join(f"{name}\t{MIB}\t{MIB}\t0\n" for name in thousand)
+
+
+@pytest.mark.patch
+@minutes
+def test_a_thousand_names_as_arguments(vmm: Vmm, thousand: list[str]) -> None:
+    """a thousand names on the command line are found, in whatever order they are given"""
+    listing = vmm.listing(*reversed(thousand))
+    assert [listed.name for listed in listing.vms] == thousand
+
+
+def test_vms_leave_no_kernel_memory_in_use(guest: Guest, vmm: Vmm) -> None:
+    """VMs made and destroyed leave no type of kernel memory in use that grows with each of them"""
+    vmm.churn("warm", 1, MIB)
+    before = _in_use(guest)
+    vmm.churn("leaky", 20, 4 * MIB)
+    after = _in_use(guest)
+    grown = {name: count - before.get(name, 0) for name, count in after.items()}
+    assert {name: count for name, count in grown.items() if count >= 20} == {}
+
+
+def test_unloading_leaks_nothing(
+    guest: Guest, vmm: Vmm, vm: Callable[..., None], reloaded: None
+) -> None:
+    """unloaded after VMs were made, refused and destroyed, the module leaves no memory behind"""
+    vm("last", 8 * MIB, 16 * MIB)
+    vmm.destroy("last")
+    # Fails halfway: more than a process can map.
+    assert not guest.run([vmm.vmtool_path, "create", "halfway", str(1 << 50)]).ok
+    before = guest.machine.console.mark
+    guest.must(["kldunload", "vmm"])
+    said = guest.machine.console.since(before)
+    assert [line for line in said.splitlines() if any(word in line for word in FEARFUL)] == []
+
+
+def test_the_kernel_logged_no_fear(guest: Guest, vmm: Vmm) -> None:
+    """after all that, the kernel's messages tell of no lock order reversal, leak or trap"""
+    vmm.churn("fear", 2, 16 * MIB)
+    assert [line for line in guest.dmesg() if any(word in line for word in FEARFUL)] == []
+
+
+def _in_use(guest: Guest) -> dict[str, int]:
+    """How many pieces of kernel memory each type has, by vmstat(8)."""
+    data = json.loads(guest.must(["vmstat", "--libxo", "json", "-m"]))
+    rows = data["vmstat"]["malloc-statistics"]["memory"]
+    return {row["type"]: int(row["in-use"]) for row in rows}
