@@ -204,7 +204,7 @@ def tools(tmp_path: Path) -> Vmm:
     for name in ("libvmmapi.so.7", "vmmls", "vmtool"):
         files[name] = tmp_path / name
         files[name].write_bytes(name.encode())
-    build: Any = SimpleNamespace(library=files["libvmmapi.so.7"], tool=files["vmmls"])
+    build: Any = SimpleNamespace(library=files["libvmmapi.so.7"], tool=files["vmmls"], programs=())
     loaded = vmm.Loaded("/home/vmm.ko", BUILD_ID, "", virtualizes=True, refusal="")
     guest = FakeGuest(
         {
