@@ -162,7 +162,9 @@ def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
     beside = job.work / "lib"
     beside.mkdir()
     (beside / "libvmmapi.so").symlink_to(before.library)
-    tool, warnings = _tool(job, include, beside / "libvmmapi.so")
+    tool, warnings = _program(
+        job, "vmmls", farm.COMPONENTS["vmmls"], include, beside / "libvmmapi.so"
+    )
     return replace(before, tool=tool, include=include, warnings=warnings)
 
 

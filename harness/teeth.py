@@ -185,7 +185,14 @@ def _maker(whole: builder.Build, mutant: Mutant) -> builder.Maker:
     if mutant.patch is None:
         return components.make_all
     before = components.Made(
-        whole.module, whole.library, whole.tool, whole.include, 0, (), symbols=whole.symbols
+        whole.module,
+        whole.library,
+        whole.tool,
+        whole.include,
+        warnings=0,
+        not_built=whole.not_built,
+        symbols=whole.symbols,
+        programs=whole.programs,
     )
     touched = mutant.patch.touched
     return lambda job: components.make_again(job, before, touched)
