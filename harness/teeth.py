@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from typing import Any, Literal
 import pytest
 
 from . import build as builder
-from . import components, mutants, plugin, ui, vmm
+from . import components, mutants, patches, plugin, ui, vmm
 from .errors import (
     EXIT_CHECK_FAILED,
     EXIT_OK,
@@ -31,6 +33,7 @@ from .errors import (
 )
 from .files import PROJECT, write_atomic
 from .mutants import Mutant
+from .patches import Series
 from .verify import CHECKS, our_pytest
 from .workbench import Options, Workbench, load_series, new_run_dir
 
@@ -119,12 +122,24 @@ def teeth(
     with Workbench(options, new_run_dir("teeth")) as bench:
         for step in (bench.choose, bench.prove, bench.find_image):
             step()
-        ready = _build(bench, chosen)
-        bench.boot()
-        for number, variant in enumerate(ready, 1):
-            with ui.stage(f"{number}/{len(ready)} {variant.mutant.name}", bench.stages) as stage:
-                bites.append(_bite(bench, variant, every, tests, stage))
-                stage.note = _told(bites[-1])
+        workshop = _Workshop(bench)
+        with ui.stage("apply", bench.stages) as stage:
+            workshop.try_on(chosen)
+            stage.note = f"{len(chosen)} variants"
+        # One thread builds what comes next while the guest tries what is built.
+        with ThreadPoolExecutor(1, "build") as pool:
+            jobs = [pool.submit(workshop.build, mutant) for mutant in chosen]
+            try:
+                bench.boot()
+                for number, (mutant, job) in enumerate(zip(chosen, jobs, strict=True), 1):
+                    title = f"{number}/{len(chosen)} {mutant.name}"
+                    with ui.stage(title, bench.stages) as stage:
+                        stage.live("building")
+                        bites.append(_bite(bench, job.result(), every, tests, stage))
+                        stage.note = _told(bites[-1])
+            finally:
+                for job in jobs:
+                    job.cancel()
     result = Result(
         options.release, bench.backend, bench.run_dir, tuple(bites), time.monotonic() - start
     )
@@ -147,55 +162,69 @@ def _told(bite: Bite) -> str:
     return ", ".join(bite.caught_by) if bite.caught_by else f"{bite.checks_run} checks held"
 
 
-def _build(bench: Workbench, chosen: Sequence[Mutant]) -> list[_Ready]:
-    record = bench.record
-    assert record is not None
-    assert record.source is not None
-    if record.sysroot is None:
-        raise CannotError(
-            "the mutants are built with their library: import the image with a sysroot"
-        )
-    base = load_series(dataclasses.replace(bench.options, stock=False))
-    assert base is not None
-    ready = []
-    with ui.stage(f"build {len(chosen)} variants", bench.stages) as stage:
-        whole = builder.build(
-            record.source, record.sysroot, base, bench.options.release, progress=stage.live
-        )
-        for number, mutant in enumerate(chosen, 1):
-            stage.live(f"{number}/{len(chosen)} {mutant.name}")
-            try:
-                made = builder.build(
-                    record.source,
-                    record.sysroot,
-                    mutant.series(base),
-                    bench.options.release,
-                    progress=stage.live,
-                    maker=_maker(whole, mutant),
-                )
-                ready.append(_Ready(mutant, made, vmm.compile_vmtool(made, record.sysroot)))
-            except PatchError as error:
-                raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
-        stage.note = f"{sum(it.build.cached for it in ready)} of them cached"
-    return ready
+class _Workshop:
+    """Where the variants are built."""
+
+    def __init__(self, bench: Workbench) -> None:
+        record = bench.record
+        assert record is not None
+        assert record.source is not None
+        if record.sysroot is None:
+            raise CannotError(
+                "the mutants are built with their library: import the image with a sysroot"
+            )
+        base = load_series(dataclasses.replace(bench.options, stock=False))
+        assert base is not None
+        self._base = base
+        self._source = record.source
+        self._sysroot = record.sysroot
+        self._release = bench.options.release
+
+    def try_on(self, chosen: Sequence[Mutant]) -> None:
+        """Apply each to the source, for a try; PatchError names the one that does not fit."""
+        for mutant in chosen:
+            if (series := mutant.series(self._base)) is not None:
+                with _named(mutant), patches.staged(series, self._source):
+                    pass
+
+    def build(self, mutant: Mutant) -> _Ready:
+        """Build a variant; of a mutant only the part that its patch touches, the rest is there.
+
+        PatchError when it does not compile.
+        """
+        with _named(mutant):
+            series = mutant.series(self._base)
+            maker = components.make_all
+            if mutant.patch is not None:
+                before = _parts(self._make(self._base, maker))
+                touched = mutant.patch.touched
+                maker = functools.partial(components.make_again, before=before, touched=touched)
+            made = self._make(series, maker)
+            return _Ready(mutant, made, vmm.compile_vmtool(made, self._sysroot))
+
+    def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
+        return builder.build(self._source, self._sysroot, series, self._release, maker=maker)
 
 
-def _maker(whole: builder.Build, mutant: Mutant) -> builder.Maker:
-    """A mutant's build takes over what its patch does not touch: that takes most of the time."""
-    if mutant.patch is None:
-        return components.make_all
-    before = components.Made(
-        whole.module,
-        whole.library,
-        whole.tool,
-        whole.include,
+@contextlib.contextmanager
+def _named(mutant: Mutant) -> Iterator[None]:
+    try:
+        yield
+    except PatchError as error:
+        raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
+
+
+def _parts(built: builder.Build) -> components.Made:
+    return components.Made(
+        built.module,
+        built.library,
+        built.tool,
+        built.include,
         warnings=0,
-        not_built=whole.not_built,
-        symbols=whole.symbols,
-        programs=whole.programs,
+        not_built=built.not_built,
+        symbols=built.symbols,
+        programs=built.programs,
     )
-    touched = mutant.patch.touched
-    return lambda job: components.make_again(job, before, touched)
 
 
 def _bite(bench: Workbench, variant: _Ready, every: bool, tests: Path, stage: ui.Stage) -> Bite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable
@@ -111,6 +112,8 @@ def run(tmp_path: Path, checks: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             return SimpleNamespace(virtualizes=True, refusal="", name=made.name)
 
         monkeypatch.setattr(teeth, "Workbench", Bench)
+        monkeypatch.setattr(teeth, "_parts", lambda made: made)
+        monkeypatch.setattr(teeth.patches, "staged", lambda *_a: contextlib.nullcontext())
         monkeypatch.setattr(teeth.builder, "build", build)
         monkeypatch.setattr(teeth.vmm, "load", load)
         monkeypatch.setattr(teeth.vmm, "compile_vmtool", lambda *_a: Path("vmtool"))

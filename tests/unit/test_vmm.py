@@ -26,6 +26,9 @@ def kldstat(*paths: str) -> Answer:
     return (0, f"Id Refs Address Size Name\n{KERNEL}{lines}", "")
 
 
+NOT_THERE: Answer = (1, "", "sha256: vmm.ko: No such file or directory\n")
+
+
 class Loading:
     """A guest before and after kldload."""
 
@@ -37,7 +40,7 @@ class Loading:
         self.guest = FakeGuest(
             {
                 "sysctl -n kern.osreldate": (0, "1501000\n", ""),
-                "sha256 -q": (0, digest + "\n", ""),
+                "sha256 -q": lambda: (0, digest + "\n", "") if self.guest.files else NOT_THERE,
                 "kldstat": lambda: kldstat(REMOTE) if self.loaded else kldstat(),
                 "kldload": self.load,
                 **answers,
@@ -69,6 +72,12 @@ def test_a_module_is_loaded_by_its_absolute_path(loading: Loading) -> None:
     )
     assert loading.guest.files == {REMOTE: b"the module"}
     assert f"kldload {REMOTE}" in loading.guest.said
+
+
+def test_a_module_that_is_there_already_is_not_sent_again(loading: Loading) -> None:
+    loading.run()
+    loading.guest.put = None  # type: ignore[method-assign, assignment]
+    assert loading.run().virtualizes
 
 
 def test_a_module_that_is_loaded_already_goes_first(loading: Loading) -> None:
