@@ -7,17 +7,22 @@ variant that no check may object to, `Expect: held`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import email.parser
 import email.policy
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from . import build as builder
+from . import components
 from .errors import PatchError, UsageError
 from .files import PROJECT
-from .patches import Patch, Series, read_patch
+from .patches import Patch, Series, read_patch, staged
+from .vmm import compile_vmtool
 
 MUTANTS = PROJECT / "tests" / "mutants"
 Expect = Literal["caught", "held"]
@@ -74,3 +79,67 @@ def _read(path: Path) -> Mutant:
     if (expect == "caught") != bool(caught_by):
         raise PatchError(f"{path.name}: Caught-by: belongs to what is expected to be caught")
     return Mutant(path.stem, wrong, cast(Expect, expect), caught_by, patch)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A variant that was built."""
+
+    mutant: Mutant
+    build: builder.Build
+    vmtool: Path
+
+
+class Workshop:
+    """Where the variants of the series `base` are built."""
+
+    def __init__(self, source: Path, sysroot: Path, base: Series) -> None:
+        self._source = source
+        self._sysroot = sysroot
+        self._base = base
+
+    def try_on(self, chosen: Sequence[Mutant]) -> None:
+        """Apply each to the source, for a try; PatchError names the one that does not fit."""
+        for mutant in chosen:
+            if (series := mutant.series(self._base)) is not None:
+                with _named(mutant), staged(series, self._source):
+                    pass
+
+    def build(self, mutant: Mutant) -> Ready:
+        """Build a variant; of a mutant only the part that its patch touches, the rest is there.
+
+        PatchError when it does not compile.
+        """
+        with _named(mutant):
+            series = mutant.series(self._base)
+            maker = components.make_all
+            if mutant.patch is not None:
+                before = _parts(self._make(self._base, maker))
+                touched = mutant.patch.touched
+                maker = functools.partial(components.make_again, before=before, touched=touched)
+            made = self._make(series, maker)
+            return Ready(mutant, made, compile_vmtool(made, self._sysroot))
+
+    def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
+        return builder.build(self._source, self._sysroot, series, self._base.release, maker=maker)
+
+
+@contextlib.contextmanager
+def _named(mutant: Mutant) -> Iterator[None]:
+    try:
+        yield
+    except PatchError as error:
+        raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
+
+
+def _parts(built: builder.Build) -> components.Made:
+    return components.Made(
+        built.module,
+        built.library,
+        built.tool,
+        built.include,
+        warnings=0,
+        not_built=built.not_built,
+        symbols=built.symbols,
+        programs=built.programs,
+    )

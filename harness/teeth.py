@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any, Literal
 
 import pytest
 
-from . import build as builder
-from . import components, mutants, patches, plugin, ui, vmm
+from . import mutants, plugin, ui, vmm
 from .errors import (
     EXIT_CHECK_FAILED,
     EXIT_OK,
@@ -33,7 +31,6 @@ from .errors import (
 )
 from .files import PROJECT, write_atomic
 from .mutants import Mutant
-from .patches import Series
 from .verify import CHECKS, our_pytest
 from .workbench import Options, Workbench, load_series, new_run_dir
 
@@ -98,15 +95,6 @@ class Result:
         }
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A variant that was built."""
-
-    mutant: Mutant
-    build: builder.Build
-    vmtool: Path
-
-
 def teeth(
     options: Options, only: Sequence[str] = (), *, every: bool = False, tests: Path = CHECKS
 ) -> Result:
@@ -122,7 +110,7 @@ def teeth(
     with Workbench(options, new_run_dir("teeth")) as bench:
         for step in (bench.choose, bench.prove, bench.find_image):
             step()
-        workshop = _Workshop(bench)
+        workshop = _workshop(bench)
         with ui.stage("apply", bench.stages) as stage:
             workshop.try_on(chosen)
             stage.note = f"{len(chosen)} variants"
@@ -162,72 +150,22 @@ def _told(bite: Bite) -> str:
     return ", ".join(bite.caught_by) if bite.caught_by else f"{bite.checks_run} checks held"
 
 
-class _Workshop:
-    """Where the variants are built."""
-
-    def __init__(self, bench: Workbench) -> None:
-        record = bench.record
-        assert record is not None
-        assert record.source is not None
-        if record.sysroot is None:
-            raise CannotError(
-                "the mutants are built with their library: import the image with a sysroot"
-            )
-        base = load_series(dataclasses.replace(bench.options, stock=False))
-        assert base is not None
-        self._base = base
-        self._source = record.source
-        self._sysroot = record.sysroot
-        self._release = bench.options.release
-
-    def try_on(self, chosen: Sequence[Mutant]) -> None:
-        """Apply each to the source, for a try; PatchError names the one that does not fit."""
-        for mutant in chosen:
-            if (series := mutant.series(self._base)) is not None:
-                with _named(mutant), patches.staged(series, self._source):
-                    pass
-
-    def build(self, mutant: Mutant) -> _Ready:
-        """Build a variant; of a mutant only the part that its patch touches, the rest is there.
-
-        PatchError when it does not compile.
-        """
-        with _named(mutant):
-            series = mutant.series(self._base)
-            maker = components.make_all
-            if mutant.patch is not None:
-                before = _parts(self._make(self._base, maker))
-                touched = mutant.patch.touched
-                maker = functools.partial(components.make_again, before=before, touched=touched)
-            made = self._make(series, maker)
-            return _Ready(mutant, made, vmm.compile_vmtool(made, self._sysroot))
-
-    def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
-        return builder.build(self._source, self._sysroot, series, self._release, maker=maker)
+def _workshop(bench: Workbench) -> mutants.Workshop:
+    record = bench.record
+    assert record is not None
+    assert record.source is not None
+    if record.sysroot is None:
+        raise CannotError(
+            "the mutants are built with their library: import the image with a sysroot"
+        )
+    base = load_series(dataclasses.replace(bench.options, stock=False))
+    assert base is not None
+    return mutants.Workshop(record.source, record.sysroot, base)
 
 
-@contextlib.contextmanager
-def _named(mutant: Mutant) -> Iterator[None]:
-    try:
-        yield
-    except PatchError as error:
-        raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
-
-
-def _parts(built: builder.Build) -> components.Made:
-    return components.Made(
-        built.module,
-        built.library,
-        built.tool,
-        built.include,
-        warnings=0,
-        not_built=built.not_built,
-        symbols=built.symbols,
-        programs=built.programs,
-    )
-
-
-def _bite(bench: Workbench, variant: _Ready, every: bool, tests: Path, stage: ui.Stage) -> Bite:
+def _bite(
+    bench: Workbench, variant: mutants.Ready, every: bool, tests: Path, stage: ui.Stage
+) -> Bite:
     """Try one variant; the guest is brought up anew when the variant broke it."""
     mutant = variant.mutant
     start = time.monotonic()
@@ -269,7 +207,7 @@ exit 0
 """
 
 
-def _bring_in(bench: Workbench, variant: _Ready) -> None:
+def _bring_in(bench: Workbench, variant: mutants.Ready) -> None:
     guest = bench.guest
     assert guest is not None
     guest.must(["/bin/sh", "-c", _CLEAN], guest.deadline(60))

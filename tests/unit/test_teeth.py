@@ -112,11 +112,11 @@ def run(tmp_path: Path, checks: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             return SimpleNamespace(virtualizes=True, refusal="", name=made.name)
 
         monkeypatch.setattr(teeth, "Workbench", Bench)
-        monkeypatch.setattr(teeth, "_parts", lambda made: made)
-        monkeypatch.setattr(teeth.patches, "staged", lambda *_a: contextlib.nullcontext())
-        monkeypatch.setattr(teeth.builder, "build", build)
+        monkeypatch.setattr(mutants, "_parts", lambda made: made)
+        monkeypatch.setattr(mutants, "staged", lambda *_a: contextlib.nullcontext())
+        monkeypatch.setattr(mutants.builder, "build", build)
         monkeypatch.setattr(teeth.vmm, "load", load)
-        monkeypatch.setattr(teeth.vmm, "compile_vmtool", lambda *_a: Path("vmtool"))
+        monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))
         monkeypatch.setattr(
             teeth.vmm, "Vmm", lambda _g, loaded, *_a: SimpleNamespace(variant=loaded.name)
         )
