@@ -284,10 +284,13 @@ class Ssh:
             data = local.read_bytes()
         except OSError as error:
             raise CannotError(f"{local}: cannot be read: {error.strerror}") from error
-        # The count tells a file that arrived whole from one that a cut connection shortened.
+        # The count tells a file that arrived whole from one that a cut connection shortened.  What
+        # comes after a failure is read all the same: sshd loses the last words of a command that
+        # ends while it is still being fed.
         script = (
-            'umask 077; cat >"$1.part" && test $(($(wc -c <"$1.part"))) -eq "$3" && '
-            'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1" && exit; rm -f -- "$1.part"; exit 1'
+            'umask 077; why=$(cat 2>&1 >"$1.part") && test $(($(wc -c <"$1.part"))) -eq "$3" && '
+            'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1" && exit; '
+            'cat >/dev/null; echo "$why" >&2; rm -f -- "$1.part"; exit 1'
         )
         command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
         told = f"put {local.name}, {len(data)} bytes, as {remote}"
