@@ -141,6 +141,13 @@ def compile_vmtool(build: Build, sysroot: Path) -> Path:
     return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
 
 
+# For people who log in: login.conf(5) has ~/bin in the path.
+_IN_PATH = """
+mkdir -p ~/bin
+if [ -e "$0" ]; then ln -sf "$0" ~/bin/vmmls; else rm -f ~/bin/vmmls; fi
+"""
+
+
 class Vmm:
     """The guest's vmm, its tools and its virtual machines.
 
@@ -158,6 +165,7 @@ class Vmm:
             if local is not None:
                 guest.put(local, f"{self.home}/{local.name}", mode=0o755)
         self.vmmls_path = f"{self.home}/vmmls"
+        guest.run(["sh", "-c", _IN_PATH, self.vmmls_path])
         self.vmtool_path = f"{self.home}/vmtool"
 
     @property

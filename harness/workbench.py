@@ -144,7 +144,7 @@ class Workbench:
                     f"from; run ./inv image.import --release {self.options.release} "
                     f"--disk {self.record.origin} --src DIR-or-src.txz"
                 )
-            step.note = f"{self.record.uname.split(' GENERIC')[0]}"
+            step.note = " ".join(self.record.uname.split()[:3:2])
             self.properties["image"] = self.record.uname
             self.properties["image sha256"] = self.record.disk_sha256
 
