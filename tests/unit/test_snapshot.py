@@ -6,6 +6,7 @@ The machine is played: it "saves" a file, and comes up or breaks as it is told.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import snapshot
+from harness import image_cli, snapshot
 from harness.deadline import Deadline
 from harness.errors import GuestError, MachineDied
 from harness.files import PROJECT, locked
 from harness.guest import Access, Guest
+from harness.image.model import ImageRecord
 from harness.machine import Drive, Machine, Spec, Traits
 from harness.snapshot import Snapshot
 
@@ -297,7 +299,7 @@ def test_every_wait_is_attended(played: type[Played], spec: Spec) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from harness import snapshot
+from harness import image_cli, snapshot
 from harness.deadline import Deadline
 sys.path.insert(0, "tests/unit")
 from test_snapshot import Played
@@ -342,3 +344,41 @@ def test_only_the_last_few_are_kept_and_prune_keeps_one(played: type[Played], sp
 def only_of(spec: Spec, emulator: str) -> Snapshot:
     (found,) = [one for one in snapshot.kept(spec.drive.path) if one.facts["emulator"] == emulator]
     return found
+
+
+def test_the_image_tasks_know_of_snapshots(
+    played: type[Played],
+    spec: Spec,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk = spec.drive.path
+    text = dict.fromkeys(("origin", "origin_sha256", "disk_sha256", "host_key", "uname"), "x")
+    record = ImageRecord(
+        **text,
+        release="15.1",
+        origin_format="raw",
+        disk=disk,
+        disk_bytes=4,
+        private_key=disk,
+        osversion=1501000,
+        prepared_at="now",
+        prepare_version=4,
+    )
+    monkeypatch.setattr(image_cli.store, "find", lambda _release: record)
+    monkeypatch.setattr(image_cli.store, "prepared", lambda: [record])
+    monkeypatch.setattr(image_cli.store, "known", list)
+    monkeypatch.setattr(image_cli.prune, "small_guests", lambda: 0)
+    for played.emulator in ("1", "2"):
+        bring_up(played, spec)
+        os.utime(
+            only_of(spec, played.emulator).folder / "snapshot.json", (int(played.emulator),) * 2
+        )
+    image_cli.show_info("15.1", as_json=True)
+    told = json.loads(capsys.readouterr().out)["snapshots"]
+    assert [one["facts"]["emulator"] for one in told] == ["2", "1"]
+    image_cli.show_info("15.1", as_json=False)
+    assert "played, made 20" in capsys.readouterr().out
+    image_cli.prune_all()
+    assert "0 B freed" not in capsys.readouterr().err
+    assert only(spec).facts["emulator"] == "2"
