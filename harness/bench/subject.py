@@ -87,6 +87,5 @@ def find(backend: str, release: str) -> Subject:
         found.loader.exec_module(sys.modules[name])
     standin = sys.modules[name].build()
     spec = Spec(Path(), Drive(standin.disk), memory_bytes=384 << 20, name="stand-in")
-    # Its server starts with the login prompt.
-    access = Access(standin.private_key, standin.host_key, announces="login: ")
+    access = Access(standin.private_key, standin.host_key)
     return Subject("the stand-in", spec, access, standin.disk.parent.name, backend)
