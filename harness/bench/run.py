@@ -51,11 +51,12 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
                     whom = subject.find(_backend(name, backend), release)
                     results.append(bench(whom, rounds or usual, step.live))
                     step.note = "; ".join(chart.ratios(results[-1]))
+                # After each: the later ones may take long, and be broken off.
+                _save(folder, results, here)
             except CannotError as error:
                 if len(names) == 1:
                     raise
                 ui.say(f"bench {name}: left out: {error.message}")
-    _save(folder, results, here)
     if as_json:
         ui.print_json(_data(results, here))
     else:
