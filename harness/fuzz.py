@@ -56,13 +56,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Known:
-    """What the stock module is known to get wrong; vmmfuzz leaves it out by the same `name`."""
+    """What the stock module is known to get wrong; vmmfuzz leaves it out by the same `name`.
+
+    `seen`: it happened in a guest; otherwise the source says so.
+    """
 
     name: str
     title: str
     releases: tuple[str, ...]
     signatures: tuple[re.Pattern[str], ...]
     story: str
+    seen: bool
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
                 tuple(data["releases"]),
                 tuple(re.compile(text) for text in data["signatures"]),
                 data["story"].strip(),
+                bool(data["seen"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
             raise UsageError(f"{path}: not a story of something known: {error!r}") from error

@@ -224,7 +224,9 @@ def show(report: FuzzReport) -> None:
             ui.table(("whose", "kind", "round", f"found on {side.module}"), rows)
     for story in report.known:
         left_out = "left out" if story.name in report.avoided else "called too"
-        ui.out.print(f"known of stock ({left_out}): {story.name}: {story.title}", markup=False)
+        how = "seen" if story.seen else "read in the source, not seen"
+        line = f"known of stock ({left_out}; {how}): {story.name}: {story.title}"
+        ui.out.print(line, markup=False)
     ui.out.print(f"again:   ./inv fuzz --seed {order.seed} --calls {order.calls}", markup=False)
     ui.out.print(f"verdict: {report.verdict}", markup=False)
     ui.out.print(f"run:     {report.run_dir}", markup=False)

@@ -103,7 +103,7 @@ def test_the_stories_that_ship() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "title = 1", 'title="t"\nreleases=["15"]\nsignatures=["("]\nstory=""']
+    "text", ["x", "title = 1", 'title="t"\nreleases=["15"]\nseen=true\nsignatures=["("]\nstory=""']
 )
 def test_a_story_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.toml").write_text(text)
