@@ -56,8 +56,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Known:
-    """What the stock module is known to get wrong; vmmfuzz leaves it out by the same `name`.
+    """What stock is known to get wrong.
 
+    `calls`: certain calls bring it about, and vmmfuzz leaves them out by the story's `name`.
     `seen`: it happened in a guest; otherwise the source says so.
     """
 
@@ -66,6 +67,7 @@ class Known:
     releases: tuple[str, ...]
     signatures: tuple[re.Pattern[str], ...]
     story: str
+    calls: bool
     seen: bool
 
 
@@ -126,6 +128,7 @@ def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
                 tuple(data["releases"]),
                 tuple(re.compile(text) for text in data["signatures"]),
                 data["story"].strip(),
+                bool(data["calls"]),
                 bool(data["seen"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
@@ -230,7 +233,9 @@ def leaks(guest: Guest, path: str) -> list[Finding]:
     mark = guest.machine.console.mark
     unloaded = guest.run(["kldunload", "vmm"], guest.deadline(30))
     if not unloaded.ok:
-        return [Finding("leak", f"the module does not unload: {unloaded.stderr.strip()}", -1)]
+        left = guest.script("find /dev/vmm /dev/vmm.io -type c | cat -v", check=False).stdout
+        text = f"the module does not unload: {unloaded.stderr.strip()}"
+        return [Finding("leak", text, -1, detail=f"left in devfs: {left.split() or 'nothing'}")]
     said = guest.machine.console.since(mark)
     guest.must(["kldload", path], guest.deadline(30))
     found = []

@@ -124,14 +124,15 @@ def run(options: Options, order: Order) -> FuzzReport:
     if order.calls < 1:
         raise UsageError(f"--calls {order.calls}: at least one call is meant")
     known = fuzz.load_known(options.release)
-    avoided = () if order.with_known else tuple(story.name for story in known)
+    avoided = () if order.with_known else tuple(story.name for story in known if story.calls)
     series = load_series(options)
     sides = []
     with Workbench(options, new_run_dir("fuzz")) as bench:
         bench.up()
         if bench.stock_build is not None:
             sides.append(_side(bench, "stock", order, known, avoided))
-            bench.revive()
+            # What stock has suffered is not the series' to bear.
+            bench.revive(load=False)
             assert bench.build is not None
             bench.use(bench.build)
         name = series.topic if series else "stock"
@@ -222,7 +223,7 @@ def show(report: FuzzReport) -> None:
         ]  # fmt: skip
         if rows:
             ui.table(("whose", "kind", "round", f"found on {side.module}"), rows)
-    for story in report.known:
+    for story in filter(lambda it: it.calls, report.known):
         left_out = "left out" if story.name in report.avoided else "called too"
         how = "seen" if story.seen else "read in the source, not seen"
         line = f"known of stock ({left_out}; {how}): {story.name}: {story.title}"

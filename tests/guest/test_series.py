@@ -7,12 +7,14 @@ import json
 
 import pytest
 
-from harness import bmake
+from harness import bmake, fuzz
 from harness.guest import Guest
 from harness.vmm import MIB, Vmm
 from harness.workbench import Workbench
 
 _CYCLES = 40
+# What devd(8) has yet to read of devices that come and go; the kernel limits it.
+_BOUNDED = {"DEVCTL"}
 # Pages that the kernel holds for itself: what a VM's page tables are made of.
 _WIRED = "vm.stats.vm.v_wire_count"
 
@@ -31,8 +33,8 @@ def test_no_new_warnings(workbench: Workbench) -> None:
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_vms_leave_no_zone_or_page_in_use(guest: Guest, vmm: Vmm) -> None:
-    """VMs made and destroyed leave no zone of kernel memory, and no wired page, in growing use"""
+def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vmm: Vmm) -> None:
+    """with each VM no zone of kernel memory and no wired page more stays in use than with stock"""
     vmm.churn("warm", 10, 4 * MIB)
     seen = [_in_use(guest)]
     for batch in ("first", "second"):
@@ -41,13 +43,18 @@ def test_vms_leave_no_zone_or_page_in_use(guest: Guest, vmm: Vmm) -> None:
     # A system that lives moves up and down; what leaks grows with each VM.
     growing = {
         name: [count.get(name, 0) for count in seen]
-        for name in seen[-1]
+        for name in seen[-1].keys() - _BOUNDED
         if all(
             after.get(name, 0) - before.get(name, 0) >= _CYCLES
             for before, after in itertools.pairwise(seen)
         )
     }
-    assert growing == {}
+    known = fuzz.load_known(workbench.options.release)
+    assert {
+        name: counts
+        for name, counts in growing.items()
+        if not fuzz.recognize(fuzz.Finding("leak", f"{name} grows with each VM", -1), known)
+    } == {}
 
 
 def _in_use(guest: Guest) -> dict[str, int]:

@@ -136,7 +136,8 @@ destroy_all(void)
 	FTSENT *entry;
 	FTS *tree;
 
-	if ((tree = fts_open(roots, FTS_PHYSICAL, NULL)) == NULL)
+	/* A folder vanishes with its last VM: no place to be in. */
+	if ((tree = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL)) == NULL)
 		return;
 	while ((entry = fts_read(tree)) != NULL) {
 		if (entry->fts_info == FTS_DEFAULT)
