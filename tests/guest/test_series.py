@@ -60,6 +60,6 @@ def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vm
 def _in_use(guest: Guest) -> dict[str, int]:
     """How many items of each zone are in use, and how many pages are wired."""
     data = json.loads(guest.must(["vmstat", "--libxo", "json", "-z"]))
-    rows = data["memory-zone-statistics"]["zone"]
+    rows = data["vmstat"]["memory-zone-statistics"]["zone"]
     wired = int(guest.must(["sysctl", "-n", _WIRED]))
     return {"wired pages": wired, **{row["name"]: int(row["used"]) for row in rows}}
