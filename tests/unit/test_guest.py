@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Sequence
 
 import pytest
 from fakes import Answer, FakeGuest
@@ -131,3 +133,25 @@ def test_reboot_has_a_limit() -> None:
     same: list[Answer] = [(0, "1", "")] * 50
     with pytest.raises(WaitTimeout, match="did not reboot within 1 s"):
         FakeGuest(boots(*same)).reboot(Deadline.after(1))
+
+
+def test_a_resumed_guest_is_given_the_time_and_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = FakeGuest()
+    fed: list[bytes] = []
+    told: list[Sequence[str]] = []
+
+    def must(command: Sequence[str], _deadline: Deadline, *, stdin: bytes = b"") -> str:
+        told.append(command)
+        fed.append(stdin)
+        return ""
+
+    monkeypatch.setattr(guest, "must", must)
+    monkeypatch.setattr(guest, "_connect", lambda _deadline: None)
+    before = time.time()
+    for _ in range(2):
+        guest.wake(Deadline.after(5))
+    assert abs(int(told[0][-1]) - before) <= 5
+    assert "date" in told[0][2]
+    assert "cat >/dev/random" in told[0][2]
+    assert [len(data) for data in fed] == [4096, 4096]
+    assert fed[0] != fed[1]
