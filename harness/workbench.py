@@ -192,12 +192,13 @@ class Workbench:
         return self.run_dir / (f"guest-{self.breaks + 1}" if self.breaks else "guest")
 
     def _guest_builder(self, record: ImageRecord) -> guestbuild.GuestBuilder | None:
-        decision = _given(self.decision, "choose")
+        # For a guest that was up before nothing was decided; TCG builds on any machine.
+        decision = self.decision
         return guestbuild.choose(
             self.options.builder,
             record,
-            decision.require(),
-            decision.vendor_flag,
+            decision.require() if decision else "tcg",
+            decision.vendor_flag if decision else "",
             self.run_dir / "builder",
         )
 

@@ -26,6 +26,7 @@ from harness.errors import CannotError, PatchError, UsageError
 from harness.guestbuild import GuestBuilder
 from harness.image.model import ImageRecord
 from harness.ssh import Result
+from harness.workbench import Options, Workbench
 
 pytestmark = pytest.mark.skipif(
     packages.clang_version() is None, reason="clang and lld are not installed"
@@ -221,3 +222,24 @@ def test_another_image_is_another_compiler(record: ImageRecord, tmp_path: Path) 
     other = dataclasses.replace(record, disk_sha256="cd" * 32)
     builders = [GuestBuilder(it, "tcg", "vmx", tmp_path) for it in (record, other)]
     assert builders[0].identity != builders[1].identity
+
+
+@pytest.mark.parametrize("asked", ["host", "auto", "guest"])
+def test_for_a_guest_that_is_up_nothing_has_to_be_decided(
+    asked: str, record: ImageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`inv reload` builds without having asked what this machine can do."""
+    seen: list[GuestBuilder | None] = []
+
+    def fake(*_given: object, in_guest: GuestBuilder | None, **_more: object) -> build.Build:
+        seen.append(in_guest)
+        raise PatchError("seen")
+
+    monkeypatch.setattr(build, "build", fake)
+    bench = Workbench(Options(stock=True, builder=asked), tmp_path)
+    bench.record = dataclasses.replace(record, source=tmp_path)
+    with pytest.raises(PatchError, match="seen"):
+        bench.make()
+    assert [made.backend if made else None for made in seen] == [
+        "tcg" if asked == "guest" else None
+    ]
