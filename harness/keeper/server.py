@@ -173,6 +173,9 @@ class Keeper:
         while not self._asked_soft.wait(_TICK_S):
             if machine.boots != boots:
                 boots = machine.boots
+                # What it said last comes another way than its reset: a panic is to be seen first.
+                time.sleep(_TICK_S)
+                self._note_health(machine)
                 self._note_boot(machine.console)
             mark = self._listen_for_sshd(machine.console, mark)
             if machine.exit_code is not None:
