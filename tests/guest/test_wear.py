@@ -41,8 +41,9 @@ def test_racing_creators_never_show_a_wrong_sum(vmm: Vmm, rounds: int) -> None:
 
 
 @pytest.mark.patch
+# Where none stands, /dev/vmm itself comes and goes.
 @pytest.mark.parametrize(
-    ("standing", "listings"), [(40, 25), pytest.param(20, 2000, marks=minutes)]
+    ("standing", "listings"), [(0, 40), (20, 20), pytest.param(2, 2000, marks=minutes)]
 )
 def test_listings_while_vms_vanish(vmm: Vmm, standing: int, listings: int) -> None:
     """while VMs come and go every listing succeeds, shows those that stand, and nothing untrue"""

@@ -34,7 +34,7 @@
 #define	STANDING	"stays"
 #define	COMING		"zgoes"
 #define	TOLD_MAX	5
-#define	PAUSE_US	20000
+#define	PAUSE_US	5000
 
 extern char **environ;
 
