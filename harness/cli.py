@@ -10,6 +10,7 @@ import errno
 import functools
 import itertools
 import os
+import re
 import select
 import signal
 import sys
@@ -127,6 +128,12 @@ class WorkbenchProgram(Program):
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
         try:
             super().run(argv, exit=exit)
+        except ValueError as error:
+            # Invoke makes numbers of options and leaves what is none to its caller.
+            if found := re.fullmatch(r"invalid literal for int\(\) .*: ('.*')", str(error)):
+                ui.say(f"error: {found[1]} stands where a number is meant; see `inv --help TASK`")
+                raise SystemExit(EXIT_USAGE) from None
+            raise
         except SystemExit as error:
             # Invoke turns both into exit code 1; what it was is kept as the context.
             if isinstance(error.__context__, Exit) and _NO_TASKS in str(error.__context__):

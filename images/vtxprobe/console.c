@@ -13,13 +13,17 @@
 #define	LSR_THRE	0x20		/* holding register empty */
 #define	LSR_TEMT	0x40		/* all sent */
 
-/* Bounded, so that a missing UART costs time and nothing else. */
+/*
+ * Bounded, so that a broken UART costs time and nothing else; a missing one
+ * reads as all ones.  Long enough for a reader who looks now and then: an
+ * emulator's transmitter is full until somebody has read.
+ */
 static void
 wait_lsr(uint8_t bit)
 {
 	int i;
 
-	for (i = 0; i < 100000; i++)
+	for (i = 0; i < 20000000; i++)
 		if ((inb(UART_LSR) & bit) != 0)
 			return;
 }

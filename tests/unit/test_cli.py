@@ -230,6 +230,7 @@ def test_each_task_of_the_project_has_a_line_of_help() -> None:
         ("verify", "--backend", "vbox"),
         ("probe", "--backend", "vbox"),
         ("test", "--only", "nonsense"),
+        ("fuzz", "--calls", "many"),
     ],
 )
 def test_a_name_that_is_none(arguments: tuple[str, ...], tmp_path: Path) -> None:
