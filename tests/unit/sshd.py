@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -112,7 +113,8 @@ class Sshd:
         self.process.wait()
         for child in family:
             try:
-                child.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
             except psutil.NoSuchProcess:
                 continue
 
