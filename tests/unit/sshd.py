@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import shutil
@@ -113,8 +112,7 @@ class Sshd:
         self.process.wait()
         for child in family:
             try:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
+                child.kill()
             except psutil.NoSuchProcess:
                 continue
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -180,7 +181,8 @@ def frozen(sshd: Sshd) -> Iterator[Ssh]:
         yield ssh
         for session in sessions:
             try:
-                session.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    session.kill()
             except psutil.NoSuchProcess:
                 continue
 
