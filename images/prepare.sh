@@ -31,9 +31,13 @@ hint.atkbdc.0.disabled="1"
 hint.uart.1.disabled="1"
 hint.fdc.0.disabled="1"
 hint.ppc.0.disabled="1"
+hw.apic.timer_tsc_deadline="0"
 SETTINGS
 changed "loader.conf: no countdown, no menu, serial console; 100 Hz, the default in a VM that FreeBSD recognizes"
 changed "loader.conf: no keyboard, mouse, floppy, parallel port: probing them takes minutes in an emulator"
+# Bochs compares TSC deadlines with ticks since its start, and a reset sets the TSC alone to 0: from
+# then on every deadline has passed, and a guest that reboots is interrupted without end.
+changed "loader.conf: the local APIC's timer counts down, without TSC deadlines: in Bochs no reboot survives them"
 
 # rc.conf: a network on whatever card there is, and nothing that a test bench does not use.
 for name in $(sysrc -aqN 2>/dev/null | grep '^ifconfig_'); do
@@ -51,20 +55,15 @@ sysrc -q hostname=vmm-workbench ifconfig_DEFAULT=SYNCDHCP sshd_enable=YES kld_li
     entropy_save_num=1 rc_startmsgs=YES >/dev/null
 changed "rc.conf: DHCP on any card; no cron, mail, syslog, crash dumps, device matching, growfs"
 
-# A line on the console once sshd listens.  Whoever connects earlier only makes the network busy.
-cat >/etc/rc.d/vmm_workbench <<'READY'
-#!/bin/sh
-# PROVIDE: vmm_workbench
-# REQUIRE: sshd
-. /etc/rc.subr
-name=vmm_workbench
-start_cmd="echo 'vmm-workbench: sshd is up' >/dev/console"
-stop_cmd=:
-load_rc_config $name
-run_rc_command "$1"
+# A line on the console as soon as sshd listens: in Bochs, whoever connects earlier costs the guest its
+# network.  sshd's own check of its settings, and of keys that are there, costs an emulator a second.
+mkdir -p /etc/rc.conf.d
+cat >/etc/rc.conf.d/sshd <<'READY'
+start_precmd=
+start_postcmd=vmm_workbench_up
+vmm_workbench_up() { echo 'vmm-workbench: sshd is up' >/dev/console; }
 READY
-chmod 555 /etc/rc.d/vmm_workbench
-changed "rc.d/vmm_workbench: a line on the console once sshd listens"
+changed "rc.conf.d/sshd: a line on the console once sshd listens; its settings are not checked before"
 
 # A script that runs only to find that its service is off costs an emulator a third of a second.
 mkdir -p /etc/rc.d.off
@@ -76,7 +75,14 @@ for script in /etc/rc.d/*; do
 		mv "$script" /etc/rc.d.off/
 	fi
 done
-changed "rc.d: the scripts of services that are off were moved to /etc/rc.d.off"
+# The same holds for scripts that have nothing to do here: no swap, no other file systems, no second
+# network, no clock on local time; netoptions sets what the kernel has already.
+for name in adjkerntz bridge cleartmp defaultroute dumpon geli geli2 gptboot hostid_save iovctl mdconfig \
+    mdconfig2 mountcritremote mountlate msgs netoptions nisdomain pwcheck rctl serial static_arp static_ndp \
+    stf swap swaplate tmp utx var; do
+	[ ! -e /etc/rc.d/$name ] || mv /etc/rc.d/$name /etc/rc.d.off/
+done
+changed "rc.d: the scripts of services that are off, or have nothing to do, were moved to /etc/rc.d.off"
 
 rm -f /firstboot /firstboot-reboot
 
