@@ -25,10 +25,6 @@ _STEP_S = 0.5
 _WAKE = '{ date -f %s "$1" || date -s "@$1"; } >/dev/null 2>&1 && cat >/dev/random'
 _ENTROPY_BYTES = 4096
 
-_SETTING = """file=/boot/loader.conf.local
-grep -qsxF -e "$1" $file || echo "$1" >>$file
-"""
-
 
 @dataclass(frozen=True)
 class Access:
@@ -217,8 +213,6 @@ class Guest:
     def reboot(self, deadline: Deadline | None = None) -> None:
         """Reboot and wait until the new system answers."""
         limit = deadline or self.deadline(_BOOT_S + _SHUTDOWN_S)
-        for setting in self.machine.traits.reboot_settings:
-            self.must(["/bin/sh", "-c", _SETTING, "setting", setting])
         before = self.must(["sysctl", "-n", "kern.boottime"])
         mark = self.machine.console.mark
         with contextlib.suppress(GuestError):

@@ -35,15 +35,13 @@ class Traits:
 
     `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
     can be expected inside (the probe proves it); `saves` whether a running machine can be saved
-    and resumed; `reboot_settings` are FreeBSD's loader settings without which it does not come up
-    again after a reset.
+    and resumed.
     """
 
     backend: str
     time_scale: float
     virtualizes: bool
     saves: bool = False
-    reboot_settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,6 @@ TRAITS = Traits(
     time_scale=12.0,
     virtualizes=True,
     saves=True,
-    # Its timer compares TSC deadlines with ticks since the start, and a reset sets the TSC alone to
-    # 0: from then on every deadline has passed, and the guest is interrupted without end.
-    reboot_settings=('hw.apic.timer_tsc_deadline="0"',),
 )
 
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")

@@ -1,4 +1,4 @@
-"""What the rest of the host brings: jails and wired memory."""
+"""What the rest of the host brings: jails, wired memory, the boot loader."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.patch, pytest.mark.vtx, pytest.mark.tools]
 WIRED = "vm.stats.vm.v_user_wire_count"
 MOST_WIRED = "vm.max_user_wired"
 EX_NOINPUT = 66
+LOADER = "/boot/loader.conf.local"
 
 Inside = Callable[..., Result]
 
@@ -85,3 +86,26 @@ def test_memory_that_cannot_be_wired_leaves_no_trace(guest: Guest, vmm: Vmm) -> 
         guest.must(["sysctl", f"{MOST_WIRED}={most}"])
     assert vmm.memory == before
     assert vmm.names() == []
+
+
+@pytest.mark.minutes
+def test_loaded_and_limited_by_the_boot_loader(
+    guest: Guest, vmm: Vmm, vm: Callable[..., None]
+) -> None:
+    """loaded by the boot loader with a limit set there, the module keeps it from the start"""
+    lines = ('vmm_load="YES"', f'vmm_name="{vmm.loaded.path}"', f'{LIMIT}="96m"')
+    guest.script('printf "%s\\n" "$@" >' + LOADER, *lines)
+    try:
+        guest.reboot()
+        assert guest.sysctl(LIMIT) == str(96 * MIB)
+        assert vmm.mem_free_bytes == vmm.mem_total_bytes == 96 * MIB
+        assert [kld.path for kld in guest.klds() if kld.name == "vmm.ko"] == [vmm.loaded.path]
+        vm("fits", 96 * MIB)
+        with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+            vm("more", MIB)
+    finally:
+        vmm.destroy_all()
+        guest.must(["rm", "-f", LOADER])
+        guest.must(["kenv", "-u", LIMIT])
+        vmm.reload()
+    assert guest.sysctl(LIMIT) == "0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -109,16 +108,6 @@ def test_reboot_waits_for_the_new_system() -> None:
     guest.reboot(Deadline.after(20))
     assert guest.waited == 3
     assert guest.said[1] == "shutdown -r now"
-
-
-def test_what_a_machine_needs_to_come_up_again_is_set_before() -> None:
-    guest = FakeGuest(boots((0, "1", ""), (0, "2", "")))
-    traits = dataclasses.replace(guest.machine.traits, reboot_settings=('a.b="0"',))
-    guest.machine.traits = traits
-    guest.reboot(Deadline.after(20))
-    assert guest.said[0].startswith("/bin/sh -c file=/boot/loader.conf.local")
-    assert guest.said[0].endswith(' setting a.b="0"')
-    assert guest.said[2] == "shutdown -r now"
 
 
 @pytest.mark.parametrize(
