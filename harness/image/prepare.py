@@ -25,7 +25,7 @@ from ..ssh import make_key
 from .disk import ZFS_REFUSED
 from .model import Imported, Prepared
 
-VERSION = 5
+VERSION = 6
 """Changes with what preparation does, so that an older image is not taken for a present one."""
 
 ANNOUNCEMENT = "vmm-workbench: sshd is up"
