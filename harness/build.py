@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -23,11 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
-from . import bmake, components, farm, files, kernconf, treeapply
+from . import bmake, ccache, components, farm, files, kernconf, treeapply
 from .bmake import Progress, Toolchain
 from .errors import CannotError, PatchError, WorkbenchError
 from .guestbuild import GuestBuilder
@@ -179,7 +181,7 @@ class _Job:
 def _make(job: _Job, target: Path, maker: Maker) -> Build:
     start = time.monotonic()
     root = target.parent
-    with _work_folder(root, job.key) as work, files.atomic_dir(target) as kept:
+    with _work_folder(root) as work, files.atomic_dir(target) as kept:
         log = work / "build.log"
         try:
             job.progress("setting up the source")
@@ -195,6 +197,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                     job.sysroot,
                     job.progress,
                     job.series,
+                    ccache.find(work, job.toolchain.identity, _includable(job)),
                 )
             )
             build_id = read_build_id(made.module)
@@ -244,6 +247,14 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
     return built
 
 
+def _includable(job: _Job) -> Iterator[str]:
+    """The names of all that an #include may lead to, in the tree and in the sysroot."""
+    yield from farm.header_names(job.tree.path, job.series)
+    if job.sysroot:
+        yield str(job.sysroot)
+        yield components.sysroot_fingerprint(job.sysroot)
+
+
 def _load(folder: Path, *, cached: bool = True) -> Build | None:
     """The build in `folder`, or None if there is none or it was damaged."""
     try:
@@ -284,30 +295,46 @@ def _from_manifest(
 
 
 @contextmanager
-def _work_folder(root: Path, key: str) -> Iterator[Path]:
+def _work_folder(root: Path) -> Iterator[Path]:
     """A private folder to build in, gone afterwards.
 
-    Named after the key, which the caller has locked: what a killed build left there is ours to
-    remove.  make cannot stand blanks in paths, so it moves elsewhere where the cache has some.
+    The first of a row that nobody else has locked: most builds run in the same one, and ccache
+    knows the paths.  What a killed build left there is ours to remove.  make cannot stand blanks in
+    paths, so it moves elsewhere where the cache has some.
     """
     base = root / "work"
     if len(str(base).split()) > 1:
-        base = Path(tempfile.gettempdir()) / f"vmm-workbench-{os.getuid()}"
+        digest = files.sha256_text(str(root))[:8]
+        base = Path(tempfile.gettempdir()) / f"vmm-workbench-{os.getuid()}-{digest}"
         if len(str(base).split()) > 1:
             raise CannotError(f"{base}: make cannot work below a path with blanks; set TMPDIR")
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         if base.stat().st_uid != os.getuid():
             raise CannotError(f"{base} belongs to somebody else; set TMPDIR")
-        work = base / key[:16]
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(mode=0o700)
+        lock, work = _first_free(root, base)
     except OSError as error:
         raise CannotError(f"{base}: cannot build there: {error.strerror}") from error
     try:
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            work.mkdir(mode=0o700)
+        except OSError as error:
+            raise CannotError(f"{work}: cannot build there: {error.strerror}") from error
         yield work.resolve()
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+
+
+def _first_free(root: Path, base: Path) -> tuple[filelock.FileLock, Path]:
+    """The held lock of a folder in `base`, and the folder."""
+    for number in itertools.count():
+        lock = filelock.FileLock(root / "locks" / f"work.{number}")
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+            return lock, base / str(number)
+    raise AssertionError
 
 
 def read_build_id(file: Path) -> str:
@@ -341,7 +368,7 @@ def _prune(root: Path, key: str) -> None:
     for work in root.glob("work/*"):
         # Left by a build that was killed; one under way is minutes old.
         with contextlib.suppress(OSError):
-            if time.time() - work.stat().st_mtime > _WORK_MAX_AGE_S:
+            if work.is_dir() and time.time() - work.stat().st_mtime > _WORK_MAX_AGE_S:
                 shutil.rmtree(work, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import bmake, farm, kernconf
 from .bmake import Make, Progress, Toolchain
+from .ccache import NONE, Ccache
 from .errors import PatchError, UsageError
 from .patches import Series
 
@@ -55,6 +56,7 @@ class Job:
     sysroot: Path | None
     progress: Progress
     series: Series | None
+    ccache: Ccache = NONE
 
     @property
     def source(self) -> Path:
@@ -212,7 +214,8 @@ def _module(job: Job) -> tuple[Path, Path, int]:
     options = job.work / "GENERIC"
     options.mkdir()
     kernconf.write_headers(job.config, options)
-    compiler = [job.toolchain.tool("clang"), f"--target={job.tree.target}", *_path_maps(job)]
+    clang = job.toolchain.tool("clang")
+    compiler = [*job.ccache.launcher, clang, f"--target={job.tree.target}", *_path_maps(job)]
     make = Make(
         "vmm.ko",
         job.source / folder,
@@ -228,7 +231,7 @@ def _module(job: Job) -> tuple[Path, Path, int]:
             ("DEBUG_FLAGS", "-gline-tables-only"),
             ("MK_SPLIT_KERNEL_DEBUG", "no"),
         ),
-        (("MAKEOBJDIRPREFIX", str(job.work / "obj")),),
+        (("MAKEOBJDIRPREFIX", str(job.work / "obj")), *job.ccache.environment),
     )
     warnings = _run(job, make)
     module = _expect(_objects(job, folder) / "vmm.ko", "vmm.ko")
@@ -294,13 +297,14 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
         (target,),
         (
             *_common(job),
-            ("CC", " ".join(compiler)),
+            ("CC", " ".join((*job.ccache.launcher, *compiler))),
             # What a sysroot may lack and few use.
             *((option, "no") for option, it in _OPTIONAL if not (job.sysroot / it).exists()),
         ),
         (
             ("MAKEOBJDIRPREFIX", str(job.work / "obj")),
             ("LDFLAGS", link),
+            *job.ccache.environment,
         ),
     )
 

@@ -173,6 +173,13 @@ def fingerprint(source: Path, series: Series | None = None) -> str:
     return _stat_digest(_walk(source, roots, (*_FLAT, *_folders_of(series))))
 
 
+def header_names(source: Path, series: Series | None) -> frozenset[str]:
+    """What an #include may lead to, by name: the tree's headers and those that a series adds."""
+    touched = series.touched if series else ()
+    found = (path for path, _ in _walk(source, _ROOTS, _FLAT))
+    return frozenset(path for path in (*found, *touched) if path.endswith(".h"))
+
+
 def folder_fingerprint(*folders: Path) -> str:
     """The same over everything in some folders (the sysroot's headers and libraries)."""
     digests = []

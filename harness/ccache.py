@@ -1,0 +1,56 @@
+"""ccache before the compiler: what was compiled once is taken from there, in whatever series.
+
+It is Debian's, and stays out where it is not installed, or where CCACHE_DISABLE is set.  Its cache
+is our own, and the user's settings play no part.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import files
+
+_SIZE = "1G"
+_FOLDER = "ccache"
+
+
+@dataclass(frozen=True)
+class Ccache:
+    """What stands before the compiler's name, and what ccache finds in its environment."""
+
+    launcher: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+NONE = Ccache()
+
+
+def find(work: Path, compiler: str, names: Iterable[str]) -> Ccache:
+    """The ccache to use for a build in `work`.
+
+    `compiler` says which compiler it is.  `names` are those of all files that an #include may lead
+    to: ccache looks at those that were read last time, and would not notice a new one that is found
+    before them.
+    """
+    if "CCACHE_DISABLE" in os.environ or not shutil.which("ccache"):
+        return NONE
+    known = work / "names"
+    known.write_text(files.sha256_text(*sorted(names)))
+    folder = files.cache_dir() / _FOLDER
+    return Ccache(
+        ("ccache",),
+        (
+            ("CCACHE_CONFIGPATH", os.devnull),
+            ("CCACHE_DIR", str(folder)),
+            ("CCACHE_TEMPDIR", str(folder / "tmp")),
+            ("CCACHE_MAXSIZE", _SIZE),
+            ("CCACHE_COMPILERCHECK", f"string:{compiler}"),
+            ("CCACHE_EXTRAFILES", str(known)),
+            # By the compiler's own list of what it read, without preprocessing everything first.
+            ("CCACHE_DEPEND", "1"),
+        ),
+    )
