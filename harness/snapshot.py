@@ -2,6 +2,7 @@
 
     FOLDER/snapshots/KEY/snapshot.json    what it fits to, and the checksum of every file of it
     FOLDER/snapshots/KEY/state/           what the machine wrote; only read from then on
+    FOLDER/snapshots/KEY/verified.json    how the files were when they were last read
 
 FOLDER is the prepared disk's, so a snapshot goes with its image.  KEY is the digest of all that a
 state depends on; of a snapshot that does not fit exactly, nothing is used but the reason why.
@@ -22,7 +23,15 @@ from pathlib import Path
 
 from .deadline import Deadline
 from .errors import CannotError, GuestError, WorkbenchError
-from .files import atomic_dir, checksum_sparse, human_bytes, locked, require_room, sha256_text
+from .files import (
+    atomic_dir,
+    checksum_sparse,
+    human_bytes,
+    locked,
+    require_room,
+    sha256_text,
+    write_atomic,
+)
 from .guest import Access, Guest
 from .machine import Machine, Spec
 from .machine.base import PortTaken
@@ -36,6 +45,8 @@ KEEP = 4
 _NAME = "snapshots"
 _MANIFEST = "snapshot.json"
 _STATE = "state"
+_VERIFIED = "verified.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_S = 30.0
 _RESUME_S = 5.0
 _SAVE_S = 20.0
@@ -73,13 +84,36 @@ class Snapshot:
         return f"{about}, {human_bytes(self.size_bytes)}: {self.folder}"
 
     def verify(self) -> None:
-        """Unusable unless every file is there, and as it was written."""
+        """Unusable unless every file is there, and as it was written.
+
+        Files are read once after each start of the host, and whenever one is not the same by its
+        inode, size and times: the time of change cannot be set back.
+        """
         there = {str(path.relative_to(self.state)) for path in _files(self.state)}
         if wrong := sorted(there ^ set(self.files)):
             raise Unusable(f"{self.state / wrong[0]}: not as the snapshot was saved")
+        # Taken before anything is read: what changes meanwhile is read again next time.
+        seen = self._seen()
+        known = self.folder / _VERIFIED
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(known.read_text()) == seen:
+                return
         for name, digest in self.files.items():
             if checksum_sparse(self.state / name) != digest:
                 raise Unusable(f"{self.state / name}: its checksum is not the one that was saved")
+        with contextlib.suppress(OSError):
+            write_atomic(known, json.dumps(seen))
+
+    def _seen(self) -> dict[str, object]:
+        """What tells that nobody wrote to the files, and that the host did not start anew."""
+        seen: dict[str, object] = {"checksums": self.files}
+        with contextlib.suppress(OSError):
+            seen["host's start"] = _BOOT_ID.read_text()
+        for name in self.files:
+            is_now = (self.state / name).stat()
+            times = (is_now.st_mtime_ns, is_now.st_ctime_ns)
+            seen[f"file {name}"] = [is_now.st_dev, is_now.st_ino, is_now.st_size, *times]
+        return seen
 
 
 def home(disk: Path) -> Path:

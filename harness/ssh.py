@@ -11,6 +11,7 @@ import functools
 import logging
 import shlex
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 import paramiko
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519
-from paramiko.pkey import UnknownKeyType
 
+from . import keys
 from .deadline import Deadline
 from .errors import CannotError, GuestError, WaitTimeout
 from .exchange import Exchange, OutOfTime, attended
@@ -114,13 +113,24 @@ class Ssh:
         would not mend it), CannotError when our key cannot be read, what `watch` raises when the
         machine dies, and WaitTimeout with the last try's reason when time runs out.
         """
-        key = _private_key(self.address.private_key)
+        key = keys.load(self.address.private_key)
         self.close()
         reason = "not tried"
         patience_s = _TRY_S if listening else _FIRST_TRY_S
         while True:
             self._watch()
             client = self._new_client()
+            greeted = threading.Event()
+
+            def give_up(
+                client: paramiko.SSHClient = client, greeted: threading.Event = greeted
+            ) -> None:
+                # Once it is closed, nobody can tell any more.
+                transport = client.get_transport()
+                if transport is not None and transport.remote_version:
+                    greeted.set()
+                client.close()
+
             try:
                 # The user-mode networks accept for a guest that is not up yet and then keep silent,
                 # so the first tries are short; a guest that is slow gets more with each.
@@ -128,14 +138,14 @@ class Ssh:
                     functools.partial(self._connect_once, client, key, patience_s),
                     deadline.at_most(patience_s + 2 * _TRY_S),
                     self._watch,
-                    client.close,
+                    give_up,
                 )
             except paramiko.BadHostKeyException as error:
                 client.close()
+                shown, pinned = map(keys.fingerprint, (error.key, error.expected_key))
                 raise SshRefused(
-                    f"the guest shows the host key {_fingerprint(error.key)}, the prepared image's "
-                    f"is {_fingerprint(error.expected_key)}; import the image again, or find out "
-                    f"who answers on port {self.address.port}"
+                    f"the guest shows the host key {shown}, the prepared image's is {pinned}; "
+                    f"import the image again, or find out who answers on port {self.address.port}"
                 ) from error
             except paramiko.AuthenticationException as error:
                 client.close()
@@ -149,12 +159,7 @@ class Ssh:
                 client.close()
                 reason = _reason(error)
             except OutOfTime:
-                transport = client.get_transport()
-                reason = (
-                    "the handshake did not end"
-                    if transport is not None and transport.remote_version
-                    else _NO_BANNER
-                )
+                reason = "the handshake did not end" if greeted.is_set() else _NO_BANNER
             except BaseException:
                 client.close()
                 raise
@@ -337,38 +342,6 @@ def succeeded(result: Result) -> Result:
         + (f": {said[-1]}" if said else ""),
         detail=result.describe(),
     )
-
-
-def make_key(path: Path, comment: str) -> str:
-    """Write a new Ed25519 private key to `path` (mode 0600); its line for authorized_keys."""
-    key = ed25519.Ed25519PrivateKey.generate()
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(private)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    return f"{public.decode()} {comment}"
-
-
-def _private_key(path: Path) -> paramiko.PKey:
-    try:
-        return paramiko.PKey.from_path(path)
-    except OSError as error:
-        raise CannotError(
-            f"{path}: the image's private key cannot be read: {error.strerror}; import it again"
-        ) from error
-    except (paramiko.SSHException, UnknownKeyType, ValueError) as error:
-        raise CannotError(f"{path}: this is no private key ({error}); import it again") from error
-
-
-def _fingerprint(key: paramiko.PKey) -> str:
-    return str(key.get_name()) + " " + str(key.fingerprint)
 
 
 def _broke_off(error: paramiko.AuthenticationException) -> bool:

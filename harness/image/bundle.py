@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from ..errors import CannotError, UsageError
 from ..files import atomic_path, human_bytes, require_room, sha256_file, write_atomic
-from ..ssh import make_key
+from ..keys import make_key
 from . import disk as disks
 from . import fetch, prepare, rekey, store, trees
 from .manifest import check_release

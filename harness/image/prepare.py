@@ -19,9 +19,9 @@ from ..deadline import Deadline
 from ..errors import CannotError, GuestError
 from ..files import PROJECT, human_bytes, require_room, write_atomic
 from ..guest import Access, Guest
+from ..keys import make_key
 from ..machine.qemu import QemuMachine, flatten
 from ..serial_login import SerialLogin
-from ..ssh import make_key
 from .disk import ZFS_REFUSED
 from .model import Imported, Prepared
 

@@ -22,8 +22,9 @@ from harness import machine as machines
 from harness.deadline import Deadline
 from harness.files import PROJECT
 from harness.guest import Access, Guest
+from harness.keys import make_key
 from harness.machine import Drive, Machine, Spec
-from harness.ssh import SshRefused, make_key
+from harness.ssh import SshRefused
 
 __all__ = ["make", "sector"]
 

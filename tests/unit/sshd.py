@@ -15,9 +15,10 @@ from types import TracebackType
 
 import psutil
 
+from harness.keys import make_key
 from harness.machine.base import free_port
 from harness.packages import search_path
-from harness.ssh import Address, make_key
+from harness.ssh import Address
 
 _TRIES = 5
 

@@ -21,7 +21,7 @@ from harness.errors import CannotError, UsageError
 from harness.image import bundle, check, fetch, rekey, store
 from harness.image.model import Imported, Prepared
 from harness.image.obtain import Files, import_files
-from harness.ssh import make_key
+from harness.keys import make_key
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from harness.errors import CannotError
 from harness.image import rekey
-from harness.ssh import make_key
+from harness.keys import make_key
 
 pytestmark = pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs ssh-keygen")
 

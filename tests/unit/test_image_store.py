@@ -25,7 +25,7 @@ from harness.files import checksum_sparse
 from harness.image import check, fetch, obtain, prune, store
 from harness.image.model import ImageRecord, Imported, Prepared
 from harness.image.obtain import Files, import_files
-from harness.ssh import make_key
+from harness.keys import make_key
 
 MIB = 1 << 20
 NEWVERS = 'TYPE="FreeBSD"\nREVISION="{}"\nBRANCH="RELEASE-p1"\n'

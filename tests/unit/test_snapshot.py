@@ -201,6 +201,40 @@ def test_a_damaged_snapshot_is_not_resumed_and_made_again(
     assert bring_up(played, spec) == "resumed from a snapshot"
 
 
+def test_a_file_is_read_once_until_somebody_writes_to_it(
+    played: type[Played], spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its time of writing is set back, and after the host was started anew."""
+    read: list[Path] = []
+    genuine = snapshot.checksum_sparse
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return genuine(path)
+
+    bring_up(played, spec)
+    saved = only(spec)
+    monkeypatch.setattr(snapshot, "checksum_sparse", counted)
+    saved.verify()
+    assert read
+    read.clear()
+    saved.verify()
+    assert not read
+    boot = spec.run_dir.parent / "boot_id"
+    boot.write_text("another")
+    monkeypatch.setattr(snapshot, "_BOOT_ID", boot)
+    saved.verify()
+    assert read
+    path = saved.state / "below" / "ram"
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    damage("flipped", spec)
+    os.utime(path, ns=times)
+    with pytest.raises(snapshot.Unusable, match="its checksum is not the one that was saved"):
+        saved.verify()
+    with pytest.raises(snapshot.Unusable, match="its checksum is not the one that was saved"):
+        saved.verify()
+
+
 def test_a_damaged_file_explains_an_emulator_that_refuses(played: type[Played], spec: Spec) -> None:
     bring_up(played, spec)
     damage("flipped", spec)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from sshd import Sshd
 from harness import ssh as ssh_module
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, MachineDied, WaitTimeout
+from harness.keys import make_key
 from harness.machine.base import free_port
-from harness.ssh import Address, Ssh, SshRefused, make_key
+from harness.ssh import Address, Ssh, SshRefused
 
 
 @pytest.fixture
@@ -85,6 +87,26 @@ def test_silence_is_called_so(silent: Address, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ssh_module, "_FIRST_TRY_S", 0.5)
     with pytest.raises(WaitTimeout, match="no SSH banner came"):
         Ssh(silent).connect(Deadline.after(1.5))
+
+
+def test_a_handshake_that_stops_is_not_called_silence(silent: Address) -> None:
+    """Seen in Bochs: sshd greets, and its key exchange never ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                far, _ = listener.accept()
+                with far:
+                    far.sendall(b"SSH-2.0-OpenSSH_10.0\r\n")
+                    while far.recv(4096):
+                        pass
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        address = replace(silent, port=listener.getsockname()[1])
+        with pytest.raises(WaitTimeout, match="the last try: the handshake did not end"):
+            Ssh(address).connect(Deadline.after(2), listening=True)
+        thread.join(5)
 
 
 @pytest.mark.parametrize(("listening", "tries"), [(False, 2), (True, 1)])
