@@ -365,11 +365,11 @@ def _prune(root: Path, key: str) -> None:
             shutil.rmtree(folder.parent, ignore_errors=True)
     for log in _oldest(root.glob("failed/*.log")):
         log.unlink(missing_ok=True)
-    for work in root.glob("work/*"):
-        # Left by a build that was killed; one under way is minutes old.
+    for left in (*root.glob("work/*"), *root.glob(".*")):
+        # By a build that was killed; one under way is minutes old.
         with contextlib.suppress(OSError):
-            if work.is_dir() and time.time() - work.stat().st_mtime > _WORK_MAX_AGE_S:
-                shutil.rmtree(work, ignore_errors=True)
+            if time.time() - left.stat().st_mtime > _WORK_MAX_AGE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _oldest(found: Iterable[Path]) -> list[Path]:

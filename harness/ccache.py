@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import files
 
-_SIZE = "1G"
+_SIZE = "256M"
 _FOLDER = "ccache"
 
 

@@ -290,3 +290,17 @@ def test_old_builds_are_forgotten(
         last = build.build(tree, None, series, "15.1")
     assert len(list(cache.glob("builds/*/manifest.json"))) == 2
     assert last.module.is_file()
+
+
+def test_what_killed_builds_left_goes_with_the_next(tree: Path, cache: Path) -> None:
+    """Not what another build has in hand."""
+    long_ago = 1_000_000_000
+    rubbish = [cache / "builds" / name for name in ("work/7", ".0123.old")]
+    present = [cache / "builds" / name for name in ("work/8", ".4567.new")]
+    for folder in (*rubbish, *present):
+        (folder / "src").mkdir(parents=True)
+    for folder in rubbish:
+        os.utime(folder, (long_ago, long_ago))
+    build.build(tree, None, None, "15.1")
+    assert not any(folder.exists() for folder in rubbish)
+    assert all(folder.exists() for folder in present)
