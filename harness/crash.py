@@ -42,7 +42,7 @@ _SYMBOLIZER_S = 30.0
 # stack(9), and DDB's own way; both end in FUNCTION+OFFSET.
 _FRAME = re.compile(
     r"^(?:#\d+ 0x(?P<address>[0-9a-f]+) at |[\w.$]+\(.*\) at )"
-    r"(?P<function>[\w.$]+)\+0x(?P<offset>[0-9a-f]+)(?:/frame 0x[0-9a-f]+)?$"
+    r"(?P<function>[\w.$]+)\+(?:0x)?(?P<offset>[0-9a-f]+)(?:/frame 0x[0-9a-f]+)?$"
 )
 _TRAP = re.compile(r"^--- (?!syscall).*\brip = ")
 _REGISTER = re.compile(
@@ -240,15 +240,23 @@ class _Object:
     base: int | None
 
     def place(self, frame: Frame) -> tuple[str, int] | None:
-        """The function's name and the address in the file, if `frame` is in here."""
+        """The function's name and the address in the file, if `frame` is in here.
+
+        What does not return, as panic() does not, may be the last call of a function: the kernel
+        then names the one that begins where the call would return to.
+        """
         if frame.address is not None and self.base is not None:
             at = frame.address - self.base
-            for name, (begin, size) in self.functions.items():
-                if begin <= at < begin + size and frame.function in ("", name):
-                    return name, at
+        elif frame.function in self.functions:
+            at = self.functions[frame.function][0] + frame.offset
+        else:
             return None
-        begin, size = self.functions.get(frame.function, (0, 0))
-        return (frame.function, begin + frame.offset) if frame.offset < size else None
+        within = at if frame.after_trap else at - 1
+        for name, (begin, size) in self.functions.items():
+            named = frame.function in ("", name) or (frame.offset == 0 and not frame.after_trap)
+            if begin <= within < begin + size and named:
+                return name, at
+        return None
 
 
 def symbolize(frames: Sequence[Frame], symbols: Symbols) -> tuple[Frame, ...]:

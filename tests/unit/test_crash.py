@@ -241,6 +241,46 @@ def test_the_function_that_trapped_is_found_by_its_address(program: Path) -> Non
     assert bare.summary.endswith(f"in {address:#x}")
 
 
+def test_a_last_call_that_does_not_return_is_in_its_own_function(tmp_path: Path) -> None:
+    """Seen in FreeBSD: `#3 0xffffffff82e098e0 at sysctl_vmm_mem_limit+0`, of sysctl_vmm_mem()."""
+    source = """\
+_Noreturn void panic(const char *, ...);
+int falls(int how);
+int falls(int how) {
+    if (how)
+        return 0;
+    panic("fallen");
+}
+int after(int how);
+int after(int how) { return falls(how) + 1; }
+"""
+    (tmp_path / "falls.c").write_text(source)
+    clang = f"clang-{packages.clang_version()}"
+    flags = ["-Oz", "-gline-tables-only", "-fno-inline", "-c"]
+    subprocess.run([clang, *flags, "falls.c"], cwd=tmp_path, check=True)
+    module = tmp_path / "falls.o"
+    functions = crash._object(module, []).functions
+    assert functions["after"][0] == sum(functions["falls"])
+    base = 0xFFFFFFFF82E00000
+    story = [
+        "panic: fallen",
+        "KDB: stack backtrace:",
+        "#0 0xffffffff80b872c6 at vpanic+0x136",
+        "#1 0xffffffff80b87183 at panic+0x43",
+        f"#2 {base + functions['after'][0]:#x} at after+0",
+        f"#3 {base + functions['after'][0] + 6:#x} at after+0x6",
+        "#4 0xffffffff80b97018 at sysctl_root+0x268",
+    ]
+    panic = crash.told(story, {}, Symbols(module=module))
+    names = [frame.function for frame in panic.frames]
+    assert names == ["vpanic", "panic", "falls", "after", "sysctl_root"]
+    assert panic.culprit is not None
+    assert panic.culprit.function == "falls"
+    assert panic.culprit.sources == (f"{tmp_path}/falls.c:6",)
+    without = crash.symbolize([Frame("after", 0)], Symbols(module=module))
+    assert without[0].function == "falls"
+
+
 def test_without_a_symbolizer_the_places_stay(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
