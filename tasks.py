@@ -67,7 +67,7 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
         "release": "the FreeBSD release to boot (default: 15.1)",
         "backend": "auto (default), kvm, bochs or tcg",
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
-        "series": "test this series (a folder or patch files, may be given again)",
+        "series": "test this series (a folder or a patch, may be given again)",
         "topic": "a folder of patches/, whose series and checks to use (default: meminfo)",
         "side-by-side": "run the checks on the stock module first (--series does so by itself)",
         "alone": "with --series: leave the stock module out",

@@ -22,7 +22,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
         "release": "the FreeBSD release to boot (default: 15.1)",
         "backend": "auto (default), kvm, bochs or tcg",
         "stock": "load the unpatched module",
-        "series": "load the module of this series (a folder or patch files, may be given again)",
+        "series": "load the module of this series (a folder or a patch, may be given again)",
         "module": "--no-module builds and loads nothing",
         "offline": "fetch nothing: use what is in the cache",
         "cold": "boot, though a snapshot could be resumed, and save none",

@@ -92,11 +92,18 @@ def load_series(where: Path | str | Sequence[Path], release: str) -> Series:
     """Read a series.
 
     `where` is a topic (its name or folder), a folder with a `series` file or with patches, a
-    patch, or a list of patches.  UsageError: no such thing, or none for `release`.  PatchError: a
-    series naming a patch that is not there, or one that git cannot read.
+    patch, or a list of such folders and patches, one on top of the other.  UsageError: no such
+    thing, or none for `release`.  PatchError: a series naming a patch that is not there, or one
+    that git cannot read.
     """
     if isinstance(where, Sequence) and not isinstance(where, str):
-        paths = [Path(path) for path in where]
+        paths = [
+            patch
+            for path in map(Path, where)
+            for patch in (
+                (it.path for it in load_series(path, release).patches) if path.is_dir() else (path,)
+            )
+        ]
         return _series("given", release, paths[0].parent if paths else Path(), paths)
     given = Path(where)
     if isinstance(where, str) and not given.exists() and (PATCHES / where).is_dir():

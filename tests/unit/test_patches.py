@@ -72,6 +72,8 @@ def test_folders_files_and_lists_of_patches_do_as_a_series(tmp_path: Path, edit:
     assert [patch.name for patch in turned.patches] == names[::-1]
     topic = make_series(tmp_path / "topic", {"a.patch": edit})
     assert len(patches.load_series(topic / "15.1", "15.1").patches) == 1
+    on_top = patches.load_series([topic, folder / names[1]], "15.1")
+    assert [patch.name for patch in on_top.patches] == ["a.patch", names[1]]
     assert len(patches.load_series(topic / "15.1/series", "15.1").patches) == 1
 
 
