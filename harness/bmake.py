@@ -88,8 +88,8 @@ def jobs() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def run(make: Make, farm: Path, log: Path, progress: Progress) -> Outcome:
-    """Run one make, appending all it says to `log`.
+def run(make: Make, farm: Path, log: Path, progress: Progress, hold: Sequence[int] = ()) -> Outcome:
+    """Run one make, appending all it says to `log`; it inherits the open files of `hold`.
 
     Raises PatchError with the compiler's own lines when it fails.
     """
@@ -102,12 +102,12 @@ def run(make: Make, farm: Path, log: Path, progress: Progress) -> Outcome:
         "MAKEFLAGS": "",
         **dict(make.environment),
     }
-    code, lines = _logged(make.command(share_mk, jobs()), make, environment, log, progress)
+    code, lines = _logged(make.command(share_mk, jobs()), make, environment, log, progress, hold)
     warnings = sum(1 for line in lines if _WARNING.match(line))
     if code == 0:
         return Outcome(warnings)
     # Side by side the compilers' lines run into each other: what failed is made once more alone.
-    again, alone = _logged(make.command(share_mk, 0), make, environment, log, progress)
+    again, alone = _logged(make.command(share_mk, 0), make, environment, log, progress, hold)
     if again == 0:
         return Outcome(warnings)
     shown = error_lines(alone, farm)
@@ -147,6 +147,7 @@ def _logged(
     environment: Mapping[str, str],
     log: Path,
     progress: Progress,
+    hold: Sequence[int],
 ) -> tuple[int, list[str]]:
     lines: list[str] = []
     with log.open("a", encoding="utf-8", errors="replace") as stream:
@@ -165,6 +166,7 @@ def _logged(
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                pass_fds=tuple(hold),
             )
         except OSError as error:
             raise CannotError(f"{command[0]}: cannot be run: {error.strerror}") from error

@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
-from . import bmake, ccache, components, farm, files, kernconf, treeapply
+from . import bmake, ccache, components, farm, files, kernconf, treeapply, workshop
 from .bmake import Progress, Toolchain
 from .errors import CannotError, PatchError, WorkbenchError
 from .guestbuild import GuestBuilder
@@ -40,7 +36,6 @@ from .programs import compile_program as compile_program
 _RECIPE = 1
 # `inv teeth` alone makes nearly forty.
 _KEPT_BUILDS = 120
-_WORK_MAX_AGE_S = 24 * 3600
 _MANIFEST = "manifest.json"
 
 Maker = Callable[[components.Job], components.Made]
@@ -181,7 +176,8 @@ class _Job:
 def _make(job: _Job, target: Path, maker: Maker) -> Build:
     start = time.monotonic()
     root = target.parent
-    with _work_folder(root) as work, files.atomic_dir(target) as kept:
+    with workshop.claim(root) as shop, files.atomic_dir(target) as kept:
+        work = shop.folder
         log = work / "build.log"
         try:
             job.progress("setting up the source")
@@ -197,7 +193,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                     job.sysroot,
                     job.progress,
                     job.series,
-                    ccache.find(work, job.toolchain.identity, _includable(job)),
+                    ccache.find(work, job.toolchain.identity, _includable(job, work)),
+                    (shop.lock_fd,),
                 )
             )
             build_id = read_build_id(made.module)
@@ -247,9 +244,9 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
     return built
 
 
-def _includable(job: _Job) -> Iterator[str]:
+def _includable(job: _Job, work: Path) -> Iterator[str]:
     """The names of all that an #include may lead to, in the tree and in the sysroot."""
-    yield from farm.header_names(job.tree.path, job.series)
+    yield from farm.names(job.tree.path, job.series, work / "src")
     if job.sysroot:
         yield str(job.sysroot)
         yield components.sysroot_fingerprint(job.sysroot)
@@ -294,49 +291,6 @@ def _from_manifest(
     )
 
 
-@contextmanager
-def _work_folder(root: Path) -> Iterator[Path]:
-    """A private folder to build in, gone afterwards.
-
-    The first of a row that nobody else has locked: most builds run in the same one, and ccache
-    knows the paths.  What a killed build left there is ours to remove.  make cannot stand blanks in
-    paths, so it moves elsewhere where the cache has some.
-    """
-    base = root / "work"
-    if len(str(base).split()) > 1:
-        digest = files.sha256_text(str(root))[:8]
-        base = Path(tempfile.gettempdir()) / f"vmm-workbench-{os.getuid()}-{digest}"
-        if len(str(base).split()) > 1:
-            raise CannotError(f"{base}: make cannot work below a path with blanks; set TMPDIR")
-    try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if base.stat().st_uid != os.getuid():
-            raise CannotError(f"{base} belongs to somebody else; set TMPDIR")
-        lock, work = _first_free(root, base)
-    except OSError as error:
-        raise CannotError(f"{base}: cannot build there: {error.strerror}") from error
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            work.mkdir(mode=0o700)
-        except OSError as error:
-            raise CannotError(f"{work}: cannot build there: {error.strerror}") from error
-        yield work.resolve()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        lock.release()
-
-
-def _first_free(root: Path, base: Path) -> tuple[filelock.FileLock, Path]:
-    """The held lock of a folder in `base`, and the folder."""
-    for number in itertools.count():
-        lock = filelock.FileLock(root / "locks" / f"work.{number}")
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=0)
-            return lock, base / str(number)
-    raise AssertionError
-
-
 def read_build_id(file: Path) -> str:
     """The .note.gnu.build-id of an ELF file, as hex.  PatchError if it has none."""
     try:
@@ -354,7 +308,10 @@ def read_build_id(file: Path) -> str:
 def _own_code() -> str:
     """The digest of the code that builds, so that a change to it makes everything anew."""
     here = Path(__file__).parent
-    names = ("build.py", "components.py", "bmake.py", "farm.py", "kernconf.py", "gitapply.py")
+    names = (
+        "build.py", "ccache.py", "components.py", "bmake.py", "farm.py", "kernconf.py",
+        "gitapply.py",
+    )  # fmt: skip
     return files.sha256_text(*((here / name).read_text(encoding="utf-8") for name in names))
 
 
@@ -365,11 +322,7 @@ def _prune(root: Path, key: str) -> None:
             shutil.rmtree(folder.parent, ignore_errors=True)
     for log in _oldest(root.glob("failed/*.log")):
         log.unlink(missing_ok=True)
-    for left in (*root.glob("work/*"), *root.glob(".*")):
-        # By a build that was killed; one under way is minutes old.
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _WORK_MAX_AGE_S:
-                shutil.rmtree(left, ignore_errors=True)
+    workshop.sweep(root)
 
 
 def _oldest(found: Iterable[Path]) -> list[Path]:

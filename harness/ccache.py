@@ -6,6 +6,7 @@ is our own, and the user's settings play no part.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -38,15 +39,22 @@ def find(work: Path, compiler: str, names: Iterable[str]) -> Ccache:
     """
     if "CCACHE_DISABLE" in os.environ or not shutil.which("ccache"):
         return NONE
+    folder = files.cache_dir() / _FOLDER
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        # It would fail, and the patch be blamed.
+        return NONE
     known = work / "names"
     known.write_text(files.sha256_text(*sorted(names)))
-    folder = files.cache_dir() / _FOLDER
+    temporary = work / "ccache"
+    temporary.mkdir()
     return Ccache(
         ("ccache",),
         (
             ("CCACHE_CONFIGPATH", os.devnull),
             ("CCACHE_DIR", str(folder)),
-            ("CCACHE_TEMPDIR", str(folder / "tmp")),
+            ("CCACHE_TEMPDIR", str(temporary)),
             ("CCACHE_MAXSIZE", _SIZE),
             ("CCACHE_COMPILERCHECK", f"string:{compiler}"),
             ("CCACHE_EXTRAFILES", str(known)),

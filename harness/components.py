@@ -46,7 +46,10 @@ _OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
 
 @dataclass(frozen=True)
 class Job:
-    """What the makers get: a private folder with the farm in `src`, and what to build with."""
+    """What the makers get: a private folder with the farm in `src`, and what to build with.
+
+    `hold` are open files that make inherits, so that the folder's lock lasts as long as it does.
+    """
 
     tree: farm.SourceTree
     work: Path
@@ -57,6 +60,7 @@ class Job:
     progress: Progress
     series: Series | None
     ccache: Ccache = NONE
+    hold: tuple[int, ...] = ()
 
     @property
     def source(self) -> Path:
@@ -200,7 +204,7 @@ def _objects(job: Job, folder: str) -> Path:
 
 def _run(job: Job, make: Make) -> int:
     job.progress(f"building {make.component}")
-    return bmake.run(make, job.source, job.log, job.progress).warnings
+    return bmake.run(make, job.source, job.log, job.progress, job.hold).warnings
 
 
 def _expect(file: Path, component: str) -> Path:

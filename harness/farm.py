@@ -42,6 +42,7 @@ _EXPANDED = (
     "lib/libvmmapi",
     "usr.sbin/vmmls",
 )
+_SOURCES = (".h", ".c", ".S", ".inc", ".def")
 _EXPANDED_SLASH = tuple(f"{root}/" for root in _EXPANDED)
 # Files alone, not what is below them: Makefile.inc and its kin.
 _FLAT = ("lib", "usr.sbin", "share")
@@ -173,11 +174,12 @@ def fingerprint(source: Path, series: Series | None = None) -> str:
     return _stat_digest(_walk(source, roots, (*_FLAT, *_folders_of(series))))
 
 
-def header_names(source: Path, series: Series | None) -> frozenset[str]:
-    """What an #include may lead to, by name: the tree's headers and those that a series adds."""
-    touched = series.touched if series else ()
-    found = (path for path, _ in _walk(source, _ROOTS, _FLAT))
-    return frozenset(path for path in (*found, *touched) if path.endswith(".h"))
+def names(source: Path, series: Series | None, planted: Path) -> frozenset[str]:
+    """What an #include may lead to, by name: the tree's sources, as a series leaves them."""
+    found = {path for path, _ in _walk(source, (*_ROOTS, *PROGRAMS.values()), _FLAT)}
+    for path in series.touched if series else ():
+        (found.add if (planted / path).is_file() else found.discard)(path)
+    return frozenset(path for path in found if path.endswith(_SOURCES))
 
 
 def folder_fingerprint(*folders: Path) -> str:

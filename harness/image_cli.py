@@ -205,7 +205,7 @@ def _look_at(release: str, kept: snapshot.Snapshot) -> check.Finding:
     """A snapshot's checksums taken again; one that is not as saved is not resumed either."""
     what = f"snapshot {kept.folder.name[:8]}"
     try:
-        kept.verify()
+        kept.verify(again=True)
     except CannotError as error:
         return check.Finding(release, what, False, error.message, f"rm -r {kept.folder}")
     return check.Finding(release, what, True, kept.describe())

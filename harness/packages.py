@@ -18,7 +18,6 @@ TOOLS: Mapping[str, str] = {
     "qemu-img": "qemu-utils",
     "bochs": "bochs",
     "bmake": "bmake",
-    "ccache": "ccache",
     "git": "git",
     "gcc": "gcc",
     "make": "make",
@@ -33,6 +32,8 @@ FILES: Mapping[str, str] = {
     "/usr/share/bochs/VGABIOS-lgpl-latest": "vgabios",
     "/usr/lib/x86_64-linux-gnu/libasan.so.8": "gcc",
 }
+# What makes things faster and is done without where it is not there.
+OPTIONAL: Mapping[str, str] = {"ccache": "ccache"}
 CLANG_VERSIONS = (19, 20, 21, 18, 17)
 
 
@@ -74,14 +75,25 @@ def missing() -> Missing:
     return Missing(tuple(sorted(packages)))
 
 
-def ensure() -> None:
+def ensure(*, optional: bool = False) -> None:
     """Install what is missing, as root or through a sudo that asks nothing.
 
-    Raises CannotError with the line to run where neither is possible.
+    What is `optional` comes along with what is needed; with the argument it is asked for by itself,
+    and a line says so where it cannot be had.  Raises CannotError with the line to run where what
+    is needed is missing and neither is possible.
     """
-    lacking = missing()
-    if not lacking.packages:
-        return
+    needed = missing()
+    more = tuple(package for tool, package in OPTIONAL.items() if not shutil.which(tool))
+    if needed.packages:
+        _install(Missing(tuple(sorted((*needed.packages, *more)))))
+    elif more and optional:
+        try:
+            _install(Missing(more))
+        except CannotError as error:
+            ui.say(f"setup: done without {', '.join(more)}, which only saves time: {error.message}")
+
+
+def _install(lacking: Missing) -> None:
     if not shutil.which("apt-get"):
         raise CannotError(
             f"missing: {', '.join(lacking.packages)} (Debian's names), and there is no apt-get "

@@ -2,7 +2,7 @@
 
     FOLDER/snapshots/KEY/snapshot.json    what it fits to, and the checksum of every file of it
     FOLDER/snapshots/KEY/state/           what the machine wrote; only read from then on
-    FOLDER/snapshots/KEY/verified.json    how the files were when they were last read
+    FOLDER/snapshots/KEY/verified.json    how the files were before they were last read
 
 FOLDER is the prepared disk's, so a snapshot goes with its image.  KEY is the digest of all that a
 state depends on; of a snapshot that does not fit exactly, nothing is used but the reason why.
@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -30,7 +31,6 @@ from .files import (
     locked,
     require_room,
     sha256_text,
-    write_atomic,
 )
 from .guest import Access, Guest
 from .machine import Machine, Spec
@@ -83,11 +83,11 @@ class Snapshot:
         about = f"{self.facts.get('backend', '?')}, made {self.made_at}"
         return f"{about}, {human_bytes(self.size_bytes)}: {self.folder}"
 
-    def verify(self) -> None:
+    def verify(self, *, again: bool = False) -> None:
         """Unusable unless every file is there, and as it was written.
 
-        Files are read once after each start of the host, and whenever one is not the same by its
-        inode, size and times: the time of change cannot be set back.
+        Files are read once after each start of the host, whenever one is not the same by its inode,
+        size and times (the time of change cannot be set back), and when told to read them `again`.
         """
         there = {str(path.relative_to(self.state)) for path in _files(self.state)}
         if wrong := sorted(there ^ set(self.files)):
@@ -96,13 +96,17 @@ class Snapshot:
         seen = self._seen()
         known = self.folder / _VERIFIED
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(known.read_text()) == seen:
+            if not again and json.loads(known.read_text()) == seen:
                 return
         for name, digest in self.files.items():
             if checksum_sparse(self.state / name) != digest:
                 raise Unusable(f"{self.state / name}: its checksum is not the one that was saved")
+        # Never into a folder of its own making: another run may have taken the snapshot away.
         with contextlib.suppress(OSError):
-            write_atomic(known, json.dumps(seen))
+            handle, name = tempfile.mkstemp(prefix=f".{_VERIFIED}.", dir=self.folder)
+            with os.fdopen(handle, "w") as stream:
+                json.dump(seen, stream)
+            os.replace(name, known)
 
     def _seen(self) -> dict[str, object]:
         """What tells that nobody wrote to the files, and that the host did not start anew."""

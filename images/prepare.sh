@@ -55,54 +55,56 @@ sysrc -q hostname=vmm-workbench ifconfig_DEFAULT=SYNCDHCP sshd_enable=YES kld_li
     entropy_save_num=1 rc_startmsgs=YES >/dev/null
 changed "rc.conf: DHCP on any card; no cron, mail, syslog, crash dumps, device matching, growfs"
 
-# A line on the console as soon as sshd listens: in Bochs, whoever connects earlier costs the guest its
-# network.  sshd's own check of its settings, and of keys that are there, costs an emulator a second.
-mkdir -p /etc/rc.conf.d
-cat >/etc/rc.conf.d/sshd <<'READY'
-start_precmd=
+# rc reads a service's own settings from here; what an image has there stays and comes first.
+own_settings() {
+	mkdir -p /etc/rc.conf.d
+	if [ -d "/etc/rc.conf.d/$1" ]; then
+		cat >"/etc/rc.conf.d/$1/vmm_workbench"
+	else
+		cat >>"/etc/rc.conf.d/$1"
+	fi
+}
+
+# A line on the console as soon as sshd listens, which is when it writes its pid file: in Bochs, whoever
+# connects earlier costs the guest its network.  sshd's own check of its settings, and of keys that are
+# there, costs an emulator a second.
+own_settings sshd <<'READY'
+start_precmd='rm -f /var/run/sshd.pid'
 start_postcmd=vmm_workbench_up
-vmm_workbench_up() { echo 'vmm-workbench: sshd is up' >/dev/console; }
+vmm_workbench_up() {
+	local tries=0
+	until [ -s /var/run/sshd.pid ] || [ $tries -ge 100 ]; do
+		sleep 0.1
+		tries=$((tries + 1))
+	done
+	echo 'vmm-workbench: sshd is up' >/dev/console
+}
 READY
 changed "rc.conf.d/sshd: a line on the console once sshd listens; its settings are not checked before"
 
 # The rules that hide devices from jails: rc.d/devfs starts devfs(8) for each of fifty, which takes an
-# emulator as long as the kernel takes to start.  The same rules, five times devfs(8).
-cat >/etc/rc.conf.d/devfs <<'RULES'
+# emulator as long as the kernel takes to start.  FreeBSD's own file becomes the same rules by five
+# times devfs(8); where an image has rules of its own, rc.d/devfs does as ever.
+own_settings devfs <<'RULES'
 start_cmd=vmm_workbench_devfs
 vmm_workbench_devfs() {
-	local file number rules=/var/run/vmm_workbench_rules
-	for file in $devfs_rulesets; do
-		[ ! -r "$file" ] || cat "$file"
-	done | awk '/^\[.*=[0-9]+\]/ { split(substr($0, 2), it, /[]=]/); set[it[1]] = number = it[2]; next }
-	    /^add / { gsub("\047", ""); if ($2 == "include") $3 = set[substr($3, 2)]; $1 = number; print }' >$rules
-	for number in $(cut -d ' ' -f 1 $rules | sort -un); do
-		sed -n "s/^$number //p" $rules | devfs rule -s $number add -
-	done
-	rm $rules
-	devfs_rulesets_init=1
+	local number rules=/var/run/vmm_workbench_rules
+	if [ ! -e /etc/devfs.rules ] && [ -z "$devfs_system_ruleset$devfs_set_rulesets" ] &&
+	    checkyesno devfs_load_rulesets; then
+		awk '/^\[.*=[0-9]+\]/ { split(substr($0, 2), it, /[]=]/); set[it[1]] = number = it[2]; next }
+		    /^add / { gsub("\047", ""); if ($2 == "include") $3 = set[substr($3, 2)]; $1 = number; print }' \
+		    "${devfs_rulesets%% *}" >$rules
+		for number in $(cut -d ' ' -f 1 $rules | uniq); do
+			devfs rule -s $number delset 2>/dev/null
+			sed -n "s/^$number //p" $rules | devfs rule -s $number add -
+		done
+		rm $rules
+		devfs_rulesets_init=1
+	fi
 	devfs_start
 }
 RULES
 changed "rc.conf.d/devfs: the rules for jails are loaded in five steps instead of fifty"
-
-# A script that runs only to find that its service is off costs an emulator a third of a second.
-mkdir -p /etc/rc.d.off
-service -e >/tmp/enabled
-for script in /etc/rc.d/*; do
-	# netif calls dhclient's, whatever its rcvar says.
-	[ "$script" = /etc/rc.d/dhclient ] && continue
-	if grep -q '^rcvar=' "$script" && ! grep -qxF "$script" /tmp/enabled; then
-		mv "$script" /etc/rc.d.off/
-	fi
-done
-# The same holds for scripts that have nothing to do here: no swap, no other file systems, no second
-# network, no clock on local time; netoptions sets what the kernel has already.
-for name in adjkerntz bridge cleartmp defaultroute dumpon geli geli2 gptboot hostid_save iovctl mdconfig \
-    mdconfig2 mountcritremote mountlate msgs netoptions nisdomain pwcheck rctl serial static_arp static_ndp \
-    stf swap swaplate tmp utx var; do
-	[ ! -e /etc/rc.d/$name ] || mv /etc/rc.d/$name /etc/rc.d.off/
-done
-changed "rc.d: the scripts of services that are off, or have nothing to do, were moved to /etc/rc.d.off"
 
 rm -f /firstboot /firstboot-reboot
 
@@ -123,6 +125,50 @@ case $root in
 esac
 # Disks that another machine does not have would stop the boot.
 sed -i '' -E '/^\/dev\/(vtbd|ada|da|nda|nvd)[^[:space:]]*[[:space:]]+(none|\/)[^[:space:]]*/s/^/#/' /etc/fstab
+
+# A script that runs only to find that its service is off costs an emulator a third of a second.
+mkdir -p /etc/rc.d.off
+service -e >/tmp/enabled
+for script in /etc/rc.d/*; do
+	# netif calls dhclient's, whatever its rcvar says.
+	[ "$script" = /etc/rc.d/dhclient ] && continue
+	if grep -q '^rcvar=' "$script" && ! grep -qxF "$script" /tmp/enabled; then
+		mv "$script" /etc/rc.d.off/
+	fi
+done
+# So do scripts that have nothing to do in such a machine, unless fstab or rc.conf has something for them.
+while read -r name sign; do
+	if [ -e "/etc/rc.d/$name" ] && ! grep -qsE "^[^#]*($sign)" /etc/fstab /etc/rc.conf /etc/rc.conf.local; then
+		mv "/etc/rc.d/$name" /etc/rc.d.off/
+	fi
+done <<'UNUSED'
+adjkerntz adjkerntz
+bridge autobridge
+cleartmp clear_tmp_enable
+defaultroute defaultrouter=
+dumpon dumpdev="?[^N"]
+geli geli_
+geli2 geli_
+gptboot gptboot
+hostid_save hostid_save
+iovctl iovctl_
+mdconfig mdconfig_
+mdconfig2 mdconfig_
+mountcritremote nfs|smbfs|fusefs
+mountlate late
+msgs msgs
+netoptions tcp_|log_in_vain|ip_portrange|ipv6_ipv4mapping|ipv6_privacy
+nisdomain nisdomainname
+pwcheck pwcheck
+serial serial
+static_arp static_arp_
+static_ndp static_ndp_
+stf stf_
+swap [[:space:]]swap[[:space:]]
+swaplate [[:space:]]swap[[:space:]]
+utx utx
+UNUSED
+changed "rc.d: the scripts of services that are off, or have nothing to do, were moved to /etc/rc.d.off"
 
 rm -rf /var/log/*.old /var/crash/* /tmp/* 2>/dev/null || true
 sync

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faketree import diff, mail, make_series, make_tree, snapshot
 
-from harness import build, components, files, packages, patches, treeapply
+from harness import build, components, files, packages, patches, treeapply, workshop
 from harness.errors import CannotError, PatchError, UsageError
 from harness.patches import Series
 
@@ -277,7 +277,7 @@ def test_a_cache_with_blanks_in_its_path_is_fine(
 ) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "my cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(build.tempfile, "tempdir", None)
+    monkeypatch.setattr(workshop.tempfile, "tempdir", None)
     assert build.build(tree, None, None, "15.1").module.is_file()
 
 
@@ -290,17 +290,3 @@ def test_old_builds_are_forgotten(
         last = build.build(tree, None, series, "15.1")
     assert len(list(cache.glob("builds/*/manifest.json"))) == 2
     assert last.module.is_file()
-
-
-def test_what_killed_builds_left_goes_with_the_next(tree: Path, cache: Path) -> None:
-    """Not what another build has in hand."""
-    long_ago = 1_000_000_000
-    rubbish = [cache / "builds" / name for name in ("work/7", ".0123.old")]
-    present = [cache / "builds" / name for name in ("work/8", ".4567.new")]
-    for folder in (*rubbish, *present):
-        (folder / "src").mkdir(parents=True)
-    for folder in rubbish:
-        os.utime(folder, (long_ago, long_ago))
-    build.build(tree, None, None, "15.1")
-    assert not any(folder.exists() for folder in rubbish)
-    assert all(folder.exists() for folder in present)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from faketree import NUMBERED, diff, mail, make_series, make_tree
 
-from harness import build, ccache, packages, patches
+from harness import build, ccache, farm, packages, patches
 from harness.patches import Series
 
 
@@ -89,11 +90,35 @@ def test_a_damaged_cache_is_compiled_over(tmp_path: Path, cache: Path) -> None:
     tree = make_tree(tmp_path / "source")
     first = build.build(tree, None, None, "15.1")
     shutil.rmtree(first.folder)
-    for path in (cache / "ccache").rglob("*[RM]"):
+    kept = list((cache / "ccache").rglob("*[RM]"))
+    assert len(kept) == 2
+    before = hits(cache)
+    for path in kept:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 0xFF
         path.chmod(0o600)
         path.write_bytes(data)
     again = build.build(tree, None, None, "15.1")
+    assert hits(cache) == before
     assert not again.cached
     assert again.digests == first.digests
+
+
+def test_where_it_cannot_write_it_is_left_out(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail at each file, and the patch be blamed."""
+    monkeypatch.setattr(os, "access", lambda *_arguments: False)
+    assert ccache.find(tmp_path, "clang 19", ["a.h"]) == ccache.NONE
+
+
+def test_a_header_that_a_series_takes_away_is_no_name(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "source", {"sys/dev/vmm/old.h": "x\n"})
+    names = ("sys/dev/vmm/old.h", "sys/dev/vmm/new.inc")
+    series = series_of(
+        tmp_path, {names[0]: "x\n", names[1]: None}, {names[0]: None, names[1]: "y\n"}
+    )
+    before = farm.names(tree, None, tree)
+    farm.plant(farm.identify(tree, "15.1"), series, tmp_path / "planted")
+    after = farm.names(tree, series, tmp_path / "planted")
+    assert (before - after, after - before) == ({names[0]}, {names[1]})

@@ -220,6 +220,9 @@ def test_a_file_is_read_once_until_somebody_writes_to_it(
     read.clear()
     saved.verify()
     assert not read
+    saved.verify(again=True)
+    assert read
+    read.clear()
     boot = spec.run_dir.parent / "boot_id"
     boot.write_text("another")
     monkeypatch.setattr(snapshot, "_BOOT_ID", boot)
