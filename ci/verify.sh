@@ -12,7 +12,7 @@
 #   OUT       where the report and the logs go (vmm-report in the current folder)
 #   OPTIONAL  1: a backend that this machine cannot offer is no failure; said, and exit 0
 #
-# HARNESS_CACHE keeps images and builds between runs; give it to the CI's cache.
+# HARNESS_CACHE keeps images, builds and ccache's files between runs; give it to the CI's cache.
 set -eu
 
 here=$(pwd)

@@ -16,7 +16,7 @@ import psutil
 
 from ..deadline import Deadline
 from ..errors import CannotError, GuestError
-from ..files import runs_dir
+from ..files import runs_dir, sha256_file
 from ..machine import Drive
 from ..machine.base import free_port
 from ..machine.qemu import make_overlay
@@ -59,9 +59,13 @@ def boot(subject: Subject, rounds: int, live: Live) -> Result:
         ratio = taken.median(_AS_IT_CAME) / resumed_s
         ratios.append(at_least("as it came / resumed", ratio, _RESUME_WANTED))
         notes.append(f"as it came: {brought.path}, to its login prompt")
+    elif subject.record:
+        notes.append(
+            f"the disk as it came is not at hand: nothing is held against {_RESUME_WANTED}"
+        )
     return Result(
         "boot",
-        "To the first SSH command's answer",
+        "To the first SSH command's answer" + (", or the login prompt" if brought else ""),
         f"{subject.name} in {subject.backend}",
         taken.samples(),
         tuple(ratios),
@@ -72,11 +76,13 @@ def boot(subject: Subject, rounds: int, live: Live) -> Result:
 def _brought(subject: Subject) -> Drive | None:
     """The disk that the subject's image was prepared from, if it is still there."""
     record = subject.record
-    if record is None or subject.backend == "bochs" or not Path(record.origin).is_file():
+    if record is None or subject.backend == "bochs":
         return None
-    if Path(record.origin).suffix == ".xz":
+    disk = Path(record.origin)
+    # An address is none, and what is compressed, or was changed since, has another digest.
+    if not disk.is_file() or sha256_file(disk) != record.origin_sha256:
         return None
-    return Drive(Path(record.origin), record.origin_format)
+    return Drive(disk, record.origin_format)
 
 
 def _to_login(subject: Subject, drive: Drive) -> float:
