@@ -88,17 +88,17 @@ changed "rc.conf.d/sshd: a line on the console once sshd listens; its settings a
 own_settings devfs <<'RULES'
 start_cmd=vmm_workbench_devfs
 vmm_workbench_devfs() {
-	local number rules=/var/run/vmm_workbench_rules
+	local number rules
 	if [ ! -e /etc/devfs.rules ] && [ -z "$devfs_system_ruleset$devfs_set_rulesets" ] &&
 	    checkyesno devfs_load_rulesets; then
-		awk '/^\[.*=[0-9]+\]/ { split(substr($0, 2), it, /[]=]/); set[it[1]] = number = it[2]; next }
+		# Not by a file: the root file system may not be writable yet.
+		rules=$(awk '/^\[.*=[0-9]+\]/ { split(substr($0, 2), it, /[]=]/); set[it[1]] = number = it[2]; next }
 		    /^add / { gsub("\047", ""); if ($2 == "include") $3 = set[substr($3, 2)]; $1 = number; print }' \
-		    "${devfs_rulesets%% *}" >$rules
-		for number in $(cut -d ' ' -f 1 $rules | uniq); do
+		    "${devfs_rulesets%% *}")
+		for number in $(echo "$rules" | cut -d ' ' -f 1 | uniq); do
 			devfs rule -s $number delset 2>/dev/null
-			sed -n "s/^$number //p" $rules | devfs rule -s $number add -
+			echo "$rules" | sed -n "s/^$number //p" | devfs rule -s $number add -
 		done
-		rm $rules
 		devfs_rulesets_init=1
 	fi
 	devfs_start
@@ -154,7 +154,6 @@ hostid_save hostid_save
 iovctl iovctl_
 mdconfig mdconfig_
 mdconfig2 mdconfig_
-mountcritremote nfs|smbfs|fusefs
 mountlate late
 msgs msgs
 netoptions tcp_|log_in_vain|ip_portrange|ipv6_ipv4mapping|ipv6_privacy

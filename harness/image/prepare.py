@@ -25,7 +25,7 @@ from ..serial_login import SerialLogin
 from .disk import ZFS_REFUSED
 from .model import Imported, Prepared
 
-VERSION = 7
+VERSION = 8
 """Changes with what preparation does, so that an older image is not taken for a present one."""
 
 ANNOUNCEMENT = "vmm-workbench: sshd is up"

@@ -54,7 +54,8 @@ def test_listings_while_vms_vanish(vmm: Vmm, standing: int, listings: int) -> No
     assert vmm.memory == before
 
 
-@pytest.fixture(scope="module")
+# Gone after each check: a later one unloads the module.
+@pytest.fixture
 def thousand(vmm: Vmm) -> Iterator[list[str]]:
     """A thousand VMs of 1 MiB, for the checks that want them."""
     with vmm.many("k", 1000, MIB) as names:
