@@ -168,6 +168,21 @@ def test_the_recipe_hands_on_what_verify_says(inv: Inv, tmp_path: Path) -> None:
     assert asked[-1] == "verify --release 14.5 --backend bochs --stock --full"
 
 
+def test_what_is_left_leads_to_no_disk(inv: Inv, tmp_path: Path) -> None:
+    """Who uploads the folder would follow a link to gigabytes of an image."""
+    guest = tmp_path / "vmm-report/runs/1-verify/guest"
+    guest.mkdir(parents=True)
+    (guest.parent.parent / "latest").symlink_to("1-verify")
+    (tmp_path / "disk.raw").touch()
+    (guest / "disk.img").symlink_to(tmp_path / "disk.raw")
+    for name in ("overlay.qcow2", "overlay.redolog", "console.log"):
+        (guest / name).touch()
+    assert inv.run(tmp_path)[0] == 0
+    assert [path.name for path in guest.iterdir()] == ["console.log"]
+    assert (tmp_path / "disk.raw").exists()
+    assert (tmp_path / "vmm-report/runs/latest/guest/console.log").exists()
+
+
 def test_a_backend_that_is_not_there_may_be_no_failure(inv: Inv, tmp_path: Path) -> None:
     code, asked = inv.run(tmp_path, BACKEND="kvm", OPTIONAL="1", PROBE="3")
     assert (code, asked[-1]) == (0, "probe --backend kvm")
