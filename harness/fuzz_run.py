@@ -198,8 +198,10 @@ def _fall(bench: Workbench, fell: fuzz.Fell, first: int) -> Finding:
     panic = bench.tell_panic()
     if panic is None:
         return Finding("died", _first_words(fell.cause), at, call, fell.detail)
-    culprit = panic.culprit
-    where = f", in {culprit.function}" if culprit else ""
+    # Without the kernel's symbols the innermost place may be an address, which says nothing.
+    places = panic.frames[panic.frames.index(panic.culprit) :] if panic.culprit else ()
+    named = next((frame.function for frame in places if frame.function), "")
+    where = f", in {named}" if named else ""
     return Finding("panic", f"{panic.message}{where}", at, call, panic.to_text())
 
 
@@ -228,6 +230,9 @@ def show(report: FuzzReport) -> None:
         how = "seen" if story.seen else "read in the source, not seen"
         line = f"known of stock ({left_out}; {how}): {story.name}: {story.title}"
         ui.out.print(line, markup=False)
-    ui.out.print(f"again:   ./inv fuzz --seed {order.seed} --calls {order.calls}", markup=False)
+    again = f"./inv fuzz --seed {order.seed} --calls {order.calls}"
+    again += " --known" if order.with_known else ""
+    again += " --stock" if [side.module for side in report.sides] == ["stock"] else ""
+    ui.out.print(f"again:   {again}", markup=False)
     ui.out.print(f"verdict: {report.verdict}", markup=False)
     ui.out.print(f"run:     {report.run_dir}", markup=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from fakes import FakeGuest
 
 from harness import fuzz, fuzz_run
+from harness.crash import Frame, Panic
 from harness.errors import GuestError, GuestPanic, UsageError
 from harness.fuzz import Attack, Finding
 from harness.fuzz_run import FuzzReport, Order, Side
@@ -151,4 +153,34 @@ def test_whose_fault_it_is(
     fuzz_run.show(result)
     said = capsys.readouterr().out
     assert "7 EINVAL" in said
-    assert "./inv fuzz --seed 5 --calls 7" in said
+    assert "./inv fuzz --seed 5 --calls 7\n" in said
+
+
+def test_what_is_to_be_typed_again_makes_the_same_calls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    side = Side("stock", Attack(1, 7, Counter(), ()), 0)
+    order = Order(5, 7, with_known=True)
+    fuzz_run.show(FuzzReport(order, "15.1", "bochs", Path("run"), (side,), (), ()))
+    assert "./inv fuzz --seed 5 --calls 7 --known --stock\n" in capsys.readouterr().out
+
+
+def test_a_panic_is_called_by_the_innermost_place_that_has_a_name() -> None:
+    """Without the kernel's symbols the innermost is an address, another one after each build."""
+    frames = (
+        Frame("calltrap", 8),
+        Frame("", 0, 0xFFFFFFFF80B628BA),
+        Frame("vcpu_set_state_all", 2),
+    )
+
+    class Bench:
+        def tell_panic(self) -> Panic:
+            return Panic("Fatal trap 9", (), frames)
+
+    fell = fuzz.Fell(GuestError("it fell"), ())
+    found = fuzz_run._fall(cast("Any", Bench()), fell, 3)
+    assert (found.kind, found.text, found.round) == (
+        "panic",
+        "Fatal trap 9, in vcpu_set_state_all",
+        3,
+    )
