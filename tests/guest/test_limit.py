@@ -10,6 +10,7 @@ from harness.guest import Guest
 from harness.ssh import CommandFailed
 from harness.vmm import LIMIT, MIB, Memory, Vmm
 
+SAID = "that was all"
 pytestmark = [pytest.mark.patch]
 
 PAGE_BYTES = 4096
@@ -147,6 +148,10 @@ def tuned(guest: Guest, vmm: Vmm, reloaded: None) -> Iterator[Callable[[str], st
         mark = guest.machine.console.mark
         guest.must(["kenv", f"{LIMIT}={value}"])
         vmm.reload()
+        # What the kernel said is on its way; a word after it tells that all has come.
+        guest.must(["/bin/sh", "-c", f"echo {SAID} >/dev/console"])
+        heard = guest.machine.console.talk(mark)
+        heard.expect_any([SAID], "the console's last word", guest.deadline())
         return guest.machine.console.since(mark)
 
     yield load
