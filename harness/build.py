@@ -137,12 +137,13 @@ def build(
     root = files.cache_dir() / "builds"
     if sysroot is not None:
         sysroot = components.require_sysroot(sysroot)
+    sysroot_is = components.sysroot_fingerprint(sysroot) if sysroot else "no sysroot"
     key = files.sha256_text(
         str(_RECIPE),
         _own_code(),
         tree.target,
         farm.fingerprint(tree.path, series),
-        components.sysroot_fingerprint(sysroot) if sysroot else "no sysroot",
+        sysroot_is,
         series.digest if series else "stock",
         json.dumps([config.name, config.options]),
         toolchain.identity,
@@ -155,7 +156,7 @@ def build(
             return dataclasses.replace(
                 found, release=release, series=series.topic if series else None
             )
-        job = _Job(tree, sysroot, series, release, config, toolchain, progress, key)
+        job = _Job(tree, sysroot, sysroot_is, series, release, config, toolchain, progress, key)
         built = _make(job, target, maker)
     _prune(root, key)
     return built
@@ -165,6 +166,7 @@ def build(
 class _Job:
     tree: farm.SourceTree
     sysroot: Path | None
+    sysroot_is: str
     series: Series | None
     release: str
     config: kernconf.KernelConfig
@@ -247,9 +249,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
 def _includable(job: _Job, work: Path) -> Iterator[str]:
     """The names of all that an #include may lead to, in the tree and in the sysroot."""
     yield from farm.names(job.tree.path, job.series, work / "src")
-    if job.sysroot:
-        yield str(job.sysroot)
-        yield components.sysroot_fingerprint(job.sysroot)
+    yield from (str(job.sysroot), job.sysroot_is)
 
 
 def _load(folder: Path, *, cached: bool = True) -> Build | None:

@@ -97,13 +97,12 @@ def load_series(where: Path | str | Sequence[Path], release: str) -> Series:
     that git cannot read.
     """
     if isinstance(where, Sequence) and not isinstance(where, str):
-        paths = [
-            patch
-            for path in map(Path, where)
-            for patch in (
-                (it.path for it in load_series(path, release).patches) if path.is_dir() else (path,)
-            )
-        ]
+        paths: list[Path] = []
+        for path in map(Path, where):
+            if path.is_dir():
+                paths += [patch.path for patch in load_series(path, release).patches]
+            else:
+                paths.append(path)
         return _series("given", release, paths[0].parent if paths else Path(), paths)
     given = Path(where)
     if isinstance(where, str) and not given.exists() and (PATCHES / where).is_dir():
