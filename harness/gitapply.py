@@ -18,7 +18,11 @@ from pathlib import Path
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
+from . import beneath
 from .errors import CannotError, PatchError
+
+JOURNAL_FOLDER = ".vmm-workbench-apply"
+"""Where old versions kept a journal in the user's tree; the name is refused wherever it stands."""
 
 _FAILED = re.compile(r"^error: patch failed: (?P<path>.*):(?P<line>\d+)$", re.M)
 _CORRUPT = re.compile(
@@ -29,6 +33,11 @@ _EXISTS = re.compile(r"^error: (.*): already exists in working directory$", re.M
 _CHECKING = re.compile(r"^Checking patch (?P<path>.*)\.\.\.$")
 _OFFSET = re.compile(r"^Hunk #(?P<hunk>\d+) succeeded at \d+ \(offset (?P<offset>-?\d+) lines?\)")
 _RENAME = re.compile(rb"^(?:rename|copy) from (.*)$", re.M)
+_MODE = re.compile(
+    rb"^(?:(?:old|new) mode|(?:new|deleted) file mode|index [0-9a-f]+(?:,[0-9a-f]+)*\.\.[0-9a-f]+)"
+    rb" (?P<mode>\d+)\r?$",
+    re.M,
+)
 _SEARCH_LINES = 500
 
 
@@ -93,10 +102,37 @@ def touched_paths(data: bytes, name: str, folder: Path) -> tuple[str, ...]:
     paths = [text_of(record.split(b"\t", 2)[2]) for record in done.stdout.split(b"\0") if record]
     paths += [_unquote(old) for old in _RENAME.findall(data)]
     for path in paths:
-        parts = path.split("/")
-        if path.startswith("/") or ".." in parts or ".git" in parts:
-            raise PatchError(f"{name}: it names {path!r}, which is not a path inside the tree")
+        if reason := refusal(path):
+            raise PatchError(
+                f"{name}: it names {path!r}, which is not a path inside the tree: {reason}"
+            )
+    _require_files(data, name)
     return tuple(dict.fromkeys(paths))
+
+
+def refusal(path: str) -> str:
+    """Why a patch may not name `path`; empty if it may."""
+    names = [part.lower() for part in path.split("/")]
+    for ours in (".git", JOURNAL_FOLDER):
+        if ours in names:
+            return f"{ours} is not part of the source"
+    return beneath.refusal(path)
+
+
+def _require_files(data: bytes, name: str) -> None:
+    """PatchError for what is no file: a symbolic link could lead to any file of this user."""
+    for found in _MODE.finditer(data):
+        kind = int(found["mode"], 8) & 0o170000
+        if kind == 0o120000:
+            raise PatchError(
+                f"{name}: it has a symbolic link (mode {found['mode'].decode()}), which is not "
+                "applied: a link could lead out of the tree; put a file there"
+            )
+        if kind == 0o160000:
+            raise PatchError(
+                f"{name}: it changes a submodule (mode {found['mode'].decode()}), and a submodule's "
+                "files are not in the patch; make a patch of the files themselves"
+            )
 
 
 def _malformed(told: str, name: str) -> str:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from . import files, gitapply
 from .errors import PatchError, UsageError
@@ -221,12 +221,25 @@ def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
         if source.is_dir():
             raise PatchError(f"{path}: the series has a file of that name, the tree a folder")
         if source.is_file():
+            _refuse_outside(tree, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(source, target)
             except OSError as error:
                 raise UsageError(f"{source}: cannot be read: {error.strerror}") from error
             target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
+
+
+def _refuse_outside(tree: Path, path: str) -> None:
+    """PatchError when a file of `tree` is really one outside of it: a tree may be a stranger's."""
+    try:
+        if (tree / path).resolve(strict=True).is_relative_to(tree.resolve(strict=True)):
+            return
+    except OSError as error:
+        raise UsageError(f"{tree / path}: cannot be read: {error.strerror}") from error
+    raise PatchError(
+        f"{path}: in {tree} a symbolic link leads from it out of the tree; use a tree of real files"
+    )
 
 
 def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
@@ -241,6 +254,10 @@ def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
                     f"the series {series.topic} is already applied in {tree}", detail=error.detail
                 ) from error
             raise
+    for path in series.touched:
+        # git makes none from a patch that touched_paths let pass; nothing may rest on that alone.
+        if any((folder / it).is_symlink() for it in (path, *PurePosixPath(path).parents)):
+            raise PatchError(f"{path}: the series makes a symbolic link of it")
     return tuple(drift)
 
 

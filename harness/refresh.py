@@ -26,7 +26,7 @@ from .patches import Patch, Series
 _CONTEXT_LINES = 3
 _IGNORED = re.compile(
     r"(.*~|.*\.(o|orig|rej|swp|ko|a|so(\.\d+)?|pyc|depend)|\.depend.*|\.git|\.svn|tags|cscope\..*"
-    rf"|__pycache__|{re.escape(treeapply.JOURNAL_FOLDER)})\Z"
+    rf"|__pycache__|{re.escape(gitapply.JOURNAL_FOLDER)})\Z"
 )
 _TAIL = re.compile(rb"^-- \r?\n\d[^\n]*\n+\Z", re.M)
 

@@ -1,33 +1,38 @@
 """Applying a series to a user's tree: the whole series or nothing, whatever happens in between.
 
-The series is first applied to copies.  Then the new files are laid beside the tree's own, a journal
-is written, and the files change places by rename, which takes a moment.  Three things keep that
-moment from leaving half a series behind:
+The series is first applied to copies.  The tree's old files and a journal are saved in the cache,
+outside the tree: a journal that lies in a tree could have come with it, and is never read.  Then
+the new files are laid beside the old ones and take their names, which takes a moment.  Three things
+keep that moment from leaving half a series behind:
 
 - signals that can wait, wait until it is over;
 - a guard, a process of its own, sees this one die (SIGKILL, say) and puts everything back at once;
-- if both die (power), the journal is still there: whoever comes next puts everything back.
+- if both die (power), the journal is still there: the next patch.apply puts everything back.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from . import files, gitapply, patches
-from .errors import PatchError, UsageError
+from .beneath import Beneath
+from .errors import CannotError, PatchError, UsageError
+from .gitapply import JOURNAL_FOLDER
 from .patches import Series
 
-JOURNAL_FOLDER = ".vmm-workbench-apply"
 _JOURNAL = "journal.json"
+_OLD = "old"
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -39,9 +44,35 @@ class Applied:
     drift: tuple[gitapply.Drift, ...]
 
 
+@dataclass(frozen=True)
+class _Journal:
+    """What an apply does to `tree`; paths are relative to it.
+
+    `old/N` beside the journal is the old content of the Nth of `changed`; there is none where the
+    series adds the file.  `laid` are the names of the new files until they take the old ones'.
+    `folders` are made for new files, the upper ones first.
+    """
+
+    tree: str
+    changed: tuple[str, ...]
+    laid: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+def journal_folder(tree: Path) -> Path:
+    """Where the journal of an apply to `tree` is while it runs: in the cache."""
+    return files.cache_dir() / "applies" / files.sha256_text(str(tree.resolve()))[:32]
+
+
 def require_whole(tree: Path) -> None:
     """UsageError when an earlier apply was cut off in `tree` and nobody has put it back yet."""
-    if (tree / JOURNAL_FOLDER).exists():
+    if (tree / JOURNAL_FOLDER).is_symlink() or (tree / JOURNAL_FOLDER).exists():
+        raise UsageError(
+            f"{tree}: {JOURNAL_FOLDER} is in it, left by an old version of this program that was "
+            "cut off, or brought along; get the tree again, or remove that folder if the tree is "
+            "as you want it"
+        )
+    if journal_folder(tree).exists():
         raise UsageError(
             f"{tree}: an earlier patch.apply was cut off there; "
             f"run ./inv patch.apply {tree} again, which puts the tree back first"
@@ -60,6 +91,7 @@ def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: N
         raise UsageError(f"{tree}: cannot be written to")
     with files.locked(_lock_path(tree), f"patch.apply {tree}"):
         recover(tree)
+        require_whole(tree)
         for path in series.touched:
             _refuse_links(tree, path)
         with patches.staged(series, tree) as (patched, drift):
@@ -100,95 +132,166 @@ def _exchange(
     tree: Path, patched: Path, changed: tuple[str, ...], between: Callable[[], None]
 ) -> None:
     """Put the new files in place of the old ones, or leave all the old ones."""
-    folder = tree / JOURNAL_FOLDER
+    folder = journal_folder(tree)
     try:
-        _prepare(tree, patched, changed, folder)
+        journal = _save(tree, changed, folder)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
-    with _guard(tree), _signals_held():
+    with _guard(tree, folder), _signals_held():
         try:
-            for path in changed:
-                _move(folder / "new" / path, tree / path)
-                between()
-            files.sync(tree)
+            with Beneath(tree) as top:
+                _lay(top, patched, journal)
+                for laid, path in zip(journal.laid, changed, strict=True):
+                    if (patched / path).is_file():
+                        top.replace(laid, path)
+                    else:
+                        top.remove(path)
+                    between()
+                top.sync()
             # From here on the new files are the tree's; only rubbish is left to remove.
             (folder / _JOURNAL).rename(folder / "done")
         except OSError as error:
-            recover(tree)
+            recover(tree, folder)
             raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
         except BaseException:
-            recover(tree)
+            recover(tree, folder)
             raise
         shutil.rmtree(folder)
 
 
-def _prepare(tree: Path, patched: Path, changed: tuple[str, ...], folder: Path) -> None:
+def _save(tree: Path, changed: tuple[str, ...], folder: Path) -> _Journal:
+    """Save the old files and the journal."""
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700)
-    made = []
-    for path in changed:
-        old, new = tree / path, patched / path
-        for side in ("old", "new"):
-            (folder / side / path).parent.mkdir(parents=True, exist_ok=True)
-        if old.is_file():
-            shutil.copy2(old, folder / "old" / path)
-            _own_as(old, folder / "old" / path)
-            files.sync(folder / "old" / path)
-        if new.is_file():
-            shutil.copyfile(new, folder / "new" / path)
-            mode = old.stat().st_mode & 0o777 if old.is_file() else 0o644
-            executable = bool(new.stat().st_mode & 0o100)
-            (folder / "new" / path).chmod(mode | 0o111 if executable else mode & ~0o111)
-            if old.is_file():
-                _own_as(old, folder / "new" / path)
-            files.sync(folder / "new" / path)
-        missing = [str(up) for up in PurePosixPath(path).parents if not (tree / up).exists()]
-        made += [up for up in missing if up not in made]
-    journal = {"changed": changed, "folders": sorted(made, reverse=True)}
-    files.write_atomic(folder / _JOURNAL, json.dumps(journal))
-    files.sync(tree)
+    (folder / _OLD).mkdir(mode=0o700)
+    with Beneath(tree) as top:
+        for number, path in enumerate(changed):
+            if (found := top.read(path)) is not None:
+                _save_old(folder / _OLD / str(number), *found)
+    made = {
+        str(above)
+        for path in changed
+        for above in PurePosixPath(path).parents
+        if not (tree / above).exists()
+    }
+    token = secrets.token_hex(8)
+    journal = _Journal(
+        str(tree),
+        changed,
+        tuple(
+            str(PurePosixPath(path).with_name(f".vmm-workbench-{token}-{number}"))
+            for number, path in enumerate(changed)
+        ),
+        tuple(sorted(made)),
+    )
+    files.sync(folder / _OLD)
+    files.write_atomic(folder / _JOURNAL, json.dumps(asdict(journal)))
+    return journal
 
 
-def _own_as(old: Path, new: Path) -> None:
-    state = old.stat()
+def _save_old(copy: Path, data: bytes, state: os.stat_result) -> None:
+    copy.write_bytes(data)
     if os.geteuid() == 0:
-        os.chown(new, state.st_uid, state.st_gid)
+        os.chown(copy, state.st_uid, state.st_gid)
+    copy.chmod(stat.S_IMODE(state.st_mode))
+    os.utime(copy, ns=(state.st_atime_ns, state.st_mtime_ns))
+    files.sync(copy)
 
 
-def _move(new: Path, target: Path) -> None:
-    if new.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        new.replace(target)
-    else:
-        target.unlink()
+def _lay(top: Beneath, patched: Path, journal: _Journal) -> None:
+    """Write the new files, under names of their own, into the folders they belong to."""
+    for path in journal.folders:
+        top.make_folder(path)
+    for laid, path in zip(journal.laid, journal.changed, strict=True):
+        new = patched / path
+        if not new.is_file():
+            continue
+        found = top.read(path)
+        mode = stat.S_IMODE(found[1].st_mode) & 0o777 if found else 0o644
+        executable = bool(new.stat().st_mode & 0o100)
+        owner = _owner(found[1]) if found else None
+        top.write(laid, new.read_bytes(), mode | 0o111 if executable else mode & ~0o111, owner)
 
 
-def recover(tree: Path) -> bool:
-    """Put a tree back that an apply left half done.  Returns whether there was anything to do."""
-    folder = tree / JOURNAL_FOLDER
-    if not folder.is_dir():
+def _owner(state: os.stat_result) -> tuple[int, int] | None:
+    return (state.st_uid, state.st_gid) if os.geteuid() == 0 else None
+
+
+def recover(tree: Path, folder: Path | None = None) -> bool:
+    """Put a tree back that an apply left half done.  Returns whether there was anything to do.
+
+    `folder` is the journal's, if the caller knows it.  CannotError when the journal is not one that
+    this user's own patch.apply wrote, or when the tree was changed so that it cannot be put back.
+    """
+    folder = folder or journal_folder(tree)
+    if not folder.is_symlink() and not folder.exists():
         return False
+    _require_own(folder)
     try:
-        journal = json.loads((folder / _JOURNAL).read_text())
+        journal = _load(folder / _JOURNAL, tree)
     except FileNotFoundError:
         # Cut off before the first file moved, or after the last.
         shutil.rmtree(folder, ignore_errors=True)
         return False
-    for path in journal["changed"]:
-        old = folder / "old" / path
-        if old.is_file():
-            copy = (tree / path).with_name(f".{Path(path).name}.vmm-workbench")
-            shutil.copy2(old, copy)
-            _own_as(old, copy)
-            copy.replace(tree / path)
-        else:
-            (tree / path).unlink(missing_ok=True)
-    for made in journal["folders"]:
-        if (tree / made).is_dir() and not any((tree / made).iterdir()):
-            (tree / made).rmdir()
-    files.sync(tree)
+    try:
+        with Beneath(tree) as top:
+            for number, (laid, path) in enumerate(zip(journal.laid, journal.changed, strict=True)):
+                top.remove(laid)
+                _put_back(top, folder / _OLD / str(number), laid, path)
+            for made in reversed(journal.folders):
+                top.remove_folder(made)
+            top.sync()
+    except OSError as error:
+        raise CannotError(
+            f"{error.filename}: cannot be put back as it was before patch.apply: {error.strerror}; "
+            f"the old files are in {folder / _OLD}"
+        ) from error
     shutil.rmtree(folder)
     return True
+
+
+def _put_back(top: Beneath, old: Path, laid: str, path: str) -> None:
+    if not old.is_file():
+        top.remove(path)
+        return
+    data, state = old.read_bytes(), old.stat()
+    mode = stat.S_IMODE(state.st_mode)
+    there = top.read(path)
+    if there and there[0] == data and stat.S_IMODE(there[1].st_mode) == mode:
+        return
+    top.write(laid, data, mode, _owner(state))
+    top.set_time(laid, state)
+    top.replace(laid, path)
+
+
+def _require_own(folder: Path) -> None:
+    state = folder.lstat()
+    mine = stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid()
+    if not mine or state.st_mode & 0o022:
+        raise CannotError(
+            f"{folder}: not a folder that only you can write to, so the journal in it is not "
+            "trusted; look at it, and remove it or set HARNESS_CACHE to a folder of your own"
+        )
+
+
+def _load(file: Path, tree: Path) -> _Journal:
+    try:
+        data = json.loads(file.read_text())
+        journal = _Journal(
+            str(data["tree"]),
+            *(tuple(str(it) for it in data[name]) for name in ("changed", "laid", "folders")),
+        )
+        paths = (*journal.changed, *journal.laid, *journal.folders)
+        bad = [path for path in paths if gitapply.refusal(path)]
+        if bad or journal.tree != str(tree) or len(journal.laid) != len(journal.changed):
+            raise ValueError(f"it names {bad[0]!r}" if bad else "it is another tree's")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CannotError(
+            f"{file}: not a journal of patch.apply for {tree} ({error}); look at {file.parent}, "
+            "and remove it"
+        ) from error
+    return journal
 
 
 @contextmanager
@@ -201,10 +304,10 @@ def _signals_held() -> Iterator[None]:
 
 
 @contextmanager
-def _guard(tree: Path) -> Iterator[None]:
+def _guard(tree: Path, folder: Path) -> Iterator[None]:
     """A process that puts `tree` back if this one ends inside the block without saying so."""
     guard = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(tree)],
+        [sys.executable, "-m", __name__, str(tree), str(folder)],
         cwd=files.PROJECT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -226,14 +329,14 @@ def _guard(tree: Path) -> Iterator[None]:
         guard.stdout.close()
 
 
-def _watch(tree: Path) -> None:
+def _watch(tree: Path, folder: Path) -> None:
     for number in _HELD:
         signal.signal(number, signal.SIG_IGN)
     sys.stdout.write("watching\n")
     sys.stdout.flush()
     if sys.stdin.readline() != "over\n":
-        recover(tree)
+        recover(tree, folder)
 
 
 if __name__ == "__main__":
-    _watch(Path(sys.argv[1]))
+    _watch(Path(sys.argv[1]), Path(sys.argv[2]))

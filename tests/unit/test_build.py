@@ -132,7 +132,7 @@ def test_sources_that_no_part_reads_are_named(tmp_path: Path, tree: Path) -> Non
 
 
 def test_a_tree_where_an_apply_was_cut_off_is_not_built(tree: Path) -> None:
-    (tree / treeapply.JOURNAL_FOLDER).mkdir()
+    treeapply.journal_folder(tree).mkdir(parents=True)
     with pytest.raises(UsageError, match="was cut off there"):
         build.build(tree, None, None, "15.1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from faketree import NUMBERED, diff, mail, make_series, make_tree, snapshot
 
-from harness import patches
+from harness import gitapply, patches
 from harness.errors import PatchError, UsageError
 
 MANUAL = "share/man/man4/vmm.4"
@@ -147,6 +147,74 @@ def test_what_is_no_patch_is_refused_by_name(tmp_path: Path, data: bytes, messag
     (tmp_path / "bad.patch").write_bytes(data)
     with pytest.raises(PatchError, match=rf"^bad.patch: .*{message}"):
         patches.load_series(tmp_path / "bad.patch", "15.1")
+
+
+LINK = """\
+diff --git a/{path} b/{path}
+new file mode 120000
+--- /dev/null
++++ b/{path}
+@@ -0,0 +1 @@
++/home/user/.ssh/id_rsa
+\\ No newline at end of file
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (LINK, r"symbolic link \(mode 120000\), .*put a file there"),
+        (LINK.replace("\n", "\r\n"), r"symbolic link \(mode 120000\)"),
+        (LINK.replace("120000", "0120000"), r"symbolic link \(mode 0120000\)"),
+        (
+            "diff --git a/{path} b/{path}\nold mode 100644\nnew mode 120000\n",
+            r"symbolic link \(mode 120000\)",
+        ),
+        (
+            "diff --git a/{path} b/{path}\nindex 111..222 120000\n--- a/{path}\n+++ b/{path}\n"
+            "@@ -1 +1 @@\n-here\n\\ No newline at end of file\n+/etc/passwd\n"
+            "\\ No newline at end of file\n",
+            r"symbolic link \(mode 120000\)",
+        ),
+        (
+            "diff --git a/{path} b/{path}\ndeleted file mode 120000\n--- a/{path}\n+++ /dev/null\n"
+            "@@ -1 +0,0 @@\n-here\n\\ No newline at end of file\n",
+            r"symbolic link \(mode 120000\)",
+        ),
+        (
+            "diff --git a/{path} b/{path}\nnew file mode 160000\n--- /dev/null\n+++ b/{path}\n"
+            "@@ -0,0 +1 @@\n+Subproject commit 1111111111111111111111111111111111111111\n",
+            r"submodule \(mode 160000\), .*a patch of the files themselves",
+        ),
+        (
+            "diff --git a/{path} b/{path}\nindex 1111111..2222222 160000\n--- a/{path}\n"
+            "+++ b/{path}\n@@ -1 +1 @@\n"
+            "-Subproject commit 1111111111111111111111111111111111111111\n"
+            "+Subproject commit 2222222222222222222222222222222222222222\n",
+            r"submodule \(mode 160000\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["sys/dev/vmm/leak.h", "sys/contrib/x"])
+def test_what_is_no_file_is_refused_with_the_reason(
+    tmp_path: Path, text: str, reason: str, path: str
+) -> None:
+    (tmp_path / "bad.patch").write_bytes(mail(text.format(path=path).encode()))
+    with pytest.raises(PatchError, match=rf"^bad\.patch: .*{reason}"):
+        patches.load_series(tmp_path / "bad.patch", "15.1")
+
+
+def test_a_link_made_by_whatever_way_is_seen_after_it_was_applied(
+    tmp_path: Path, tree: Path, edit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gitapply, "_require_files", lambda *_: None)
+    (tmp_path / "p.patch").write_bytes(LINK.format(path="sys/dev/vmm/leak.h").encode())
+    series = patches.load_series(tmp_path / "p.patch", "15.1")
+    with (
+        pytest.raises(PatchError, match="the series makes a symbolic link of it"),
+        patches.staged(series, tree),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", ["a b.c", "ümlaut.c", 'quo"te.c', "tab\there.c", "-dash.c"])

@@ -13,7 +13,7 @@ import pytest
 from faketree import NUMBERED, content, diff, make_tree, snapshot
 
 from harness import files, patches, treeapply
-from harness.errors import PatchError, UsageError
+from harness.errors import CannotError, PatchError, UsageError
 from harness.patches import Series
 
 MANUAL = "share/man/man4/vmm.4"
@@ -77,7 +77,7 @@ def is_applied(tree: Path) -> bool:
         "line YY\n" in (tree / MANUAL).read_text()
         and (tree / ADDED).read_text() == "new\n"
         and not (tree / REMOVED).exists()
-        and not (tree / treeapply.JOURNAL_FOLDER).exists()
+        and not treeapply.journal_folder(tree).exists()
     )
 
 
@@ -136,7 +136,7 @@ def test_killed_between_two_files_the_guard_puts_everything_back(
     before = content(tree)
     assert die(tree, series, after, "kill") == -signal.SIGKILL
     deadline = time.monotonic() + 20
-    while (tree / treeapply.JOURNAL_FOLDER).exists() and time.monotonic() < deadline:
+    while treeapply.journal_folder(tree).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert content(tree) == before
 
@@ -163,8 +163,9 @@ def test_cut_off_before_the_first_file_moved_there_is_only_rubbish(
     tree: Path, series: Series
 ) -> None:
     before = content(tree)
-    (tree / treeapply.JOURNAL_FOLDER / "new").mkdir(parents=True)
+    (treeapply.journal_folder(tree) / "old").mkdir(parents=True)
     assert not treeapply.recover(tree)
+    assert not treeapply.journal_folder(tree).exists()
     assert content(tree) == before
 
 
@@ -212,3 +213,115 @@ def test_an_empty_series_changes_nothing(tmp_path: Path, tree: Path) -> None:
     empty = Series("none", "15.1", tmp_path, ())
     assert treeapply.apply(empty, tree).changed == ()
     assert snapshot(tree) == before
+
+
+# What attackers try: a journal of their own, and links under the files that are put back.
+
+FORGED = '{"tree": "%s", "changed": ["../.bashrc", "../precious"], "laid": ["../x", "../y"], \
+"folders": []}'
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """The user's own files beside the tree, as they must stay."""
+    (tmp_path / ".bashrc").write_text("the user's own\n")
+    (tmp_path / "precious").write_text("precious\n")
+    return {name: (tmp_path / name).read_text() for name in (".bashrc", "precious")}
+
+
+def untouched(tmp_path: Path, home: dict[str, str]) -> bool:
+    return all((tmp_path / name).read_text() == text for name, text in home.items())
+
+
+@pytest.mark.parametrize("name", [treeapply.JOURNAL_FOLDER, ".VMM-Workbench-Apply"])
+@pytest.mark.parametrize("below", ["", "sys/"])
+def test_a_patch_may_not_name_a_journal(
+    tmp_path: Path, tree: Path, home: dict[str, str], name: str, below: str
+) -> None:
+    folder = f"{below}{name}"
+    added: dict[str, str | None] = {
+        f"{folder}/.bashrc": "echo pwned\n",
+        f"{folder}/done/x": "x\n",
+        f"{folder}/journal.json": '{"changed": ["../.bashrc", "../precious"], "folders": []}\n',
+    }
+    (tmp_path / "p.patch").write_bytes(diff(tmp_path, {}, added))
+    with pytest.raises(PatchError, match=r"not a path inside the tree: \.vmm-workbench-apply is"):
+        treeapply.apply(patches.load_series(tmp_path / "p.patch", "15.1"), tree)
+    assert untouched(tmp_path, home)
+
+
+def test_a_journal_that_came_with_the_tree_is_not_read(
+    tmp_path: Path, tree: Path, series: Series, home: dict[str, str]
+) -> None:
+    forged = tree / treeapply.JOURNAL_FOLDER
+    (forged / "old").mkdir(parents=True)
+    (forged / ".bashrc").write_text("echo pwned\n")
+    (forged / "journal.json").write_text(FORGED % tree)
+    before = content(tree)
+    for attempt in (treeapply.require_whole, lambda it: treeapply.apply(series, it)):
+        with pytest.raises(UsageError, match="get the tree again, or remove that folder"):
+            attempt(tree)
+    assert not treeapply.recover(tree)
+    assert (content(tree), untouched(tmp_path, home)) == (before, True)
+    for path in sorted(forged.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    forged.rmdir()
+    forged.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="remove that folder"):
+        treeapply.apply(series, tree)
+
+
+def test_a_journal_that_others_could_have_written_is_not_trusted(
+    tmp_path: Path, tree: Path, series: Series, home: dict[str, str]
+) -> None:
+    folder = treeapply.journal_folder(tree)
+    folder.mkdir(parents=True)
+    (folder / "journal.json").write_text(FORGED % tree)
+    folder.chmod(0o777)
+    with pytest.raises(CannotError, match="not a folder that only you can write to"):
+        treeapply.apply(series, tree)
+    folder.chmod(0o700)
+    with pytest.raises(CannotError, match=r"not a journal of patch\.apply .*names '\.\./\.bashrc'"):
+        treeapply.apply(series, tree)
+    for text in ("{}", "[]", "{", '{"tree": "/", "changed": [], "laid": [], "folders": []}'):
+        (folder / "journal.json").write_text(text)
+        with pytest.raises(CannotError, match="not a journal"):
+            treeapply.recover(tree)
+    assert untouched(tmp_path, home)
+
+
+def test_nothing_is_put_back_through_a_link(
+    tmp_path: Path, tree: Path, series: Series, home: dict[str, str]
+) -> None:
+    """The tree's owner may be another one, and changes it between the fall and the recovery."""
+    assert die(tree, series, 3, "both") == -signal.SIGKILL
+    deep = tree / "share/man/man4"
+    deep.rename(tmp_path / "aside")
+    (tmp_path / "vmm.4").write_text("the user's manual\n")
+    deep.symlink_to(tmp_path)
+    with pytest.raises(CannotError, match=r"cannot be put back .*the old files are in"):
+        treeapply.apply(series, tree)
+    assert (tmp_path / "vmm.4").read_text() == "the user's manual\n"
+    assert untouched(tmp_path, home)
+    deep.unlink()
+    (tmp_path / "aside").rename(deep)
+    treeapply.apply(series, tree)
+    assert is_applied(tree)
+
+
+def test_a_file_that_is_really_outside_of_the_tree_is_not_copied(
+    tmp_path: Path, tree: Path, series: Series
+) -> None:
+    (tmp_path / "secret").write_text(NUMBERED)
+    (tree / MANUAL).unlink()
+    (tree / MANUAL).symlink_to(tmp_path / "secret")
+    with (
+        pytest.raises(PatchError, match="a symbolic link leads from it out of the tree"),
+        patches.staged(series, tree),
+    ):
+        pass
+    (tree / MANUAL).unlink()
+    (tree / "share/man/real.4").write_text(NUMBERED)
+    (tree / MANUAL).symlink_to("../real.4")
+    with patches.staged(series, tree) as (folder, _):
+        assert "line YY" in (folder / MANUAL).read_text()
