@@ -35,7 +35,7 @@ _OFFSET = re.compile(r"^Hunk #(?P<hunk>\d+) succeeded at \d+ \(offset (?P<offset
 _RENAME = re.compile(rb"^(?:rename|copy) from (.*)$", re.M)
 _MODE = re.compile(
     rb"^(?:(?:old|new) mode|(?:new|deleted) file mode|index [0-9a-f]+(?:,[0-9a-f]+)*\.\.[0-9a-f]+)"
-    rb" (?P<mode>\d+)\r?$",
+    rb" (?P<mode>[0-7]+)\r?$",
     re.M,
 )
 _SEARCH_LINES = 500
@@ -122,16 +122,17 @@ def refusal(path: str) -> str:
 def _require_files(data: bytes, name: str) -> None:
     """PatchError for what is no file: a symbolic link could lead to any file of this user."""
     for found in _MODE.finditer(data):
-        kind = int(found["mode"], 8) & 0o170000
+        mode = found["mode"].decode()
+        kind = int(mode, 8) & 0o170000
         if kind == 0o120000:
             raise PatchError(
-                f"{name}: it has a symbolic link (mode {found['mode'].decode()}), which is not "
-                "applied: a link could lead out of the tree; put a file there"
+                f"{name}: it has a symbolic link (mode {mode}), which is not applied: a link could "
+                "lead out of the tree; put a file there"
             )
         if kind == 0o160000:
             raise PatchError(
-                f"{name}: it changes a submodule (mode {found['mode'].decode()}), and a submodule's "
-                "files are not in the patch; make a patch of the files themselves"
+                f"{name}: it changes a submodule (mode {mode}), and a submodule's files are not in "
+                "the patch; make a patch of the files themselves"
             )
 
 

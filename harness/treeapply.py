@@ -284,14 +284,20 @@ def _load(file: Path, tree: Path) -> _Journal:
         )
         paths = (*journal.changed, *journal.laid, *journal.folders)
         bad = [path for path in paths if gitapply.refusal(path)]
-        if bad or journal.tree != str(tree) or len(journal.laid) != len(journal.changed):
-            raise ValueError(f"it names {bad[0]!r}" if bad else "it is another tree's")
     except (ValueError, KeyError, TypeError) as error:
-        raise CannotError(
-            f"{file}: not a journal of patch.apply for {tree} ({error}); look at {file.parent}, "
-            "and remove it"
-        ) from error
+        raise _no_journal(file, tree, repr(error)) from error
+    if bad:
+        raise _no_journal(file, tree, f"it names {bad[0]!r}")
+    if journal.tree != str(tree) or len(journal.laid) != len(journal.changed):
+        raise _no_journal(file, tree, "it is of another tree")
     return journal
+
+
+def _no_journal(file: Path, tree: Path, reason: str) -> CannotError:
+    return CannotError(
+        f"{file}: not a journal of patch.apply for {tree} ({reason}); look at {file.parent}, and "
+        "remove it"
+    )
 
 
 @contextmanager
