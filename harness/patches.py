@@ -256,7 +256,9 @@ def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
             raise
     for path in series.touched:
         # git makes none from a patch that touched_paths let pass; nothing may rest on that alone.
-        if any((folder / it).is_symlink() for it in (PurePosixPath(path), *PurePosixPath(path).parents)):
+        if any(
+            (folder / it).is_symlink() for it in (PurePosixPath(path), *PurePosixPath(path).parents)
+        ):
             raise PatchError(f"{path}: the series makes a symbolic link of it")
     return tuple(drift)
 
