@@ -1,6 +1,6 @@
 """Bochs, which emulates VMX and EPT completely and needs nothing of the host's processor.
 
-What is particular to Debian's 2.7 and was found by running it is said where it is used.
+What is particular to one version and was found by running it is said where it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import struct
 import termios
 import threading
-import time
 import tty
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from ..console import Console, clean_lines
 from ..deadline import Deadline
 from ..errors import CannotError, DiskFull, MachineDied, WaitTimeout
 from ..host import BOCHS_MODEL
-from . import bochs_state
+from . import bochs_program, bochs_state
 from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 
 TRAITS = Traits(
@@ -31,9 +30,6 @@ TRAITS = Traits(
     virtualizes=True,
     saves=True,
 )
-
-BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
-VGA_BIOS = Path("/usr/share/bochs/VGABIOS-lgpl-latest")
 
 # How many instructions make a second of the guest's.  The BIOS waits three seconds for a key, and
 # the guest's own waits cost as many instructions: more makes both slower.  Fewer would have the
@@ -46,11 +42,14 @@ _SLIRP = "slirp.txt"
 _LOG = "bochs.log"
 _DISK = "disk.img"
 _TTY = "console.tty"
+_BIOS, _VGA_BIOS = "bios.rom", "vgabios.rom"
 _PORT_TAKEN = "could not set up host forwarding rule"
 _DISK_ERROR = b"could not write() hard drive image file"
 _REDOLOG = "overlay.redolog"
-# The last that Bochs does before the first instruction, of a boot and of a resumed machine alike.
-_RUNNING = "set SIGINT handler"
+# A line of the log that was written once instructions had run, by the ticks at its beginning.
+_TICKED = re.compile(r"^0*[1-9]\d*[ied]\[", re.MULTILINE)
+_START_LIMIT_S = 20.0
+_END_S = 5.0
 _POLL_S = 0.02
 _COMPLAINT = re.compile(r"^\d{11}[pe]\[")
 _CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALSA ")
@@ -68,8 +67,8 @@ def configuration(spec: Spec, *, has_network: bool) -> str:
         # The text display opens no port; rfb would listen on every interface.
         "display_library: term",
         # fastboot: the BIOS does not wait three seconds for a key.
-        f"romimage: file={BIOS}, options=fastboot",
-        f"vgaromimage: file={VGA_BIOS}",
+        f"romimage: file={_BIOS}, options=fastboot",
+        f"vgaromimage: file={_VGA_BIOS}",
         f"cpu: model={spec.cpu or BOCHS_MODEL}, count=1, ips={_IPS}, "
         "reset_on_triple_fault=1, ignore_bad_msrs=1",
         f"memory: guest={mib}, host={mib}",
@@ -125,35 +124,49 @@ class BochsMachine(Machine):
                 "Bochs is too slow to build in, and has no second disk; use --backend tcg"
             )
         super().__init__(spec)
+        self._bochs = bochs_program.find()
         self._console_tty_fd = -1
         self._log_seen_bytes = 0
         self._screen: _Screen | None = None
 
     def command(self) -> list[str]:
-        # Debian's Bochs carries its debugger and would stop before the first instruction; the
-        # script's one line tells it to go on.
         begin = ["-r", bochs_state.STATE] if self.spec.resume_from else ["-f", _CONFIG]
-        return ["bochs", "-q", *begin, "-rc", _DEBUGGER]
+        # A Bochs that is always in its debugger would stop before the first instruction; the
+        # script's one line tells it to go on.  One that need not be in it runs faster outside.
+        script = ["-rc", _DEBUGGER] if self._in_debugger else []
+        return self._bochs.command("-q", *begin, *script)
+
+    @property
+    def _in_debugger(self) -> bool:
+        return self._bochs.debugger is bochs_program.Debugger.ALWAYS
 
     def reads(self) -> dict[str, str]:
         network = {_SLIRP: slirp_settings(self.ssh_port or 0, self.spec.network_out)}
         return {
             _CONFIG: configuration(self.spec, has_network=self.spec.ssh),
             **(network if self.spec.ssh else {}),
-            _DEBUGGER: "c\n",
+            **({_DEBUGGER: "c\n"} if self._in_debugger else {}),
         }
 
     def _prepare(self) -> None:
-        for path, package in ((BIOS, "bochsbios"), (VGA_BIOS, "vgabios")):
+        parts = ((self._bochs.bios, "bochsbios"), (self._bochs.vga_bios, "vgabios"))
+        for path, package in parts:
             if not path.exists():
-                raise CannotError(f"{path} (package {package}) is missing; run ./inv setup")
+                remedy = "unpack it there too" if self._bochs.private else "run ./inv setup"
+                raise CannotError(f"{path} (package {package}) is missing; {remedy}")
 
     def _start_once(self, deadline: Deadline) -> None:
         run_dir = self.spec.run_dir
         (run_dir / _LOG).unlink(missing_ok=True)
         self._log_seen_bytes = 0
-        (run_dir / _DISK).unlink(missing_ok=True)
-        (run_dir / _DISK).symlink_to(self.spec.drive.path.absolute())
+        links = {
+            _DISK: self.spec.drive.path.absolute(),
+            _BIOS: self._bochs.bios,
+            _VGA_BIOS: self._bochs.vga_bios,
+        }
+        for name, target in links.items():
+            (run_dir / name).unlink(missing_ok=True)
+            (run_dir / name).symlink_to(target)
         master, self._console_tty_fd = pty.openpty()
         self._console = Console(master, self.spec.console_log, self._check_process)
         tty.setraw(self._console_tty_fd)
@@ -165,7 +178,7 @@ class BochsMachine(Machine):
             (run_dir / name).write_text(text)
         if self.spec.resume_from:
             bochs_state.present(run_dir, self.spec.resume_from)
-        environment = {"TERM": "vt100"}
+        environment = {"TERM": "vt100", **self._bochs.environment}
         if self.spec.savable or self.spec.resume_from:
             environment |= bochs_state.helper(run_dir)
         self._screen = _Screen()
@@ -178,22 +191,23 @@ class BochsMachine(Machine):
         self._close_tty()
 
     def _wait_running(self, deadline: Deadline) -> None:
-        """Bochs has read its settings, or what was saved, and begun once its log says so."""
+        """Until Bochs has read its settings, or what was saved, and begun with the instructions."""
         log = self.spec.run_dir / _LOG
-        limit = deadline.at_most(20)
+        limit = deadline.at_most(_START_LIMIT_S)
         while True:
-            ended = self.wait_ended(Deadline.after(0.05))
+            ended = self.wait_ended(Deadline.after(_POLL_S))
             said = log.read_text(errors="replace") if log.exists() else ""
             # Bochs would run on with nobody, or a stranger, behind our port.
             if _PORT_TAKEN in said:
                 raise PortTaken(f"Bochs could not have port {self.ssh_port}; its log is {log}")
+            # One that ran has not failed to start, however soon it ended.
+            if _TICKED.search(said) or (self._process and _catches_alarm(self._process.pid)):
+                return
             if ended is not None:
                 raise MachineDied(
                     f"Bochs did not start: {describe_exit(ended)}; its log is {log}",
                     detail=self.last_words(),
                 )
-            if _RUNNING in said:
-                return
             if limit.expired:
                 raise MachineDied(
                     f"Bochs did not start within {limit.limit_s:.0f} s; its log is {log}",
@@ -240,20 +254,25 @@ class BochsMachine(Machine):
         run_dir = self.spec.run_dir
         bochs_state.request(run_dir, folder, self.spec.memory_bytes)
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            # In its debugger it stops at the prompt and goes on; outside it has to end.
+            self._process.send_signal(signal.SIGINT if self._in_debugger else signal.SIGUSR1)
         while not bochs_state.answered(run_dir):
-            self.check()
+            ended = self.wait_ended(Deadline.after(_POLL_S))
+            if ended is not None and not bochs_state.answered(run_dir):
+                self.check()
             if deadline.expired:
                 raise WaitTimeout(f"Bochs did not save the guest within {deadline.limit_s:.0f} s")
-            time.sleep(_POLL_S)
         bochs_state.complete(folder, configuration(self.spec, has_network=self.spec.ssh))
+        if not self._in_debugger:
+            self.wait_ended(Deadline.after(_END_S))
 
     def depends_on(self) -> dict[str, str]:
-        """Bochs as installed, and its settings."""
+        """Bochs as it is here, its settings, and how it is saved."""
         settings = configuration(self.spec, has_network=self.spec.ssh)
         return {
-            "Bochs": bochs_state.identity([BIOS, VGA_BIOS]),
+            "Bochs": self._bochs.identity(),
             "the machine's settings": settings + slirp_settings(0, self.spec.network_out),
+            "way of saving": bochs_state.way(),
         }
 
     def open_debugger(self, deadline: Deadline) -> Path:
@@ -269,6 +288,19 @@ class BochsMachine(Machine):
         self._close_tty()
         if self._screen is not None:
             self._screen.close()
+
+
+def _catches_alarm(pid: int) -> bool:
+    """Whether the process has a handler for SIGALRM.
+
+    Setting it is the last that Bochs does before the first instruction, of a boot and of a resumed
+    machine alike, whatever its version; its log does not always say when that is.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGALRM - 1) & 1)
+    return False
 
 
 class _Screen:

@@ -263,7 +263,7 @@ def test_machines_leave_nothing_behind(backend: str, make: Made, tmp_path: Path)
             make(backend, run=f"bad{number}", cpu="nonsense").start(Deadline.after(20))
     assert held() == before
     known = {"emulator.log", "console.log", "overlay.qcow2", "bochs.log", "bochsrc.txt"}
-    known |= {"debugger.txt", "slirp.txt", "disk.img", "console.tty"}
+    known |= {"debugger.txt", "slirp.txt", "disk.img", "console.tty", "bios.rom", "vgabios.rom"}
     assert {path.name for path in tmp_path.glob("*/*")} <= known
 
 
@@ -290,7 +290,8 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
         boot(saved)
         ask(saved, "w", "W")
         saved.save(state, Deadline.after(20))
-        ask(saved, "on", "on")
+        if saved.pid is not None:
+            ask(saved, "on", "on")
         order = devices_in_order(saved)
         needs = saved.depends_on()
     before = {path.name: path.read_bytes() for path in state.iterdir()}

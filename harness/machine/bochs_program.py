@@ -1,0 +1,179 @@
+"""Which Bochs runs the machines, and what that one can do.
+
+It is the installed one, or one whose Debian packages were unpacked into a folder that
+HARNESS_BOCHS names: that one runs with the folder's own loader and libraries, so it may be of
+another Debian than the machine's.  What a Bochs can do is taken from what it says of itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import CannotError
+from ..files import sha256_text
+
+VARIABLE = "HARNESS_BOCHS"
+SYSTEM = Path("/")
+
+_NAME = "bochs"
+# Debian's `bochs` is a script that starts this one.
+_PROGRAM = "usr/bin/bochs-bin"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2")
+_SHARE = "usr/share/bochs"
+_LIMIT_S = 10.0
+_PLUGINS_IN = ("bochs/plugins/*.so", "*/bochs/plugins/*.so")
+
+
+class Debugger(Enum):
+    """Whether Bochs starts in its own debugger.
+
+    There every instruction is followed by a look at the breakpoints; without it whole traces run
+    in one go, which is a third faster and more.
+    """
+
+    ALWAYS = "always"
+    WHEN_TOLD = "when told"
+    NEVER = "never"
+
+
+@dataclass(frozen=True)
+class Bochs:
+    """A Bochs below `root`; `version` is empty and `debugger` Debian 12's where none is installed.
+
+    `path` is its program.
+    """
+
+    path: str
+    root: Path = SYSTEM
+    version: str = ""
+    debugger: Debugger = Debugger.ALWAYS
+
+    @property
+    def bios(self) -> Path:
+        """The computer's BIOS."""
+        return self.root / _SHARE / "BIOS-bochs-latest"
+
+    @property
+    def vga_bios(self) -> Path:
+        """The graphics card's BIOS."""
+        return self.root / _SHARE / "VGABIOS-lgpl-latest"
+
+    @property
+    def private(self) -> bool:
+        """Whether it lies in a folder of its own, and is not installed."""
+        return self.root != SYSTEM
+
+    def command(self, *options: str) -> list[str]:
+        """The command line that runs it with these options."""
+        if not self.private:
+            return [_NAME, *options]
+        loader = next(
+            (path for each in _LOADERS if (path := self.root / each).exists()),
+            self.root / _LOADERS[0],
+        )
+        return [str(loader), "--library-path", str(self.root / _LIBRARIES), self.path, *options]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What has to be in the environment of one that is not installed."""
+        if not self.private:
+            return {}
+        return {
+            "LTDL_LIBRARY_PATH": str(self.root / _LIBRARIES / "bochs/plugins"),
+            "BXSHARE": str(self.root / _SHARE),
+        }
+
+    def identity(self) -> str:
+        """Version, and a digest over its files, as far as a saved state may differ by them.
+
+        Their sizes and dates stand for them; a package that is changed changes these.
+        """
+        libraries = self.root / "usr/lib"
+        plugins = [lib for where in _PLUGINS_IN for lib in sorted(libraries.glob(where))]
+        beside = self.root / _PROGRAM
+        told = []
+        for path in (Path(self.path), beside, *plugins, self.bios, self.vga_bios):
+            if path.exists():
+                about = path.stat()
+                told.append(f"{path} {about.st_size} {about.st_mtime_ns}")
+        return f"{self.version or '?'}, {sha256_text(*told)[:16]}"
+
+
+def find(environment: Mapping[str, str] | None = None) -> Bochs:
+    """The Bochs that runs the machines.
+
+    Raises CannotError when HARNESS_BOCHS names a folder that holds none.
+    """
+    named = (os.environ if environment is None else environment).get(VARIABLE, "").strip()
+    if named:
+        return below(Path(named))
+    path = shutil.which(_NAME)
+    return _asked(path, SYSTEM, _date(path)) if path else Bochs(_NAME)
+
+
+def below(root: Path) -> Bochs:
+    """The Bochs in a folder into which its Debian packages were unpacked.
+
+    Raises CannotError naming what the folder lacks.
+    """
+    root = root.absolute()
+    path = root / _PROGRAM
+    if not path.is_file():
+        raise CannotError(
+            f"{VARIABLE}={root}: there is no {_PROGRAM} in it; name a folder into which the Debian "
+            f"packages bochs, bochs-term, bochsbios, vgabios and their libraries were unpacked, or "
+            f"unset {VARIABLE}"
+        )
+    return _asked(str(path), root, _date(str(path)))
+
+
+def _date(path: str) -> int:
+    return os.stat(path).st_mtime_ns
+
+
+@lru_cache(maxsize=16)
+def _asked(path: str, root: Path, _date_ns: int) -> Bochs:
+    """What the Bochs at `path` says of itself; asked once for each program as it is."""
+    asked = Bochs(path, root)
+    try:
+        done = subprocess.run(
+            asked.command("--help"),
+            env={**os.environ, **asked.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return asked
+    return parse_help(asked, done.stdout)
+
+
+def parse_help(asked: Bochs, text: str) -> Bochs:
+    """`asked` with what its `--help` says: its version, and whether it has a debugger.
+
+    2.7 as Debian builds it has `-rc` (a script for the debugger), and is always in its debugger;
+    3.0 has `-debugger` too, and is in it when told so.
+    """
+    version = re.search(r"Bochs x86 Emulator (\S+)", text)
+    options = set(re.findall(r"^\s+(-\w+)\b", text, re.MULTILINE))
+    if not options:
+        # It did not say, so nothing is known.
+        return asked
+    if "-debugger" in options:
+        debugger = Debugger.WHEN_TOLD
+    else:
+        debugger = Debugger.ALWAYS if "-rc" in options else Debugger.NEVER
+    return Bochs(asked.path, asked.root, version.group(1) if version else "", debugger)
