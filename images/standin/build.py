@@ -135,6 +135,17 @@ def _only(root: Path, pattern: str) -> Path:
     return found[-1]
 
 
+def _first(root: Path, *places: str) -> Path:
+    """The first of the places that a package has put its file in.
+
+    Debian 12 and Ubuntu 24.04 have programs in bin, later ones in usr/bin alone.
+    """
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise CannotError(f"the stand-in guest: none of {', '.join(places)} in the packages it is made of")
+
+
 def _host_key() -> tuple[str, bytes]:
     """A new host key: its line for known_hosts, and the file as dropbear reads it."""
     key = Ed25519PrivateKey.generate()
@@ -182,7 +193,7 @@ def _add_system(archive: cpio.Archive, root: Path, release: str) -> None:
     archive.folder("root", 0o700)
     archive.folder("root/.ssh", 0o700)
     archive.device("dev/console", 5, 1)
-    archive.file("bin/busybox", (root / "bin/busybox").read_bytes(), 0o755)
+    archive.file("bin/busybox", _first(root, "bin/busybox", "usr/bin/busybox").read_bytes(), 0o755)
     archive.link("bin/sh", "busybox")
     for path in sorted((HERE / "root").rglob("*")):
         if path.is_file():
@@ -229,7 +240,7 @@ def _collect_libraries(program: Path, root: Path, found: dict[str, Path]) -> Non
 
 def _modules(root: Path, release: str) -> Iterator[tuple[str, bytes]]:
     """The kernel modules in the order they load in; what the kernel has built in is left out."""
-    tree = next(p for p in (root / "lib/modules", root / "usr/lib/modules") if p.is_dir()) / release
+    tree = _first(root, "lib/modules", "usr/lib/modules") / release
     files_by_name = {
         p.name.split(".ko")[0].replace("-", "_"): p for p in sorted(tree.rglob("*.ko*"))
     }

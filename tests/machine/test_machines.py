@@ -177,9 +177,14 @@ def test_an_emulator_does_not_outlive_a_killed_harness(
     backend: str, sector: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", _CHILD, backend, str(tmp_path / "run"), str(sector)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PROJECT
+    ) as child:
         assert child.stdout is not None
-        emulator = psutil.Process(int(child.stdout.readline()))
+        said = child.stdout.readline()
+        if not said.strip().isdigit():
+            pytest.fail(f"the machine did not start: {said}{child.stdout.read()}")
+        emulator = psutil.Process(int(said))
         child.kill()
     psutil.wait_procs([emulator], timeout=5)
     assert not emulator.is_running() or emulator.status() == psutil.STATUS_ZOMBIE
