@@ -3,6 +3,7 @@
     FOLDER/snapshots/KEY/snapshot.json    what it fits to, and the checksum of every file of it
     FOLDER/snapshots/KEY/state/           what the machine wrote; only read from then on
     FOLDER/snapshots/KEY/verified.json    how the files were before they were last read
+    FOLDER/snapshots/KEY.failed.json      what did not work (snapshot_failures)
 
 FOLDER is the prepared disk's, so a snapshot goes with its image.  KEY is the digest of all that a
 state depends on; of a snapshot that does not fit exactly, nothing is used but the reason why.
@@ -16,14 +17,16 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from . import snapshot_failures as failures
 from .deadline import Deadline
-from .errors import CannotError, GuestError, WorkbenchError
+from .errors import CannotError, DiskFull, GuestError, WorkbenchError
 from .files import (
     atomic_dir,
     checksum_sparse,
@@ -49,7 +52,9 @@ _VERIFIED = "verified.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_S = 30.0
 _RESUME_S = 5.0
-_SAVE_S = 20.0
+# Saving saves the next run a boot, so it is waited for no longer than this one's boot took; a guest
+# that boots in no time gets this much all the same.
+_SAVE_AT_LEAST_S = 10.0
 
 Make = Callable[[Spec], Machine]
 Attend = Callable[[Guest], AbstractContextManager[None]]
@@ -185,6 +190,7 @@ def prune(disk: Path) -> int:
     if not home(disk).is_dir():
         return 0
     before = _size_bytes(home(disk))
+    failures.forget_all(home(disk))
     with locked(_lock(disk), "removing old snapshots"):
         seen: set[str] = set()
         keep = set()
@@ -279,21 +285,35 @@ def bring_up(
         why = f"{machine.backend} cannot save a running guest"
         return _boot(machine, access, attend), f"booted: {why}"
     about = facts(machine, image_sha256)
+    beside, name = home(spec.drive.path), key(about)
+    failure = failures.of(beside, name)
+    if failure and failure.settled:
+        return _boot(machine, access, attend), f"booted: {failure}"
     found = find(spec.drive.path, about)
     if isinstance(found, Snapshot):
         try:
-            return _resume(make, spec, access, found, attend), "resumed from a snapshot"
+            guest = _resume(make, spec, access, found, attend)
         except (GuestError, CannotError) as error:
             if isinstance(error, GuestError | Unusable) and not isinstance(error, PortTaken):
                 _discard(found.folder)
+                # A damaged file or a full disk says nothing of the way.
+                if not isinstance(error, Unusable | DiskFull):
+                    failures.note(beside, name, "resuming", error.message)
             found = f"the snapshot could not be resumed: {error.message}"
+        else:
+            failures.forget(beside, name)
+            return guest, "resumed from a snapshot"
+    begun_s = time.monotonic()
     guest = _boot(make(replace(spec, savable=True)), access, attend)
+    worth_s = max(_SAVE_AT_LEAST_S, time.monotonic() - begun_s)
     guest.disconnect()
     saved = "saved a snapshot"
     try:
-        save(guest.machine, about, guest.deadline(_SAVE_S))
+        save(guest.machine, about, Deadline.after(worth_s))
     except (WorkbenchError, OSError) as error:
         saved = f"no snapshot was saved: {error}"
+        if isinstance(error, GuestError) and not isinstance(error, DiskFull):
+            failures.note(beside, name, "saving", error.message)
     note = f"booted: {found}; {saved}"
     try:
         if guest.machine.pid is not None:

@@ -143,7 +143,7 @@ def _first(root: Path, *places: str) -> Path:
     for place in places:
         if (root / place).exists():
             return root / place
-    raise CannotError(f"the stand-in guest: none of {', '.join(places)} in the packages it is made of")
+    raise CannotError(f"the stand-in guest: its packages hold none of {', '.join(places)}")
 
 
 def _host_key() -> tuple[str, bytes]:

@@ -103,12 +103,3 @@ def test_what_bochs_answers(tmp_path: Path) -> None:
     (tmp_path / "unsaved").symlink_to("/a/folder")
     with pytest.raises(GuestError, match="could not save into /a/folder"):
         bochs_state.answered(tmp_path)
-
-
-def test_another_bochs_is_told_apart(tmp_path: Path) -> None:
-    bios = tmp_path / "bios"
-    bios.write_bytes(b"one")
-    first = bochs_state.identity([bios])
-    assert first == bochs_state.identity([bios])
-    bios.write_bytes(b"another")
-    assert first != bochs_state.identity([bios])

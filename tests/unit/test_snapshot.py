@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness import image_cli, snapshot
 from harness.deadline import Deadline
-from harness.errors import GuestError, MachineDied
+from harness.errors import CannotError, DiskFull, GuestError, MachineDied, WaitTimeout
 from harness.files import PROJECT, locked
 from harness.guest import Access, Guest
 from harness.image.model import ImageRecord
@@ -269,7 +270,7 @@ def test_ctrl_c_while_resuming_stops_the_machine_and_keeps_the_snapshot(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), GuestError("QEMU would not")]
+    "error", [OSError(28, "No space left on device"), DiskFull("no room"), CannotError("no cc")]
 )
 def test_a_run_goes_on_when_nothing_can_be_saved(
     played: type[Played], spec: Spec, error: BaseException
@@ -280,6 +281,81 @@ def test_a_run_goes_on_when_nothing_can_be_saved(
     assert played.log[-1] == "enter"
     assert [path.name for path in snapshot.home(spec.drive.path).iterdir()] == ["lock"]
     assert "there is no snapshot yet" in bring_up(played, spec)
+    assert "save" in played.log
+
+
+@pytest.mark.parametrize(
+    "error", [GuestError("QEMU would not"), WaitTimeout("not saved in time"), MachineDied("gone")]
+)
+def test_saving_that_does_not_work_is_tried_once(
+    played: type[Played], spec: Spec, error: GuestError
+) -> None:
+    """Until something changes that it depends on, or somebody says to forget it."""
+    played.broken["save"] = error
+    assert f"no snapshot was saved: {error}" in bring_up(played, spec)
+    note = bring_up(played, spec)
+    assert played.log == ["boot", "wait_ready"]
+    assert note.startswith(f"booted: saving a snapshot did not work ({error}; 20")
+    assert note.endswith("nothing has changed since; ./inv image.prune forgets that")
+    played.emulator = "2"
+    bring_up(played, spec)
+    assert "save" in played.log
+    snapshot.prune(spec.drive.path)
+    del played.broken["save"]
+    assert bring_up(played, spec).endswith("saved a snapshot")
+    assert bring_up(played, spec) == "resumed from a snapshot"
+
+
+def test_a_snapshot_that_never_comes_back_is_given_up(played: type[Played], spec: Spec) -> None:
+    """Each try would cost a resume, a boot and another save."""
+    bring_up(played, spec)
+    played.broken["wake"] = GuestError("no answer")
+    assert bring_up(played, spec).endswith("saved a snapshot")
+    assert bring_up(played, spec).endswith("saved a snapshot")
+    assert "resuming a snapshot did not work (no answer; 20" in bring_up(played, spec)
+    assert played.log == ["boot", "wait_ready"]
+
+
+def test_one_that_comes_back_now_and_then_is_not_given_up(played: type[Played], spec: Spec) -> None:
+    bring_up(played, spec)
+    for _ in range(3):
+        played.broken["wake"] = GuestError("no answer")
+        assert bring_up(played, spec).endswith("saved a snapshot")
+        del played.broken["wake"]
+        assert bring_up(played, spec) == "resumed from a snapshot"
+
+
+def test_a_note_that_cannot_be_read_is_none(played: type[Played], spec: Spec) -> None:
+    played.broken["save"] = GuestError("QEMU would not")
+    bring_up(played, spec)
+    (noted,) = snapshot.home(spec.drive.path).glob("*.failed.json")
+    for text in ("{", "[]", '{"what": 1}'):
+        noted.write_text(text)
+        bring_up(played, spec)
+        assert "save" in played.log
+
+
+def test_saving_takes_no_longer_than_booting(
+    played: type[Played], spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    save = played.save
+
+    def noted(self: Played, folder: Path, deadline: Deadline) -> None:
+        given.append(deadline.limit_s)
+        save(self, folder, deadline)
+
+    clock = iter((100.0, 137.0))
+    monkeypatch.setattr(played, "save", noted)
+    monkeypatch.setattr(played, "traits", replace(TRAITS, time_scale=12.0))
+    monkeypatch.setattr(snapshot, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    bring_up(played, spec)
+    assert given == [37.0]
+    snapshot.prune(spec.drive.path)
+    played.emulator = "2"
+    clock = iter((100.0, 100.5))
+    bring_up(played, spec)
+    assert given == [37.0, 10.0]
 
 
 def test_a_full_disk_is_asked_before(
