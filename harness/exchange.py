@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import paramiko
 
+from . import limits
 from .deadline import Deadline
-from .errors import WaitTimeout
+from .errors import GuestError, WaitTimeout
+from .files import human_bytes
 
 T = TypeVar("T")
 Watch = Callable[[], None]
@@ -26,6 +28,7 @@ _STEP_S = 0.01
 # A daemon that a command left behind holds its output open; this long without a word ends it.
 _LEFT_BEHIND_S = 2.0
 _LEAVE_S = 2.0
+_SAID_BYTES = 1 << 16
 
 
 class OutOfTime(Exception):
@@ -67,13 +70,32 @@ def attended(
     return results[0]
 
 
-class Exchange:
-    """A command that runs: its input is fed and both outputs are drained at the same time."""
+class TooMuchOutput(GuestError):
+    """A command printed more than anybody wants to keep; it was ended."""
 
-    def __init__(self, transport: paramiko.Transport, command: str, watch: Watch) -> None:
+
+class Exchange:
+    """A command that runs: its input is fed and both outputs are drained at the same time.
+
+    Standard output goes to `sink` where there is one, and is kept in memory otherwise.  More than
+    `most_bytes` of both outputs together end the command.
+    """
+
+    def __init__(
+        self,
+        transport: paramiko.Transport,
+        command: str,
+        watch: Watch,
+        *,
+        sink: IO[bytes] | None = None,
+        most_bytes: int | None = None,
+    ) -> None:
         self.command = command
         self.output = bytearray()
         self.errors = bytearray()
+        self._sink = sink
+        self._most_bytes = limits.COMMAND_OUTPUT_BYTES if most_bytes is None else most_bytes
+        self._got_bytes = 0
         self._transport = transport
         self._watch = watch
         self._channel: paramiko.Channel | None = None
@@ -81,7 +103,8 @@ class Exchange:
     def run(self, stdin: bytes, deadline: Deadline) -> int:
         """Run it to its end; its exit code, or -1 when a signal or a broken connection ended it.
 
-        Raises WaitTimeout with what it printed so far, what `watch` raises, and paramiko's own.
+        Raises WaitTimeout with what it printed so far, TooMuchOutput, what `watch` raises, and
+        paramiko's own.
         """
         try:
             channel = attended(
@@ -103,7 +126,8 @@ class Exchange:
 
     def said(self, lines: int = 15) -> str:
         """The last lines that the command printed so far."""
-        text = (bytes(self.output) + bytes(self.errors)).decode("utf-8", "replace")
+        ends = bytes(self.output[-_SAID_BYTES:]) + bytes(self.errors[-_SAID_BYTES:])
+        text = ends.decode("utf-8", "replace")
         return "\n".join(text.splitlines()[-lines:])
 
     def _begin(self, deadline: Deadline) -> paramiko.Channel:
@@ -138,12 +162,25 @@ class Exchange:
                 _check(deadline)
 
     def _read(self, channel: paramiko.Channel) -> bool:
-        before = len(self.output) + len(self.errors)
+        before = self._got_bytes
         if channel.recv_ready():
-            self.output += channel.recv(_CHUNK_BYTES)
+            data = channel.recv(_CHUNK_BYTES)
+            self._got_bytes += len(data)
+            if self._sink is None:
+                self.output += data
+            else:
+                self._sink.write(data)
         if channel.recv_stderr_ready():
-            self.errors += channel.recv_stderr(_CHUNK_BYTES)
-        return len(self.output) + len(self.errors) > before
+            data = channel.recv_stderr(_CHUNK_BYTES)
+            self._got_bytes += len(data)
+            self.errors += data
+        if self._got_bytes > self._most_bytes or len(self.errors) > limits.COMMAND_OUTPUT_BYTES:
+            raise TooMuchOutput(
+                f"`{self.command.splitlines()[0][:200]}` in the guest printed more than "
+                f"{human_bytes(min(self._most_bytes, self._got_bytes))} and was ended",
+                detail=self.said(),
+            )
+        return self._got_bytes > before
 
     def _leave(self) -> None:
         """Close the channel; where even that blocks, the connection is of no more use."""

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import filelock
 import platformdirs
@@ -211,6 +212,14 @@ def out_of_room(folder: Path, said: str) -> CannotError | None:
         "HARNESS_RUNS)",
         detail=said,
     )
+
+
+def write_sparse(out: IO[bytes], chunk: bytes) -> None:
+    """Write a piece of a new file; zeros become a hole.  The file is to be truncated at its end."""
+    if chunk.count(0) == len(chunk):
+        out.seek(len(chunk), os.SEEK_CUR)
+    else:
+        out.write(chunk)
 
 
 def human_bytes(count: int) -> str:

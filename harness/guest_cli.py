@@ -10,22 +10,25 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import debugger, enter, keeper, ui
+from . import debugger, enter, keeper, limits, ui
 from .console import clean_lines
 from .deadline import Deadline
 from .errors import EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
 from .files import atomic_dir, human_bytes, runs_dir
 from .guest import Guest
+from .image.unpack import unpack
 from .kept import AttachedWorkbench, KeptWorkbench, ways_in
 from .workbench import Options, Workbench, following, new_run_dir
 
 _SLOWEST_BYTES_S = 1 << 20
 _LOOK_S = 0.3
+_MOST_SAID = 10
 _LOGS = {
     "console": "guest/console.log",
     "keeper": "keeper.log",
@@ -199,17 +202,32 @@ def pull(name: str, remote: str, local: str) -> int:
             target /= Path(remote).name
         with ui.stage(f"pull {name}:{remote} to {target}") as step:
             if guest.run(["test", "-d", remote]).ok:
-                data = guest.ssh.output(["tar", "-C", remote, "-cf", "-", "."], _transfer(guest))
-                with (
-                    atomic_dir(target) as folder,
-                    tarfile.open(fileobj=io.BytesIO(data)) as archive,
-                ):
-                    archive.extractall(folder, filter="data")
-                step.note = human_bytes(len(data))
+                step.note = _pull_folder(guest, remote, target, step.live)
             else:
                 guest.ssh.get(remote, target, _transfer(guest))
                 step.note = human_bytes(target.stat().st_size)
     return EXIT_OK
+
+
+def _pull_folder(guest: Guest, remote: str, target: Path, live: Callable[[str], None]) -> str:
+    """Copy a folder out of the guest; a note on how much it was, and what was left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pull.", dir=target.parent) as scratch:
+        packed = Path(scratch, "tar")
+        room_bytes = max(0, shutil.disk_usage(scratch).free - limits.LEAST_FREE_BYTES)
+        with packed.open("wb") as out:
+            command = ["tar", "-C", remote, "-cf", "-", "."]
+            guest.ssh.save(command, out, _transfer(guest), room_bytes)
+        with atomic_dir(target) as folder:
+            came = unpack(
+                packed, folder, live, of_a_system=False, called=f"the guest's tar of {remote}"
+            )
+        size = human_bytes(packed.stat().st_size)
+    for left_out in came.left_out[:_MOST_SAID]:
+        ui.say(f"left out: {left_out}")
+    if len(came.left_out) > _MOST_SAID:
+        ui.say(f"left out: {len(came.left_out) - _MOST_SAID} more")
+    return f"{size}, {len(came.left_out)} left out" if came.left_out else size
 
 
 def _transfer(guest: Guest, size_bytes: int = 1 << 30) -> Deadline:

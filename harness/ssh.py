@@ -10,6 +10,7 @@ import base64
 import functools
 import logging
 import shlex
+import shutil
 import socket
 import threading
 import time
@@ -17,14 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import paramiko
 
-from . import keys
+from . import keys, limits
 from .deadline import Deadline
 from .errors import CannotError, GuestError, WaitTimeout
 from .exchange import Exchange, OutOfTime, attended
-from .files import write_atomic
+from .files import atomic_path
 from .transcript import Listener, asked
 
 _FIRST_TRY_S = 4.0
@@ -236,27 +238,36 @@ class Ssh:
         Raises WaitTimeout with what it printed so far when the deadline passes, GuestError when the
         connection breaks, and what `watch` raises when the machine dies.
         """
-        return self._execute(shlex.join(command), deadline, stdin)[0]
+        return self._execute(shlex.join(command), deadline, stdin)
 
     def script(self, text: str, deadline: Deadline, arguments: Sequence[str] = ()) -> Result:
         """Run a script with the guest's /bin/sh; `arguments` are its $1 and so on."""
         # Without the dashes, an argument that begins with one would be an option of sh's.
         command = shlex.join(["/bin/sh", "-s", "--", *arguments])
-        return self._execute(command, deadline, text.encode(), f"{command} <<END\n{text}\nEND")[0]
+        return self._execute(command, deadline, text.encode(), f"{command} <<END\n{text}\nEND")
 
     def must(self, command: Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
         """Run a command that has to exit 0; its standard output, or CommandFailed."""
         return succeeded(self.run(command, deadline, stdin=stdin)).stdout
 
     def _execute(
-        self, command: str, deadline: Deadline, stdin: bytes, told: str = ""
-    ) -> tuple[Result, bytes]:
-        """Run a command line; the Result, and standard output byte for byte.
+        self,
+        command: str,
+        deadline: Deadline,
+        stdin: bytes,
+        heard_as: str = "",
+        *,
+        sink: IO[bytes] | None = None,
+        most_bytes: int | None = None,
+    ) -> Result:
+        """Run a command line.  Standard output goes to `sink` where there is one.
 
-        `told` is how the listener hears of it, where the command line says little.
+        `heard_as` is how the listener hears of it, where the command line says little.
         """
         start = time.monotonic()
-        exchange = Exchange(self._transport(), command, self._watch)
+        exchange = Exchange(
+            self._transport(), command, self._watch, sink=sink, most_bytes=most_bytes
+        )
         code: int | None = None
         try:
             code = exchange.run(stdin, deadline)
@@ -268,20 +279,25 @@ class Ssh:
         finally:
             seconds = time.monotonic() - start
             said = (bytes(exchange.output), bytes(exchange.errors))
-            self._listener(asked(told or command, code, *said, seconds))
+            self._listener(asked(heard_as or command, code, *said, seconds))
         if code == -1 and not self.connected:
             self._explain_break()
             raise GuestError(
                 f"{command}: the SSH connection broke before it ended", detail=exchange.said()
             )
         output, errors = (data.decode("utf-8", "replace") for data in said)
-        return Result(command, code, output, errors, seconds), said[0]
+        return Result(command, code, output, errors, seconds)
 
-    def output(self, command: Sequence[str], deadline: Deadline) -> bytes:
-        """What a command that has to exit 0 printed, byte for byte, or CommandFailed."""
-        result, data = self._execute(shlex.join(command), deadline, b"")
-        succeeded(result)
-        return data
+    def save(
+        self, command: Sequence[str], out: IO[bytes], deadline: Deadline, most_bytes: int
+    ) -> None:
+        """Write what a command that has to exit 0 prints to `out`, byte for byte, as it comes.
+
+        CommandFailed when it does not exit 0, TooMuchOutput beyond `most_bytes`.
+        """
+        succeeded(
+            self._execute(shlex.join(command), deadline, b"", sink=out, most_bytes=most_bytes)
+        )
 
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
         """Copy a file into the guest; the remote name appears when the file is whole."""
@@ -298,8 +314,8 @@ class Ssh:
             'cat >/dev/null; echo "$why" >&2; rm -f -- "$1.part"; exit 1'
         )
         command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
-        told = f"put {local.name}, {len(data)} bytes, as {remote}"
-        result, _ = self._execute(shlex.join(command), deadline, data, told)
+        heard_as = f"put {local.name}, {len(data)} bytes, as {remote}"
+        result = self._execute(shlex.join(command), deadline, data, heard_as)
         if not result.ok:
             raise CommandFailed(
                 f"cannot copy {local.name} to {remote}: "
@@ -307,12 +323,17 @@ class Ssh:
             )
 
     def get(self, remote: str, local: Path, deadline: Deadline) -> None:
-        """Copy a file out of the guest; the local name appears when the file is whole."""
-        command = shlex.join(["cat", "--", remote])
-        result, data = self._execute(command, deadline, b"")
-        if not result.ok:
-            raise CommandFailed(f"cannot read {remote}: {result.stderr.strip()}")
-        write_atomic(local, data)
+        """Copy a file out of the guest; the local name appears when the file is whole.
+
+        TooMuchOutput when it is longer than the room that the disk has for it.
+        """
+        with atomic_path(local) as temporary, temporary.open("wb") as out:
+            room_bytes = max(0, shutil.disk_usage(temporary.parent).free - limits.LEAST_FREE_BYTES)
+            command = shlex.join(["cat", "--", remote])
+            result = self._execute(command, deadline, b"", sink=out, most_bytes=room_bytes)
+            if not result.ok:
+                raise CommandFailed(f"cannot read {remote}: {result.stderr.strip()}")
+            temporary.chmod(0o644)
 
     def close(self) -> None:
         """End the connection; harmless when it is gone."""

@@ -35,6 +35,7 @@ from . import disk as disks
 from . import fetch, prepare, rekey, store, trees
 from .manifest import check_release
 from .model import ImageRecord, Imported, Login, Prepared
+from .packed import DAMAGED, Member, members
 from .store import Live
 
 _FORMAT = 1
@@ -168,17 +169,18 @@ def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> I
     it is kept.
     """
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            index = _index(path, tar)
+        with path.open("rb") as stream:
+            parts = members(stream)
+            index = _index(path, parts)
             about = str(index["record"]["release"])
             if release not in ("", about):
                 raise UsageError(f"{path}: it holds FreeBSD {about}, and --release says {release}")
             home = store.folder(check_release(about))
             home.mkdir(parents=True, exist_ok=True)
             with store.lock(about), _scratch(home) as scratch:
-                _extract(path, tar, index, scratch, live)
+                _extract(path, parts, index, scratch, live)
                 return _enter(path, index, scratch, live)
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGED as error:
         raise CannotError(f"{path}: no bundle, damaged or cut short ({error})") from error
     except OSError as error:
         raise CannotError(f"{error.filename or path}: {error.strerror}") from error
@@ -195,15 +197,18 @@ def _scratch(home: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _index(path: Path, tar: tarfile.TarFile) -> dict[str, Any]:
+def _index(path: Path, parts: Iterator[Member]) -> dict[str, Any]:
     """What the bundle says of itself, looked at before anything is written."""
-    first = tar.next()
-    if first is None or first.name != _INDEX or first.size > _MOST_INDEX_BYTES:
+    first = next(parts, None)
+    if (
+        first is None
+        or first.name != _INDEX
+        or not first.info.isreg()
+        or first.info.size > _MOST_INDEX_BYTES
+    ):
         raise UsageError(f"{path}: it is no bundle of ./inv image.bundle ({_INDEX} is not in it)")
-    stream = tar.extractfile(first)
-    assert stream is not None
     try:
-        index = json.loads(stream.read())
+        index = json.loads(first.content().read())
         wrong = _what_is_wrong(index)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"not as it is written: {error!r}"
@@ -235,20 +240,19 @@ def _what_is_wrong(index: Any) -> str:
 
 
 def _extract(
-    path: Path, tar: tarfile.TarFile, index: dict[str, Any], scratch: Path, live: Live
+    path: Path, parts: Iterator[Member], index: dict[str, Any], scratch: Path, live: Live
 ) -> None:
     """Every member to `scratch`, exactly those that the index names, with their digests."""
     missing = dict(index["members"])
-    while (member := tar.next()) is not None:
+    for member in parts:
+        size = member.info.size
         wanted = missing.pop(member.name, None)
-        if wanted is None or not member.isreg() or member.size != wanted["size_bytes"]:
+        if wanted is None or not member.info.isreg() or size != wanted["size_bytes"]:
             raise CannotError(f"{path}: {member.name!r} is not as {_INDEX} says; nothing was kept")
-        require_room(scratch, member.size, f"unpacking {path.name}")
-        live(f"unpacking {member.name}: {human_bytes(member.size)}")
-        stream = tar.extractfile(member)
-        assert stream is not None
+        require_room(scratch, size, f"unpacking {path.name}")
+        live(f"unpacking {member.name}: {human_bytes(size)}")
         with (scratch / member.name).open("wb") as out:
-            shutil.copyfileobj(stream, out, _CHUNK_BYTES)
+            shutil.copyfileobj(member.content(), out, _CHUNK_BYTES)
         if (found := sha256_file(scratch / member.name)) != wanted["sha256"]:
             raise CannotError(
                 f"{path}: {member.name} is damaged: its digest is {found[:16]}…, not "

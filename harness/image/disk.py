@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import lzma
 import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from .. import limits
 from ..errors import CannotError, UsageError
-from ..files import atomic_path, human_bytes, require_room
+from ..files import atomic_path, human_bytes, require_room, write_sparse
 from .model import DiskFormat
+from .packed import DAMAGED, decompressed
 
 _XZ = b"\xfd7zXZ\x00"
 _SECTOR_BYTES = 512
@@ -121,17 +121,22 @@ def _examine_qcow2(path: Path, head: bytes) -> Disk:
     return Disk(path, "qcow2", size)
 
 
-def decompress(source: Path, target: Path, live: Callable[[str], None]) -> None:
+def decompress(
+    source: Path,
+    target: Path,
+    live: Callable[[str], None],
+    most_bytes: int = limits.DISK_BYTES,
+) -> None:
     """Unpack an xz file to `target`, sparse, whole or not at all.
 
-    CannotError when it is damaged or there is no room.
+    CannotError when it is damaged, longer than `most_bytes` or there is no room.
     """
     packed_bytes = source.stat().st_size
     try:
         with (
             atomic_path(target) as temporary,
             source.open("rb") as packed,
-            lzma.open(packed) as stream,
+            decompressed(packed) as stream,
             temporary.open("wb") as out,
         ):
             done = 0
@@ -139,19 +144,17 @@ def decompress(source: Path, target: Path, live: Callable[[str], None]) -> None:
                 if done >> 26 != (done - _CHUNK_BYTES) >> 26:
                     require_room(target.parent, 512 << 20, f"unpacking {source.name}")
                     live(f"unpacking {source.name}: {100 * packed.tell() // packed_bytes} %")
-                _write_sparse(out, chunk)
+                write_sparse(out, chunk)
                 done += len(chunk)
+                if done > most_bytes:
+                    raise CannotError(
+                        f"{source}: it unpacks to more than {human_bytes(most_bytes)}; no disk is "
+                        "taken from it"
+                    )
             out.truncate(done)
-    except (lzma.LZMAError, EOFError) as error:
+    except DAMAGED as error:
         raise CannotError(f"{source}: damaged or cut short ({error})") from error
     except OSError as error:
         raise CannotError(
             f"unpacking {source.name} into {target.parent}: {error.strerror}"
         ) from error
-
-
-def _write_sparse(out: IO[bytes], chunk: bytes) -> None:
-    if chunk.count(0) == len(chunk):
-        out.seek(len(chunk), 1)
-    else:
-        out.write(chunk)

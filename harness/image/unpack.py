@@ -1,28 +1,37 @@
-"""Unpacking an archive of a system, without trusting it.
+"""Unpacking any archive, without trusting it: a system's, a bundle's, what a guest's tar prints.
 
-Nothing is written outside the folder, whatever the archive's names, links and their order say;
-device nodes are refused; owners, set-id bits and file flags are dropped.  Links with an absolute
-target, which mean the system's own root, are made relative to the folder.
+Nothing is written outside the folder, whatever the archive's names, links and their order say, and
+nothing is believed that is not bounded (limits.py).  Members are never written through a link.
+Owners, set-id bits and file flags are dropped.
 """
 
 from __future__ import annotations
 
-import gzip
-import lzma
+import math
 import os
 import stat
 import tarfile
-import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
 
+from .. import limits
 from ..errors import CannotError
-from ..files import require_room
+from ..files import require_room, write_sparse
+from .beneath import Beneath, NotBeneath, Outside
+from .packed import DAMAGED, Member, decompressed, members
 
 _CHUNK_BYTES = 1 << 20
-_LEAST_FREE_BYTES = 512 << 20
 _EVERY_MEMBERS = 500
+_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What came of an archive: how many members were written, and which were left out, and why."""
+
+    members: int
+    left_out: tuple[str, ...] = ()
 
 
 def unpack(
@@ -31,122 +40,204 @@ def unpack(
     live: Callable[[str], None],
     *,
     only: Sequence[str] = (),
-) -> None:
+    of_a_system: bool = True,
+    called: str = "",
+) -> Unpacked:
     """Unpack `archive` (tar, compressed or not) into the empty `folder`.
 
-    `only` names the folders to take, all of it when empty.  CannotError when the archive is
-    damaged, tries to get out of the folder, or there is no room.
+    `only` names the folders to take, all of it when empty.  An archive `of_a_system` may have links
+    with an absolute target, which mean the system's own root and are made relative to the folder;
+    what leads out of it, and devices, make it refused.  Of any other archive such members are left
+    out.  `called` is what messages call the archive.  CannotError when it is damaged, tries to get
+    out of the folder, or there is no room.
     """
-    writer = _Writer(archive, folder)
+    name = called or str(archive)
     total = archive.stat().st_size
     try:
         with (
             archive.open("rb") as packed,
-            _decompressed(packed) as plain,
-            tarfile.open(fileobj=plain, mode="r|") as tar,
+            decompressed(packed) as plain,
+            Beneath(folder) as beneath,
         ):
-            for count, member in enumerate(tar):
+            writer = _Writer(name, folder, beneath, of_a_system)
+            for count, member in enumerate(members(plain)):
                 if count % _EVERY_MEMBERS == 0:
-                    require_room(folder, _LEAST_FREE_BYTES, f"unpacking {archive.name}")
+                    _require_files(folder, name)
                     live(f"unpacking {archive.name}: {100 * packed.tell() // max(1, total)} %")
-                path = writer.path_of(member.name)
-                if not _wanted(path, only):
-                    continue
-                if member.islnk() and not _wanted(writer.path_of(member.linkname), only):
-                    continue  # what it is another name of was left out
-                writer.write(tar, member, path)
-            # tar stops reading at its own end; the compressor's checksum comes after that.
-            while plain.read(_CHUNK_BYTES):
-                pass
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
-        raise CannotError(f"{archive}: no archive, damaged or cut short ({error})") from error
+                writer.take(member, only)
+            live(f"looking at the links of {archive.name}")
+            writer.look_at_links()
+    except DAMAGED as error:
+        raise CannotError(f"{name}: no archive, damaged or cut short ({error})") from error
     except OSError as error:
-        raise CannotError(f"unpacking {archive.name} into {folder}: {error.strerror}") from error
+        raise CannotError(f"unpacking {name} into {folder}: {error.strerror}") from error
+    return Unpacked(writer.written, tuple(writer.left_out))
 
 
-def _decompressed(packed: IO[bytes]) -> IO[bytes]:
-    """The stream itself, or what xz or gzip make of it; both notice where it was cut short."""
-    magic = packed.read(6)
-    packed.seek(0)
-    if magic == b"\xfd7zXZ\0":
-        return lzma.open(packed)
-    if magic.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(packed))
-    return packed
+def _require_files(folder: Path, name: str) -> None:
+    """CannotError unless the file system can still take many files."""
+    require_room(folder, limits.LEAST_FREE_BYTES, f"unpacking {name}")
+    room = os.statvfs(folder)
+    if room.f_files and room.f_favail < limits.LEAST_FREE_FILES:
+        raise CannotError(
+            f"unpacking {name}: the file system of {folder} has no room for more files; remove "
+            "some or choose another folder (HARNESS_CACHE, HARNESS_RUNS)"
+        )
+
+
+class _Foreign(Exception):
+    """A member that an archive of a system must not have, and another's is left out for."""
+
+
+class _Writer:
+    def __init__(self, archive: str, folder: Path, beneath: Beneath, of_a_system: bool) -> None:
+        self._archive = archive
+        self._folder = folder
+        self._beneath = beneath
+        self._of_a_system = of_a_system
+        self.written = 0
+        self.left_out: list[str] = []
+
+    def _refuse(self, name: str, why: str) -> CannotError:
+        shown = repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
+        return CannotError(f"{self._archive}: refused: {shown} {why}; nothing of it was kept")
+
+    def _path_of(self, name: str) -> PurePosixPath:
+        """A member's place below the folder."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or os.pardir in path.parts or "\0" in name:
+            raise self._refuse(name, "would be written outside its folder")
+        if (
+            len(os.fsencode(name)) > limits.PATH_BYTES
+            or len(path.parts) > limits.PATH_PARTS
+            or any(len(os.fsencode(part)) > os.pathconf("/", "PC_NAME_MAX") for part in path.parts)
+        ):
+            raise self._refuse(name, "is longer than any path of FreeBSD's")
+        return path
+
+    def take(self, member: Member, only: Sequence[str]) -> None:
+        """Write one member, if it is wanted and allowed."""
+        info = member.info
+        path = self._path_of(info.name)
+        if not _wanted(path, only):
+            return
+        if info.islnk() and not _wanted(self._path_of(info.linkname), only):
+            return  # what it is another name of was left out
+        if path == PurePosixPath("."):
+            if not info.isdir():
+                raise self._refuse(info.name, "has no name below the folder")
+            return
+        try:
+            self._write(member, path)
+        except NotBeneath:
+            raise self._refuse(
+                info.name, "would be written outside its folder through a link, or below a file"
+            ) from None
+        except _Foreign as error:
+            if self._of_a_system:
+                raise self._refuse(info.name, str(error)) from None
+            self.left_out.append(f"{info.name!r} {error}")
+            return
+        self.written += 1
+
+    def _write(self, member: Member, path: PurePosixPath) -> None:
+        info = member.info
+        parent = self._beneath.folder(path.parent, make=True)
+        there = self._beneath.kind(path)
+        if info.isdir():
+            if stat.S_ISDIR(there):
+                return
+            self._unlink(path, there)
+            os.mkdir(path.name, 0o755, dir_fd=parent)
+            return
+        if stat.S_ISDIR(there):
+            raise self._refuse(info.name, "takes the place of a folder")
+        if info.isreg():
+            require_room(
+                self._folder,
+                info.size + limits.LEAST_FREE_BYTES,
+                f"unpacking {self._archive}",
+            )
+            self._unlink(path, there)
+            self._write_file(member, path.name, parent)
+        elif info.issym():
+            target = self._target(info, path)
+            self._unlink(path, there)
+            os.symlink(target, path.name, dir_fd=parent)
+        elif info.islnk():
+            self._hard_link(info, path, there)
+        else:
+            raise _Foreign("is a device or of an unknown kind")
+
+    def _unlink(self, path: PurePosixPath, there: int) -> None:
+        if there:
+            os.unlink(path.name, dir_fd=self._beneath.folder(path.parent, make=False))
+
+    def _write_file(self, member: Member, name: str, parent: int) -> None:
+        info = member.info
+        handle = os.open(
+            name,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600 | info.mode & 0o755,
+            dir_fd=parent,
+        )
+        with os.fdopen(handle, "wb") as out:
+            content = member.content()
+            done = 0
+            while chunk := content.read(_CHUNK_BYTES):
+                write_sparse(out, chunk)
+                done += len(chunk)
+            if done != info.size:
+                raise EOFError(f"{info.name!r} ends after {done} of {info.size} bytes")
+            out.truncate(done)
+            out.flush()
+            if math.isfinite(info.mtime) and 0 <= info.mtime <= limits.LATEST_TIME_S:
+                os.utime(handle, (info.mtime, info.mtime))
+
+    def _target(self, info: tarfile.TarInfo, path: PurePosixPath) -> str:
+        """What a link shall say; where it leads is looked at when all is there."""
+        link = info.linkname
+        if not link or "\0" in link or len(os.fsencode(link)) > limits.PATH_BYTES:
+            raise _Foreign("is a link to no path of FreeBSD's")
+        if link.startswith("/"):
+            if not self._of_a_system:
+                raise _Foreign(f"is a link out of its folder, to {link!r}")
+            link = os.path.relpath(link.lstrip("/") or ".", path.parent)
+        return link
+
+    def _hard_link(self, info: tarfile.TarInfo, path: PurePosixPath, there: int) -> None:
+        existing = self._path_of(info.linkname)
+        if not stat.S_ISREG(self._beneath.kind(existing)):
+            raise _Foreign(f"is another name of {info.linkname!r}, which is no file of the archive")
+        if existing == path:
+            return
+        self._unlink(path, there)
+        # A descriptor of the one folder is good only until the other is asked for.
+        source = os.dup(self._beneath.folder(existing.parent, make=False))
+        try:
+            parent = self._beneath.folder(path.parent, make=False)
+            os.link(
+                existing.name,
+                path.name,
+                src_dir_fd=source,
+                dst_dir_fd=parent,
+                follow_symlinks=False,
+            )
+        finally:
+            os.close(source)
+
+    def look_at_links(self) -> None:
+        """The last pass: every link that stayed leads nowhere outside, by way of others too."""
+        for path, target in list(self._beneath.links()):
+            try:
+                self._beneath.follow(path, target)
+            except Outside:
+                why = f"is a link out of its folder, to {target[:_SHOWN]!r}"
+                if self._of_a_system:
+                    raise self._refuse(str(path), why) from None
+                self._unlink(path, stat.S_IFLNK)
+                self.left_out.append(f"{str(path)!r} {why}")
 
 
 def _wanted(path: PurePosixPath, only: Sequence[str]) -> bool:
     return not only or any(path.is_relative_to(folder) for folder in only)
-
-
-class _Writer:
-    def __init__(self, archive: Path, folder: Path) -> None:
-        self._archive = archive
-        self._folder = folder
-        self._root = os.path.realpath(folder)
-        self._inside: set[Path] = set()
-
-    def _refuse(self, name: str, why: str) -> CannotError:
-        return CannotError(f"{self._archive}: refused: {name!r} {why}; nothing of it was kept")
-
-    def path_of(self, name: str) -> PurePosixPath:
-        """A member's place below the folder."""
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise self._refuse(name, "would be written outside its folder")
-        return path
-
-    def write(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: PurePosixPath) -> None:
-        """Write one member."""
-        if path == PurePosixPath("."):
-            return
-        target = self._folder / path
-        self._need_inside(member.name, target.parent)
-        if member.isdir():
-            if not target.is_dir():
-                target.mkdir()
-            return
-        if target.is_symlink() or target.exists():
-            target.unlink()
-        if member.isreg():
-            self._write_file(tar, member, target)
-        elif member.issym():
-            target.symlink_to(self._symlink(member, path))
-        elif member.islnk():
-            existing = self._folder / self.path_of(member.linkname)
-            self._need_inside(member.name, existing.parent)
-            os.link(existing, target, follow_symlinks=False)
-        else:
-            raise self._refuse(member.name, "is a device or of an unknown kind")
-
-    def _need_inside(self, name: str, parent: Path) -> None:
-        """Make `parent`; refuse when links on the way to it lead out of the folder."""
-        if parent in self._inside:
-            return
-        real = os.path.realpath(parent)
-        if real != self._root and not real.startswith(self._root + os.sep):
-            raise self._refuse(name, "would be written outside its folder through a link")
-        parent.mkdir(parents=True, exist_ok=True)
-        # Only real folders are remembered: a link could be pointed elsewhere by a later member.
-        if real == os.path.join(self._root, os.path.relpath(parent, self._folder)):
-            self._inside.add(parent)
-
-    def _write_file(self, tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-        content = tar.extractfile(member)
-        assert content is not None
-        mode = 0o644 | (member.mode & stat.S_IXUSR and 0o111)
-        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        with os.fdopen(handle, "wb") as out:
-            while chunk := content.read(_CHUNK_BYTES):
-                out.write(chunk)
-        os.utime(target, (member.mtime, member.mtime))
-
-    def _symlink(self, member: tarfile.TarInfo, path: PurePosixPath) -> str:
-        """Where a link points, below the folder."""
-        link = member.linkname
-        if link.startswith("/"):
-            link = os.path.relpath(link.lstrip("/") or ".", path.parent)
-        landing = os.path.realpath(self._folder / path.parent / link)
-        if landing != self._root and not landing.startswith(self._root + os.sep):
-            raise self._refuse(member.name, f"is a link out of its folder, to {member.linkname!r}")
-        return link

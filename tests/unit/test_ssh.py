@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sshd import Sshd
 
+from harness import limits
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestPanic, WaitTimeout
+from harness.exchange import TooMuchOutput
 from harness.ssh import CommandFailed, Ssh, succeeded
 
 TEN_MB = 10 * 1000 * 1000
@@ -120,9 +124,27 @@ def test_the_deadline_ends_a_command_and_shows_what_it_said(ssh: Ssh) -> None:
 def test_the_deadline_ends_a_command_that_never_stops_talking(ssh: Ssh) -> None:
     start = time.monotonic()
     with pytest.raises(WaitTimeout) as caught:
-        ssh.run(["yes"], soon(1))
+        ssh.run(["sh", "-c", "while echo y; do sleep 0.001; done"], soon(1))
     assert time.monotonic() - start < 8
     assert caught.value.detail.startswith("y")
+
+
+def test_output_without_end_is_ended_and_not_kept(
+    ssh: Ssh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that answers any command with zeros fills neither the memory nor the disk."""
+    monkeypatch.setattr(limits, "COMMAND_OUTPUT_BYTES", 1 << 20)
+    for command in (["cat", "/dev/zero"], ["sh", "-c", "cat /dev/zero >&2"]):
+        fresh = Ssh(ssh.address)
+        fresh.connect(soon())
+        with pytest.raises(TooMuchOutput, match=r"printed more than .* and was ended"):
+            fresh.run(command, soon())
+        fresh.close()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _p: SimpleNamespace(free=600 << 20))
+    with pytest.raises(TooMuchOutput):
+        ssh.get("/dev/zero", tmp_path / "zero", soon(60))
+    assert list(tmp_path.iterdir()) == []
+    assert ssh.run(["true"], soon()).ok
 
 
 def test_put_is_whole_and_has_its_mode(ssh: Ssh, tmp_path: Path) -> None:
