@@ -307,21 +307,3 @@ def test_nothing_is_put_back_through_a_link(
     (tmp_path / "aside").rename(deep)
     treeapply.apply(series, tree)
     assert is_applied(tree)
-
-
-def test_a_file_that_is_really_outside_of_the_tree_is_not_copied(
-    tmp_path: Path, tree: Path, series: Series
-) -> None:
-    (tmp_path / "secret").write_text(NUMBERED)
-    (tree / MANUAL).unlink()
-    (tree / MANUAL).symlink_to(tmp_path / "secret")
-    with (
-        pytest.raises(PatchError, match="a symbolic link leads from it out of the tree"),
-        patches.staged(series, tree),
-    ):
-        pass
-    (tree / MANUAL).unlink()
-    (tree / "share/man/real.4").write_text(NUMBERED)
-    (tree / MANUAL).symlink_to("../real.4")
-    with patches.staged(series, tree) as (folder, _):
-        assert "line YY" in (folder / MANUAL).read_text()
