@@ -16,9 +16,9 @@ from typing import IO
 import filelock
 import platformdirs
 
-from .errors import CannotError
+from harness.errors import CannotError
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[1]
 """The checkout: `images/`, `patches/` and `tests/` are below it."""
 
 _CHUNK_BYTES = 1 << 20

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import psutil
 
-from ..deadline import Deadline
-from ..errors import CannotError, GuestError
-from ..files import runs_dir, sha256_file
-from ..machine import Drive
-from ..machine.base import free_port
-from ..machine.qemu import make_overlay
-from .model import Live, Ratio, Result, Taken, at_least, at_most
-from .subject import Subject
+from harness.bench.model import Live, Ratio, Result, Taken, at_least, at_most
+from harness.bench.subject import Subject
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError
+from harness.files import runs_dir, sha256_file
+from harness.machine import Drive
+from harness.machine.base import free_port
+from harness.machine.qemu import make_overlay
 
 # Set when FreeBSD's image, as it came, took 38.7 s to boot and was resumed in 1.2 s (bare QEMU).
 _RESUME_WANTED = 25

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import build as builder
-from .. import patches
-from ..errors import CannotError
-from ..files import cache_dir
-from .model import Live, Ratio, Result, Taken
-from .subject import Subject
+from harness.bench.model import Live, Ratio, Result, Taken
+from harness.bench.subject import Subject
+from harness.build import builder
+from harness.errors import CannotError
+from harness.files import cache_dir
+from harness.series import load
 
 _TOPIC = "meminfo"
 _TOUCHED = ("sys/amd64/vmm/x86.c", "sys/amd64/vmm/vmm_util.c", "sys/amd64/vmm/vmm_ktr.h")
@@ -29,7 +29,7 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
         raise CannotError(
             "inv bench build needs FreeBSD's source: ./inv image.import --release 15.1 --src DIR"
         )
-    series = patches.load_series(_TOPIC, record.release)
+    series = load.load_series(_TOPIC, record.release)
     paths = [patch.path for patch in series.patches]
     touched = next((name for name in _TOUCHED if (record.source / name).is_file()), None)
     if touched is None:
@@ -39,7 +39,7 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
         with _own_cache() as folder:
             more = folder / "touch.patch"
             more.write_text(_touch(record.source / touched, touched, number))
-            both = patches.load_series([*paths, more], record.release)
+            both = load.load_series([*paths, more], record.release)
             for name, what in ((_SCRATCH, series), (_ONE, both), (_NOTHING, both)):
                 live(f"round {number + 1} of {rounds}: {name}")
                 start = time.monotonic()

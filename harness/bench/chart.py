@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from .model import Result, Samples
+from harness.bench.model import Result, Samples
 
 _WIDTH, _BAR, _GAP, _TOP = 760, 22, 10, 64
 _LEFT, _RIGHT = 220, 110

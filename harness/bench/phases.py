@@ -9,11 +9,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..deadline import Deadline
-from ..files import runs_dir
-from ..guest import Guest
-from .model import Live, Result, Taken
-from .subject import Subject
+from harness.bench.model import Live, Result, Taken
+from harness.bench.subject import Subject
+from harness.deadline import Deadline
+from harness.files import runs_dir
+from harness.guest.freebsd import Guest
 
 # What ends each phase; a phase whose end never shows is counted with the next.
 _FREEBSD = (

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import host, ui
-from ..errors import EXIT_CHECK_FAILED, EXIT_OK, CannotError, UsageError
-from ..files import write_atomic
-from ..workbench import new_run_dir
-from . import boots, builds, chart, phases, shell, subject, where
-from .model import Live, Result
+from harness import host, progress
+from harness.bench import boots, builds, chart, phases, shell, subject, where
+from harness.bench.model import Live, Result
+from harness.errors import EXIT_CHECK_FAILED, EXIT_OK, CannotError, UsageError
+from harness.files import write_atomic
+from harness.run.session import new_run_dir
 
 Bench = Callable[[subject.Subject, int, Live], Result]
 
@@ -47,7 +47,7 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
         for name in names or tuple(BENCHES):
             bench, usual, _ = BENCHES[name]
             try:
-                with ui.stage(f"bench {name}") as step:
+                with progress.stage(f"bench {name}") as step:
                     whom = subject.find(_backend(name, backend), release)
                     results.append(bench(whom, rounds or usual, step.live))
                     step.note = "; ".join(chart.ratios(results[-1]))
@@ -56,9 +56,9 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
             except CannotError as error:
                 if len(names) == 1:
                     raise
-                ui.say(f"bench {name}: left out: {error.message}")
+                progress.say(f"bench {name}: left out: {error.message}")
     if as_json:
-        ui.print_json(_data(results, here))
+        progress.print_json(_data(results, here))
     else:
         _show(results, here, folder)
     held = all(ratio.held is not False for result in results for ratio in result.ratios)
@@ -95,9 +95,9 @@ def _show(results: Sequence[Result], here: dict[str, Any], folder: Path) -> None
         for result in results
         for samples in result.samples
     ]
-    ui.out.print(where.line(here), markup=False)
-    ui.table(("bench", "what", "median", "least to most"), rows)
+    progress.out.print(where.line(here), markup=False)
+    progress.table(("bench", "what", "median", "least to most"), rows)
     for result in results:
         for line in chart.ratios(result):
-            ui.out.print(f"{result.name}: {line} [{result.subject}]", markup=False)
-    ui.say(f"bench.json and the pictures are in {folder}")
+            progress.out.print(f"{result.name}: {line} [{result.subject}]", markup=False)
+    progress.say(f"bench.json and the pictures are in {folder}")

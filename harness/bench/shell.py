@@ -7,10 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..errors import CannotError, GuestError
-from .boots import openssh
-from .model import Live, Result, Taken, at_most
-from .subject import Subject
+from harness.bench.boots import openssh
+from harness.bench.model import Live, Result, Taken, at_most
+from harness.bench.subject import Subject
+from harness.errors import CannotError, GuestError
 
 _COMMANDS_A_ROUND = 20
 _OURS, _THEIRS = "workbench", "OpenSSH, shared connection"

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import machine as machines
-from .. import snapshot
-from ..deadline import Deadline
-from ..files import PROJECT, runs_dir
-from ..guest import Access, Guest
-from ..image import prepare, store
-from ..image.model import ImageRecord
-from ..machine import Drive, Machine, Spec
+from harness import machine as machines
+from harness.deadline import Deadline
+from harness.files import PROJECT, runs_dir
+from harness.guest import snapshot
+from harness.guest.freebsd import Access, Guest
+from harness.image import prepare, store
+from harness.image.model import ImageRecord
+from harness.machine import Drive, Machine, Spec
 
 _STANDIN = PROJECT / "images" / "standin" / "build.py"
 

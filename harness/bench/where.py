@@ -6,8 +6,8 @@ import os
 import platform
 from typing import Any
 
-from .. import host
-from ..files import human_bytes
+from harness import host
+from harness.files import human_bytes
 
 
 def machine() -> dict[str, Any]:

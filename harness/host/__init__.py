@@ -3,9 +3,15 @@
 `gather` looks, `decide` judges; everything but `gather` is pure.
 """
 
-from .choice import ASKED, BOCHS_MODEL, Decision, Refusal, bochs_refusal, decide, kvm_refusal
-from .doctor import Row, Verdict, examine, show
-from .facts import (
+from harness.host.backend import (
+    ASKED,
+    Decision,
+    Refusal,
+    bochs_refusal,
+    decide,
+    kvm_refusal,
+)
+from harness.host.facts import (
     Cpu,
     Emulator,
     Folder,
@@ -17,12 +23,11 @@ from .facts import (
     identity,
     to_data,
 )
-from .requirements import VMX_CONTROLS, Control, Lack, Need, lacking, required_lacking
-from .survey import gather
+from harness.host.requirements import VMX_CONTROLS, Control, Lack, Need, lacking, required_lacking
+from harness.host.survey import gather
 
 __all__ = [
     "ASKED",
-    "BOCHS_MODEL",
     "VMX_CONTROLS",
     "Control",
     "Cpu",
@@ -36,17 +41,13 @@ __all__ = [
     "Need",
     "Processor",
     "Refusal",
-    "Row",
-    "Verdict",
     "bochs_refusal",
     "decide",
-    "examine",
     "from_data",
     "gather",
     "identity",
     "kvm_refusal",
     "lacking",
     "required_lacking",
-    "show",
     "to_data",
 ]

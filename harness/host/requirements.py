@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .facts import Processor
+from harness.host.facts import Processor
 
 FEATURE_CONTROL = 0x3A
 VMX_BASIC = 0x480

@@ -18,12 +18,11 @@ from typing import Any
 
 import psutil
 
-from .. import files, packages
-from ..deadline import Deadline
-from ..errors import WorkbenchError
-from ..image import store
-from . import kvm as kvm_device
-from .facts import Cpu, Emulator, Folder, HostFacts, Image, Kvm, Processor
+from harness import debian, files
+from harness.deadline import Deadline
+from harness.errors import WorkbenchError
+from harness.host import kvm as kvm_device
+from harness.host.facts import Cpu, Emulator, Folder, HostFacts, Kvm, Processor
 
 _LIMIT_S = 1.2
 _VERSION = re.compile(r"\d+(?:\.\d+)*")
@@ -40,11 +39,10 @@ def gather() -> HostFacts:
     deadline = Deadline.after(_LIMIT_S)
     device = kvm_device.start()
     questions = {name: _ask(command) for name, command in _commands().items()}
-    lacking = packages.missing()
+    lacking = debian.missing()
     cpu = parse_cpuinfo(_read("/proc/cpuinfo"))
     cache, runs = _folder(files.cache_dir), _folder(files.runs_dir)
     memory = available_memory_bytes()
-    images = _images()
     answers = {name: _answer(child, deadline) for name, child in questions.items()}
     found = kvm_device.finish(device, max(0.1, deadline.remaining_s))
     return HostFacts(
@@ -62,13 +60,12 @@ def gather() -> HostFacts:
         runs=runs,
         memory_available_bytes=memory,
         python_version=platform.python_version(),
-        images=images,
     )
 
 
 def _commands() -> dict[str, list[str]]:
     """What to ask of every tool that is installed; a tool with no such question asks nothing."""
-    clang = packages.clang_version()
+    clang = debian.clang_version()
     commands = {
         "qemu-system-x86_64": ["--version"],
         "bochs": ["--help", "cpu"],
@@ -84,7 +81,7 @@ def _commands() -> dict[str, list[str]]:
     return {
         name: [path, *options] if options else []
         for name, options in commands.items()
-        if (path := shutil.which(name, path=packages.search_path()))
+        if (path := shutil.which(name, path=debian.search_path()))
     }
 
 
@@ -124,7 +121,7 @@ def version_in(answer: str) -> str:
 def _emulators(answers: Mapping[str, str]) -> dict[str, Emulator]:
     found = {}
     for name, text in answers.items():
-        path = shutil.which(name, path=packages.search_path()) or ""
+        path = shutil.which(name, path=debian.search_path()) or ""
         if name == "qemu-system-x86_64":
             version = version_in(text)
             problem = "" if version else "it does not run"
@@ -234,18 +231,6 @@ def _folder(find: Callable[[], Path]) -> Folder:
         return Folder(problem=error.message)
     except OSError as error:
         return Folder(problem=str(error))
-
-
-def _images() -> tuple[Image, ...]:
-    """The prepared images; none when the cache cannot be read."""
-    try:
-        records = store.prepared()
-    except (WorkbenchError, OSError):
-        return ()
-    return tuple(
-        Image(record.release, record.source is not None, record.sysroot is not None)
-        for record in records
-    )
 
 
 def _read(path: str) -> str:

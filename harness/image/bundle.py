@@ -28,15 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import CannotError, UsageError
-from ..files import atomic_path, human_bytes, require_room, sha256_file, write_atomic
-from ..keys import make_key
-from . import disk as disks
-from . import fetch, prepare, rekey, store, trees
-from .manifest import check_release
-from .model import ImageRecord, Imported, Login, Prepared
-from .packed import DAMAGED, Member, members
-from .store import Live
+from harness.errors import CannotError, UsageError
+from harness.files import atomic_path, human_bytes, require_room, sha256_file, write_atomic
+from harness.guest.keys import make_key
+from harness.image import disk as disks
+from harness.image import fetch, prepare, rekey, store, trees
+from harness.image.manifest import check_release
+from harness.image.model import ImageRecord, Imported, Login, Prepared
+from harness.image.packed import DAMAGED, Member, members
+from harness.image.store import Live
 
 _FORMAT = 1
 _INDEX = "bundle.json"

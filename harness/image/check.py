@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CannotError, UsageError, WorkbenchError
-from ..files import human_bytes
-from . import fetch, rekey, store, trees
-from .store import Live
+from harness.errors import CannotError, UsageError, WorkbenchError
+from harness.files import human_bytes
+from harness.image import fetch, rekey, store, trees
+from harness.image.store import Live
 
 _CHUNK_BYTES = 1 << 20
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import limits
-from ..errors import CannotError, UsageError
-from ..files import atomic_path, human_bytes, require_room, write_sparse
-from .model import DiskFormat
-from .packed import DAMAGED, decompressed
+from harness import limits
+from harness.errors import CannotError, UsageError
+from harness.files import atomic_path, human_bytes, require_room, write_sparse
+from harness.image.model import DiskFormat
+from harness.image.packed import DAMAGED, decompressed
 
 _XZ = b"\xfd7zXZ\x00"
 _SECTOR_BYTES = 512

@@ -20,11 +20,11 @@ from urllib.parse import urljoin
 
 import requests
 
-from ..errors import CannotError, UsageError
-from ..files import human_bytes, locked, require_room, sync, write_atomic
-from . import network
-from .manifest import RemoteFile
-from .network import Broken, Limits, NothingMore
+from harness.errors import CannotError, UsageError
+from harness.files import human_bytes, locked, require_room, sync, write_atomic
+from harness.image import network
+from harness.image.manifest import RemoteFile
+from harness.image.network import Broken, Limits, NothingMore
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and the bytes there will be, None when nobody says."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UsageError
-from ..files import PROJECT
-from .model import DiskFormat, Login
+from harness.errors import UsageError
+from harness.files import PROJECT
+from harness.image.model import DiskFormat, Login
 
 FOLDER = PROJECT / "images"
 

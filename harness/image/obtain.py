@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .. import host
-from ..errors import CannotError, UsageError, WorkbenchError
-from ..files import human_bytes, require_room, sha256_file
-from . import disk as disks
-from . import fetch, manifest, prepare, store, trees
-from .model import ImageRecord, Imported, Login, Prepared
-from .store import Live, Trees
+from harness import host
+from harness.errors import CannotError, UsageError, WorkbenchError
+from harness.files import human_bytes, require_room, sha256_file
+from harness.image import disk as disks
+from harness.image import fetch, manifest, prepare, store, trees
+from harness.image.model import ImageRecord, Imported, Login, Prepared
+from harness.image.store import Live, Trees
 
 Preparer = Callable[[Imported, Path, str, Live], Prepared]
 

@@ -15,8 +15,8 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, cast
 
-from .. import limits
-from ..errors import CannotError
+from harness import limits
+from harness.errors import CannotError
 
 _XZ = b"\xfd7zXZ\0"
 _GZIP = b"\x1f\x8b"

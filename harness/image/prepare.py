@@ -13,17 +13,17 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import machine as machines
-from ..console import Console
-from ..deadline import Deadline
-from ..errors import CannotError, GuestError
-from ..files import PROJECT, human_bytes, require_room, write_atomic
-from ..guest import Access, Guest
-from ..keys import make_key
-from ..machine.qemu import QemuMachine, flatten
-from ..serial_login import SerialLogin
-from .disk import ZFS_REFUSED
-from .model import Imported, Prepared
+from harness import machine as machines
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError
+from harness.files import PROJECT, human_bytes, require_room, write_atomic
+from harness.guest.freebsd import Access, Guest
+from harness.guest.keys import make_key
+from harness.guest.serial_login import SerialLogin
+from harness.image.disk import ZFS_REFUSED
+from harness.image.model import Imported, Prepared
+from harness.machine.console import Console
+from harness.machine.qemu import QemuMachine, flatten
 
 VERSION = 8
 """Changes with what preparation does, so that an older image is not taken for a present one."""

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import cache_dir, locked
-from . import store
-from .model import ImageRecord
+from harness.files import cache_dir, locked
+from harness.image import store
+from harness.image.model import ImageRecord
 
 # Folder of the cache -> its lock.  Each holds a folder per digest of what it was built from.
 _SMALL_GUESTS = {"vtxprobe": "vtxprobe/lock", "l2rom": "l2rom.lock", "standin": "standin/lock"}

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CannotError, UsageError, WorkbenchError
-from ..files import cache_dir, locked, sha256_file, write_atomic
-from .manifest import available, check_release
-from .model import ImageRecord, Imported, Prepared
+from harness.errors import CannotError, UsageError, WorkbenchError
+from harness.files import cache_dir, locked, sha256_file, write_atomic
+from harness.image.manifest import available, check_release
+from harness.image.model import ImageRecord, Imported, Prepared
 
 Live = Callable[[str], None]
 Prepare = Callable[[Imported, Path], Prepared]

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
-from ..files import atomic_dir
-from . import unpack
+from harness.errors import UsageError
+from harness.files import atomic_dir
+from harness.image import unpack
 
 SYSROOT_PARTS = ("usr/include", "usr/lib", "lib")
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .. import limits
-from ..errors import CannotError
-from ..files import require_room, write_sparse
-from .beneath import Beneath, NotBeneath, Outside
-from .packed import DAMAGED, Member, decompressed, members
+from harness import limits
+from harness.errors import CannotError
+from harness.files import require_room, write_sparse
+from harness.image.beneath import Beneath, NotBeneath, Outside
+from harness.image.packed import DAMAGED, Member, decompressed, members
 
 _CHUNK_BYTES = 1 << 20
 _EVERY_MEMBERS = 500

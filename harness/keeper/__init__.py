@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from .client import Starter, attach, attached, debugger, down, open_console, set_module
-from .record import (
+from harness.keeper.client import (
+    Starter,
+    attach,
+    attached,
+    debugger,
+    down,
+    open_console,
+    set_module,
+)
+from harness.keeper.record import (
     BROKEN,
     DEFAULT_NAME,
     ENDED,
@@ -17,7 +25,7 @@ from .record import (
     reserve,
     save,
 )
-from .server import Bench
+from harness.keeper.server import Bench
 
 __all__ = [
     "BROKEN",

@@ -2,6 +2,6 @@
 
 import sys
 
-from .server import main
+from harness.keeper.server import main
 
 main(sys.argv[1:])

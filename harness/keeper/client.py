@@ -12,18 +12,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from .. import machine as machines
-from .. import ui
-from ..console import Console
-from ..deadline import Deadline
-from ..errors import GuestError, MachineDied, UsageError, WorkbenchError
-from ..guest import Access, Guest
-from ..machine import Drive, Machine, Spec
-from ..machine.base import tail_of
-from . import record as records
-from . import wire
-from .record import BROKEN, ENDED, READY, STARTING, Process, Record
-from .server import RELEASE, Bench
+from harness import machine as machines
+from harness import progress
+from harness.deadline import Deadline
+from harness.errors import GuestError, MachineDied, UsageError, WorkbenchError
+from harness.guest.freebsd import Access, Guest
+from harness.keeper import record as records
+from harness.keeper import wire
+from harness.keeper.record import BROKEN, ENDED, READY, STARTING, Process, Record
+from harness.keeper.server import RELEASE, Bench
+from harness.machine import Drive, Machine, Spec
+from harness.machine.base import tail_of
+from harness.machine.console import Console
 
 _SILENCE_S = 2.0
 _GONE_S = 30.0
@@ -55,17 +55,17 @@ class Starter:
         except OSError:
             self._explain_end()
 
-    def follow(self, stages: list[ui.Stage]) -> tuple[Record, dict[str, str]]:
+    def follow(self, stages: list[progress.Stage]) -> tuple[Record, dict[str, str]]:
         """Show the keeper's stages here until the guest is up; its record and properties.
 
         Raises what made it fail there, and GuestError when the keeper itself ended.
         """
         with contextlib.ExitStack() as running:
-            step = ui.Stage("")
+            step = progress.Stage("")
             while True:
                 kind, text, more = self._hear()
                 if kind == "begin":
-                    step = running.enter_context(ui.stage(text, stages))
+                    step = running.enter_context(progress.stage(text, stages))
                 elif kind == "live":
                     step.live(text)
                 elif kind == "end":
@@ -77,7 +77,7 @@ class Starter:
                 elif kind == "ready":
                     return text, more
                 else:
-                    (ui.say if kind == "say" else ui.say_detail)(text)
+                    (progress.say if kind == "say" else progress.say_detail)(text)
 
     def _hear(self) -> tuple[str, Any, Any]:
         keeper = Process.of(self._process.pid)

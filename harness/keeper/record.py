@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import files
-from ..deadline import Deadline
-from ..errors import CannotError, UsageError
-from ..files import runs_dir
+from harness import files
+from harness.deadline import Deadline
+from harness.errors import CannotError, UsageError
+from harness.files import runs_dir
 
 DEFAULT_NAME = "guest"
 STARTING, READY, BROKEN, ENDED = "starting", "ready", "broken", "ended"

@@ -21,16 +21,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from .. import files, ui
-from ..console import Console
-from ..deadline import Deadline
-from ..errors import CannotError, GuestError, GuestPanic, Interrupted, WorkbenchError
-from ..guest import Guest
-from ..machine import Machine
-from ..machine.base import describe_exit
-from . import record as records
-from . import wire
-from .record import BROKEN, ENDED, READY, STARTING, Process, Record
+from harness import files, progress
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, GuestPanic, Interrupted, WorkbenchError
+from harness.guest.freebsd import Guest
+from harness.keeper import record as records
+from harness.keeper import wire
+from harness.keeper.record import BROKEN, ENDED, READY, STARTING, Process, Record
+from harness.machine import Machine
+from harness.machine.base import describe_exit
+from harness.machine.console import Console
 
 RELEASE = "release"
 _TICK_S = 0.2
@@ -118,7 +118,9 @@ class Keeper:
         """Where this process's progress goes: to its log, and to who started it."""
         if kind != "live":
             now = time.strftime("%H:%M:%S", time.gmtime())
-            sys.stderr.write(f"{now} {kind} {ui.clean(text)} {ui.clean(more)}".rstrip() + "\n")
+            sys.stderr.write(
+                f"{now} {kind} {progress.clean(text)} {progress.clean(more)}".rstrip() + "\n"
+            )
         self._send(kind, text, more)
 
     # --- the main thread
@@ -242,7 +244,7 @@ class Keeper:
                 files.write_atomic(self._record.guest_dir / "dmesg.txt", text)
             guest.shut_down(guest.deadline(_SOFT_NATIVE_S))
         except GuestError as error:
-            ui.say(f"it did not shut down by itself: {error.message}")
+            progress.say(f"it did not shut down by itself: {error.message}")
 
     # --- other threads
 
@@ -351,5 +353,5 @@ def main(arguments: list[str]) -> None:
     line: Connection[Any, Any] = Connection(int(arguments[0]))
     record, bench = line.recv()
     keeper = Keeper(line, record, bench)
-    with ui.told_to(keeper.tell):
+    with progress.told_to(keeper.tell):
         keeper.run()

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CannotError, WaitTimeout
-from .record import Record
+from harness.errors import CannotError, WaitTimeout
+from harness.keeper.record import Record
 
 _SOCKET = "keeper.sock"
 _ANSWER_S = 10.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import UsageError
-from . import bochs, qemu
-from .base import BACKENDS, Drive, Machine, Spec, Traits
+from harness.errors import UsageError
+from harness.machine import bochs, qemu
+from harness.machine.base import BACKENDS, Drive, Machine, Spec, Traits
 
 __all__ = ["BACKENDS", "Drive", "Machine", "Spec", "Traits", "make", "traits"]
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import Console
-from ..deadline import Deadline
-from ..errors import CannotError, GuestError, MachineDied
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, MachineDied
+from harness.machine.console import Console
 
 _PORT_TRIES = 5
 # Somebody may stop an emulator for a moment; for longer nothing will come of waiting.

@@ -17,12 +17,12 @@ import threading
 import tty
 from pathlib import Path
 
-from ..console import Console, clean_lines
-from ..deadline import Deadline
-from ..errors import CannotError, DiskFull, MachineDied, WaitTimeout
-from ..host import BOCHS_MODEL
-from . import bochs_program, bochs_state
-from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
+from harness.deadline import Deadline
+from harness.errors import CannotError, DiskFull, MachineDied, WaitTimeout
+from harness.machine import bochs_program, bochs_state
+from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
+from harness.machine.console import Console, clean_lines
+from harness.machine.models import BOCHS_MODEL
 
 TRAITS = Traits(
     backend="bochs",

@@ -17,8 +17,8 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import CannotError
-from ..files import sha256_text
+from harness.errors import CannotError
+from harness.files import sha256_text
 
 VARIABLE = "HARNESS_BOCHS"
 SYSTEM = Path("/")

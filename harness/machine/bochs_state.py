@@ -14,8 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from ..errors import CannotError, GuestError
-from ..files import require_room, sha256_file
+from harness.errors import CannotError, GuestError
+from harness.files import require_room, sha256_file
 
 PLUGINS = (
     "plugin_ctrl: biosdev=1, iodebug=1, extfpuirq=1, serial=1, unmapped=1, e1000={network}, "

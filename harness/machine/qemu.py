@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..console import Console
-from ..deadline import Deadline
-from ..errors import CannotError, DiskFull, GuestError, MachineDied
-from . import qemu_state as state
-from .base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
-from .qemu_state import Memory
-from .qmp import Qmp
+from harness.deadline import Deadline
+from harness.errors import CannotError, DiskFull, GuestError, MachineDied
+from harness.machine import qemu_state as state
+from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
+from harness.machine.console import Console
+from harness.machine.qemu_state import Memory
+from harness.machine.qmp import Qmp
 
 KVM = Traits(backend="kvm", time_scale=1.0, virtualizes=True, saves=True)
 TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False, saves=True)

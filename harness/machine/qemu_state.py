@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..deadline import Deadline
-from ..errors import CannotError, GuestError
-from ..files import sha256_file, sha256_text
-from .base import Spec
-from .qmp import Qmp
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError
+from harness.files import sha256_file, sha256_text
+from harness.machine.base import Spec
+from harness.machine.qmp import Qmp
 
 RAM = "ram"
 DEVICES = "devices"

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast
 
 from qemu.qmp import QMPClient, QMPError
 
-from ..deadline import Deadline
-from ..errors import GuestError
+from harness.deadline import Deadline
+from harness.errors import GuestError
 
 T = TypeVar("T")
 

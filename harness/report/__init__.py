@@ -5,10 +5,19 @@ A room each; what others need of them is named here.
 
 from __future__ import annotations
 
-from .data import KEPT, LEFT_OUT, Check, Outcome, Report, StageResult, Status, stage_results
-from .junit import junit
-from .store import PAGE, counterpart, find, load, runs, save, write_page
-from .text import show, show_runs
+from harness.report.data import (
+    KEPT,
+    LEFT_OUT,
+    Check,
+    Outcome,
+    Report,
+    StageResult,
+    Status,
+    stage_results,
+)
+from harness.report.junit import junit
+from harness.report.store import PAGE, counterpart, find, load, runs, save, write_page
+from harness.report.text import show, show_runs
 
 __all__ = [
     "KEPT",

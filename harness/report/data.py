@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import ui
-from ..crash import Panic
-from ..errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
-from ..transcript import NO_EVIDENCE, Evidence
+from harness import progress
+from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
+from harness.guest.panic_report import Panic
+from harness.guest.transcript import NO_EVIDENCE, Evidence
 
 KEPT = "kept"
 """The property that says how to enter the guest that was left up."""
@@ -160,7 +160,9 @@ class Report:
         return data
 
 
-def stage_results(stages: Sequence[ui.Stage], planned: Sequence[str]) -> tuple[StageResult, ...]:
+def stage_results(
+    stages: Sequence[progress.Stage], planned: Sequence[str]
+) -> tuple[StageResult, ...]:
     """What ran, and after it what was planned and did not run."""
     start_s = stages[0].began_s if stages else 0.0
     ran = [StageResult(s.name, s.outcome, s.seconds, s.note, s.began_s - start_s) for s in stages]

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from ..errors import (
+from harness.errors import (
     EXIT_CANNOT,
     EXIT_CHECK_FAILED,
     EXIT_GUEST,
@@ -26,8 +26,8 @@ from ..errors import (
     EXIT_PATCH,
     EXIT_USAGE,
 )
-from . import timeline
-from .data import Check, Report, Status
+from harness.report import timeline
+from harness.report.data import Check, Report, Status
 
 _HEAD_BYTES = 32 << 10
 _TAIL_BYTES = 128 << 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from .data import Report
+from harness.report.data import Report
 
 
 def junit(report: Report) -> bytes:

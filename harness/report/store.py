@@ -11,11 +11,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..errors import UsageError
-from ..files import runs_dir, write_atomic
-from . import html
-from .data import Report
-from .junit import junit
+from harness.errors import UsageError
+from harness.files import runs_dir, write_atomic
+from harness.report import html
+from harness.report.data import Report
+from harness.report.junit import junit
 
 DATA = "report.json"
 PAGE = "report.html"

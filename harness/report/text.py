@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .. import ui
-from .data import KEPT, Report
+from harness import progress
+from harness.report.data import KEPT, Report
 
 
 def show(report: Report) -> None:
@@ -19,26 +19,26 @@ def show(report: Report) -> None:
             beside = (check.on_stock or "-",) if stock else ()
             rows.append((status, *beside, f"{check.seconds:.1f} s", check.name, note))
         column = ("on stock",) if stock else ()
-        ui.table(("status", *column, "took", "check", "what it says"), rows)
-    ui.table(
+        progress.table(("status", *column, "took", "check", "what it says"), rows)
+    progress.table(
         ("stage", "result", "took", "note"),
         [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],
     )
     for check in report.checks:
         if report.status(check)[0] == "FAILED" and check.detail:
-            ui.out.print(ui.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)
+            progress.out.print(progress.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)
     if report.panic:
         frames = "\n".join(f"  {frame}" for frame in report.panic.frames)
-        ui.out.print(ui.clean(f"{report.panic.message}\n{frames}\n"), markup=False)
-    ui.out.print(ui.clean(f"verdict: {report.verdict}"), markup=False)
-    ui.out.print(f"run:     {report.run_dir}", markup=False)
+        progress.out.print(progress.clean(f"{report.panic.message}\n{frames}\n"), markup=False)
+    progress.out.print(progress.clean(f"verdict: {report.verdict}"), markup=False)
+    progress.out.print(f"run:     {report.run_dir}", markup=False)
     if KEPT in report.properties:
-        ui.out.print(f"kept:    {report.properties[KEPT]}", markup=False)
+        progress.out.print(f"kept:    {report.properties[KEPT]}", markup=False)
 
 
 def show_runs(reports: Iterable[Report]) -> None:
     """Print the runs, one a line, each with its verdict."""
-    ui.table(
+    progress.table(
         ("run", "exit", "verdict"),
         [(report.run_dir.name, str(report.exit_code), report.verdict) for report in reports],
     )

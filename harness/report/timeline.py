@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .data import Check, Report, StageResult
+from harness.report.data import Check, Report, StageResult
 
 _TICKS = 6
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from harness import atf
-from harness.guest import Guest
-from harness.vmm import Vmm
-from harness.workbench import Workbench, load_series
+from harness.bhyve import atf
+from harness.bhyve.vmm import Vmm
+from harness.guest.freebsd import Guest
+from harness.run.session import Workbench, load_series
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 

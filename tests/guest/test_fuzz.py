@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness import fuzz
-from harness.guest import Guest
-from harness.vmm import Vmm
-from harness.workbench import Workbench
+from harness.bhyve import fuzz
+from harness.bhyve.vmm import Vmm
+from harness.guest.freebsd import Guest
+from harness.run.session import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.guest import Guest
-from harness.ssh import CommandFailed, Result
-from harness.vmm import LIMIT, MIB, Vmm
+from harness.bhyve.vmm import LIMIT, MIB, Vmm
+from harness.guest.freebsd import Guest
+from harness.guest.ssh import CommandFailed, Result
 
 pytestmark = [pytest.mark.patch, pytest.mark.vtx, pytest.mark.tools]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.guest import Guest
-from harness.l2 import L2, Exit
-from harness.vmm import MIB, Vmm
+from harness.bhyve.l2 import L2, Exit
+from harness.bhyve.vmm import MIB, Vmm
+from harness.guest.freebsd import Guest
 
 pytestmark = [pytest.mark.vtx, pytest.mark.minutes]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.guest import Guest
-from harness.vmm import MIB, Vmm
+from harness.bhyve.vmm import MIB, Vmm
+from harness.guest.freebsd import Guest
 
 
 def test_the_loaded_module_is_ours(guest: Guest, vmm: Vmm) -> None:

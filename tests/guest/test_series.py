@@ -7,10 +7,11 @@ import json
 
 import pytest
 
-from harness import bmake, fuzz
-from harness.guest import Guest
-from harness.vmm import MIB, Vmm
-from harness.workbench import Workbench
+from harness.bhyve import fuzz
+from harness.bhyve.vmm import MIB, Vmm
+from harness.build import bmake
+from harness.guest.freebsd import Guest
+from harness.run.session import Workbench
 
 _CYCLES = 40
 # What devd(8) has yet to read of devices that come and go; the kernel limits it.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.guest import Guest
-from harness.vmm import MIB, Listed, Vmm
+from harness.bhyve.vmm import MIB, Listed, Vmm
+from harness.guest.freebsd import Guest
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 

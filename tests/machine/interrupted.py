@@ -10,12 +10,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harness import bmake, cli, files, report, ui, verify
+from harness import files, progress, report
 from harness import machine as machines
+from harness.build import bmake
+from harness.cli import program
 from harness.deadline import Deadline
-from harness.guest import Access, Guest
+from harness.guest.freebsd import Access, Guest
 from harness.machine import Drive, Spec
-from harness.workbench import Options, Workbench
+from harness.run import verify
+from harness.run.session import Options, Workbench
 
 stage, lock, disk, key, host_key = sys.argv[1:]
 TEST = "def test_a(guest):\n    guest.run(['sleep', '{}'])\n"
@@ -29,11 +32,11 @@ def seconds(name: str) -> str:
 class Bench(Workbench):
     def find_image(self) -> None:
         # Another run holds the lock, if that is the stage.
-        with ui.stage("image", self.stages), files.locked(Path(lock), "using the image"):
+        with progress.stage("image", self.stages), files.locked(Path(lock), "using the image"):
             pass
 
     def make(self) -> None:
-        with ui.stage("build", self.stages):
+        with progress.stage("build", self.stages):
             (self.run_dir / "share").mkdir()
             (self.run_dir / "share" / "sys.mk").touch()
             (self.run_dir / "Makefile").write_text(MAKEFILE.format(seconds("build")))
@@ -42,21 +45,21 @@ class Bench(Workbench):
             bmake.run(make, self.run_dir, log, lambda _line: None)
 
     def boot(self) -> None:
-        with ui.stage("boot", self.stages):
+        with progress.stage("boot", self.stages):
             spec = Spec(self.run_dir / "guest", Drive(Path(disk)), memory_bytes=384 << 20)
             self.guest = Guest(machines.make("tcg", spec), Access(Path(key), host_key))
             self.guest.machine.start(Deadline.after(30))
             self.guest.wait_ready(Deadline.after(200))
 
     def load(self) -> None:
-        with ui.stage("load", self.stages):
+        with progress.stage("load", self.stages):
             assert self.guest is not None
             self.guest.run(["sleep", seconds("load")])
 
 
-@cli.run_task
+@program.run_task
 def main() -> int:
-    cli.end_on_signals()
+    program.end_on_signals()
     tests = files.runs_dir() / "checks"
     tests.mkdir(exist_ok=True)
     (tests / "test_sleep.py").write_text(TEST.format(seconds("checks")))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import machine as machines
-from harness import ui
+from harness import progress
 from harness.deadline import Deadline
-from harness.guest import Access, Guest
+from harness.guest.freebsd import Access, Guest
 from harness.machine import Drive, Spec
-from harness.workbench import following
+from harness.run.session import following
 
 
 class StandinBench:
@@ -21,13 +21,13 @@ class StandinBench:
         self.run_dir = run_dir
         self.properties: dict[str, str] = {"standin": "yes"}
         self.guest: Guest | None = None
-        self.stages: list[ui.Stage] = []
+        self.stages: list[progress.Stage] = []
         self.boot_s = boot_s
         self._spec = Spec(run_dir / "guest", Drive(disk), memory_bytes=384 << 20, name="stand-in")
         self._access = Access(key, host_key)
 
     def boot(self) -> None:
-        with ui.stage("boot", self.stages) as step:
+        with progress.stage("boot", self.stages) as step:
             machine = machines.make("tcg", self._spec)
             self.guest = Guest(machine, self._access)
             machine.start(Deadline.after(30))

@@ -21,10 +21,10 @@ from test_machines import Made, boot, make, sector
 from harness import machine as machines
 from harness.deadline import Deadline
 from harness.files import PROJECT
-from harness.guest import Access, Guest
-from harness.keys import make_key
+from harness.guest.freebsd import Access, Guest
+from harness.guest.keys import make_key
+from harness.guest.ssh import SshRefused
 from harness.machine import Drive, Machine, Spec
-from harness.ssh import SshRefused
 
 __all__ = ["make", "sector"]
 

@@ -21,16 +21,10 @@ from test_machines import Made, ask, boot, make, sector
 
 from harness import machine as machines
 from harness.deadline import Deadline
-from harness.errors import (
-    DiskFull,
-    GuestError,
-    GuestRebooted,
-    MachineDied,
-    WaitTimeout,
-)
-from harness.guest import Access, Guest
+from harness.errors import DiskFull, GuestError, GuestRebooted, MachineDied, WaitTimeout
+from harness.guest.freebsd import Access, Guest
+from harness.guest.ssh import CommandFailed, SshRefused
 from harness.machine import Drive, Spec, base
-from harness.ssh import CommandFailed, SshRefused
 
 __all__ = ["make", "sector"]
 

@@ -15,15 +15,16 @@ import psutil
 import pytest
 from standin_bench import StandinBench
 
-from harness import enter, guest_cli, keeper
+from harness import keeper
+from harness.cli import guest_commands, shells
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, UsageError
 from harness.keeper.record import Process
-from harness.kept import KeptWorkbench, ways_in
-from harness.workbench import Options, new_run_dir
+from harness.run.kept_session import KeptWorkbench, ways_in
+from harness.run.session import Options, new_run_dir
 
 ENDS_S = 20.0
-CLI = [sys.executable, "-m", "harness.cli"]
+CLI = [sys.executable, "-m", "harness.cli.program"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,14 +101,14 @@ def terminal(*arguments: str) -> pexpect.spawn[str]:
 
 @pytest.mark.usefixtures("two")
 def test_commands_and_their_exit_codes(capfd: pytest.CaptureFixture[str]) -> None:
-    assert guest_cli.ssh("a", ["sh", "-c", "echo out; echo err >&2; exit 7"]) == 7
+    assert guest_commands.ssh("a", ["sh", "-c", "echo out; echo err >&2; exit 7"]) == 7
     said = capfd.readouterr()
     assert (said.out, said.err) == ("out\n", "err\n")
-    assert guest_cli.ssh("b", ['echo "two words" $((6*7)); kill -9 $$']) != 0
+    assert guest_commands.ssh("b", ['echo "two words" $((6*7)); kill -9 $$']) != 0
     assert capfd.readouterr().out == "two words 42\n"
     known = (record_of("a").run_dir / "known_hosts").read_text()
     assert known.startswith("[127.0.0.1]:")
-    assert guest_cli.status("", json=True) == 0
+    assert guest_commands.status("", json=True) == 0
     assert '"state": "ready"' in capfd.readouterr().out
 
 
@@ -115,10 +116,10 @@ def test_commands_and_their_exit_codes(capfd: pytest.CaptureFixture[str]) -> Non
 def test_without_openssh(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enter, "OPENSSH", "there-is-no-such-program")
+    monkeypatch.setattr(shells, "OPENSSH", "there-is-no-such-program")
     with open(os.devnull) as nothing:
-        monkeypatch.setattr(enter, "STDIN", nothing.fileno())
-        assert guest_cli.ssh("a", ["sh", "-c", "echo out; echo err >&2; cat; exit 7"]) == 7
+        monkeypatch.setattr(shells, "STDIN", nothing.fileno())
+        assert guest_commands.ssh("a", ["sh", "-c", "echo out; echo err >&2; cat; exit 7"]) == 7
     said = capfd.readouterr()
     assert (said.out, said.err) == ("out\n", "err\n")
 
@@ -164,18 +165,18 @@ def test_files_and_folders_go_both_ways(tmp_path: Path) -> None:
     (folder / "data").write_bytes(bytes(range(256)) * 999)
     (folder / "tool").write_text("#!/bin/sh\nexit 3\n")
     (folder / "tool").chmod(0o755)
-    assert guest_cli.push("a", str(folder / "tool"), "/root") == 0
-    assert guest_cli.ssh("a", ["/root/tool"]) == 3
-    assert guest_cli.push("a", str(folder), "/root/there") == 0
-    assert guest_cli.pull("a", "/root/there", str(tmp_path / "back")) == 0
+    assert guest_commands.push("a", str(folder / "tool"), "/root") == 0
+    assert guest_commands.ssh("a", ["/root/tool"]) == 3
+    assert guest_commands.push("a", str(folder), "/root/there") == 0
+    assert guest_commands.pull("a", "/root/there", str(tmp_path / "back")) == 0
     for name in ("data", "tool"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
-    assert guest_cli.pull("a", "/root/there/data", str(tmp_path)) == 0
+    assert guest_commands.pull("a", "/root/there/data", str(tmp_path)) == 0
     assert (tmp_path / "data").stat().st_size == 256 * 999
     with pytest.raises(UsageError, match="there is no such file or folder"):
-        guest_cli.push("a", str(tmp_path / "nothing"), "/root")
+        guest_commands.push("a", str(tmp_path / "nothing"), "/root")
     with pytest.raises(GuestError, match="/root/nothing"):
-        guest_cli.pull("a", "/root/nothing", str(tmp_path))
+        guest_commands.pull("a", "/root/nothing", str(tmp_path))
 
 
 @pytest.mark.usefixtures("two")
@@ -191,15 +192,15 @@ def test_a_workbench_whose_name_is_taken_leaves_the_guest_alone() -> None:
         StandinWorkbench(Options(), new_run_dir("up-b"), "b") as other,
     ):
         other.up()
-    assert guest_cli.ssh("b", ["true"]) == 0
+    assert guest_commands.ssh("b", ["true"]) == 0
 
 
 @pytest.mark.usefixtures("two")
 def test_gdb_stops_the_kernel_and_lets_it_go_on(capfd: pytest.CaptureFixture[str]) -> None:
     commands = ["print/x $cs & 0xfff0", "detach", "quit"]
-    assert guest_cli.gdb("a", "", commands) == 0
+    assert guest_commands.gdb("a", "", commands) == 0
     assert "$1 = 0x10" in capfd.readouterr().out
-    assert guest_cli.ssh("a", ["true"]) == 0
+    assert guest_commands.ssh("a", ["true"]) == 0
     assert not (record_of("a").guest_dir / "gdb.sock").exists()
 
 
@@ -208,13 +209,13 @@ def test_z_a_guest_that_panics_is_said_to_be_broken() -> None:
     # Two who are in it at that moment, in their ways: neither waits for what never comes.
     with keeper.attached("a") as guest:
         with pytest.raises(GuestError, match="guest a is broken: the guest panicked"):
-            guest_cli.ssh("a", ["sh", "-c", "sleep 1; echo c >/proc/sysrq-trigger; sleep 99"])
+            guest_commands.ssh("a", ["sh", "-c", "sleep 1; echo c >/proc/sysrq-trigger; sleep 99"])
         with pytest.raises(GuestPanic, match="sysrq triggered crash"):
             guest.run(["true"])
     broken = wait_for("a", keeper.BROKEN)
     assert "sysrq triggered crash" in broken.note
     with pytest.raises(GuestError, match="guest a is broken: the guest panicked"):
-        guest_cli.ssh("a", ["true"])
+        guest_commands.ssh("a", ["true"])
     ended = keeper.down("a")
     assert ended == "ended at once"
     assert not broken.owner.alive
@@ -226,7 +227,7 @@ def test_z_a_guest_that_panics_is_said_to_be_broken() -> None:
 def test_zz_a_guest_that_powers_off_by_itself() -> None:
     before = record_of("b")
     with keeper.attached("b") as guest:
-        guest_cli.ssh("b", ["poweroff"])
+        guest_commands.ssh("b", ["poweroff"])
         assert guest.machine.wait_ended(Deadline.after(ENDS_S)) == 0
         with pytest.raises(GuestError, match=r"^guest b: it powered itself off, while it was need"):
             guest.machine.check()
@@ -234,7 +235,7 @@ def test_zz_a_guest_that_powers_off_by_itself() -> None:
     assert (ended.note, ended.powered_off) == ("it powered itself off", True)
     assert before.owner.wait_gone(Deadline.after(ENDS_S))
     with pytest.raises(UsageError, match="it powered itself off"):
-        guest_cli.ssh("b", ["true"])
+        guest_commands.ssh("b", ["true"])
     assert keeper.down("b") == "it powered itself off"
     assert keeper.load("b") is None
 
@@ -252,7 +253,7 @@ def test_a_killed_keeper_leaves_nothing_running(standin: Any) -> None:
     assert emulator.wait_gone(Deadline.after(ENDS_S))
     assert record_of("c").state == "lost"
     with pytest.raises(CannotError, match="the process that kept it is gone"):
-        guest_cli.ssh("c", ["true"])
+        guest_commands.ssh("c", ["true"])
     assert (record.guest_dir / "overlay.qcow2").exists()
     again = start("c", standin)
     assert not (record.guest_dir / "overlay.qcow2").exists()

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import host, machine, probe, tap
+from harness import host, machine
 from harness.deadline import Deadline
 from harness.errors import GuestError, UsageError
 from harness.files import PROJECT
+from harness.probe import run as probe
+from harness.probe import tap
 
 VMX_MODEL = host.BOCHS_MODEL
 SVM_MODEL = "ryzen"
@@ -228,7 +230,7 @@ def test_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def inv(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
+        [sys.executable, "-m", "harness.cli.program", *arguments],
         cwd=PROJECT,
         capture_output=True,
         text=True,
@@ -263,5 +265,5 @@ def test_task_refuses_what_is_no_backend() -> None:
 
 def test_nothing_is_lost_where_the_reader_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU leaves when the probe says so, with what its serial line still holds."""
-    monkeypatch.setattr("harness.console._GATHER_S", 0.5)
+    monkeypatch.setattr("harness.machine.console._GATHER_S", 0.5)
     assert run("tcg").report.problem == ""

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from harness import machine as machines
-from harness import snapshot
 from harness.deadline import Deadline
 from harness.errors import GuestError, MachineDied
-from harness.guest import Access, Guest
+from harness.guest import snapshot
+from harness.guest.freebsd import Access, Guest
+from harness.guest.snapshot import Snapshot, Unusable
 from harness.machine import Drive, Machine, Spec, qemu_state
 from harness.machine.qemu import QemuMachine
-from harness.snapshot import Snapshot, Unusable
 
 Resume = Callable[..., Guest]
 

@@ -16,7 +16,7 @@ import pytest
 
 from harness import machine as machines
 from harness.deadline import Deadline
-from harness.guest import Access, Guest
+from harness.guest.freebsd import Access, Guest
 from harness.machine import Drive, Spec
 
 BOOT_S = 300.0

@@ -16,10 +16,10 @@ import paramiko
 import pytest
 
 from harness import machine as machines
-from harness.console import Conversation
 from harness.deadline import Deadline
 from harness.errors import GuestPanic
 from harness.machine import Drive, Machine, Spec
+from harness.machine.console import Conversation
 
 BOOT_S = 60.0
 PROMPT = "root@standin:~ # "

@@ -1,0 +1,216 @@
+"""A guest inside the guest: bhyve runs our boot ROM (images/l2rom), which says what it sees.
+
+L2's serial line is a pair of files in L1: a fifo that it reads commands from, and a file that it
+writes to.  bhyve's exit code and the ROM's words are asked for together, since many errors at
+bhyve's start have the exit code of a power-off.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from harness.bhyve.vmm import Vmm
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, WaitTimeout
+from harness.files import PROJECT, atomic_dir, cache_dir, locked, sha256_text
+
+SOURCE = PROJECT / "images" / "l2rom"
+_READY = re.compile(r"L2ROM ready, memory: low (\d+) MiB, high (\d+) MiB")
+_START_S = 10.0
+
+
+class Exit(IntEnum):
+    """bhyve's exit codes, by bhyve(8)."""
+
+    RESET = 0
+    POWER_OFF = 1
+    HALTED = 2
+    TRIPLE_FAULT = 3
+    ERROR = 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """The memory that L2 found, in MiB, below and above 4 GiB."""
+
+    low_mib: int
+    high_mib: int
+
+
+def build_rom() -> Path:
+    """The boot ROM, made with the host's compiler and cached; CannotError when that fails."""
+    sources = sorted(path for path in SOURCE.iterdir() if path.is_file())
+    key = sha256_text(*(f"{path.name}\n{path.read_text()}" for path in sources))[:16]
+    folder = cache_dir() / "l2rom" / key
+    rom = folder / "l2rom.bin"
+    with locked(cache_dir() / "l2rom.lock", "building l2rom", 60):
+        if rom.exists():
+            return rom
+        make = shutil.which("make")
+        if make is None:
+            raise CannotError("make is not installed; run ./inv setup")
+        with atomic_dir(folder) as work:
+            done = subprocess.run(
+                [make, "-s", "-C", str(SOURCE), f"O={work}"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise CannotError("images/l2rom did not build", detail=done.stderr)
+    return rom
+
+
+_ENDED = "bhyve ended with"
+
+# $1 folder, $2 name, $3 MiB, $4 rom.  A bhyve that was built lies two folders above.  The status
+# appears when bhyve has ended, whole, and then the line that ends every wait for words which will
+# not come.
+_LAUNCH = (
+    r"""
+set -eu
+rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
+cat >"$1/run" <<'END'
+PATH="${1%/l2/*}:$PATH"
+bhyve -H -c 1 -m "$3M" -s 0,hostbridge -s 31,lpc -l com1,stdio -l bootrom,"$4" "$2" \
+    <>"$1/in" >>"$1/out" 2>>"$1/err" &
+echo $! >"$1/pid"
+wait $!
+echo $? >"$1/status.part"; mv "$1/status.part" "$1/status"
+"""
+    rf"""printf '\n{_ENDED} %s\n' "$(cat "$1/status")" >>"$1/out"
+END
+nohup /bin/sh "$1/run" "$@" </dev/null >/dev/null 2>&1 &
+"""
+)
+
+# $1 folder, $2 what to type (or nothing), $3 words to wait for (or nothing).  Prints bhyve's exit
+# code or nothing on a line, then what L2 has said, since it was typed to if it was.
+# It sleeps in the kernel until L2 says something: L2 shares an emulated processor with whoever
+# asks, and asking again and again over SSH would leave it a small part of that.
+# The fifo is opened both ways, so that it blocks nobody when bhyve is gone.
+_TALK = rf"""
+cd "$1" || exit
+from=1
+if [ -n "$2" ]; then
+    from=$(($(wc -c <out) + 1))
+    printf '%s\n' "$2" 1<>in
+fi
+if [ -n "$3" ]; then
+    {{ sh -c 'echo $$ >tail.pid; exec tail -c "+$0" -f out' "$from" |
+        {{ grep -q -m 1 -F -e "$3" -e "{_ENDED}"; kill "$(cat tail.pid)"; }}; }} 2>/dev/null
+fi
+if [ -e status ]; then cat status; else echo; fi
+tail -c "+$from" out
+"""
+
+_KILL = """
+if [ -e "$1/pid" ] && [ ! -e "$1/status" ]; then
+    kill -9 "$(cat "$1/pid")"
+    while [ ! -e "$1/status" ]; do sleep 0.1; done
+fi
+"""
+_DESTROY = """
+PATH="${1%/l2/*}:$PATH"
+if [ -e "/dev/vmm/$2" ]; then bhyvectl --destroy --vm="$2"; fi
+"""
+
+
+class L2:
+    """One such guest; it exists from `start` until its VM is destroyed."""
+
+    def __init__(self, vmm: Vmm, name: str, memory_mib: int) -> None:
+        self.vmm = vmm
+        self.name = name
+        self.memory_mib = memory_mib
+        self._folder = f"{vmm.home}/l2/{name}"
+        self._guest = vmm.guest
+
+    def start(self) -> Found:
+        """Run bhyve and wait for the marker; what memory L2 found.
+
+        Raises GuestError with bhyve's own words when it ends before.
+        """
+        rom = f"{self.vmm.home}/l2rom.bin"
+        if not self._guest.exists(rom):
+            self._guest.put(build_rom(), rom)
+        self._guest.script(_LAUNCH, self._folder, self.name, str(self.memory_mib), rom)
+        match = self.ask("", _READY)
+        return Found(int(match[1]), int(match[2]))
+
+    def tell(self, line: str) -> None:
+        """Type a command: t and a number of MiB, s, h, p, r or f."""
+        self._talk(line, "")
+
+    def output(self) -> str:
+        """All that L2 has printed."""
+        return self._talk("", "")[1]
+
+    def errors(self) -> str:
+        """What bhyve itself complained of."""
+        return self._guest.must(["cat", f"{self._folder}/err"])
+
+    def ask(
+        self, line: str, pattern: re.Pattern[str], deadline: Deadline | None = None
+    ) -> re.Match[str]:
+        """Type a line, if one is given, and wait for an answer like `pattern`.
+
+        The pattern begins with plain words.  Raises GuestError when bhyve ends before.
+        """
+        words = re.split(r"[\\(\[.*+?]", pattern.pattern, maxsplit=1)[0]
+        limit = deadline or self._guest.deadline(_START_S)
+        try:
+            status, said = self._talk(line, words, limit)
+        except WaitTimeout as error:
+            raise WaitTimeout(
+                f"L2 {self.name}: {words!r} not printed within {limit.limit_s:.0f} s",
+                detail=self.output(),
+            ) from error
+        match = pattern.search(said)
+        if match is None:
+            raise GuestError(
+                f"L2 {self.name}: {words!r} not printed, "
+                + (f"bhyve exited with {status}" if status else "but something like it"),
+                detail=said + self.errors(),
+            )
+        return match
+
+    def _talk(self, line: str, words: str, deadline: Deadline | None = None) -> tuple[str, str]:
+        said = self._guest.script(_TALK, self._folder, line, words, deadline=deadline).stdout
+        status, _, text = said.replace("\r", "").partition("\n")
+        return status, text
+
+    def touch(self, mib: int) -> int:
+        """Have L2 write and read back `mib` MiB; how many pages came back wrong."""
+        limit = self._guest.deadline(_START_S + mib / 16)
+        answer = re.compile(rf"touched {mib} MiB, bad pages: (\d+)")
+        return int(self.ask(f"t{mib}", answer, limit)[1])
+
+    def exit_code(self) -> int | None:
+        """bhyve's exit code, or None while it runs."""
+        status = self._talk("", "")[0]
+        return int(status) if status else None
+
+    def wait_exit(self) -> int:
+        """Wait for bhyve's end; its exit code."""
+        limit = self._guest.deadline(_START_S)
+        try:
+            return int(self._talk("", _ENDED, limit)[0])
+        except WaitTimeout as error:
+            raise WaitTimeout(
+                f"L2 {self.name}: bhyve did not end within {limit.limit_s:.0f} s",
+                detail=self.output(),
+            ) from error
+
+    def kill(self) -> None:
+        """SIGKILL bhyve if it runs, and wait until it is gone; the VM stays."""
+        self._guest.script(_KILL, self._folder)
+
+    def end(self) -> None:
+        """End bhyve if it runs, and destroy the VM if it is there."""
+        self._guest.script(_KILL + _DESTROY, self._folder, self.name)

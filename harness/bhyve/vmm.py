@@ -1,0 +1,305 @@
+"""bhyve in a guest, as data: the hw.vmm sysctls, vmmls's answer, virtual machines made and ended.
+
+`load` brings our module in and proves that it is ours and that it works; `Vmm` is what checks talk
+to afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.build.builder import Build, compile_program
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, PatchError
+from harness.files import sha256_file
+from harness.guest.freebsd import Guest
+from harness.guest.ssh import CommandFailed, Result
+from harness.units import MiB
+
+MIB = MiB
+Counts = dict[str, int]
+"""What a helper's run counted, by name: cycles, reads, listings."""
+
+SYSCTLS = ("hw.vmm.mem_total", "hw.vmm.mem_allocated", "hw.vmm.mem_free")
+LIMIT = "hw.vmm.mem_limit"
+_SOURCES = Path(__file__).parent / "guest_src"
+_HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
+
+# What vmm.ko says when the processor is not up to it.
+_HARDWARE = re.compile(r"^(?:vmx_modinit|vmx_init|svm_init|amdvi|SVM|VMX|ept_init|npt)\b.*", re.I)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The three figures at one moment, in bytes."""
+
+    total_bytes: int
+    allocated_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A virtual machine as vmmls shows it; sizes are None where it may not look."""
+
+    name: str
+    memory_bytes: int | None
+    lowmem_bytes: int | None
+    highmem_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything in one answer of vmmls."""
+
+    vms: tuple[Listed, ...]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module that the guest's kernel runs: from where, and what proves that it is ours.
+
+    `virtualizes` is whether /dev/vmmctl exists, without which no VM can be made; `refusal` is the
+    module's own reason when it does not.
+    """
+
+    path: str
+    build_id: str
+    sha256: str
+    virtualizes: bool
+    refusal: str
+
+
+def load(guest: Guest, build: Build) -> Loaded:
+    """Copy the module in, load it by absolute path and prove that it is the one that runs.
+
+    Raises PatchError when the kernel refuses the module, GuestError when another vmm stays loaded.
+    A module that loads without the processor's help is no error here: see `Loaded.virtualizes`.
+    """
+    home = f"{_HOME}/{build.build_id[:16]}"
+    remote = f"{home}/vmm.ko"
+    guest.must(["mkdir", "-p", home])
+    if any(kld.name == "vmm.ko" for kld in guest.klds()):
+        guest.must(["kldunload", "vmm"])
+    running = int(guest.must(["sysctl", "-n", "kern.osreldate"]))
+    if running // 100000 != build.osversion // 100000 or running < build.osversion:
+        raise CannotError(
+            f"the guest runs FreeBSD {running}, the source tree is {build.osversion}: the kernel "
+            "must be of the same major release and at least as new; give the tree that the image "
+            "was built from (--src)"
+        )
+    digest = sha256_file(build.module)
+    if guest.run(["sha256", "-q", remote]).stdout.strip() != digest:
+        guest.put(build.module, remote)
+        arrived = guest.must(["sha256", "-q", remote]).strip()
+        if arrived != digest:
+            raise GuestError(f"{remote} arrived as {arrived}, not as {digest}")
+    mark = guest.machine.console.mark
+    result = guest.run(["kldload", remote], guest.deadline(30))
+    said = [line.strip() for line in guest.machine.console.since(mark).splitlines() if line.strip()]
+    hardware = next((line for line in said if _HARDWARE.match(line)), "")
+    if not result.ok:
+        if hardware:
+            return Loaded(remote, build.build_id, digest, virtualizes=False, refusal=hardware)
+        raise PatchError(
+            f"the guest's kernel refuses the module: {result.stderr.strip() or 'no reason given'}",
+            detail="\n".join(said[-15:]),
+        )
+    # The kernel remembers the path it loaded from; the file there is byte for byte what was built.
+    loaded = [kld for kld in guest.klds() if kld.name == "vmm.ko"]
+    if [kld.path for kld in loaded] != [remote]:
+        raise GuestError(f"loaded {remote}, but the kernel runs {loaded}")
+    there = guest.exists("/dev/vmmctl")
+    reason = hardware or "/dev/vmmctl is missing"
+    return Loaded(
+        remote, build.build_id, digest, virtualizes=there, refusal="" if there else reason
+    )
+
+
+def invariants_differ(guest: Guest, build: Build) -> str:
+    """What is to be said when kernel and module disagree about INVARIANTS; empty when they agree.
+
+    The kernel's answer is the feature's sysctl (sys/kern/init_main.c).
+    """
+    kernel = guest.sysctl("kern.features.invariants") == "1"
+    if kernel == build.invariants:
+        return ""
+    with_, without = ("the kernel", "the module") if kernel else ("the module", "the kernel")
+    return f"{with_} was built with INVARIANTS, {without} without: their structures may differ"
+
+
+def compile_vmtool(build: Build, sysroot: Path) -> Path:
+    """The helper of guest_src/ for this build's library; PatchError if it does not compile."""
+    sources = [_SOURCES / name for name in ("vmtool.c", "race.c", "watch.c")]
+    return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
+
+
+# For people who log in: login.conf(5) has ~/bin in the path.
+_IN_PATH = """
+mkdir -p ~/bin
+if [ -e "$0" ]; then ln -sf "$0" ~/bin/vmmls; else rm -f ~/bin/vmmls; fi
+"""
+
+
+class Vmm:
+    """The guest's vmm, its tools and its virtual machines.
+
+    `vmtool` is the helper of guest_src/, built for the guest; None where no sysroot was at
+    hand, and then no VM can be given memory.
+    """
+
+    def __init__(self, guest: Guest, loaded: Loaded, build: Build, vmtool: Path | None) -> None:
+        self.guest = guest
+        self.loaded = loaded
+        self.build = build
+        self.home = str(Path(loaded.path).parent)
+        self._made: list[str] = []
+        for local in (build.library, build.tool, vmtool, *build.programs):
+            if local is not None:
+                guest.put(local, f"{self.home}/{local.name}", mode=0o755)
+        self.vmmls_path = f"{self.home}/vmmls"
+        guest.run(["sh", "-c", _IN_PATH, self.vmmls_path])
+        self.vmtool_path = f"{self.home}/vmtool"
+
+    @property
+    def memory(self) -> Memory:
+        """The three sysctls, read by one sysctl(8); GuestError where they do not exist."""
+        values = self.guest.must(["sysctl", "-n", *SYSCTLS]).split()
+        return Memory(*(int(value) for value in values))
+
+    @property
+    def mem_total_bytes(self) -> int:
+        """hw.vmm.mem_total: what VMs may hold together."""
+        return self.memory.total_bytes
+
+    @property
+    def mem_allocated_bytes(self) -> int:
+        """hw.vmm.mem_allocated: what VMs hold."""
+        return self.memory.allocated_bytes
+
+    @property
+    def mem_free_bytes(self) -> int:
+        """hw.vmm.mem_free: what may still be given."""
+        return self.memory.free_bytes
+
+    def library_memory(self) -> Memory:
+        """The same figures from libvmmapi's functions."""
+        said = dict(line.split() for line in self._vmtool(["memory"]).splitlines())
+        return Memory(int(said["total"]), int(said["allocated"]), int(said["free"]))
+
+    def vmmls(self, *arguments: str) -> Result:
+        """Run vmmls; whatever its exit code."""
+        return self.guest.run([self.vmmls_path, *arguments])
+
+    def listing(self, *names: str) -> Listing:
+        """What vmmls says, from its JSON; CommandFailed when it exits with anything but 0."""
+        return parse_listing(self.guest.must([self.vmmls_path, "--libxo", "json", *names]))
+
+    def names(self) -> list[str]:
+        """The virtual machines under /dev/vmm, looked up without vmmls."""
+        script = "test -d /dev/vmm && find /dev/vmm -type c || true"
+        found = self.guest.script(script).stdout.splitlines()
+        return sorted(path.removeprefix("/dev/vmm/") for path in found)
+
+    def create(
+        self, name: str, memory_bytes: int = 0, *devmem_bytes: int, wired: bool = False
+    ) -> None:
+        """Make a VM and give it memory; CommandFailed, and no VM, when the kernel refuses.
+
+        `devmem_bytes`: a boot ROM's device memory, then a frame buffer's.  `wired` is bhyve's -S.
+        """
+        sizes = (str(size) for size in (memory_bytes, *devmem_bytes))
+        self._vmtool(["create", *(["-S"] if wired else []), name, *sizes])
+        self._made.append(name)
+
+    def destroy(self, *names: str) -> None:
+        """Destroy VMs."""
+        self._vmtool(["destroy", *names])
+        self._made = [name for name in self._made if name not in names]
+
+    def destroy_all(self) -> None:
+        """Destroy whatever `create` made and nobody destroyed."""
+        left, self._made = self._made, []
+        if left:
+            self._vmtool(["clean", *left])
+
+    def churn(self, prefix: str, count: int, memory_bytes: int) -> None:
+        """Make and destroy `count` VMs, one after another."""
+        limit = self.guest.deadline(10 + count * 0.2)
+        self._vmtool(["churn", prefix, str(count), str(memory_bytes)], limit)
+
+    @contextlib.contextmanager
+    def many(self, prefix: str, count: int, memory_bytes: int) -> Iterator[list[str]]:
+        """Hold `count` VMs during the block; their names, sorted."""
+        limit = self.guest.deadline(10 + count * 0.2)
+        try:
+            self._vmtool(["many", prefix, str(count), str(memory_bytes)], limit)
+            yield [f"{prefix}{number:05}" for number in range(count)]
+        finally:
+            self._vmtool(["few", prefix, str(count)], self.guest.deadline(10 + count * 0.2))
+
+    def race(self, creators: int, rounds: int, memory_bytes: int) -> Counts:
+        """Threads that make and destroy VMs at once, each `rounds` times, with readers beside them.
+
+        CommandFailed when a reader saw what never was, or something is left.
+        """
+        limit = self.guest.deadline(10 + creators * rounds * 0.4)
+        command = ["race", str(creators), str(rounds), str(memory_bytes)]
+        return _counts(self._vmtool(command, limit))
+
+    def watch(self, creators: int, standing: int, listings: int, memory_bytes: int) -> Counts:
+        """Run vmmls so many times while VMs come and go beside some that stand.
+
+        CommandFailed when a listing failed, missed a standing VM, or showed what never was.
+        """
+        limit = self.guest.deadline(20 + listings * 0.5)
+        numbers = (creators, standing, listings, memory_bytes)
+        return _counts(self._vmtool(["watch", self.vmmls_path, *map(str, numbers)], limit))
+
+    def reload(self) -> None:
+        """Unload the module and load it again, from where it was."""
+        self.guest.must(["kldunload", "vmm"])
+        self.guest.must(["kldload", self.loaded.path], self.guest.deadline(30))
+
+    def _vmtool(self, arguments: Sequence[str], deadline: Deadline | None = None) -> str:
+        return self.guest.must([self.vmtool_path, *arguments], deadline)
+
+
+def _counts(said: str) -> Counts:
+    words = said.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+def parse_listing(text: str) -> Listing:
+    """vmmls's JSON as data; CommandFailed when it is none or lacks a figure."""
+    try:
+        top = json.loads(text)["vmm"]
+        rows = top.get("virtual-machine", [])
+        return Listing(
+            vms=tuple(
+                Listed(
+                    _of(str, row["name"]),
+                    *(_of(int, row.get(key), None) for key in ("memory", "lowmem", "highmem")),
+                )
+                for row in rows
+            ),
+            memory=Memory(*(_of(int, top[key]) for key in ("total", "allocated", "free"))),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CommandFailed(
+            f"vmmls printed JSON that is not as documented: {error!r}", detail=text
+        ) from error
+
+
+def _of(kind: type, value: Any, *others: Any) -> Any:
+    """`value`, which has to be of this very kind or one of `others`: "1" and true are no sizes."""
+    if type(value) is not kind and value not in others:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value

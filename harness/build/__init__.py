@@ -1,0 +1,1 @@
+"""Source tree and series in, vmm.ko, libvmmapi and tools out."""

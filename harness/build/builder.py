@@ -1,0 +1,333 @@
+"""From a source tree and a series to vmm.ko, libvmmapi and vmmls, on this machine.
+
+Everything happens in a private farm (farm.py); the user's tree is only read.  What is made lies in
+`builds/KEY/` of the cache, where KEY is the digest of all that went in, so that a second build of
+the same makes nothing.  A failed build leaves nothing there but its log, in `builds/failed/`.
+
+vmmls finds its library beside itself (run path $ORIGIN): both are copied to one private folder of
+the guest, nothing of the guest's own system is replaced, no variable has to be set, and it is the
+real shared library with its ABI that the checks then go through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import NoteSection
+
+from harness import files
+from harness.build import bmake, ccache, kernconf, linktree, targets, workdir
+from harness.build.bmake import Progress, Toolchain
+from harness.build.guest_programs import compile_program as compile_program
+from harness.build.in_guest import GuestBuilder
+from harness.errors import CannotError, PatchError, WorkbenchError
+from harness.series import apply
+from harness.series.load import Series
+
+# Part of every key: raise it when the same input is to be made in another way.
+_RECIPE = 1
+# `inv teeth` alone makes nearly forty.
+_KEPT_BUILDS = 120
+_MANIFEST = "manifest.json"
+
+Maker = Callable[[targets.Job], targets.Made]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What was built, and of what.  Paths are absolute, in the cache.
+
+    `unread` are C sources that the series touches and no part that was built reads.
+    """
+
+    release: str
+    revision: str
+    osversion: int
+    key: str
+    folder: Path
+    module: Path
+    build_id: str
+    library: Path | None
+    tool: Path | None
+    not_built: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...]
+    series: str | None
+    series_digest: str | None
+    kernel_config: str
+    invariants: bool
+    compiler: str
+    warnings: int
+    seconds: float
+    log: Path
+    digests: tuple[tuple[str, str], ...]
+    cached: bool
+
+    @property
+    def include(self) -> Path:
+        """The patched headers, to be found before the sysroot's."""
+        return self.folder / "include"
+
+    @property
+    def symbols(self) -> Path | None:
+        """The module with its line numbers, which tell where a backtrace leads."""
+        path = self.folder / targets.SYMBOLS
+        return path if path.is_file() else None
+
+    @property
+    def programs(self) -> tuple[Path, ...]:
+        """bhyve and bhyvectl, where the series touches them."""
+        return tuple(self.folder / name for name, _ in self.digests if name in linktree.PROGRAMS)
+
+    @property
+    def files(self) -> tuple[Path | None, Path | None, Path | None]:
+        """vmm.ko, libvmmapi, vmmls: what is there of them."""
+        return self.module, self.library, self.tool
+
+    def to_data(self) -> dict[str, object]:
+        """For --json: the fields, with paths as text."""
+        data = dataclasses.asdict(self)
+        plain = {name: str(it) if isinstance(it, Path) else it for name, it in data.items()}
+        return {**plain, "not_built": dict(self.not_built), "digests": dict(self.digests)}
+
+
+def build(
+    source: Path,
+    sysroot: Path | None,
+    series: Series | None,
+    release: str,
+    *,
+    kernel_config: str = kernconf.DEFAULT_CONFIG,
+    kernel_options: Sequence[str] = (),
+    progress: Progress = lambda _line: None,
+    maker: Maker = targets.make_all,
+    in_guest: GuestBuilder | None = None,
+) -> Build:
+    """Build what a series makes of `source`, or find that it is built already (`cached`).
+
+    `series` None builds the stock module and library.  Without `sysroot` only the module is built;
+    `not_built` says what is missing and why.  `kernel_options` changes the options of the tree's
+    `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module by FreeBSD's
+    own compiler; then a machine without one can build, the module alone.
+
+    Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
+    that does not apply, code that does not compile; names the log).
+    """
+    tree = linktree.identify(source, release)
+    apply.require_whole(tree.path)
+    try:
+        toolchain = bmake.find_toolchain()
+    except CannotError:
+        if in_guest is None:
+            raise
+        toolchain = Toolchain(0, "no compiler on the host")
+    if in_guest is not None:
+        toolchain = dataclasses.replace(
+            toolchain, identity=f"{in_guest.identity}; {toolchain.identity}"
+        )
+        maker = in_guest.make
+    config = kernconf.read_config(tree.path, kernel_config, kernel_options)
+    root = files.cache_dir() / "builds"
+    if sysroot is not None:
+        sysroot = targets.require_sysroot(sysroot)
+    sysroot_is = targets.sysroot_fingerprint(sysroot) if sysroot else "no sysroot"
+    key = files.sha256_text(
+        str(_RECIPE),
+        _own_code(),
+        tree.target,
+        linktree.fingerprint(tree.path, series),
+        sysroot_is,
+        series.digest if series else "stock",
+        json.dumps([config.name, config.options]),
+        toolchain.identity,
+    )[:32]
+    target = root / key
+    with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
+        if found := _load(target):
+            os.utime(target / _MANIFEST)
+            # The key goes by content; what the series is called is the caller's.
+            return dataclasses.replace(
+                found, release=release, series=series.topic if series else None
+            )
+        job = _Job(tree, sysroot, sysroot_is, series, release, config, toolchain, progress, key)
+        built = _make(job, target, maker)
+    _prune(root, key)
+    return built
+
+
+@dataclass(frozen=True)
+class _Job:
+    tree: linktree.SourceTree
+    sysroot: Path | None
+    sysroot_is: str
+    series: Series | None
+    release: str
+    config: kernconf.KernelConfig
+    toolchain: Toolchain
+    progress: Progress
+    key: str
+
+
+def _make(job: _Job, target: Path, maker: Maker) -> Build:
+    start = time.monotonic()
+    root = target.parent
+    with workdir.claim(root) as shop, files.atomic_dir(target) as kept:
+        work = shop.folder
+        log = work / "build.log"
+        try:
+            job.progress("setting up the source")
+            linktree.plant(job.tree, job.series, work / "src")
+            log.write_text(f"{job.toolchain.identity}\n{job.tree.path} ({job.tree.target})\n")
+            made = maker(
+                targets.Job(
+                    job.tree,
+                    work,
+                    log,
+                    job.config,
+                    job.toolchain,
+                    job.sysroot,
+                    job.progress,
+                    job.series,
+                    ccache.find(work, job.toolchain.identity, _includable(job, work)),
+                    (shop.lock_fd,),
+                )
+            )
+            build_id = read_build_id(made.module)
+        except WorkbenchError as error:
+            if full := files.out_of_room(work, error.detail):
+                raise full from error
+            if log.is_file():
+                failed = root / "failed" / f"{job.key}.log"
+                files.write_atomic(failed, log.read_bytes())
+                error.message += f" (log: {failed})"
+                error.args = (error.message,)
+            raise
+        for path in (made.module, made.library, made.tool, made.symbols, *made.programs):
+            if path:
+                shutil.copy(path, kept / path.name)
+        shutil.copytree(made.include, kept / "include")
+        shutil.copy(log, kept / "build.log")
+        names = [path.name if path else None for path in (made.module, made.library, made.tool)]
+        kept_names = (*names, *(path.name for path in made.programs))
+        manifest = {
+            "release": job.release,
+            "revision": job.tree.revision,
+            "osversion": job.tree.osversion,
+            "module": names[0],
+            "build_id": build_id,
+            "library": names[1],
+            "tool": names[2],
+            "not_built": made.not_built,
+            "unread": made.unread,
+            "series": job.series.topic if job.series else None,
+            "series_digest": job.series.digest if job.series else None,
+            "kernel_config": job.config.name,
+            "invariants": job.config.invariants,
+            "compiler": job.toolchain.identity,
+            "warnings": made.warnings,
+            "seconds": round(time.monotonic() - start, 1),
+            "source": str(job.tree.path),
+            "sysroot": str(job.sysroot) if job.sysroot else None,
+            "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "digests": {name: files.sha256_file(kept / name) for name in kept_names if name},
+        }
+        kept.chmod(0o755)
+        (kept / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    built = _load(target, cached=False)
+    if not built:
+        raise CannotError(f"{target}: what was built cannot be read back; is the disk full?")
+    return built
+
+
+def _includable(job: _Job, work: Path) -> Iterator[str]:
+    """The names of all that an #include may lead to, in the tree and in the sysroot."""
+    yield from linktree.names(job.tree.path, job.series, work / "src")
+    yield from (str(job.sysroot), job.sysroot_is)
+
+
+def _load(folder: Path, *, cached: bool = True) -> Build | None:
+    """The build in `folder`, or None if there is none or it was damaged."""
+    try:
+        data: Mapping[str, object] = json.loads((folder / _MANIFEST).read_text())
+        digests = dict(data["digests"])  # type: ignore[call-overload]
+        if any(files.sha256_file(folder / name) != digest for name, digest in digests.items()):
+            return None
+        return _from_manifest(folder, dict(data), digests, cached)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _from_manifest(
+    folder: Path, data: dict[str, object], digests: dict[str, str], cached: bool
+) -> Build:
+    values = {
+        name: data[name]
+        for name in (
+            "release", "revision", "osversion", "build_id", "series", "series_digest",
+            "kernel_config", "invariants", "compiler", "warnings", "seconds",
+        )
+    }  # fmt: skip
+    paths = {
+        name: folder / str(data[name]) if data[name] else None
+        for name in ("module", "library", "tool")
+    }
+    return Build(
+        **values,  # type: ignore[arg-type]
+        **paths,  # type: ignore[arg-type]
+        key=folder.name,
+        folder=folder,
+        not_built=tuple((str(a), str(b)) for a, b in data["not_built"]),  # type: ignore[attr-defined]
+        unread=tuple(str(path) for path in data["unread"]),  # type: ignore[attr-defined]
+        log=folder / "build.log",
+        digests=tuple(sorted(digests.items())),
+        cached=cached,
+    )
+
+
+def read_build_id(file: Path) -> str:
+    """The .note.gnu.build-id of an ELF file, as hex.  PatchError if it has none."""
+    try:
+        with file.open("rb") as stream:
+            for section in ELFFile(stream).iter_sections():
+                if isinstance(section, NoteSection) and section.name == ".note.gnu.build-id":
+                    for note in section.iter_notes():
+                        if note["n_type"] == "NT_GNU_BUILD_ID":
+                            return str(note["n_desc"])
+    except (OSError, ELFError) as error:
+        raise PatchError(f"{file.name}: not an ELF file that can be read: {error}") from error
+    raise PatchError(f"{file.name}: has no build id, so it could not be told from another module")
+
+
+def _own_code() -> str:
+    """The digest of the code that builds, so that a change to it makes everything anew."""
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("*.py"), *here.with_name("series").glob("*.py")])
+    return files.sha256_text(*(source.read_text(encoding="utf-8") for source in sources))
+
+
+def _prune(root: Path, key: str) -> None:
+    """Forget the builds that were used longest ago (one is a megabyte or two), and old rubbish."""
+    for folder in _oldest(root.glob(f"*/{_MANIFEST}")):
+        if folder.parent.name != key:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    for log in _oldest(root.glob("failed/*.log")):
+        log.unlink(missing_ok=True)
+    workdir.sweep(root)
+
+
+def _oldest(found: Iterable[Path]) -> list[Path]:
+    """All but the newest _KEPT_BUILDS of some files."""
+    times = []
+    for path in found:
+        with contextlib.suppress(OSError):
+            times.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(times, reverse=True)[_KEPT_BUILDS:]]

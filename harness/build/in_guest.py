@@ -1,0 +1,221 @@
+"""Building vmm.ko by FreeBSD's own compiler and make, in a guest of its own.
+
+The source, with the series applied, goes in once as a tar that is the guest's second disk; the
+module comes back over SSH.  The guest is thrown away.  Library and tools are built on the host
+where that has a compiler; the host's module is built there too, for comparison: both must export
+the same symbols.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from harness import debian, machine
+from harness.build import kernconf, linktree, targets
+from harness.build.bmake import error_lines
+from harness.deadline import Deadline
+from harness.errors import CannotError, PatchError, UsageError
+from harness.guest.freebsd import Access, Guest
+from harness.image.model import ImageRecord
+from harness.image.prepare import ANNOUNCEMENT
+
+BUILDERS = ("auto", "host", "guest")
+
+_MEMORY_BYTES = 2 << 30
+_CPUS = 2
+_START_S = 30.0
+_UNPACK_S = 120.0
+_COMPILE_S = 900.0
+_DISK_STEP_BYTES = 1 << 20
+_SPARE_BYTES = 256 << 20
+_OBJECTS = "amd64.amd64"
+
+# $1 the source's disk, $2 the folder to work in, $3 the kilobytes that takes.
+_UNPACK = r"""
+set -eu
+free=$(df -k /var/tmp | awk 'NR == 2 { print $4 }')
+[ "$free" -ge "$3" ] || { echo "/var/tmp has $free KiB free, $3 are needed" >&2; exit 1; }
+rm -rf "$2"; mkdir -p "$2/obj"
+tar -xf "$1" -C "$2"
+"""
+
+# $1 that folder.  The user's own settings are none of a test's business.
+_COMPILE = r"""
+set -eu
+cd "$1/src/sys/modules/vmm"
+export MAKEOBJDIRPREFIX="$1/obj" SRCCONF=/dev/null __MAKE_CONF=/dev/null SRC_ENV_CONF=/dev/null
+exec make -m "$1/src/share/mk" -j"$(sysctl -n hw.ncpu)" SRCTOP="$1/src" SYSDIR="$1/src/sys" \
+    KERNBUILDDIR="$1/options" EXPORT_SYMS=YES \
+    MK_CTF=no MK_DEBUG_FILES=no MK_MAN=no MK_AUTO_OBJ=yes \
+    CC="cc -ffile-prefix-map=$1/src=/usr/src -ffile-prefix-map=$1/obj=/usr/obj" all 2>&1
+"""
+_PLACE = "/var/tmp/vmm-workbench-build"  # noqa: S108 - in the guest, where nobody else is
+
+
+@dataclass(frozen=True)
+class GuestBuilder:
+    """Builds modules in a guest of `record`; `run_dir` gets its console and logs."""
+
+    record: ImageRecord
+    backend: str
+    vendor_flag: str
+    run_dir: Path
+
+    @property
+    def identity(self) -> str:
+        """What a build's key has to hold besides its source: the compiler is the image's."""
+        return f"guest {self.record.disk_sha256}"
+
+    def make(self, job: targets.Job) -> targets.Made:
+        """A maker for `build.build`.
+
+        CannotError when the image has no compiler or the backend is not one to compile in,
+        PatchError when the source does not compile or the two modules differ in what they export.
+        """
+        module = self._module(job)
+        if not job.toolchain.version:
+            include = job.work / "include"
+            include.mkdir()
+            why = "no compiler on this machine; run ./inv setup"
+            return targets.Made(
+                module, None, None, include, 0, (("libvmmapi", why), ("vmmls", why))
+            )
+        made = targets.make_all(job)
+        require_same_exports(module, made.module)
+        # The lines that the host has belong to the module it built.
+        return dataclasses.replace(made, module=module, symbols=None)
+
+    def _module(self, job: targets.Job) -> Path:
+        job.progress("packing the source for the guest")
+        disk = pack(job)
+        size = disk.stat().st_size
+        spec = machine.Spec(
+            run_dir=self.run_dir,
+            drive=machine.Drive(self.record.disk),
+            second=machine.Drive(disk),
+            memory_bytes=_MEMORY_BYTES,
+            cpus=_CPUS,
+            name=f"FreeBSD {self.record.release} for building",
+        )
+        virtual = machine.make(self.backend, spec, vendor_flag=self.vendor_flag)
+        record = self.record
+        access = Access(record.private_key, record.host_key, record.login_user, ANNOUNCEMENT)
+        try:
+            with virtual, Guest(virtual, access) as guest:
+                virtual.start(Deadline.after(_START_S))
+                job.progress("booting the guest to build in")
+                guest.wait_ready()
+                require_compiler(guest, record)
+                return build_in(guest, job, size)
+        finally:
+            for overlay in self.run_dir.glob("overlay.*"):
+                overlay.unlink(missing_ok=True)
+
+
+def choose(
+    asked: str, record: ImageRecord, backend: str, vendor_flag: str, run_dir: Path
+) -> GuestBuilder | None:
+    """Who builds: a guest, or None for the host.  `auto` takes the host where it has a compiler.
+
+    A guest builds under TCG where the run itself is in Bochs.  UsageError for another word.
+    """
+    if asked not in BUILDERS:
+        raise UsageError(f"--builder {asked}: one of {', '.join(BUILDERS)} is meant")
+    if asked == "host" or (asked == "auto" and debian.clang_version() is not None):
+        return None
+    return GuestBuilder(record, "tcg" if backend == "bochs" else backend, vendor_flag, run_dir)
+
+
+def require_compiler(guest: Guest, record: ImageRecord) -> None:
+    """CannotError unless the guest has a compiler, a linker and make."""
+    lacks = [tool for tool in ("cc", "ld", "make") if not guest.run(["which", tool]).ok]
+    if lacks:
+        raise CannotError(
+            f"--builder guest: the image of FreeBSD {record.release} ({record.origin}) has no "
+            f"{', '.join(lacks)}; use --builder host, or import one with the base system's compiler"
+        )
+
+
+def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
+    """The module, built in a guest that has the packed source as its last disk."""
+    # The last of its disks is the one that was added: vtbd1, whatever the first is called.
+    disk = max(guest.must(["sysctl", "-n", "kern.disks"]).split())
+    job.progress("unpacking the source in the guest")
+    need_kib = (source_bytes + _SPARE_BYTES) >> 10
+    guest.script(_UNPACK, f"/dev/{disk}", _PLACE, str(need_kib), deadline=guest.deadline(_UNPACK_S))
+    job.progress("building vmm.ko in the guest")
+    done = guest.script(_COMPILE, _PLACE, deadline=guest.deadline(_COMPILE_S), check=False)
+    with job.log.open("a", encoding="utf-8") as log:
+        log.write(done.stdout + f"(in the guest, exit code {done.exit_code})\n")
+    if not done.ok:
+        shown = error_lines(done.stdout.splitlines(), Path(f"{_PLACE}/src"))
+        first = shown[0].strip() if shown else "no message"
+        raise PatchError(f"vmm.ko does not build in the guest: {first}", detail="\n".join(shown))
+    remote = f"{_PLACE}/obj{_PLACE}/src/{_OBJECTS}/{linktree.COMPONENTS['module']}/vmm.ko"
+    local = job.work / "guest" / "vmm.ko"
+    local.parent.mkdir()
+    guest.ssh.get(remote, local, guest.deadline())
+    return local
+
+
+def pack(job: targets.Job) -> Path:
+    """The source with the series applied, and the kernel's options, as a disk that is a tar."""
+    options = job.work / "guest-options"
+    options.mkdir()
+    kernconf.write_headers(job.config, options)
+    disk = job.work / "source.tar"
+    # What the farm links to is what the guest gets; the tree's own odd links are left out.
+    with tarfile.open(disk, "w", dereference=True) as tar:
+        tar.add(options, "options")
+        for path in _files(job.source):
+            with contextlib.suppress(FileNotFoundError):
+                tar.add(path, f"src/{path.relative_to(job.source)}", recursive=False)
+    # A disk has whole sectors.
+    files_bytes = disk.stat().st_size
+    os.truncate(disk, -(-files_bytes // _DISK_STEP_BYTES) * _DISK_STEP_BYTES)
+    return disk
+
+
+def _files(top: Path) -> Iterable[Path]:
+    skipped = {str(top / path) for path in linktree.SKIPPED}
+    for root, folders, names in os.walk(top, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if os.path.join(root, name) not in skipped]
+        yield from (Path(root, name) for name in sorted(names))
+
+
+def exports(module: Path) -> frozenset[str]:
+    """The names of the symbols that a module offers to others; PatchError if it is no ELF file."""
+    try:
+        with module.open("rb") as stream:
+            return frozenset(
+                symbol.name
+                for section in ELFFile(stream).iter_sections()
+                if isinstance(section, SymbolTableSection)
+                for symbol in section.iter_symbols()
+                if symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK")
+                and symbol["st_shndx"] != "SHN_UNDEF"
+            )
+    except ELFError as error:
+        raise PatchError(f"{module.name}: not an ELF file that can be read: {error}") from error
+
+
+def require_same_exports(guests: Path, hosts: Path) -> None:
+    """PatchError unless the guest's module and the host's export the same symbols."""
+    ours, theirs = exports(hosts), exports(guests)
+    if ours != theirs:
+        only = ", ".join(sorted(ours - theirs)[:5]) or "none"
+        more = ", ".join(sorted(theirs - ours)[:5]) or "none"
+        raise PatchError(
+            f"vmm.ko built in the guest and on the host differ in what they export: only the "
+            f"host's has {only}; only the guest's has {more}"
+        )

@@ -1,0 +1,128 @@
+"""The kernel options a module is built with, taken from the tree's own kernel configuration.
+
+A module built alone gets a handful of options only; the release's own vmm.ko was built with all of
+GENERIC's (COMPAT_FREEBSD13, NUMA, DDB, INVARIANTS on a development branch).  What config(8) would
+write as opt_*.h is written here, so that our module differs from the release's by the patch alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+
+DEFAULT_CONFIG = "GENERIC"
+_MACHINE = "amd64"
+_INCLUDES_DEEP = 8
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """Option names with their values, sorted, and the header each belongs to."""
+
+    name: str
+    options: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...]
+
+    @property
+    def invariants(self) -> bool:
+        """Whether the module is built with INVARIANTS; the running kernel must be as well."""
+        return any(option == "INVARIANTS" for option, _ in self.options)
+
+
+def read_config(
+    source: Path, name: str = DEFAULT_CONFIG, changes: Sequence[str] = ()
+) -> KernelConfig:
+    """What config(8) would make of `name` in the tree `source`.
+
+    `changes` adds ("NAME", "NAME=VALUE") or removes ("!NAME") options.  Raises UsageError for a
+    configuration or option that the tree does not know.
+    """
+    known = _option_files(source)
+    chosen: dict[str, str] = {}
+    _read(source, "DEFAULTS", chosen, 0)
+    _read(source, name, chosen, 0)
+    for change in changes:
+        removed = change.startswith("!")
+        option, _, value = change.lstrip("!").partition("=")
+        if not _NAME.match(option) or option not in known:
+            raise UsageError(f"kernel option {option!r}: this source tree does not know it")
+        if removed:
+            chosen.pop(option, None)
+        else:
+            chosen[option] = value or "1"
+    return KernelConfig(name, tuple(sorted(chosen.items())), _headers(chosen, known))
+
+
+def write_headers(config: KernelConfig, folder: Path) -> None:
+    """Write every opt_*.h into `folder`, which must be there."""
+    for name, text in config.headers:
+        (folder / name).write_text(text)
+
+
+def _headers(
+    chosen: dict[str, str], known: dict[str, tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    lines: dict[str, list[str]] = {header: [] for header, _ in known.values()}
+    lines.setdefault("opt_global.h", [])
+    for option, value in sorted(chosen.items()):
+        if option in known:
+            header, actual = known[option]
+            lines[header].append(f"#define {actual} {value}\n")
+    return tuple((header, "".join(text)) for header, text in sorted(lines.items()))
+
+
+def _option_files(source: Path) -> dict[str, tuple[str, str]]:
+    """Option -> (its header, the name it is known by now: old names are kept as aliases)."""
+    known: dict[str, tuple[str, str]] = {}
+    for name in ("options", f"options.{_MACHINE}"):
+        for line in _lines(source / "sys/conf" / name):
+            fields = line.split()
+            if "=" in line and len(fields) >= 3:  # OLD = NEW
+                continue
+            header = fields[1] if len(fields) > 1 else f"opt_{fields[0].lower()}.h"
+            known[fields[0]] = (header, fields[0])
+    return known
+
+
+def _read(source: Path, name: str, chosen: dict[str, str], depth: int) -> None:
+    folders = (source / f"sys/{_MACHINE}/conf", source / "sys/conf")
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    if "/" in name or not found or depth > _INCLUDES_DEEP:
+        raise UsageError(f"{folders[0]}/{name}: no such kernel configuration in this source tree")
+    for line in _lines(found[0]):
+        word, _, rest = line.partition(" ")
+        names = [part.strip() for part in rest.split(",")]
+        if word == "include":
+            _read(source, rest.strip().strip('"'), chosen, depth + 1)
+        elif word in ("options", "option"):
+            for part in names:
+                option, _, value = part.partition("=")
+                chosen[option.strip()] = value.strip().strip('"') or "1"
+        elif word in ("nooption", "nooptions"):
+            for part in names:
+                chosen.pop(part, None)
+        elif word in ("device", "devices"):
+            for part in names:
+                chosen[f"DEV_{part.upper()}"] = "1"
+        elif word in ("nodevice", "nodevices"):
+            for part in names:
+                chosen.pop(f"DEV_{part.upper()}", None)
+        elif word == "cpu":
+            chosen[rest.strip().strip('"')] = "1"
+
+
+def _lines(file: Path) -> Iterable[str]:
+    """The file's lines without comments and blank ones, with single blanks between words."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+    for line in text.splitlines():
+        words = " ".join(line.split("#", 1)[0].split())
+        if words:
+            yield words

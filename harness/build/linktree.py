@@ -1,0 +1,294 @@
+"""A private stand-in for the user's source tree: folders of our own, links to the user's files.
+
+make takes the real path of the folder it works in, and a compiler looks beside an including file
+for its headers; so the folders around vmm are made for real and only their files are links.  What
+the series touches is a copy.  The user's tree is read and never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from harness.errors import CannotError, UsageError
+from harness.series import git, load
+from harness.series.load import Series
+
+COMPONENTS = {
+    "module": "sys/modules/vmm",
+    "libvmmapi": "lib/libvmmapi",
+    "vmmls": "usr.sbin/vmmls",
+}
+PROGRAMS = {"bhyve": "usr.sbin/bhyve", "bhyvectl": "usr.sbin/bhyvectl"}
+"""What runs and controls VMs; built where a series touches it, the guest's own is used else."""
+
+# What those read beside their own folders and what is planted anyway.
+_BESIDE_PROGRAMS = "contrib"
+_ROOTS = ("sys", "share/mk", *list(COMPONENTS.values())[1:])
+# Linked file by file; other folders that nothing is written to are one link each.
+_EXPANDED = (
+    "sys/amd64",
+    "sys/x86",
+    "sys/dev/vmm",
+    "sys/sys",
+    "sys/vm",
+    "sys/modules/vmm",
+    "share/mk",
+    "lib/libvmmapi",
+    "usr.sbin/vmmls",
+)
+_SOURCES = (".h", ".c", ".S", ".inc", ".def")
+_EXPANDED_SLASH = tuple(f"{root}/" for root in _EXPANDED)
+# Files alone, not what is below them: Makefile.inc and its kin.
+_FLAT = ("lib", "usr.sbin", "share")
+# Two thirds of sys/ that no part of vmm reads: not worth the time to look at.
+SKIPPED = frozenset(
+    (
+        *(f"sys/{name}" for name in ("arm", "arm64", "powerpc", "riscv")),
+        *(
+            f"sys/contrib/{name}"
+            for name in ("alpine-hal", "device-tree", "edk2", "libsodium", "openzfs", "vchiq")
+        ),
+        *(
+            f"sys/contrib/dev/{name}"
+            for name in ("ath", "athk", "broadcom", "iwlwifi", "mediatek", "rtw88", "rtw89")
+        ),
+    )
+)
+# What a build in place leaves beside the sources; make would take it for up to date, or write
+# through our link into it.
+_PRODUCT = re.compile(
+    r"(.*\.(o|a|ko|kld|debug|full|pico|so(\.\d+)?)|\.depend.*|opt_.*\.h|.*_if\.[ch]|export_syms"
+    r"|vnode_if_.*\.h|.*_assym\.h|offset\.inc|machine|x86|i386|obj(\..*)?|vmmls|.*\.[1-9]\.gz)\Z"
+)
+_OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
+_REVISION = re.compile(r"^REVISION=\"([0-9.]+)\"", re.M)
+_BRANCH = re.compile(r"^BRANCH=\"([^\"]+)\"", re.M)
+
+
+@dataclass(frozen=True)
+class SourceTree:
+    """What a source tree says of itself."""
+
+    path: Path
+    revision: str
+    branch: str
+    osversion: int
+
+    @property
+    def target(self) -> str:
+        """The compiler's name for what this tree builds."""
+        return f"x86_64-unknown-freebsd{self.revision}"
+
+
+def revision(source: Path) -> str:
+    """The release a tree says it is ("15.1").  UsageError when it is not a source tree."""
+    load.require_tree(source)
+    found = _REVISION.search((source / "sys/conf/newvers.sh").read_text(errors="replace"))
+    if not found:
+        raise UsageError(f"{source}: no REVISION in its sys/conf/newvers.sh")
+    return found[1]
+
+
+def identify(source: Path, release: str) -> SourceTree:
+    """Read the tree's release and __FreeBSD_version.
+
+    UsageError: not a source tree, or one of another major version than `release`.
+    """
+    source = source.absolute()
+    load.require_tree(source)
+    try:
+        newvers = (source / "sys/conf/newvers.sh").read_text(errors="replace")
+        param = (source / "sys/sys/param.h").read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    revision, version = _REVISION.search(newvers), _OSVERSION.search(param)
+    if not revision or not version:
+        raise UsageError(
+            f"{source}: cannot tell its release (REVISION in sys/conf/newvers.sh, "
+            "__FreeBSD_version in sys/sys/param.h)"
+        )
+    if revision[1].split(".")[0] != release.split(".")[0]:
+        raise UsageError(f"{source} is FreeBSD {revision[1]}, not {release}; name the right --src")
+    branch = _BRANCH.search(newvers)
+    return SourceTree(source, revision[1], branch[1] if branch else "", int(version[1]))
+
+
+def _walk(source: Path, roots: Iterable[str], flat: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(path in the tree, real path to link to) of every file a build may read, unsorted."""
+    for root in flat:
+        top = source / root
+        if top.is_dir():
+            with os.scandir(top) as entries:
+                yield from ((f"{root}/{it.name}", it.path) for it in entries if it.is_file())
+    for root in roots:
+        yield from _below(source, root, (os.path.realpath(source / root),))
+
+
+def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    folder = source / root
+    if root in SKIPPED or not folder.is_dir():
+        return
+    component = root in COMPONENTS.values()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if component and _PRODUCT.match(entry.name):
+                continue
+            path = f"{root}/{entry.name}"
+            if not entry.is_dir():
+                yield path, entry.path
+            elif not entry.is_symlink():
+                yield from _below(source, path, above)
+            elif (real := os.path.realpath(entry.path)) not in above:
+                yield from _below(source, path, (*above, real))
+
+
+def programs(series: Series | None) -> tuple[str, ...]:
+    """The programs that a series touches."""
+    touched = series.touched if series else ()
+    return tuple(
+        name
+        for name, folder in PROGRAMS.items()
+        if any(path.startswith(f"{folder}/") for path in touched)
+    )
+
+
+def _folders_of(series: Series | None) -> tuple[str, ...]:
+    touched = series.touched if series else ()
+    folders = {str(PurePosixPath(path).parent) for path in touched}
+    return tuple(sorted(folder for folder in folders if folder != "."))
+
+
+def fingerprint(source: Path, series: Series | None = None) -> str:
+    """One digest over what a build may read of `source`: paths, sizes and times.
+
+    Contents are not read: that is gigabytes, and this runs before every build, even the one that
+    builds nothing.  The change time is in it, which cannot be set back by an unpacker or `cp -p`.
+    """
+    roots = (*_ROOTS, *(PROGRAMS[name] for name in programs(series)))
+    return _stat_digest(_walk(source, roots, (*_FLAT, *_folders_of(series))))
+
+
+def names(source: Path, series: Series | None, planted: Path) -> frozenset[str]:
+    """What an #include may lead to, by name: the tree's sources, as a series leaves them."""
+    found = {path for path, _ in _walk(source, (*_ROOTS, *PROGRAMS.values()), _FLAT)}
+    for path in series.touched if series else ():
+        (found.add if (planted / path).is_file() else found.discard)(path)
+    return frozenset(path for path in found if path.endswith(_SOURCES))
+
+
+def folder_fingerprint(*folders: Path) -> str:
+    """The same over everything in some folders (the sysroot's headers and libraries)."""
+    digests = []
+    for folder in folders:
+        digests.append(_stat_digest(_below(folder.parent, folder.name, ())))
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _stat_digest(found: Iterable[tuple[str, str]]) -> str:
+    lines = set()
+    for path, real in found:
+        try:
+            state = os.stat(real)
+        except OSError:
+            lines.add(f"{path}\0gone")
+            continue
+        lines.add(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}")
+    data = "\n".join(sorted(lines)).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(data).hexdigest()
+
+
+def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Drift, ...]:
+    """Make the farm in `folder`, which must not be there, with the series applied to it.
+
+    Returns the hunks that moved.  Raises PatchError when a patch does not apply.
+    """
+    real = _real_folders(series)
+    try:
+        for root in sorted({path.split("/")[0] for path in (*_EXPANDED, *real)}):
+            _plant_folder(tree.path, folder, root, real)
+        beside = folder / _BESIDE_PROGRAMS
+        if programs(series) and not beside.exists():
+            beside.symlink_to(tree.path / _BESIDE_PROGRAMS)
+    except OSError as error:
+        raise CannotError(f"{folder}: cannot set up the build: {error.strerror}") from error
+    if not series:
+        return ()
+    with load.staged(series, tree.path) as (patched, drift):
+        for path in series.touched:
+            target = folder / path
+            target.unlink(missing_ok=True)
+            if (patched / path).is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(patched / path, target)
+    return drift
+
+
+def _real_folders(series: Series | None) -> frozenset[str]:
+    """Every folder that cannot be a link: those written to, and all above them."""
+    found: set[str] = set()
+    for path in (*(f"{root}/x" for root in _EXPANDED), *(series.touched if series else ())):
+        found.update(str(above) for above in PurePosixPath(path).parents)
+    return frozenset(found - {"."})
+
+
+def _plant_folder(source: Path, folder: Path, path: str, real: frozenset[str]) -> None:
+    target = folder / path
+    target.mkdir(parents=True, exist_ok=True)
+    if not (source / path).is_dir():
+        return
+    expanded = f"{path}/".startswith(_EXPANDED_SLASH)
+    with os.scandir(source / path) as entries:
+        for entry in entries:
+            inner = f"{path}/{entry.name}"
+            if path in COMPONENTS.values() and _PRODUCT.match(entry.name):
+                continue
+            if entry.is_dir() and (inner in real or (expanded and not entry.is_symlink())):
+                _plant_folder(source, folder, inner, real)
+            else:
+                os.symlink(entry.path, target / entry.name)
+
+
+def interfaces(source: Path, folder: Path) -> tuple[Path, ...]:
+    """The *_if.m files below sys/, as paths in the farm; make would not look behind links."""
+    return tuple(
+        sorted(folder / path for path, _ in _walk(source, ("sys",), ()) if path.endswith("_if.m"))
+    )
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What became of the sources a series touches, by the compilers' own listings."""
+
+    unpatched: tuple[str, ...]
+    unread: tuple[str, ...]
+
+
+def reads(tree: SourceTree, series: Series, planted: Path, objects: Path) -> Reads:
+    """Which touched sources the compilers read, after the .depend files below `objects`.
+
+    `unpatched` were read from the user's tree after all: a link to a whole folder could do that,
+    when a header there includes "../x.h"; a module made half of unpatched source proves nothing.
+    `unread` belong to no part that was built: a patch to the kernel itself, say.
+    """
+    sources = {path for path in series.touched if path.endswith((".c", ".h", ".S", ".m"))}
+    places = {}
+    for path in sources:
+        places[os.path.realpath(planted / path)] = (path, True)
+        places.setdefault(os.path.realpath(tree.path / path), (path, False))
+    found: set[tuple[str, bool]] = set()
+    for listing in objects.rglob(".depend*"):
+        if not listing.is_file():
+            continue
+        for word in listing.read_text(errors="replace").split():
+            if "/" in word and (place := places.get(os.path.realpath(listing.parent / word))):
+                found.add(place)
+    unpatched = {path for path, ours in found if not ours}
+    read = {path for path, _ in found}
+    there = {path for path in sources if (planted / path).is_file()}
+    return Reads(tuple(sorted(unpatched)), tuple(sorted(there - read)))

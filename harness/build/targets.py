@@ -1,0 +1,344 @@
+"""The parts that a build makes: the kernel module, the library, the command.
+
+One function per part, each a bmake call in the farm with what FreeBSD's Makefiles must be told.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.build import bmake, kernconf, linktree
+from harness.build.bmake import Make, Progress, Toolchain
+from harness.build.ccache import NONE, Ccache
+from harness.errors import PatchError, UsageError
+from harness.series.load import Series
+
+# Where headers are installed -> where they lie in the source tree.
+_HEADERS = (
+    ("machine", "sys/amd64/include"),
+    ("x86", "sys/x86/include"),
+    ("dev/vmm", "sys/dev/vmm"),
+    ("sys", "sys/sys"),
+    ("vm", "sys/vm"),
+    ("", "lib/libvmmapi"),
+    ("", "include"),
+)
+_VMM_HEADER = re.compile(r"(sys/amd64/include/vmm.*|sys/dev/vmm/.*|lib/libvmmapi/vmmapi)\.h\Z")
+SYMBOLS = "vmm.ko.symbols"
+"""The module with its line numbers, beside the one that is loaded."""
+
+_QUIET = (
+    ("MK_CTF", "no"), ("MK_DEBUG_FILES", "no"), ("MK_MAN", "no"), ("MK_PROFILE", "no"),
+    ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
+)  # fmt: skip
+
+_LINKED = {
+    "bhyve": ("md", "nv", "uvmem", "pthread", "z", "util", "sbuf", "cam", "9p", "crypto"),
+    "bhyvectl": ("util",),
+}
+_OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the makers get: a private folder with the farm in `src`, and what to build with.
+
+    `hold` are open files that make inherits, so that the folder's lock lasts as long as it does.
+    """
+
+    tree: linktree.SourceTree
+    work: Path
+    log: Path
+    config: kernconf.KernelConfig
+    toolchain: Toolchain
+    sysroot: Path | None
+    progress: Progress
+    series: Series | None
+    ccache: Ccache = NONE
+    hold: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> Path:
+        """The farm."""
+        return self.work / "src"
+
+
+@dataclass(frozen=True)
+class Made:
+    """Files in the private folder, and what was left out with the reason."""
+
+    module: Path
+    library: Path | None
+    tool: Path | None
+    include: Path
+    warnings: int
+    not_built: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...] = ()
+    symbols: Path | None = None
+    programs: tuple[Path, ...] = ()
+
+
+def require_sysroot(sysroot: Path) -> Path:
+    """The sysroot, absolute.  UsageError unless it holds FreeBSD's headers and C library."""
+    for needed in ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so"):
+        if not (sysroot / needed).is_file():
+            raise UsageError(
+                f"{sysroot}: not a FreeBSD sysroot ({needed} is not there); unpack base.txz"
+            )
+    return sysroot.absolute()
+
+
+def sysroot_fingerprint(sysroot: Path) -> str:
+    """What a build may read of the sysroot, by paths, sizes and times."""
+    return linktree.folder_fingerprint(
+        sysroot / "usr/include", sysroot / "lib", sysroot / "usr/lib"
+    )
+
+
+def make_all(job: Job) -> Made:
+    """Make every part that can be made.  Raises PatchError when one does not compile."""
+    module, symbols, warnings = _module(job)
+    include = job.work / "include"
+    _headers(job, include)
+    library = tool = None
+    left_out: list[tuple[str, str]] = []
+    programs: list[Path] = []
+    wants_tool = (job.source / linktree.COMPONENTS["vmmls"] / "Makefile").is_file()
+    if job.sysroot:
+        library, more = _library(job, include)
+        warnings += more
+        if wants_tool:
+            tool, more = _program(job, "vmmls", linktree.COMPONENTS["vmmls"], include, library)
+            warnings += more
+        for name in linktree.programs(job.series):
+            if missing := _missing_libraries(job.sysroot, name):
+                left_out.append((name, f"the sysroot lacks {', '.join(missing)}"))
+                continue
+            program, more = _program(job, name, linktree.PROGRAMS[name], include, library)
+            programs.append(program)
+            warnings += more
+    else:
+        reason = "no sysroot (FreeBSD's headers and libraries) is at hand"
+        left_out.append(("libvmmapi", reason))
+        left_out += [(name, reason) for name in linktree.programs(job.series)]
+        if wants_tool:
+            left_out.append(("vmmls", reason))
+    reads = linktree.Reads((), ())
+    if job.series:
+        reads = linktree.reads(job.tree, job.series, job.source, job.work / "obj")
+    if reads.unpatched:
+        stale = ", ".join(reads.unpatched)
+        raise PatchError(f"the build read {stale} unpatched; this is a fault of the workbench")
+    if not wants_tool:
+        left_out.append(("vmmls", "the source has no usr.sbin/vmmls"))
+    # What lies in a part that was left out is named by that part.
+    folders = {**linktree.COMPONENTS, **linktree.PROGRAMS}
+    skipped = tuple(f"{folders[name]}/" for name, _ in left_out)
+    unread = tuple(path for path in reads.unread if not path.startswith(skipped))
+    return Made(
+        module, library, tool, include, warnings, tuple(left_out), unread, symbols, tuple(programs)
+    )
+
+
+def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
+    """Make the one part whose C files are `touched`, and take the others as they were made before.
+
+    For one more patch on a series that was built; where it touches more, everything is made.
+    """
+    folders = {"module": "sys/", "libvmmapi": "lib/libvmmapi/", "vmmls": "usr.sbin/vmmls/"}
+    parts = {
+        next((name for name, folder in folders.items() if path.startswith(folder)), "")
+        if path.endswith(".c")
+        else ""
+        for path in touched
+    }
+    if len(parts) != 1 or "" in parts or before.library is None:
+        return make_all(job)
+    include = job.work / "include"
+    _headers(job, include)
+    if parts == {"module"}:
+        module, symbols, warnings = _module(job)
+        return replace(before, module=module, symbols=symbols, include=include, warnings=warnings)
+    if parts == {"libvmmapi"}:
+        library, warnings = _library(job, include)
+        return replace(before, library=library, include=include, warnings=warnings)
+    beside = job.work / "lib"
+    beside.mkdir()
+    (beside / "libvmmapi.so").symlink_to(before.library)
+    tool, warnings = _program(
+        job, "vmmls", linktree.COMPONENTS["vmmls"], include, beside / "libvmmapi.so"
+    )
+    return replace(before, tool=tool, include=include, warnings=warnings)
+
+
+def _common(job: Job) -> tuple[tuple[str, str], ...]:
+    tool = job.toolchain.tool
+    return (
+        ("MACHINE", "amd64"),
+        ("MACHINE_ARCH", "amd64"),
+        ("MACHINE_CPUARCH", "amd64"),
+        ("SRCTOP", str(job.source)),
+        ("SYSDIR", str(job.source / "sys")),
+        # The user's own make.conf and src.conf are for machines that run FreeBSD.
+        ("SRCCONF", "/dev/null"),
+        ("__MAKE_CONF", "/dev/null"),
+        ("SRC_ENV_CONF", "/dev/null"),
+        # The whole path: of a bare ld.lld-N the Makefiles make the wrong --ld-path.
+        ("LD", linker(job.toolchain)),
+        ("AR", tool("llvm-ar")),
+        ("NM", tool("llvm-nm")),
+        ("RANLIB", tool("llvm-ranlib")),
+        ("OBJCOPY", tool("llvm-objcopy")),
+        ("STRIPBIN", tool("llvm-strip")),
+        *_QUIET,
+    )
+
+
+def _objects(job: Job, folder: str) -> Path:
+    """Where make puts the objects of a folder, given MAKEOBJDIRPREFIX."""
+    return job.work / "obj" / str(job.source).lstrip("/") / "amd64.amd64" / folder
+
+
+def _run(job: Job, make: Make) -> int:
+    job.progress(f"building {make.component}")
+    return bmake.run(make, job.source, job.log, job.progress, job.hold).warnings
+
+
+def _expect(file: Path, component: str) -> Path:
+    if not file.is_file():
+        raise PatchError(f"{component}: make ended well but made no {file.name}")
+    return file
+
+
+def _module(job: Job) -> tuple[Path, Path, int]:
+    folder = linktree.COMPONENTS["module"]
+    options = job.work / "GENERIC"
+    options.mkdir()
+    kernconf.write_headers(job.config, options)
+    clang = job.toolchain.tool("clang")
+    compiler = [*job.ccache.launcher, clang, f"--target={job.tree.target}", *_path_maps(job)]
+    make = Make(
+        "vmm.ko",
+        job.source / folder,
+        ("all",),
+        (
+            *_common(job),
+            ("CC", " ".join(compiler)),
+            ("KERNBUILDDIR", str(options)),
+            ("__MPATH", " ".join(map(str, linktree.interfaces(job.tree.path, job.source)))),
+            # Every symbol stays: choosing some needs BSD's xargs.
+            ("EXPORT_SYMS", "YES"),
+            # Lines for a panic's backtrace; what is loaded carries none of them.
+            ("DEBUG_FLAGS", "-gline-tables-only"),
+            ("MK_SPLIT_KERNEL_DEBUG", "no"),
+        ),
+        (("MAKEOBJDIRPREFIX", str(job.work / "obj")), *job.ccache.environment),
+    )
+    warnings = _run(job, make)
+    module = _expect(_objects(job, folder) / "vmm.ko", "vmm.ko")
+    symbols = module.with_name(SYMBOLS)
+    shutil.copyfile(module, symbols)
+    subprocess.run([job.toolchain.tool("llvm-objcopy"), "--strip-debug", module], check=True)
+    return module, symbols, warnings
+
+
+def _path_maps(job: Job) -> tuple[str, ...]:
+    """No path of ours gets into what is built: the same source makes the same bytes anywhere.
+
+    15's Makefiles do that by themselves, 14's only in part.
+    """
+    maps = ((job.work / "obj", "/usr/obj"), (job.source, "/usr/src"))
+    return tuple(f"-ffile-prefix-map={ours}={theirs}" for ours, theirs in maps)
+
+
+def _headers(job: Job, include: Path) -> None:
+    """Lay out the tree's own headers of vmm, and those the series touches, as installed.
+
+    They come before the sysroot's, which are those of a release without the patch.
+    """
+    include.mkdir()
+    touched = set(job.series.touched) if job.series else set()
+    for installed, folder in _HEADERS:
+        for header in sorted((job.source / folder).glob("*.h")):
+            path = f"{folder}/{header.name}"
+            if path in touched or _VMM_HEADER.match(path):
+                (include / installed).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(header, include / installed / header.name)
+
+
+def userland_compiler(toolchain: Toolchain, target: str, sysroot: Path, include: Path) -> list[str]:
+    """The compiler for programs of the guest, patched headers first."""
+    return [
+        toolchain.tool("clang"),
+        f"--target={target}",
+        f"--sysroot={sysroot}",
+        f"-I{include}",
+        # Before clang's own headers: FreeBSD's clang has no stdarg.h, it takes the system's.
+        f"-isystem{sysroot}/usr/include",
+        "-Wno-unused-command-line-argument",
+    ]
+
+
+def linker(toolchain: Toolchain) -> str:
+    """The linker's whole path."""
+    return shutil.which(toolchain.tool("ld.lld")) or toolchain.tool("ld.lld")
+
+
+def _userland(job: Job, component: str, target: str, include: Path, link: str) -> Make:
+    assert job.sysroot
+    # make cannot stand blanks in paths; a link of our own has none.
+    sysroot = job.work / "sysroot"
+    if not sysroot.is_symlink():
+        sysroot.symlink_to(job.sysroot)
+    compiler = userland_compiler(job.toolchain, job.tree.target, sysroot, include)
+    compiler += _path_maps(job)
+    return Make(
+        component,
+        job.source / {**linktree.COMPONENTS, **linktree.PROGRAMS}[component],
+        (target,),
+        (
+            *_common(job),
+            ("CC", " ".join((*job.ccache.launcher, *compiler))),
+            # What a sysroot may lack and few use.
+            *((option, "no") for option, it in _OPTIONAL if not (job.sysroot / it).exists()),
+        ),
+        (
+            ("MAKEOBJDIRPREFIX", str(job.work / "obj")),
+            ("LDFLAGS", link),
+            *job.ccache.environment,
+        ),
+    )
+
+
+def _missing_libraries(sysroot: Path, program: str) -> list[str]:
+    """What a program of the system is linked with and the sysroot does not have."""
+    names = (f"lib{name}.so" for name in _LINKED.get(program, ()))
+    return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
+
+
+def _library(job: Job, include: Path) -> tuple[Path, int]:
+    folder = linktree.COMPONENTS["libvmmapi"]
+    text = (job.source / folder / "Makefile").read_text(errors="replace")
+    found = re.search(r"^SHLIB_MAJOR\s*=\s*(\d+)", text, re.M)
+    if not found:
+        raise PatchError(f"{folder}/Makefile: has no SHLIB_MAJOR")
+    name = f"libvmmapi.so.{found[1]}"
+    warnings = _run(job, _userland(job, "libvmmapi", name, include, ""))
+    library = _expect(_objects(job, folder) / name, "libvmmapi")
+    # What the linker looks for under -lvmmapi.
+    plain = library.with_name("libvmmapi.so")
+    if not plain.exists():
+        plain.symlink_to(name)
+    return library, warnings
+
+
+def _program(job: Job, name: str, folder: str, include: Path, library: Path) -> tuple[Path, int]:
+    # Doubled for make, quoted for the shell: the linker gets $ORIGIN.
+    link = f"-L{library.parent} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
+    warnings = _run(job, _userland(job, name, name, include, link))
+    return _expect(_objects(job, folder) / name, name), warnings

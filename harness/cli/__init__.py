@@ -1,0 +1,1 @@
+"""The Invoke tasks, one file a group."""

@@ -1,0 +1,34 @@
+"""The Invoke task for measuring; tasks.py takes it in."""
+
+from __future__ import annotations
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from harness import debian
+from harness.bench import run as benches
+from harness.cli.program import run_task
+
+
+@task(
+    iterable=["only"],
+    help={
+        "only": f"one bench (may be given again): {', '.join(benches.BENCHES)}; default: all",
+        "release": "the FreeBSD release to boot, where it is prepared; else the stand-in",
+        "backend": "auto (default: QEMU), kvm, tcg or bochs",
+        "rounds": "how often each is measured (default: the bench's own)",
+        "json": "print what was measured as JSON",
+    },
+)
+@run_task
+def bench(
+    _context: Context,
+    only: list[str],
+    release: str = "15.1",
+    backend: str = "auto",
+    rounds: int = 0,
+    json: bool = False,
+) -> int:
+    """Measure what the workbench costs, as ratios: ./inv bench [boot|harness|ssh|build|...]."""
+    debian.ensure()
+    return benches.run(only, release, backend, rounds, json)

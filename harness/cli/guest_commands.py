@@ -1,0 +1,301 @@
+"""What the tasks for a guest at one's fingertips do: bring up, look, enter, end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import keeper, limits, progress
+from harness.cli import shells
+from harness.deadline import Deadline
+from harness.errors import EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
+from harness.files import atomic_dir, human_bytes, runs_dir
+from harness.guest import gdb as debugger
+from harness.guest.freebsd import Guest
+from harness.image.unpack import unpack
+from harness.machine.console import clean_lines
+from harness.run.kept_session import AttachedWorkbench, KeptWorkbench, ways_in
+from harness.run.session import Options, Workbench, following, new_run_dir
+
+_SLOWEST_BYTES_S = 1 << 20
+_LOOK_S = 0.3
+_MOST_SAID = 10
+_LOGS = {
+    "console": "guest/console.log",
+    "keeper": "keeper.log",
+    "emulator": "guest/emulator.log",
+    "bochs": "guest/bochs.log",
+}
+
+
+def up(options: Options, name: str) -> int:
+    """Bring up a guest that stays, with the module loaded unless that was left out.
+
+    A guest whose module does not load, or that panics then, stays too: it is there to be looked at.
+    """
+    with KeptWorkbench(options, new_run_dir(f"up-{name}"), name) as bench:
+        try:
+            bench.up()
+        except WorkbenchError:
+            if bench.guest is not None and (record := bench.keep()):
+                progress.say(f"guest {name} stays; {ways_in(record)}")
+            raise
+        record = bench.keep()
+    if record is None:
+        raise UsageError(f"guest {name} ended as soon as it was up; ./inv logs --name {name}")
+    progress.say(f"guest {name} is up; {ways_in(record)}")
+    return EXIT_OK
+
+
+def dry_run(options: Options) -> int:
+    """Print the emulator's command line, and the files it reads, without starting anything.
+
+    It is what a boot runs, in the run's folder.  What is known at the start alone is 0 there: the
+    port for SSH; descriptors 3 and 4 are the serial line and QMP, sockets without a name.
+    """
+    bench = Workbench(options, runs_dir() / "RUN")
+    bench.choose()
+    bench.find_image()
+    machine = bench.make_machine()
+    progress.out.print(shlex.join(machine.command()), markup=False)
+    for name, text in machine.reads().items():
+        progress.out.print(f"\n--- {name}\n{text.rstrip()}", markup=False)
+    return EXIT_OK
+
+
+def down(name: str, everything: bool, hard: bool) -> int:
+    """End a guest or all of them; their logs stay."""
+    if everything and name:
+        raise UsageError("--all ends every guest; leave out --name or --all")
+    for each in keeper.names() if everything else [name or keeper.DEFAULT_NAME]:
+        record = keeper.load(each)
+        with progress.stage(f"down {each}") as step:
+            step.note = keeper.down(each, hard, step.live)
+            if record is not None:
+                step.note += f"; its logs are in {record.run_dir}"
+    return EXIT_OK
+
+
+def status(name: str, json: bool) -> int:
+    """Show the guests that are kept, each in a line."""
+    records = [
+        record for each in ([name] if name else keeper.names()) if (record := keeper.load(each))
+    ]
+    if json:
+        progress.print_json([record.to_data() for record in records])
+        return EXIT_OK
+    if not records:
+        progress.say("no guest is up; ./inv up starts one")
+        return EXIT_OK
+    progress.table(
+        ("guest", "state", "what", "in", "module", "SSH", "up for", "note"),
+        [
+            (
+                record.name,
+                record.state,
+                record.what,
+                record.backend,
+                record.module or "-",
+                f"127.0.0.1:{record.ssh_port}" if record.ssh_port else "-",
+                _age(record),
+                record.note or str(record.run_dir),
+            )
+            for record in records
+        ],
+    )
+    return EXIT_OK
+
+
+def _age(record: keeper.Record) -> str:
+    if not record.alive:
+        return "-"
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.began_at)
+    return str(datetime.timedelta(seconds=max(0, round(age.total_seconds()))))
+
+
+def ssh(name: str, command: Sequence[str]) -> int:
+    """A shell in the guest, or one command there and its exit code."""
+    return shells.ssh(shells.way_in(name), command)
+
+
+def console(name: str, lines: int) -> int:
+    """The serial line on this terminal."""
+    shells.console(keeper.find(name), lines)
+    return EXIT_OK
+
+
+def logs(name: str, which: str, lines: int, follow: bool) -> int:
+    """Print a log's last lines, of a guest that is up or of the last one of that name."""
+    record = keeper.load(name)
+    run_dir = record.run_dir if record else _last_run(name)
+    if which not in _LOGS:
+        raise UsageError(f"--which {which}: one of {', '.join(_LOGS)} is meant")
+    path = run_dir / _LOGS[which]
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such log (yet)")
+    with path.open("rb") as stream:
+        text = stream.read()
+        said = clean_lines(text.decode("utf-8", "replace"))[-lines:]
+        sys.stdout.write("".join(f"{line}\n" for line in said))
+        part = b""
+        while follow:
+            sys.stdout.flush()
+            now = keeper.load(name)
+            over = now is None or not now.alive or now.run_dir != run_dir
+            data = part + stream.read()
+            whole = data.rfind(b"\n") + 1
+            part = data[whole:]
+            for line in clean_lines(data[:whole].decode("utf-8", "replace")):
+                sys.stdout.write(f"{line}\n")
+            if over:
+                break
+            time.sleep(_LOOK_S)
+    return EXIT_OK
+
+
+def _last_run(name: str) -> Path:
+    runs = sorted(runs_dir().glob(f"*-up-{name}")) + sorted(runs_dir().glob(f"*-up-{name}-[0-9]*"))
+    if not runs:
+        raise UsageError(f"there was no guest {name}; ./inv status lists what there is")
+    return max(runs, key=lambda path: path.stat().st_mtime)
+
+
+def push(name: str, local: str, remote: str) -> int:
+    """Copy a file or a folder into the guest."""
+    source = Path(local)
+    with keeper.attached(shells.way_in(name).name) as guest:
+        if guest.run(["test", "-d", remote]).ok:
+            remote = f"{remote.rstrip('/')}/{source.resolve().name}"
+        with progress.stage(f"push {local} to {name}:{remote}") as step:
+            if source.is_dir():
+                packed = io.BytesIO()
+                with tarfile.open(fileobj=packed, mode="w") as archive:
+                    archive.add(source, ".")
+                step.note = human_bytes(len(packed.getvalue()))
+                guest.must(["mkdir", "-p", remote])
+                limit = _transfer(guest, len(packed.getvalue()))
+                guest.must(["tar", "-C", remote, "-xf", "-"], limit, stdin=packed.getvalue())
+            elif source.is_file():
+                size = source.stat().st_size
+                step.note = human_bytes(size)
+                mode = source.stat().st_mode & 0o777
+                guest.ssh.put(source, remote, _transfer(guest, size), mode)
+            else:
+                raise UsageError(f"{local}: there is no such file or folder")
+    return EXIT_OK
+
+
+def pull(name: str, remote: str, local: str) -> int:
+    """Copy a file or a folder out of the guest."""
+    target = Path(local)
+    with keeper.attached(shells.way_in(name).name) as guest:
+        if target.is_dir():
+            target /= Path(remote).name
+        with progress.stage(f"pull {name}:{remote} to {target}") as step:
+            if guest.run(["test", "-d", remote]).ok:
+                step.note = _pull_folder(guest, remote, target, step.live)
+            else:
+                guest.ssh.get(remote, target, _transfer(guest))
+                step.note = human_bytes(target.stat().st_size)
+    return EXIT_OK
+
+
+def _pull_folder(guest: Guest, remote: str, target: Path, live: Callable[[str], None]) -> str:
+    """Copy a folder out of the guest; a note on how much it was, and what was left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pull.", dir=target.parent) as scratch:
+        packed = Path(scratch, "tar")
+        room_bytes = max(0, shutil.disk_usage(scratch).free - limits.LEAST_FREE_BYTES)
+        with packed.open("wb") as out:
+            command = ["tar", "-C", remote, "-cf", "-", "."]
+            guest.ssh.save(command, out, _transfer(guest), room_bytes)
+        with atomic_dir(target) as folder:
+            came = unpack(
+                packed, folder, live, of_a_system=False, called=f"the guest's tar of {remote}"
+            )
+        size = human_bytes(packed.stat().st_size)
+    for left_out in came.left_out[:_MOST_SAID]:
+        progress.say(f"left out: {left_out}")
+    if len(came.left_out) > _MOST_SAID:
+        progress.say(f"left out: {len(came.left_out) - _MOST_SAID} more")
+    return f"{size}, {len(came.left_out)} left out" if came.left_out else size
+
+
+def _transfer(guest: Guest, size_bytes: int = 1 << 30) -> Deadline:
+    return guest.deadline(20 + size_bytes / _SLOWEST_BYTES_S)
+
+
+def reload(name: str, changes: Mapping[str, Any]) -> int:
+    """Build the module anew and load it in place of the one that runs."""
+    with AttachedWorkbench(shells.way_in(name), **changes) as bench:
+        bench.up()
+    return EXIT_OK
+
+
+def reboot(name: str) -> int:
+    """Reboot the guest and wait until it answers again."""
+    with keeper.attached(shells.way_in(name).name) as guest:
+        with (
+            progress.stage(f"reboot {name}") as step,
+            following(step, guest.machine.console.last_line),
+        ):
+            guest.reboot()
+            step.note = "it answers again; no module is loaded"
+        keeper.set_module(keeper.find(name))
+    return EXIT_OK
+
+
+def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
+    """gdb on the guest's kernel, through the emulator's stub; the guest goes on afterwards.
+
+    With the names of `symbols`, else of the kernel that was found to be the guest's, else of the
+    guest's own kernel file, as long as it can still be asked for it.
+    """
+    record = keeper.find(name)
+    if shutil.which("gdb") is None:
+        raise CannotError("gdb is not installed; run apt-get install gdb")
+    if symbols and not Path(symbols).is_file():
+        raise UsageError(f"--symbols {symbols}: there is no such file")
+    with keeper.debugger(record) as target:
+        kernel = Path(symbols or record.kernel_file or _own_kernel(record))
+        module = Path(record.module_file) if record.module_file else None
+        words = debugger.command(
+            target, kernel if kernel.is_file() else None, module, record.module_address, commands
+        )
+        if not kernel.is_file():
+            progress.say("note: no kernel symbols are at hand; --symbols FILE gives them")
+        progress.say(f"running: {shlex.join(words)}")
+        process = subprocess.Popen(words)
+        while True:
+            # Ctrl-C is gdb's: it stops the guest.
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
+
+
+def _own_kernel(record: keeper.Record) -> Path:
+    """The kernel file that the guest booted from, copied out once; it has functions' names.
+
+    What a guest that does not answer, or no FreeBSD, cannot give is not there then.
+    """
+    path = record.guest_dir / "kernel"
+    if record.stage == keeper.READY and not path.exists():
+        with (
+            contextlib.suppress(GuestError),
+            progress.stage("symbols") as step,
+            keeper.attached(record.name) as guest,
+        ):
+            booted = guest.must(["sysctl", "-n", "kern.bootfile"]).strip()
+            guest.ssh.get(booted, path, _transfer(guest))
+            step.note = f"the guest's own {booted}, {human_bytes(path.stat().st_size)}"
+    return path

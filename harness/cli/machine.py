@@ -1,0 +1,64 @@
+"""Tasks about this machine: what it needs, what it can do, the bare-metal probe."""
+
+from __future__ import annotations
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from harness import debian, host, progress
+from harness.cli.program import run_task
+from harness.probe import run as vtxprobe
+from harness.run import doctor as doctor_run
+
+
+@task
+@run_task
+def setup(_context: Context) -> None:
+    """Install the Debian packages that are missing, or print the line that does."""
+    debian.ensure(optional=True)
+    progress.say("setup: everything that is needed is here")
+
+
+@task(help={"json": "print the findings and the facts as JSON"})
+@run_task
+def doctor(_context: Context, json: bool = False) -> int:
+    """Show what this machine can do, what is missing, and the backend `auto` would take."""
+    verdict = doctor_run.examine(doctor_run.gather())
+    if json:
+        progress.print_json(verdict.to_data())
+    else:
+        doctor_run.show(verdict)
+    return verdict.exit_code
+
+
+@task(
+    help={
+        "backend": "auto, kvm, bochs or tcg",
+        "cpu": "the emulator's name of a processor model (default: the backend's best)",
+        "fault": "build a deliberate fault in; images/vtxprobe/faults.txt has the names",
+        "json": "print the result as JSON",
+    }
+)
+@run_task
+def probe(
+    _context: Context, backend: str = "auto", cpu: str = "", fault: str = "", json: bool = False
+) -> int:
+    """Try VT-x and EPT (or SVM) in a backend by running a tiny guest: seconds, no download."""
+    decision = host.decide(host.gather(), backend)
+    chosen = decision.require()
+    progress.say(f"backend {chosen}: {decision.reason}")
+    with progress.stage(f"probe on {chosen}") as stage:
+        result = vtxprobe.run_probe(
+            chosen, vendor_flag=decision.vendor_flag, cpu=cpu or None, fault=fault
+        )
+        stage.outcome = "ok" if result.held else "something is missing"
+    if not result.held:
+        progress.say(f"error: {result.reason}")
+    if json:
+        progress.print_json(result.to_data())
+    else:
+        vtxprobe.show(result)
+    return result.exit_code
+
+
+MACHINE_TASKS = (setup, doctor, probe)

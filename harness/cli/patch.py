@@ -1,0 +1,114 @@
+"""Tasks about patches: build them, and look after a series."""
+
+from __future__ import annotations
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from harness.cli import patch_commands
+from harness.cli.program import run_task
+
+SERIES_HELP = {
+    "series": "a folder of patches or one patch, instead of a topic of this project",
+    "topic": "a folder of patches/ (default: meminfo)",
+    "release": "15.1 or 14 (default: what the tree is, or 15.1)",
+}
+
+
+@task(
+    help={
+        **SERIES_HELP,
+        "stock": "build without any patch",
+        "src": "FreeBSD source tree (default: the imported one)",
+        "sysroot": "FreeBSD's headers and libraries (default: the imported ones)",
+        "builder": "auto (default), host, or guest: FreeBSD's own compiler, in a guest made for it",
+        "json": "print what was built as JSON",
+    }
+)
+@run_task
+def build(
+    _context: Context,
+    release: str = "",
+    stock: bool = False,
+    series: str = "",
+    topic: str = "",
+    src: str = "",
+    sysroot: str = "",
+    builder: str = "auto",
+    json: bool = False,
+) -> int:
+    """Build vmm.ko, libvmmapi and vmmls from source and series; nothing if nothing changed."""
+    return patch_commands.run_build(release, stock, series, topic, src, sysroot, json, builder)
+
+
+@task(name="list", help={"topic": SERIES_HELP["topic"], "json": "print it as JSON"})
+@run_task
+def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
+    """Show every series, patch by patch."""
+    return patch_commands.show_list(topic, json)
+
+
+@task(
+    name="check",
+    help={
+        **SERIES_HELP,
+        "release": "15.1 or 14 (default: every release, or what the tree is)",
+        "tree": "source tree to try it on (default: the imported one, if any)",
+        "json": "print the findings as JSON",
+    },
+)
+@run_task
+def patch_check(
+    _context: Context,
+    release: str = "",
+    tree: str = "",
+    series: str = "",
+    topic: str = "",
+    json: bool = False,
+) -> int:
+    """Check a series: applies, drift, style(9), message and sign-off, manuals; exit 5 if wrong."""
+    return patch_commands.check(series, topic, release, tree, json)
+
+
+@task(name="apply", help={**SERIES_HELP, "tree": "the source tree to change"})
+@run_task
+def patch_apply(
+    _context: Context, tree: str, release: str = "", series: str = "", topic: str = ""
+) -> int:
+    """Apply a series to a source tree: all of it or nothing."""
+    return patch_commands.apply(tree, series, topic, release)
+
+
+@task(
+    name="refresh",
+    help={
+        **SERIES_HELP,
+        "tree": "the tree with the series applied and edits made",
+        "pristine": "the tree without either (default: the imported one)",
+        "into": "the patch that takes edited files which no patch touches",
+    },
+)
+@run_task
+def patch_refresh(
+    _context: Context,
+    tree: str,
+    pristine: str = "",
+    release: str = "",
+    series: str = "",
+    topic: str = "",
+    into: str = "",
+) -> int:
+    """Bring the edits made in a tree back into the series' patches."""
+    return patch_commands.refresh_series(tree, pristine, series, topic, release, into)
+
+
+@task(name="export", help={**SERIES_HELP, "out": "the file to write (default: TOPIC-RELEASE.mbox)"})
+@run_task
+def patch_export(
+    _context: Context, release: str = "", series: str = "", topic: str = "", out: str = ""
+) -> int:
+    """Write a series as one mbox, ready for git am or a review tool."""
+    return patch_commands.export(series, topic, release, out)
+
+
+PATCH_TASKS = (patch_list, patch_check, patch_apply, patch_refresh, patch_export)

@@ -1,0 +1,223 @@
+"""What the patch tasks and `build` do between their options and the library: choose and print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import debian, files, host, progress
+from harness.build import builder, in_guest, linktree
+from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
+from harness.image import store
+from harness.series import apply as treeapply
+from harness.series import check as series_check
+from harness.series import load, refresh
+from harness.series.load import Series
+
+DEFAULT_RELEASE = "15.1"
+
+
+def where(series: str, topic: str) -> Path | str:
+    """What the options --series and --topic name, for patches.load_series."""
+    if series:
+        return Path(series)
+    return topic or load.DEFAULT_TOPIC
+
+
+def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
+    """The source tree and sysroot to build from: as given, else the imported image's own.
+
+    Raises CannotError when neither is there, with the option that names one.
+    """
+    given = Path(sysroot) if sysroot else None
+    if src:
+        return Path(src), given
+    try:
+        return store.source(release), given or store.trees(release).sysroot
+    except CannotError as error:
+        raise CannotError(f"{error.message}, or give --src DIR") from error
+
+
+def show_list(topic: str, json: bool) -> int:
+    """Print every series of a topic (or of all), patch by patch."""
+    names = (topic,) if topic else load.topics()
+    found = []
+    for name in names:
+        has = load.releases(load.PATCHES / name)
+        if not has:
+            raise UsageError(f"{name}: no such topic; there is {', '.join(load.topics())}")
+        found += [load.load_series(load.PATCHES / name, release) for release in has]
+    if json:
+        progress.print_json([_series_data(series) for series in found])
+        return EXIT_OK
+    for series in found:
+        rows = [
+            (patch.name, "all" if patch.common else series.release, patch.subject)
+            for patch in series.patches
+        ]
+        title = f"{series.topic} for FreeBSD {series.release} (digest {series.digest[:12]})"
+        progress.table(("patch", "release", "subject"), rows, title)
+    return EXIT_OK
+
+
+def _series_data(series: Series) -> dict[str, object]:
+    return {
+        "topic": series.topic,
+        "release": series.release,
+        "digest": series.digest,
+        "patches": [
+            {
+                "patch": patch.name,
+                "common": patch.common,
+                "subject": patch.subject,
+                "author": patch.author,
+                "touched": patch.touched,
+                "sha256": patch.digest,
+            }
+            for patch in series.patches
+        ],
+    }
+
+
+def check(series: str, topic: str, release: str, tree: str, json: bool) -> int:
+    """Check the series of one release, or of all a topic has; exit 5 if something is wrong."""
+    place = where(series, topic)
+    folder = place if isinstance(place, Path) else load.PATCHES / place
+    wanted: Sequence[str] = (release,) if release else load.releases(folder)
+    if tree and not release:
+        revision = linktree.revision(Path(tree))
+        major = revision.split(".")[0]
+        wanted = [it for it in wanted if it.split(".")[0] == major] or (revision,)
+    reports = []
+    for each in wanted or (DEFAULT_RELEASE,):
+        if tree:
+            linktree.identify(Path(tree), each)
+        loaded = load.load_series(place, each)
+        reports.append(series_check.check(loaded, Path(tree) if tree else _source(each)))
+    if json:
+        progress.print_json([report.to_data() for report in reports])
+    else:
+        for report in reports:
+            _show_report(report)
+    return EXIT_OK if all(report.held for report in reports) else EXIT_PATCH
+
+
+def _source(release: str) -> Path | None:
+    """The imported image's source tree, if there is one: what can be checked, is."""
+    try:
+        return sources(release, "", "")[0]
+    except (CannotError, UsageError):
+        return None
+
+
+def _show_report(report: series_check.Report) -> None:
+    series = report.series
+    rows = [
+        (patch.name, *(report.state(patch, kind) for kind in series_check.KINDS))
+        for patch in series.patches
+    ]
+    against = f", against {report.tree}" if report.tree else ""
+    title = f"{series.topic} for FreeBSD {series.release}{against}"
+    progress.table(("patch", *series_check.KINDS), rows, title)
+    for finding in report.findings:
+        mark = "wrong" if finding.wrong else "note"
+        progress.say(f"{mark}: {finding.patch}: {finding.text}")
+    for kind, reason in report.not_run:
+        progress.say(f"not run: {kind}: {reason}")
+
+
+def apply(tree: str, series: str, topic: str, release: str) -> int:
+    """Apply a series to a user's tree, all or nothing."""
+    path = Path(tree)
+    release = release or linktree.revision(path)
+    loaded = load.load_series(where(series, topic), release)
+    linktree.identify(path, release)
+    applied = treeapply.apply(loaded, path)
+    for drift in applied.drift:
+        progress.say(
+            f"{drift.patch}: {drift.path}: hunk {drift.hunk} moved {drift.offset_lines:+d} lines"
+        )
+    progress.say(
+        f"{path}: {len(loaded.patches)} patches applied, {len(applied.changed)} files changed"
+    )
+    return EXIT_OK
+
+
+def refresh_series(
+    tree: str, pristine: str, series: str, topic: str, release: str, into: str
+) -> int:
+    """Bring the edits of a tree back into the series."""
+    release = release or linktree.revision(Path(tree))
+    loaded = load.load_series(where(series, topic), release)
+    base = sources(release, pristine, "")[0]
+    done = refresh.refresh(loaded, base, Path(tree), into=into)
+    for name in done.changed:
+        progress.say(f"rewritten: {name}")
+    for name in done.shared:
+        progress.say(f"note: {name} is shared by every release; run patch.check for the others too")
+    for path in done.unclaimed:
+        progress.say(f"note: {path} was edited, but no patch touches it; --into PATCH takes it in")
+    if not done.changed:
+        progress.say("nothing to rewrite: the tree is what the series makes of the pristine one")
+    return EXIT_OK
+
+
+def export(series: str, topic: str, release: str, out: str) -> int:
+    """Write a series as one mbox."""
+    release = release or DEFAULT_RELEASE
+    loaded = load.load_series(where(series, topic), release)
+    target = Path(out or f"{loaded.topic}-{loaded.release}.mbox")
+    load.export(loaded, target)
+    progress.say(f"{target}: {len(loaded.patches)} patches, for git am")
+    return EXIT_OK
+
+
+def _guest_builder(by: str, release: str) -> in_guest.GuestBuilder | None:
+    if by == "host" or (by == "auto" and debian.clang_version() is not None):
+        return None
+    decision = host.decide(host.gather(), "auto")
+    run_dir = files.cache_dir() / "builds" / "guest"
+    return in_guest.choose(
+        by, store.find(release), decision.backend or "tcg", decision.vendor_flag, run_dir
+    )
+
+
+def run_build(
+    release: str,
+    stock: bool,
+    series: str,
+    topic: str,
+    src: str,
+    sysroot: str,
+    json: bool,
+    by: str = "auto",
+) -> int:
+    """Build module, library and command; say where they are and what was not built."""
+    if stock and series:
+        raise UsageError("--stock builds without patches; leave out --series or --stock")
+    release = release or DEFAULT_RELEASE
+    loaded = None if stock else load.load_series(where(series, topic), release)
+    source, root = sources(release, src, sysroot)
+    with progress.stage(f"build for FreeBSD {release}") as step:
+        built = builder.build(
+            source, root, loaded, release, progress=step.live, in_guest=_guest_builder(by, release)
+        )
+        if built.cached:
+            step.note = f"nothing changed, nothing built (made before in {built.seconds:.1f} s)"
+        else:
+            step.note = f"{built.warnings} warnings, log {built.log}"
+    if json:
+        progress.print_json(built.to_data())
+        return EXIT_OK
+    for path in built.unread:
+        progress.say(f"note: {path} is touched, but no part that is built here reads it")
+    made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))
+    made |= {path.name: path for path in built.programs}
+    left_out = dict(built.not_built)
+    progress.table(
+        ("part", "file"),
+        [(name, str(path or f"not built: {left_out.get(name)}")) for name, path in made.items()],
+        f"{built.series or 'stock'}, FreeBSD {built.revision} ({built.osversion}), "
+        f"build id {built.build_id}",
+    )
+    return EXIT_OK

@@ -1,0 +1,169 @@
+"""The launcher's way into Invoke, with this project's manners for errors.
+
+Tasks raise WorkbenchError; `run_task` turns it into one line and an exit code.  A wrong option or
+an unknown task exits 2 here, where Invoke's own program would exit 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import os
+import re
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from invoke.exceptions import Exit, ParseError
+from invoke.program import Program
+
+from harness import progress
+from harness.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_READER_GONE,
+    EXIT_USAGE,
+    CannotError,
+    WorkbenchError,
+)
+
+# What may go wrong with any file anywhere and is no bug of ours: a line, not a traceback.
+_OF_THE_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+}
+
+# Invoke's words where there is no tasks.py; they come with the exit code of a failed check.
+_NO_TASKS = "Can't find any collection"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fail(error: WorkbenchError) -> NoReturn:
+    """Print the error's line and what belongs below it, and exit with its code."""
+    if error.detail:
+        progress.say_detail(error.detail)
+    progress.say(f"error: {error.message}")
+    raise SystemExit(error.exit_code)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def run_task(body: F) -> F:
+    """Wrap a task's body: errors become a line and an exit code, a returned int the exit code."""
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = body(*args, **kwargs)
+            sys.stdout.flush()
+        except WorkbenchError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            progress.say("error: interrupted")
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and _reader_gone():
+                # `inv ... | head`: nothing is left to tell it, not even by the last flush.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise SystemExit(EXIT_READER_GONE) from None
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            fail(CannotError(f"{where}{error.strerror}"))
+        if code:
+            raise SystemExit(code)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def after_dashes() -> list[str]:
+    """The words after `--` on the command line; Invoke's own remainder forgets where each ends."""
+    return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+
+
+def open_standard_streams() -> None:
+    """Where one was closed (`inv ... >&-`), what is said goes nowhere, and not into a file of ours.
+
+    Otherwise the next file that is opened would get its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def end_on_signals() -> None:
+    """Take SIGTERM and SIGHUP (a cancelled job, a closed terminal) for Ctrl-C: all is put away."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # nohup's wish is respected.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+class WorkbenchProgram(Program):
+    """Invoke's program, except that calling it wrongly exits 2 and Ctrl-C 130."""
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
+        try:
+            super().run(argv, exit=exit)
+        except ValueError as error:
+            # Invoke makes numbers of options and leaves what is none to its caller.
+            if found := re.fullmatch(r"invalid literal for int\(\) .*: ('.*')", str(error)):
+                progress.say(
+                    f"error: {found[1]} stands where a number is meant; see `inv --help TASK`"
+                )
+                raise SystemExit(EXIT_USAGE) from None
+            raise
+        except SystemExit as error:
+            # Invoke turns both into exit code 1; what it was is kept as the context.
+            if isinstance(error.__context__, Exit) and _NO_TASKS in str(error.__context__):
+                progress.say("error: no tasks.py here; run inv from the project's top folder")
+                raise SystemExit(EXIT_USAGE) from None
+            if isinstance(error.__context__, ParseError):
+                progress.say("`inv --list` shows the tasks, `inv --help TASK` the options of one")
+                raise SystemExit(EXIT_USAGE) from None
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise SystemExit(EXIT_INTERRUPTED) from None
+            raise
+
+
+def spread(argv: list[str]) -> list[str]:
+    """`bench a b` as `bench --only a --only b`: Invoke takes no word that may be left out."""
+    if argv[1:2] != ["bench"]:
+        return argv
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[2:]))
+    named = [part for word in words for part in ("--only", word)]
+    return [*argv[:2], *named, *argv[2 + len(words) :]]
+
+
+def main() -> None:
+    """Entry point of `./inv`."""
+    open_standard_streams()
+    end_on_signals()
+    WorkbenchProgram(name="inv", binary="inv").run(spread(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What `inv report` prints and opens."""
+
+from __future__ import annotations
+
+import webbrowser
+
+from harness import progress, report
+from harness.errors import CannotError, UsageError
+
+
+def show(run: str, open_page: bool, as_json: bool) -> None:
+    """Print a run (the last one when `run` is empty), and write its page anew.
+
+    Raises UsageError when there is no such run, CannotError when no browser can be had.
+    """
+    found = report.load(report.find(run))
+    page = report.write_page(found)
+    if as_json:
+        progress.print_json({**found.to_data(), "page": str(page)})
+    else:
+        report.show(found)
+        progress.out.print(f"page:    {page}", markup=False)
+    if open_page and not webbrowser.open(page.as_uri()):
+        raise CannotError(f"no browser was found here; open {page} yourself")
+
+
+def show_list(as_json: bool) -> None:
+    """Print the runs that left a report, the newest first; UsageError when there are none."""
+    found = list(report.runs())
+    if not found:
+        raise UsageError("no run with a report yet; ./inv verify makes one")
+    if as_json:
+        progress.print_json(
+            [
+                {"run": one.run_dir.name, "exit_code": one.exit_code, "verdict": one.verdict}
+                for one in found
+            ]
+        )
+    else:
+        report.show_runs(found)

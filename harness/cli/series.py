@@ -1,0 +1,136 @@
+"""Invoke tasks for somebody's own patches: a topic laid out, bad calls, the first bad patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from harness import debian, progress
+from harness.cli.program import run_task
+from harness.errors import UsageError
+from harness.run import bisect as bisection
+from harness.run import fuzz_run
+from harness.run.session import Options
+from harness.series import scaffold as topics
+from harness.series.load import DEFAULT_TOPIC
+
+
+@task(
+    iterable=["series"],
+    help={
+        "seed": "all that is done follows from it (default: a new one, which is printed)",
+        "calls": "how many calls to make on each module (default: 10000)",
+        "round": "begin at this round of the seed's (default: 0)",
+        "stock": "attack the stock module alone",
+        "known": "make the calls, too, that are known to harm the stock module",
+        "release": "the FreeBSD release to boot (default: 15.1)",
+        "backend": "auto (default), kvm or bochs",
+        "series": "attack this series' module (a folder or a patch, may be given again)",
+        "topic": f"a folder of patches/ (default: {DEFAULT_TOPIC})",
+        "offline": "fetch nothing: use what is in the cache",
+        "json": "print the report as JSON",
+    },
+)
+@run_task
+def fuzz(
+    _context: Context,
+    series: list[str],
+    seed: str = "",
+    calls: int = 10000,
+    round: int = 0,  # noqa: A002
+    stock: bool = False,
+    known: bool = False,
+    release: str = "15.1",
+    backend: str = "auto",
+    topic: str = DEFAULT_TOPIC,
+    offline: bool = False,
+    json: bool = False,
+) -> int:
+    """Throw malformed and racing calls at /dev/vmmctl and /dev/vmm: stock's module, then yours."""
+    debian.ensure()
+    options = Options(
+        release,
+        backend,
+        stock,
+        tuple(Path(path).absolute() for path in series),
+        topic,
+        offline=offline,
+        side_by_side=not stock,
+    )
+    try:
+        chosen = int(seed, 0) if seed else fuzz_run.new_seed()
+    except ValueError as error:
+        raise UsageError(f"--seed {seed}: a number is meant") from error
+    progress.say(f"fuzz: seed {chosen}")
+    result = fuzz_run.run(options, fuzz_run.Order(chosen, calls, round, known))
+    if json:
+        progress.print_json(result.to_data())
+    else:
+        fuzz_run.show(result)
+    return result.exit_code
+
+
+@task(
+    iterable=["series"],
+    help={
+        "good": "how many patches are known to be good (default: 0, the stock source)",
+        "bad": "how many patches are known to be bad (default: all)",
+        "k": "judge by the checks that match this, as pytest -k takes it (default: all)",
+        "series": "the series to search (a folder or a patch, may be given again)",
+        "topic": "a folder of patches/, whose series, if none is given, and checks to use",
+        "release": "the FreeBSD release to boot (default: 15.1)",
+        "backend": "auto (default), kvm, bochs or tcg",
+        "full": "judge by the checks that take minutes, too",
+        "offline": "fetch nothing: use what is in the cache",
+        "json": "print the steps as JSON",
+    },
+)
+@run_task
+def bisect(
+    _context: Context,
+    series: list[str],
+    topic: str = "",
+    good: int = 0,
+    bad: int = 0,
+    k: str = "",
+    release: str = "15.1",
+    backend: str = "auto",
+    full: bool = False,
+    offline: bool = False,
+    json: bool = False,
+) -> int:
+    """Find the first patch of a series that breaks a check, in one guest; exit 1 if any does."""
+    debian.ensure()
+    given = tuple(Path(path).absolute() for path in series)
+    if not given and not topic:
+        raise UsageError("--series or --topic says in which patches to search")
+    options = Options(
+        release, backend, series=given, topic=topic, offline=offline, full=full, only=k
+    )
+    found = bisection.bisect(options, good, bad or None)
+    if json:
+        progress.print_json(found.to_data())
+    else:
+        bisection.show(found)
+    return found.exit_code
+
+
+@task(
+    name="new",
+    positional=["name"],
+    help={
+        "name": "the topic's name: lower-case letters and digits, with - or _ between them",
+        "release": "the FreeBSD release that its first series is for (default: 15.1)",
+    },
+)
+@run_task
+def topic_new(_context: Context, name: str, release: str = "15.1") -> None:
+    """Lay out a topic in patches/: a series, its checks, notes; ./inv verify --topic NAME runs."""
+    folder = topics.new(name, release)
+    progress.say(f"{folder}: put patches into {release}/ and name them in {release}/series")
+    progress.say(f"next: ./inv verify --topic {name}")
+
+
+SERIES_TASKS = (bisect, fuzz)

@@ -1,0 +1,144 @@
+"""The tasks that give a verdict, and the one that shows it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from harness import debian, progress, report
+from harness.cli import report_commands
+from harness.cli.program import run_task
+from harness.errors import UsageError
+from harness.run.mutation import mutation as run_mutation
+from harness.run.mutation import show as show_mutation
+from harness.run.session import Options
+from harness.run.verify import verify as run_verify
+from harness.series.load import DEFAULT_TOPIC
+
+
+@task(
+    iterable=["series"],
+    help={
+        "release": "the FreeBSD release to boot (default: 15.1)",
+        "backend": "auto (default), kvm, bochs or tcg",
+        "stock": "run the same checks on the unpatched module: the patch's must fail there",
+        "series": "test this series (a folder or a patch, may be given again)",
+        "topic": "a folder of patches/, whose series and checks to use (default: meminfo)",
+        "side-by-side": "run the checks on the stock module first (--series does so by itself)",
+        "alone": "with --series: leave the stock module out",
+        "go-on": "when the guest breaks, bring it up anew for the checks that are left",
+        "only": "run the checks that match this, as pytest -k takes it",
+        "offline": "fetch nothing: use what is in the cache",
+        "cold": "boot, though a snapshot could be resumed, and save none",
+        "full": "also run the checks with a guest inside the guest, minutes in Bochs",
+        "keep": "leave the guest up if the verdict is bad, and say how to enter it",
+        "name": "what it is then called (default: verify)",
+        "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
+        "json": "print the report as JSON",
+    },
+)
+@run_task
+def verify(
+    _context: Context,
+    series: list[str],
+    release: str = "15.1",
+    backend: str = "auto",
+    stock: bool = False,
+    offline: bool = False,
+    full: bool = False,
+    topic: str = "",
+    side_by_side: bool = False,
+    alone: bool = False,
+    go_on: bool = False,
+    only: str = "",
+    cold: bool = False,
+    keep: bool = False,
+    name: str = "verify",
+    builder: str = "auto",
+    json: bool = False,
+) -> int:
+    """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
+    debian.ensure()
+    given = tuple(Path(path).absolute() for path in series)
+    if stock and side_by_side:
+        raise UsageError("--stock is the stock module alone; leave out --stock or --side-by-side")
+    options = Options(
+        release,
+        backend,
+        stock,
+        given,
+        # Patches of somebody's own are held to what any vmm.ko must do, unless a topic is named.
+        topic or ("" if given else DEFAULT_TOPIC),
+        offline=offline,
+        full=full,
+        cold=cold,
+        side_by_side=side_by_side or (bool(given) and not stock and not alone),
+        go_on=go_on,
+        only=only,
+        builder=builder,
+    )
+    result = run_verify(options, keep_as=name if keep else "")
+    if json:
+        progress.print_json(result.to_data())
+    else:
+        report.show(result)
+    return result.exit_code
+
+
+@task(
+    name="report",
+    help={
+        "run": "a run of --list, or its folder (default: the last one)",
+        "list": "list the runs that left a report",
+        "open": "open the page in a browser",
+        "json": "print it as JSON",
+    },
+)
+@run_task
+def show_report(
+    _context: Context,
+    run: str = "",
+    list: bool = False,  # noqa: A002
+    open: bool = False,  # noqa: A002
+    json: bool = False,
+) -> None:
+    """Print what a run has shown, write its page (report.html) anew, and open that if asked."""
+    if list:
+        report_commands.show_list(json)
+    else:
+        report_commands.show(run, open, json)
+
+
+@task(
+    aliases=["teeth"],
+    iterable=["only"],
+    help={
+        "only": "a variant's name (may be given again; default: all in the topic's mutants)",
+        "backend": "auto (default), kvm or bochs",
+        "all": "run every check over each variant, and name all that object",
+        "full": "also the checks that take minutes",
+        "offline": "fetch nothing: use what is in the cache",
+        "json": "print the result as JSON",
+    },
+)
+@run_task
+def mutation(
+    _context: Context,
+    only: list[str],
+    backend: str = "auto",
+    all: bool = False,  # noqa: A002  (it is the option's name)
+    full: bool = False,
+    offline: bool = False,
+    json: bool = False,
+) -> int:
+    """Run the checks on wrong variants (mutants) of the patch: each must be caught."""
+    debian.ensure()
+    options = Options(backend=backend, offline=offline, full=full)
+    result = run_mutation(options, only, every=all)
+    if json:
+        progress.print_json(result.to_data())
+    else:
+        show_mutation(result)
+    return result.exit_code

@@ -1,0 +1,1 @@
+"""FreeBSD inside a machine: SSH, the serial login, sysctls, modules, panics, snapshots, gdb."""

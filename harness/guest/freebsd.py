@@ -1,0 +1,268 @@
+"""FreeBSD inside a machine: wait for it, ask it things, look at its modules, let it go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from harness.deadline import Deadline
+from harness.errors import GuestError, GuestPanic, GuestRebooted, MachineDied, WaitTimeout
+from harness.guest.ssh import Address, Result, Ssh, SshRefused, succeeded
+from harness.guest.transcript import Asked, Transcript
+from harness.machine import Machine
+
+_BOOT_S = 50.0
+_COMMAND_S = 20.0
+_SHUTDOWN_S = 20.0
+_STEP_S = 0.5
+# What is linked statically starts in a quarter of the time; the second form of date is for a guest
+# that is no FreeBSD (the stand-in).
+_WAKE = (
+    'PATH=/rescue:$PATH; { date -f %s "$1" || date -s "@$1"; } >/dev/null 2>&1 '
+    "&& exec cat >/dev/random"
+)
+_ENTROPY_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Access:
+    """What lets us into a prepared image, and how we know that it is the one.
+
+    `announces` is what its console says once sshd listens; empty for an image that says nothing.
+    """
+
+    private_key: Path
+    host_key: str
+    user: str = "root"
+    announces: str = ""
+
+
+@dataclass(frozen=True)
+class Kld:
+    """A loaded kernel module or the kernel: a line of kldstat -v."""
+
+    name: str
+    path: str
+    size_bytes: int
+    address: int = 0
+
+
+class Guest:
+    """A FreeBSD that runs in `machine`; every wait ends at once when the machine dies or panics.
+
+    Time limits default to ones scaled to the machine's pace.
+    """
+
+    transcript: Transcript | None = None
+    """What takes down the commands that are run, while somebody wants them taken down."""
+
+    def __init__(self, machine: Machine, access: Access) -> None:
+        self.machine = machine
+        self.access = access
+        self._ssh: Ssh | None = None
+        self._boots: int | None = None
+
+    def deadline(self, native_s: float = _COMMAND_S) -> Deadline:
+        """A deadline for work that takes `native_s` seconds at native speed."""
+        return Deadline.scaled(native_s, self.machine.traits.time_scale)
+
+    def wait_ready(self, deadline: Deadline | None = None, from_mark: int = 0) -> None:
+        """Wait until a command can be run over SSH.
+
+        Where the image announces its sshd, the line is waited for on the console, after
+        `from_mark`, before anything is sent to the guest: Bochs's network card loses its ring, and
+        with it the guest its network, when a packet comes while the driver sets it up.
+
+        Raises WaitTimeout with the console's tail, or GuestPanic, MachineDied or SshRefused as soon
+        as there is no more use in waiting.
+        """
+        limit = deadline or self.deadline(_BOOT_S)
+        self.disconnect()
+        if self.access.announces:
+            self.machine.console.talk(from_mark).expect_any(
+                [self.access.announces], "the guest's line that sshd is up", limit
+            )
+        self.enter(limit, listening=bool(self.access.announces))
+
+    def enter(self, deadline: Deadline | None = None, *, listening: bool = True) -> None:
+        """Connect to a guest whose sshd is known to be up; raises as `wait_ready` does."""
+        limit = deadline or self.deadline()
+        self._connect(limit, listening)
+        self.must(["true"], limit)
+
+    def wake(self, deadline: Deadline) -> None:
+        """Connect to a guest that was resumed, set its clock and give it fresh randomness.
+
+        The clock is set to the second, which is what date(1) can.  Raises as `wait_ready` does.
+        """
+        self._connect(deadline)
+        command = ["/bin/sh", "-c", _WAKE, "wake", f"{time.time() + 0.5:.0f}"]
+        self.must(command, deadline, stdin=os.urandom(_ENTROPY_BYTES))
+
+    def _connect(self, limit: Deadline, listening: bool = True) -> None:
+        port = self.machine.ssh_port
+        if port is None:
+            raise RuntimeError("the machine has no network")
+        address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
+        self.disconnect()
+        # While it is waited for, a guest may begin as often as it pleases.
+        self._boots = None
+        self._ssh = Ssh(address, self._watch, self._heard)
+        try:
+            self._ssh.connect(limit, listening=listening)
+        except WaitTimeout as error:
+            raise WaitTimeout(
+                f"{self.machine.spec.name}: {error.message}; the console's log is "
+                f"{self.machine.console.log}",
+                detail=self.machine.console.tail(),
+            ) from error
+        self._boots = self.machine.boots
+
+    def _heard(self, asked: Asked) -> None:
+        if self.transcript is not None:
+            self.transcript.hear(asked)
+
+    def _watch(self) -> None:
+        self.machine.check()
+        if self._boots not in (None, self.machine.boots):
+            raise GuestRebooted(
+                f"{self.machine.spec.name} rebooted by itself: what was loaded and run there is "
+                f"gone; the console's log is {self.machine.console.log}",
+                detail=self.machine.console.tail(),
+            )
+
+    @property
+    def ssh(self) -> Ssh:
+        """The connection, made anew when it was cut; GuestRebooted if it leads to a new boot."""
+        if self._ssh is None:
+            raise RuntimeError("the guest was not waited for")
+        if not self._ssh.connected:
+            self._ssh.connect(self.deadline(), listening=True)
+        return self._ssh
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as this side knows."""
+        return self._ssh is not None and self._ssh.connected
+
+    def run(
+        self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
+    ) -> Result:
+        """Run a command; its Result, whatever its exit code."""
+        return self.ssh.run(command, deadline or self.deadline(), stdin=stdin)
+
+    def must(
+        self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
+    ) -> str:
+        """Run a command that has to exit 0; its standard output."""
+        return succeeded(self.run(command, deadline, stdin=stdin)).stdout
+
+    def script(
+        self, text: str, *arguments: str, deadline: Deadline | None = None, check: bool = True
+    ) -> Result:
+        """Run a /bin/sh script; CommandFailed unless it exits 0 or `check` is off."""
+        result = self.ssh.script(text, deadline or self.deadline(), arguments)
+        return succeeded(result) if check else result
+
+    def put(self, local: Path, remote: str, mode: int = 0o644) -> None:
+        """Copy a file into the guest."""
+        self.ssh.put(local, remote, self.deadline(), mode)
+
+    def sysctl(self, name: str) -> str | None:
+        """A sysctl's value as text, or None when there is no such sysctl."""
+        result = self.run(["sysctl", "-n", name])
+        if result.ok:
+            return result.stdout.removesuffix("\n")
+        if "unknown oid" in result.stderr:
+            return None
+        raise GuestError(f"sysctl {name}: {result.stderr.strip()}")
+
+    def exists(self, path: str) -> bool:
+        """Whether a path is there."""
+        return self.run(["test", "-e", path]).ok
+
+    def klds(self) -> list[Kld]:
+        """What kldstat -v lists, the kernel first."""
+        return parse_kldstat(self.must(["kldstat", "-v"]))
+
+    def dmesg(self) -> list[str]:
+        """The kernel's message buffer, a line each."""
+        return self.must(["dmesg"]).splitlines()
+
+    def shut_down(self, deadline: Deadline | None = None) -> None:
+        """Power off and wait for the emulator's end; WaitTimeout when it does not come."""
+        limit = deadline or self.deadline(_SHUTDOWN_S)
+        # The connection may go before the command's exit code comes.
+        with contextlib.suppress(GuestError):
+            self.run(["shutdown", "-p", "now"], limit.at_most(30))
+        self.disconnect()
+        # A panic on the way down leaves the machine running.
+        while self.machine.wait_ended(limit.at_most(_STEP_S)) is None:
+            self.machine.console.check_panic()
+            if limit.expired:
+                raise WaitTimeout(
+                    f"{self.machine.spec.name} did not power off within {limit.limit_s:.0f} s; the "
+                    f"console's log is {self.machine.console.log}",
+                    detail=self.machine.console.tail(),
+                )
+        if not self.machine.powered_off():
+            self.machine.check()
+
+    def reboot(self, deadline: Deadline | None = None) -> None:
+        """Reboot and wait until the new system answers."""
+        limit = deadline or self.deadline(_BOOT_S + _SHUTDOWN_S)
+        before = self.must(["sysctl", "-n", "kern.boottime"])
+        mark = self.machine.console.mark
+        with contextlib.suppress(GuestError):
+            self.run(["shutdown", "-r", "now"], limit.at_most(30))
+        self.disconnect()
+        while True:
+            # The old system may still answer once or twice, and break off in between.
+            try:
+                self.wait_ready(limit, mark)
+                if self.must(["sysctl", "-n", "kern.boottime"], limit) != before:
+                    return
+            except (GuestPanic, MachineDied, WaitTimeout, SshRefused):
+                raise
+            except GuestError:
+                self.machine.check()
+            self.disconnect()
+            if limit.expired:
+                raise WaitTimeout(
+                    f"{self.machine.spec.name} did not reboot within {limit.limit_s:.0f} s; the "
+                    f"console's log is {self.machine.console.log}",
+                    detail=self.machine.console.tail(),
+                )
+            time.sleep(0.5)
+
+    def disconnect(self) -> None:
+        """Close the connection; the guest goes on."""
+        if self._ssh is not None:
+            self._ssh.close()
+            self._ssh = None
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.disconnect()
+
+
+_KLD = re.compile(r"^\s*\d+\s+\d+\s+0x([0-9a-f]+)\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
+
+
+def parse_kldstat(text: str) -> list[Kld]:
+    """The files that `kldstat -v` lists; sizes there are hexadecimal."""
+    matches = (_KLD.match(line) for line in text.splitlines())
+    return [Kld(m[3], m[4], int(m[2], 16), int(m[1], 16)) for m in matches if m]

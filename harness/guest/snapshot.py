@@ -1,0 +1,369 @@
+"""Snapshots: a booted guest kept beside its image, which later runs resume instead of booting.
+
+    FOLDER/snapshots/KEY/snapshot.json    what it fits to, and the checksum of every file of it
+    FOLDER/snapshots/KEY/state/           what the machine wrote; only read from then on
+    FOLDER/snapshots/KEY/verified.json    how the files were before they were last read
+    FOLDER/snapshots/KEY.failed.json      what did not work (snapshot_failures)
+
+FOLDER is the prepared disk's, so a snapshot goes with its image.  KEY is the digest of all that a
+state depends on; of a snapshot that does not fit exactly, nothing is used but the reason why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import CannotError, DiskFull, GuestError, WorkbenchError
+from harness.files import (
+    atomic_dir,
+    checksum_sparse,
+    human_bytes,
+    locked,
+    require_room,
+    sha256_text,
+)
+from harness.guest import snapshot_failures as failures
+from harness.guest.freebsd import Access, Guest
+from harness.machine import Machine, Spec
+from harness.machine.base import PortTaken
+
+VERSION = 1
+"""Changes with how a snapshot is made or taken up."""
+
+KEEP = 4
+"""How many snapshots stay beside an image; the one that was used longest ago goes first."""
+
+_NAME = "snapshots"
+_MANIFEST = "snapshot.json"
+_STATE = "state"
+_VERIFIED = "verified.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_START_S = 30.0
+_RESUME_S = 5.0
+# Saving saves the next run a boot, so it is waited for no longer than this one's boot took; a guest
+# that boots in no time gets this much all the same.
+_SAVE_AT_LEAST_S = 10.0
+
+Make = Callable[[Spec], Machine]
+Attend = Callable[[Guest], AbstractContextManager[None]]
+
+
+class Unusable(CannotError):
+    """A snapshot that is there and must not be resumed: damaged, or not to be read."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot in the cache; `files` has the checksum of each file below its state."""
+
+    folder: Path
+    made_at: str
+    facts: dict[str, str]
+    files: dict[str, str]
+
+    @property
+    def state(self) -> Path:
+        """The folder that `Machine.save` filled."""
+        return self.folder / _STATE
+
+    @property
+    def size_bytes(self) -> int:
+        """The room it takes."""
+        return _size_bytes(self.folder)
+
+    def describe(self) -> str:
+        """What it is of, when it was made and how large it is, in a line."""
+        about = f"{self.facts.get('backend', '?')}, made {self.made_at}"
+        return f"{about}, {human_bytes(self.size_bytes)}: {self.folder}"
+
+    def verify(self, *, again: bool = False) -> None:
+        """Unusable unless every file is there, and as it was written.
+
+        Files are read once after each start of the host, whenever one is not the same by its inode,
+        size and times (the time of change cannot be set back), and when told to read them `again`.
+        """
+        there = {str(path.relative_to(self.state)) for path in _files(self.state)}
+        if wrong := sorted(there ^ set(self.files)):
+            raise Unusable(f"{self.state / wrong[0]}: not as the snapshot was saved")
+        # Taken before anything is read: what changes meanwhile is read again next time.
+        seen = self._seen()
+        known = self.folder / _VERIFIED
+        with contextlib.suppress(OSError, ValueError):
+            if not again and json.loads(known.read_text()) == seen:
+                return
+        for name, digest in self.files.items():
+            if checksum_sparse(self.state / name) != digest:
+                raise Unusable(f"{self.state / name}: its checksum is not the one that was saved")
+        # Never into a folder of its own making: another run may have taken the snapshot away.
+        with contextlib.suppress(OSError):
+            handle, name = tempfile.mkstemp(prefix=f".{_VERIFIED}.", dir=self.folder)
+            with os.fdopen(handle, "w") as stream:
+                json.dump(seen, stream)
+            os.replace(name, known)
+
+    def _seen(self) -> dict[str, object]:
+        """What tells that nobody wrote to the files, and that the host did not start anew."""
+        seen: dict[str, object] = {"checksums": self.files}
+        with contextlib.suppress(OSError):
+            seen["host's start"] = _BOOT_ID.read_text()
+        for name in self.files:
+            is_now = (self.state / name).stat()
+            times = (is_now.st_mtime_ns, is_now.st_ctime_ns)
+            seen[f"file {name}"] = [is_now.st_dev, is_now.st_ino, is_now.st_size, *times]
+        return seen
+
+
+def home(disk: Path) -> Path:
+    """Where the snapshots of a prepared disk are, there or not."""
+    return disk.parent / _NAME
+
+
+def facts(machine: Machine, image_sha256: str) -> dict[str, str]:
+    """All that a snapshot of `machine` depends on, each by a name for people."""
+    spec = machine.spec
+    disk = spec.drive.path.absolute()
+    is_now = disk.stat()
+    return {
+        "snapshot format": str(VERSION),
+        "image": image_sha256,
+        "disk": f"{disk} {is_now.st_size} {is_now.st_mtime_ns}",
+        "backend": machine.backend,
+        "memory": str(spec.memory_bytes),
+        "number of processors": str(spec.cpus),
+        "processor": spec.cpu or "",
+        **machine.depends_on(),
+    }
+
+
+def key(about: dict[str, str]) -> str:
+    """The name of the folder that a snapshot with these facts has."""
+    return sha256_text(*(f"{name}={value}" for name, value in sorted(about.items())))[:32]
+
+
+def find(disk: Path, about: dict[str, str]) -> Snapshot | str:
+    """The snapshot that fits, or why there is none."""
+    folder = home(disk) / key(about)
+    if folder.is_dir():
+        try:
+            found = _read(folder)
+        except Unusable as error:
+            _discard(folder)
+            return error.message
+        if found.facts == about:
+            return found
+    others = [other for other in kept(disk) if other.facts.get("backend") == about["backend"]]
+    if not others:
+        return "there is no snapshot yet"
+    was = others[0].facts
+    changed = sorted(name for name in was.keys() | about.keys() if was.get(name) != about.get(name))
+    return f"the snapshot is of another {', '.join(changed)}"
+
+
+def kept(disk: Path) -> list[Snapshot]:
+    """Every snapshot of a disk that can be read, the one used last first."""
+    found = []
+    for path in home(disk).glob(f"*/{_MANIFEST}"):
+        with contextlib.suppress(Unusable):
+            found.append((path.stat().st_mtime_ns, _read(path.parent)))
+    return [snapshot for _, snapshot in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def to_data(kept: Snapshot) -> dict[str, object]:
+    """A snapshot for JSON."""
+    return {**asdict(kept), "folder": str(kept.folder), "size_bytes": kept.size_bytes}
+
+
+def prune(disk: Path) -> int:
+    """Remove what killed runs left, and all snapshots but each backend's newest.  Bytes freed."""
+    if not home(disk).is_dir():
+        return 0
+    before = _size_bytes(home(disk))
+    failures.forget_all(home(disk))
+    with locked(_lock(disk), "removing old snapshots"):
+        seen: set[str] = set()
+        keep = set()
+        for snapshot in kept(disk):
+            backend = snapshot.facts.get("backend", "")
+            if backend not in seen:
+                keep.add(snapshot.folder)
+            seen.add(backend)
+        for path in home(disk).iterdir():
+            if path.is_dir() and path not in keep:
+                _discard(path)
+    return before - _size_bytes(home(disk))
+
+
+def save(machine: Machine, about: dict[str, str], deadline: Deadline) -> None:
+    """Save the running guest under its facts, whole or not at all.
+
+    Raises CannotError when another run is at it or there is no room, GuestError or OSError when it
+    could not be written; whether the guest goes on is the machine's to say (`pid`).
+    """
+    disk = machine.spec.drive.path
+    folder = home(disk)
+    with locked(_lock(disk), "saving a snapshot", timeout_s=0):
+        # Only the holder of the lock writes here: what is hidden, a killed run has left.
+        for left in folder.glob(".*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+        require_room(folder, machine.spec.memory_bytes, "a snapshot")
+        with atomic_dir(folder / key(about)) as place:
+            (place / _STATE).mkdir(mode=0o700)
+            machine.save(place / _STATE, deadline)
+            manifest = {
+                "facts": about,
+                "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "files": {
+                    str(path.relative_to(place / _STATE)): checksum_sparse(path)
+                    for path in _files(place / _STATE)
+                },
+            }
+            (place / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for old in kept(disk)[KEEP:]:
+            _discard(old.folder)
+
+
+def _lock(disk: Path) -> Path:
+    return home(disk) / "lock"
+
+
+def _read(folder: Path) -> Snapshot:
+    try:
+        data = json.loads((folder / _MANIFEST).read_text())
+        return Snapshot(folder, str(data["made_at"]), dict(data["facts"]), dict(data["files"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unusable(f"{folder / _MANIFEST}: cannot be used ({error})") from error
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if not path.is_dir())
+
+
+def _discard(folder: Path) -> None:
+    """Take a snapshot away at once, whole; who resumed from it holds its files open."""
+    gone = folder.with_name(f".{folder.name}.gone.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        folder.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def bring_up(
+    make: Make,
+    spec: Spec,
+    access: Access,
+    image_sha256: str,
+    *,
+    cold: bool = False,
+    attend: Attend = lambda _guest: contextlib.nullcontext(),
+) -> tuple[Guest, str]:
+    """A guest that answers SSH, and in words how it came to be: resumed, or booted and why.
+
+    What can be saved is saved once it has booted, unless `cold` says to leave snapshots alone.
+    `attend` is entered around every wait for a guest, and told which; the last one told is the one
+    that is returned, or the one to look at when this raises GuestError.
+    """
+    machine = make(spec)
+    if cold:
+        return _boot(machine, access, attend), "booted: told to"
+    if not machine.traits.saves:
+        why = f"{machine.backend} cannot save a running guest"
+        return _boot(machine, access, attend), f"booted: {why}"
+    about = facts(machine, image_sha256)
+    beside, name = home(spec.drive.path), key(about)
+    failure = failures.of(beside, name)
+    if failure and failure.settled:
+        return _boot(machine, access, attend), f"booted: {failure}"
+    found = find(spec.drive.path, about)
+    if isinstance(found, Snapshot):
+        try:
+            guest = _resume(make, spec, access, found, attend)
+        except (GuestError, CannotError) as error:
+            if isinstance(error, GuestError | Unusable) and not isinstance(error, PortTaken):
+                _discard(found.folder)
+                # A damaged file or a full disk says nothing of the way.
+                if not isinstance(error, Unusable | DiskFull):
+                    failures.note(beside, name, "resuming", error.message)
+            found = f"the snapshot could not be resumed: {error.message}"
+        else:
+            failures.forget(beside, name)
+            return guest, "resumed from a snapshot"
+    begun_s = time.monotonic()
+    guest = _boot(make(replace(spec, savable=True)), access, attend)
+    worth_s = max(_SAVE_AT_LEAST_S, time.monotonic() - begun_s)
+    guest.disconnect()
+    saved = "saved a snapshot"
+    try:
+        save(guest.machine, about, Deadline.after(worth_s))
+    except (WorkbenchError, OSError) as error:
+        saved = f"no snapshot was saved: {error}"
+        if isinstance(error, GuestError) and not isinstance(error, DiskFull):
+            failures.note(beside, name, "saving", error.message)
+    note = f"booted: {found}; {saved}"
+    try:
+        if guest.machine.pid is not None:
+            guest.enter()
+            return guest, note
+    except GuestError as error:
+        note += f"; booted again: {error.message}"
+    guest.machine.stop(Deadline.after(10))
+    found = find(spec.drive.path, about)
+    if isinstance(found, Snapshot):
+        return _resume(make, spec, access, found, attend), note
+    return _boot(make(spec), access, attend), note
+
+
+def _boot(machine: Machine, access: Access, attend: Attend) -> Guest:
+    guest = Guest(machine, access)
+    with attend(guest), _stopped_on_error(machine):
+        machine.start(Deadline.after(_START_S))
+        guest.wait_ready()
+    return guest
+
+
+def _resume(make: Make, spec: Spec, access: Access, snapshot: Snapshot, attend: Attend) -> Guest:
+    """Take a snapshot up; its checksums are taken meanwhile, and nobody gets the guest before."""
+    machine = make(replace(spec, resume_from=snapshot.state))
+    guest = Guest(machine, access)
+    with (
+        attend(guest),
+        _stopped_on_error(machine),
+        ThreadPoolExecutor(1, "checksum") as pool,
+    ):
+        verified = pool.submit(snapshot.verify)
+        try:
+            machine.start(Deadline.after(_START_S))
+            guest.wake(guest.deadline(_RESUME_S))
+        except GuestError:
+            # A damaged file explains all that may come of it.
+            verified.result()
+            raise
+        verified.result()
+    # The time of its last use.
+    with contextlib.suppress(OSError):
+        os.utime(snapshot.folder / _MANIFEST)
+    return guest
+
+
+@contextlib.contextmanager
+def _stopped_on_error(machine: Machine) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        machine.stop(Deadline.after(5))
+        raise

@@ -1,0 +1,76 @@
+"""What did not work with snapshots, noted beside them, so that no later run pays for it again.
+
+    FOLDER/snapshots/KEY.failed.json    what failed, why, when, and how often in a row
+
+KEY is the digest of all that a snapshot depends on: with another emulator, other settings or
+another image there is no note, and it is tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.files import write_atomic
+
+_SUFFIX = ".failed.json"
+# One guest that does not come back may be an accident of a busy machine.
+_RESUMES_TRIED = 2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`what` did not work ("saving", "resuming"), `times` in a row; the last time `at`."""
+
+    what: str
+    why: str
+    at: str
+    times: int = 1
+
+    @property
+    def settled(self) -> bool:
+        """Whether it failed often enough to be left alone."""
+        return self.what == "saving" or self.times >= _RESUMES_TRIED
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} a snapshot did not work ({self.why}; {self.at}) and nothing has changed "
+            "since; ./inv image.prune forgets that"
+        )
+
+
+def of(home: Path, key: str) -> Failure | None:
+    """What is noted for this key, or nothing (also where the note cannot be read)."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Failure(**json.loads(_file(home, key).read_text()))
+    return None
+
+
+def note(home: Path, key: str, what: str, why: str) -> None:
+    """Note that it failed, or failed again; says nothing where no file can be written."""
+    before = of(home, key)
+    times = before.times + 1 if before and before.what == what else 1
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+        write_atomic(_file(home, key), json.dumps(asdict(Failure(what, why, at, times))) + "\n")
+
+
+def forget(home: Path, key: str) -> None:
+    """It worked."""
+    with contextlib.suppress(OSError):
+        _file(home, key).unlink(missing_ok=True)
+
+
+def forget_all(home: Path) -> None:
+    """Have everything tried again."""
+    for path in home.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _file(home: Path, key: str) -> Path:
+    return home / f"{key}{_SUFFIX}"

@@ -1,0 +1,386 @@
+"""A guest's remote shell: one connection, a pinned host key, nothing of the user's own SSH set-up.
+
+paramiko does the talking.  A command is an argument list, quoted here; a script may be given as
+text and is then read by the guest's /bin/sh from standard input, so that nothing is quoted twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import shlex
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import paramiko
+
+from harness import limits
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, WaitTimeout
+from harness.files import atomic_path
+from harness.guest import keys
+from harness.guest.ssh_exec import Exchange, OutOfTime, attended
+from harness.guest.transcript import Listener, asked
+
+_FIRST_TRY_S = 4.0
+_TRY_S = 30.0
+_PAUSE_S = 0.3
+# A connection breaks a moment before the end of who held it can be seen.
+_END_FOLLOWS_S = 1.0
+_WATCH_S = 0.05
+_NO_BANNER = "connected, but no SSH banner came (sshd is not up yet, or hangs)"
+
+# paramiko logs a traceback for every try that meets a guest which is not up yet.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
+
+
+class SshRefused(GuestError):
+    """The guest answered and does not let us in, or shows another host key than the pinned."""
+
+
+class CommandFailed(GuestError):
+    """A command in the guest that had to succeed did not."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a guest's sshd is, who we are there and whom we expect to meet.
+
+    `host_key` is `type base64`, as learned over the serial line.
+    """
+
+    port: int
+    private_key: Path
+    host_key: str
+    user: str = "root"
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command in the guest ended; a negative `exit_code` means that a signal ended it."""
+
+    command: str
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the exit code was 0."""
+        return self.exit_code == 0
+
+    def describe(self) -> str:
+        """The command, its exit code and what it printed, for a person."""
+        text = f"$ {self.command}\n[exit {self.exit_code}, {self.seconds:.1f} s]"
+        for name, data in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if data:
+                text += f"\n--- {name}\n{data.rstrip()}"
+        return text
+
+
+class Ssh:
+    """A connection to a guest; use it as a context manager.
+
+    `watch` is called during every wait and raises when the machine has died or panicked; `listener`
+    hears each command and how it ended.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        watch: Callable[[], None] = lambda: None,
+        listener: Listener = lambda _asked: None,
+    ) -> None:
+        self.address = address
+        self._watch = watch
+        self._listener = listener
+        self._client: paramiko.SSHClient | None = None
+
+    def connect(self, deadline: Deadline, *, listening: bool = False) -> None:
+        """Connect, trying until the deadline passes.
+
+        Where sshd is known to be `listening`, silence is slowness, and each try gets all the time.
+
+        Raises SshRefused at once when the guest denies our key or shows another host key (waiting
+        would not mend it), CannotError when our key cannot be read, what `watch` raises when the
+        machine dies, and WaitTimeout with the last try's reason when time runs out.
+        """
+        key = keys.load(self.address.private_key)
+        self.close()
+        reason = "not tried"
+        patience_s = _TRY_S if listening else _FIRST_TRY_S
+        while True:
+            self._watch()
+            client = self._new_client()
+            greeted = threading.Event()
+
+            def give_up(
+                client: paramiko.SSHClient = client, greeted: threading.Event = greeted
+            ) -> None:
+                # Once it is closed, nobody can tell any more.
+                transport = client.get_transport()
+                if transport is not None and transport.remote_version:
+                    greeted.set()
+                client.close()
+
+            try:
+                # The user-mode networks accept for a guest that is not up yet and then keep silent,
+                # so the first tries are short; a guest that is slow gets more with each.
+                attended(
+                    functools.partial(self._connect_once, client, key, patience_s),
+                    deadline.at_most(patience_s + 2 * _TRY_S),
+                    self._watch,
+                    give_up,
+                )
+            except paramiko.BadHostKeyException as error:
+                client.close()
+                shown, pinned = map(keys.fingerprint, (error.key, error.expected_key))
+                raise SshRefused(
+                    f"the guest shows the host key {shown}, the prepared image's is {pinned}; "
+                    f"import the image again, or find out who answers on port {self.address.port}"
+                ) from error
+            except paramiko.AuthenticationException as error:
+                client.close()
+                if not _broke_off(error):
+                    raise SshRefused(
+                        f"the guest denied our key for {self.address.user} ({error}); import the "
+                        "image again"
+                    ) from error
+                reason = _reason(error)
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                client.close()
+                reason = _reason(error)
+            except OutOfTime:
+                reason = "the handshake did not end" if greeted.is_set() else _NO_BANNER
+            except BaseException:
+                client.close()
+                raise
+            else:
+                self._client = client
+                return
+            patience_s = min(_TRY_S, patience_s * 1.5)
+            if deadline.remaining_s < _PAUSE_S:
+                self._watch()
+                raise WaitTimeout(
+                    f"no SSH connection to {self.address.host}:{self.address.port} within "
+                    f"{deadline.limit_s:.0f} s; the last try: {reason}"
+                )
+            time.sleep(_PAUSE_S)
+
+    def _new_client(self) -> paramiko.SSHClient:
+        kind, data = self.address.host_key.split()[:2]
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        name = f"[{self.address.host}]:{self.address.port}"
+        pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(data))
+        client.get_host_keys().add(name, kind, pinned)
+        return client
+
+    def _connect_once(
+        self, client: paramiko.SSHClient, key: paramiko.PKey, patience_s: float
+    ) -> None:
+        client.connect(
+            self.address.host,
+            port=self.address.port,
+            username=self.address.user,
+            pkey=key,
+            allow_agent=False,
+            look_for_keys=False,
+            # For the whole negotiation; longer than the banner's, so that silence is called so.
+            timeout=patience_s + _TRY_S,
+            banner_timeout=patience_s,
+            auth_timeout=_TRY_S,
+        )
+
+    def _transport(self) -> paramiko.Transport:
+        transport = self._client.get_transport() if self._client else None
+        if transport is None or not transport.is_active():
+            self._explain_break()
+            raise GuestError("the SSH connection to the guest is gone")
+        return transport
+
+    def _explain_break(self) -> None:
+        """Raise what explains a broken connection better; an emulator's end can be seen later."""
+        limit = Deadline.after(_END_FOLLOWS_S)
+        while not limit.expired:
+            self._watch()
+            time.sleep(_WATCH_S)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection still stands, as far as this side knows."""
+        transport = self._client.get_transport() if self._client else None
+        return transport is not None and transport.is_active()
+
+    def channel(self) -> paramiko.Channel:
+        """A session of its own, for a person at a terminal."""
+        return self._transport().open_session()
+
+    def run(
+        self,
+        command: Sequence[str],
+        deadline: Deadline,
+        *,
+        stdin: bytes = b"",
+    ) -> Result:
+        """Run a command given as an argument list; whatever its exit code, a Result comes back.
+
+        Raises WaitTimeout with what it printed so far when the deadline passes, GuestError when the
+        connection breaks, and what `watch` raises when the machine dies.
+        """
+        return self._execute(shlex.join(command), deadline, stdin)
+
+    def script(self, text: str, deadline: Deadline, arguments: Sequence[str] = ()) -> Result:
+        """Run a script with the guest's /bin/sh; `arguments` are its $1 and so on."""
+        # Without the dashes, an argument that begins with one would be an option of sh's.
+        command = shlex.join(["/bin/sh", "-s", "--", *arguments])
+        return self._execute(command, deadline, text.encode(), f"{command} <<END\n{text}\nEND")
+
+    def must(self, command: Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
+        """Run a command that has to exit 0; its standard output, or CommandFailed."""
+        return succeeded(self.run(command, deadline, stdin=stdin)).stdout
+
+    def _execute(
+        self,
+        command: str,
+        deadline: Deadline,
+        stdin: bytes,
+        heard_as: str = "",
+        *,
+        sink: IO[bytes] | None = None,
+        most_bytes: int | None = None,
+    ) -> Result:
+        """Run a command line.  Standard output goes to `sink` where there is one.
+
+        `heard_as` is how the listener hears of it, where the command line says little.
+        """
+        start = time.monotonic()
+        exchange = Exchange(
+            self._transport(), command, self._watch, sink=sink, most_bytes=most_bytes
+        )
+        code: int | None = None
+        try:
+            code = exchange.run(stdin, deadline)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self._explain_break()
+            raise GuestError(
+                f"{command}: the SSH connection broke: {_reason(error)}", detail=exchange.said()
+            ) from error
+        finally:
+            seconds = time.monotonic() - start
+            said = (bytes(exchange.output), bytes(exchange.errors))
+            self._listener(asked(heard_as or command, code, *said, seconds))
+        if code == -1 and not self.connected:
+            self._explain_break()
+            raise GuestError(
+                f"{command}: the SSH connection broke before it ended", detail=exchange.said()
+            )
+        output, errors = (data.decode("utf-8", "replace") for data in said)
+        return Result(command, code, output, errors, seconds)
+
+    def save(
+        self, command: Sequence[str], out: IO[bytes], deadline: Deadline, most_bytes: int
+    ) -> None:
+        """Write what a command that has to exit 0 prints to `out`, byte for byte, as it comes.
+
+        CommandFailed when it does not exit 0, TooMuchOutput beyond `most_bytes`.
+        """
+        succeeded(
+            self._execute(shlex.join(command), deadline, b"", sink=out, most_bytes=most_bytes)
+        )
+
+    def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
+        """Copy a file into the guest; the remote name appears when the file is whole."""
+        try:
+            data = local.read_bytes()
+        except OSError as error:
+            raise CannotError(f"{local}: cannot be read: {error.strerror}") from error
+        # The count tells a file that arrived whole from one that a cut connection shortened.  What
+        # comes after a failure is read all the same: sshd loses the last words of a command that
+        # ends while it is still being fed.
+        script = (
+            'umask 077; why=$(cat 2>&1 >"$1.part") && test $(($(wc -c <"$1.part"))) -eq "$3" && '
+            'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1" && exit; '
+            'cat >/dev/null; echo "$why" >&2; rm -f -- "$1.part"; exit 1'
+        )
+        command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
+        heard_as = f"put {local.name}, {len(data)} bytes, as {remote}"
+        result = self._execute(shlex.join(command), deadline, data, heard_as)
+        if not result.ok:
+            raise CommandFailed(
+                f"cannot copy {local.name} to {remote}: "
+                f"{result.stderr.strip() or 'it did not arrive whole'}"
+            )
+
+    def get(self, remote: str, local: Path, deadline: Deadline) -> None:
+        """Copy a file out of the guest; the local name appears when the file is whole.
+
+        TooMuchOutput when it is longer than the room that the disk has for it.
+        """
+        with atomic_path(local) as temporary, temporary.open("wb") as out:
+            room_bytes = max(0, shutil.disk_usage(temporary.parent).free - limits.LEAST_FREE_BYTES)
+            command = shlex.join(["cat", "--", remote])
+            result = self._execute(command, deadline, b"", sink=out, most_bytes=room_bytes)
+            if not result.ok:
+                raise CommandFailed(f"cannot read {remote}: {result.stderr.strip()}")
+            temporary.chmod(0o644)
+
+    def close(self) -> None:
+        """End the connection; harmless when it is gone."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> Ssh:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def succeeded(result: Result) -> Result:
+    """`result`, or CommandFailed with what it printed when its exit code is not 0."""
+    if result.ok:
+        return result
+    said = (result.stderr or result.stdout).strip().splitlines()
+    raise CommandFailed(
+        f"`{result.command.splitlines()[0]}` in the guest exited with {result.exit_code}"
+        + (f": {said[-1]}" if said else ""),
+        detail=result.describe(),
+    )
+
+
+def _broke_off(error: paramiko.AuthenticationException) -> bool:
+    """Whether an authentication did not come to its end, which paramiko calls a failed one too."""
+    text = str(error).lower()
+    return "timeout" in text or "shut down" in text or "eof" in text
+
+
+def _reason(error: BaseException) -> str:
+    """Why a try failed, told apart: nobody listens, silence, no banner, cut off."""
+    text = str(error)
+    if isinstance(error, ConnectionRefusedError) or "Unable to connect" in text:
+        return "connection refused (sshd is not up, or the network is not)"
+    if "banner" in text:
+        return _NO_BANNER
+    if isinstance(error, TimeoutError | socket.timeout):
+        return "no answer"
+    if isinstance(error, EOFError | ConnectionResetError) or "shut down" in text:
+        return "the connection was cut off"
+    return text or type(error).__name__

@@ -1,0 +1,221 @@
+"""Which backend to take on a machine with given facts, and why not another: pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.errors import CannotError, UsageError
+from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts
+from harness.host.kvm import API_VERSION
+from harness.host.requirements import required_lacking
+from harness.machine.models import BOCHS_MODEL
+
+ASKED = ("auto", "kvm", "bochs", "tcg")
+
+_QEMU = "qemu-system-x86_64"
+_BOCHS_PACKAGES = {"bochs", "bochs-term", "bochsbios", "vgabios"}
+_SETUP = "./inv setup"
+_NESTED_ON = {"Y", "y", "1"}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a backend cannot do its work here, and the command or change that mends it."""
+
+    cause: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.mend}" if self.mend else self.cause
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The backend to take, or None with the reason; `kvm` says why KVM was not to be had.
+
+    `vendor_flag` is the processor's flag that guests there get: vmx or svm.
+    """
+
+    asked: str
+    backend: str | None
+    reason: str
+    mend: str = ""
+    kvm: Refusal | None = None
+    vendor_flag: str = "vmx"
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a backend that does what was asked."""
+        return self.backend is not None
+
+    @property
+    def virtualizes(self) -> bool:
+        """Whether guests there can make virtual machines, as far as it shows from outside.
+
+        The probe proves it.
+        """
+        return self.backend in {"kvm", "bochs"}
+
+    def require(self) -> str:
+        """The backend; CannotError with cause and mend when there is none."""
+        if self.backend is None:
+            raise CannotError(f"{self.reason}; {self.mend}" if self.mend else self.reason)
+        return self.backend
+
+
+def decide(facts: HostFacts, asked: str = "auto") -> Decision:
+    """Choose a backend.
+
+    "auto" takes KVM where a guest truly gets what vmm.ko asks for, else Bochs; it never takes TCG,
+    which can run no virtual machines.  A backend asked for by name is that one or none.  Raises
+    UsageError for a name that is none of ASKED.
+    """
+    if asked not in ASKED:
+        raise UsageError(f"--backend {asked}: one of {', '.join(ASKED)} is meant")
+    kvm = kvm_refusal(facts)
+    if asked == "tcg":
+        refusal = _qemu_refusal(facts)
+        if refusal:
+            return Decision(asked, None, f"TCG: {refusal.cause}", refusal.mend, kvm)
+        return Decision(asked, "tcg", "asked for; it has no VMX, so no virtual machines inside")
+    if kvm is None and asked in {"auto", "kvm"}:
+        if facts.kvm.guest and facts.kvm.guest.vmx:
+            return Decision(asked, "kvm", "KVM gives guests VMX, EPT and unrestricted guest")
+        reason = "KVM gives guests SVM, nested paging and NRIP save"
+        return Decision(asked, "kvm", reason, vendor_flag="svm")
+    if asked == "kvm":
+        assert kvm is not None
+        return Decision(asked, None, f"KVM cannot be used: {kvm.cause}", kvm.mend, kvm)
+    bochs = bochs_refusal(facts)
+    if bochs is None:
+        reason = "Bochs emulates VMX, EPT and unrestricted guest"
+        if asked == "auto" and kvm is not None:
+            reason += f"; KVM is not taken: {kvm.cause}"
+        return Decision(asked, "bochs", reason, kvm=kvm)
+    if asked == "bochs":
+        return Decision(asked, None, f"Bochs: {bochs.cause}", bochs.mend, kvm)
+    assert kvm is not None
+    return Decision(asked, None, f"neither KVM ({kvm.cause}) nor Bochs ({bochs.cause})", bochs.mend)
+
+
+def kvm_refusal(facts: HostFacts) -> Refusal | None:
+    """Why KVM here is not fit for bhyve inside a guest, or None when it is."""
+    return _device_refusal(facts) or _guest_refusal(facts) or _qemu_refusal(facts)
+
+
+def bochs_refusal(facts: HostFacts) -> Refusal | None:
+    """Why Bochs cannot be used, or None when it can."""
+    lacking = sorted(_BOCHS_PACKAGES & set(facts.packages_missing))
+    if lacking:
+        return Refusal(f"not installed: {', '.join(lacking)}", _SETUP)
+    emulator = facts.emulators.get("bochs")
+    if emulator is None:
+        return Refusal("it is not installed", _SETUP)
+    if emulator.problem:
+        return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --help cpu")
+    if BOCHS_MODEL not in emulator.cpu_models:
+        return Refusal(
+            f"version {emulator.version} has no processor model {BOCHS_MODEL}",
+            "install Bochs 2.7 or newer, built with VMX",
+        )
+    return None
+
+
+def _qemu_refusal(facts: HostFacts) -> Refusal | None:
+    emulator = facts.emulators.get(_QEMU)
+    if emulator is None:
+        return Refusal(f"{_QEMU} is not installed", _SETUP)
+    if emulator.problem:
+        return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --version")
+    return None
+
+
+def _device_refusal(facts: HostFacts) -> Refusal | None:
+    """/dev/kvm itself: there, permitted, working."""
+    kvm, cpu = facts.kvm, facts.cpu
+    if not kvm.present:
+        if not cpu.vmx and not cpu.svm:
+            where = "this virtual machine" if cpu.hypervisor else "this processor"
+            return Refusal(
+                f"there is no /dev/kvm, and {where} shows neither VMX nor SVM",
+                "turn on nested virtualization in the host below"
+                if cpu.hypervisor
+                else "turn on virtualization in the firmware's setup",
+            )
+        module = KVM_INTEL if cpu.vmx else KVM_AMD
+        if module in kvm.modules:
+            return Refusal(
+                f"there is no /dev/kvm although {module} is loaded: a container without the device",
+                "start the container with --device /dev/kvm",
+            )
+        return Refusal("there is no /dev/kvm: the module is not loaded", f"sudo modprobe {module}")
+    if not kvm.device:
+        return Refusal("/dev/kvm is no device node", "sudo rm /dev/kvm && sudo modprobe -r kvm")
+    if kvm.open_error in {"EACCES", "EPERM"}:
+        return Refusal(
+            f"no right to open /dev/kvm ({kvm.open_error})",
+            'sudo usermod -aG kvm "$USER" and log in again (a CI job: sudo chmod 666 /dev/kvm)',
+        )
+    if kvm.open_error:
+        return Refusal(
+            f"/dev/kvm cannot be opened ({kvm.open_error})",
+            f"sudo modprobe {KVM_INTEL if cpu.vmx else KVM_AMD}",
+        )
+    if kvm.problem:
+        return Refusal(f"/dev/kvm is there, but {kvm.problem}", "look at sudo dmesg | grep -i kvm")
+    if kvm.api_version != API_VERSION:
+        return Refusal(f"KVM's API version is {kvm.api_version}, not {API_VERSION}")
+    if kvm.create_vm_error:
+        return Refusal(
+            f"KVM makes no virtual machine (KVM_CREATE_VM: {kvm.create_vm_error})",
+            "end the other hypervisor that holds the processor (VirtualBox, VMware)"
+            if kvm.create_vm_error == "EBUSY"
+            else "look at sudo dmesg | grep -i kvm",
+        )
+    return None
+
+
+def _guest_refusal(facts: HostFacts) -> Refusal | None:
+    """The processor a guest would get: VMX or SVM, and all that vmm.ko wants of it."""
+    kvm = facts.kvm
+    guest = kvm.guest
+    if guest is None:
+        return Refusal("KVM does not say which processor a guest would get")
+    if not guest.vmx and not guest.svm:
+        for module in (KVM_INTEL, KVM_AMD):
+            nested = kvm.parameters.get(f"{module}.nested")
+            if module in kvm.modules and nested is not None and nested not in _NESTED_ON:
+                return Refusal(
+                    f"nesting is off ({module}.nested={nested})",
+                    f"end all virtual machines, then: sudo modprobe -r {module} && "
+                    f"sudo modprobe {module} nested=1",
+                )
+        if kvm.kind.startswith("software"):
+            return Refusal(
+                f"KVM here is {kvm.kind}: it gives guests neither VMX nor SVM",
+                "nothing on this machine mends it; a host with VT-x or AMD-V of its own does",
+            )
+        return Refusal(f"KVM ({kvm.kind}) gives guests neither VMX nor SVM")
+    if guest.vmx and not guest.msrs:
+        why = f" ({kvm.msrs_error})" if kvm.msrs_error else ""
+        return Refusal(
+            f"KVM announces VMX but shows none of its capability registers{why}",
+            "run Linux 4.17 or newer",
+        )
+    lacks = required_lacking(guest)
+    if not lacks:
+        return None
+    names = ", ".join(lack.name for lack in lacks[:4]) + (", ..." if len(lacks) > 4 else "")
+    off = [
+        f"{name}={text}"
+        for name, text in sorted(kvm.parameters.items())
+        if not name.endswith(".nested") and text not in _NESTED_ON
+    ]
+    if off:
+        module = off[0].partition(".")[0]
+        return Refusal(
+            f"a guest would lack {names} ({', '.join(off)})",
+            f"end all virtual machines, then: sudo modprobe -r {module} && sudo modprobe {module} "
+            + " ".join(f"{item.partition('.')[2].partition('=')[0]}=1" for item in off),
+        )
+    return Refusal(f"a guest would lack {names}")

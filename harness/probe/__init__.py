@@ -1,0 +1,1 @@
+"""The bare-metal probe (images/vtxprobe) in a backend, and its TAP judged."""

@@ -1,0 +1,263 @@
+"""The hardware probe: what a backend's processor can do, found out by doing it.
+
+`images/vtxprobe` is a bare-metal program: it compares the capability registers with what vmm.ko
+asks for, then runs a guest of its own under EPT or nested paging, and reports over the serial line.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import files, progress
+from harness.deadline import Deadline
+from harness.errors import EXIT_CANNOT, EXIT_OK, CannotError, GuestError, MachineDied, UsageError
+from harness.machine import Drive, Machine, Spec, make, traits
+from harness.probe import tap
+
+SOURCE = files.PROJECT / "images" / "vtxprobe"
+IMAGE = "vtxprobe.img"
+MEMORY_BYTES = 64 << 20
+
+_PARTS = ("*.c", "*.h", "*.S", "*.ld", "*.txt", "Makefile")
+_BUILD_LIMIT_S = 120.0
+_START_LIMIT_S = 10.0
+_STEP_S = 0.02
+# Once the verdict is there the machine switches itself off; what does not is ended after this.
+_LINGER_S = 1.0
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A probe that ran to its end.
+
+    `cpu` is the emulator's model that was asked for (None: the backend's default), `fault` the
+    deliberate fault that was built in, `seconds` the time from the emulator's start to its end.
+    """
+
+    backend: str
+    report: tap.Report
+    seconds: float
+    cpu: str | None = None
+    fault: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether everything that is required held."""
+        return not self.report.missing
+
+    @property
+    def exit_code(self) -> int:
+        """0 when everything required held, 3 when the backend lacks something."""
+        return EXIT_OK if self.held else EXIT_CANNOT
+
+    @property
+    def reason(self) -> str:
+        """One line: the first capability that is missing, or that nothing is."""
+        where = self.backend if self.cpu is None else f"{self.backend} with {self.cpu}"
+        first = self.report.first_missing
+        if first is None:
+            return f"{where} runs virtual machines: all that vmm.ko requires held{self._cost}"
+        evidence = f": {first.notes[0]}" if first.notes else ""
+        faulty = f" (FAULT={self.fault})" if self.fault else ""
+        return f"{where} lacks {first.name} ({first.what}){faulty}{evidence}"
+
+    @property
+    def _cost(self) -> str:
+        median = self.report.cost_cycles.get("median")
+        if median is None:
+            return ""
+        clock = "cycles" if self.backend == "kvm" else "cycles of the emulated clock"
+        return f"; a CPUID round trip costs {median} {clock}"
+
+    def require(self) -> None:
+        """CannotError naming the first missing capability, unless everything held."""
+        if not self.held:
+            raise CannotError(self.reason)
+
+    def to_data(self) -> dict[str, Any]:
+        """All of it for programs."""
+        report = self.report
+        first = report.first_missing
+        return {
+            "backend": self.backend,
+            "cpu": self.cpu,
+            "fault": self.fault,
+            "held": self.held,
+            "reason": self.reason,
+            "first_missing": first.name if first else None,
+            "cpuid_roundtrip_cycles": dict(report.cost_cycles),
+            "seconds": round(self.seconds, 3),
+            "verdict": dict(report.verdict),
+            "comments": list(report.comments),
+            "tests": [
+                {**vars(test), "notes": list(test.notes), "needs": test.needs}
+                for test in report.tests
+            ],
+        }
+
+
+def faults() -> tuple[str, ...]:
+    """The names of the deliberate faults that the probe can be built with."""
+    return tuple(_make("list-faults").split())
+
+
+def build(fault: str = "") -> Path:
+    """The probe's disk image, built when the cache has none for the sources as they are.
+
+    Raises UsageError for a fault that does not exist, CannotError with the compiler's lines when
+    the build fails.
+    """
+    sources = sorted(path for pattern in _PARTS for path in SOURCE.glob(pattern))
+    if not sources:
+        raise CannotError(f"{SOURCE} holds no sources; restore them from the repository")
+    digest = files.sha256_text(
+        fault, *(text for path in sources for text in (path.name, path.read_text()))
+    )
+    cache = files.cache_dir() / "vtxprobe"
+    image = cache / digest[:32] / IMAGE
+    if image.exists():
+        return image
+    if fault and fault not in (known := faults()):
+        raise UsageError(f"--fault {fault}: there is no such fault; one of {', '.join(known)}")
+    with files.locked(cache / "lock", "building the probe"):
+        if not image.exists():
+            with (
+                tempfile.TemporaryDirectory(prefix=".build.", dir=cache) as workshop,
+                files.atomic_dir(image.parent) as target,
+            ):
+                _make("all", f"O={workshop}", f"FAULT={fault}")
+                shutil.copyfile(Path(workshop) / IMAGE, target / IMAGE)
+    return image
+
+
+def _make(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["make", "-s", "-j4", "--no-print-directory", "-C", str(SOURCE), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_BUILD_LIMIT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CannotError("make is not installed; run ./inv setup") from error
+    except subprocess.TimeoutExpired as error:
+        raise CannotError(f"building {SOURCE} took more than {_BUILD_LIMIT_S:.0f} s") from error
+    if done.returncode:
+        if full := files.out_of_room(files.cache_dir(), done.stderr):
+            raise full
+        raise CannotError(
+            f"building {SOURCE} failed; ./inv setup installs the compiler",
+            detail="\n".join((done.stdout + done.stderr).splitlines()[-20:]),
+        )
+    return done.stdout
+
+
+def run_probe(
+    backend: str,
+    *,
+    vendor_flag: str = "vmx",
+    cpu: str | None = None,
+    fault: str = "",
+    run_dir: Path | None = None,
+) -> ProbeResult:
+    """Boot the probe in `backend` (kvm, bochs or tcg) and read its report.
+
+    `vendor_flag` is what `host.decide` said of KVM's guests, `cpu` the emulator's name of a
+    processor model; `run_dir` keeps the logs (default: a folder below `files.runs_dir` that goes
+    away when everything held).  Raises UsageError for a model or fault that does not exist,
+    CannotError when the probe cannot be built, GuestError with the console's tail when it did not
+    come to its end.
+    """
+    scale = traits(backend).time_scale
+    image = build(fault)
+    folder = run_dir or Path(tempfile.mkdtemp(prefix="probe-", dir=files.runs_dir()))
+    spec = Spec(
+        run_dir=folder,
+        drive=Drive(image),
+        memory_bytes=MEMORY_BYTES,
+        cpu=cpu,
+        ssh=False,
+        debug_exit=True,
+        name="probe",
+    )
+    begun = time.monotonic()
+    machine = make(backend, spec, vendor_flag=vendor_flag)
+    with machine:
+        try:
+            _start(machine, cpu)
+        except UsageError:
+            if run_dir is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        # The emulators' own start counts too, and that depends on the host, not on the backend.
+        _wait(machine, Deadline.after(10 + 2 * scale))
+        died = machine.exit_code
+    seconds = time.monotonic() - begun
+    report = tap.parse(machine.console.since(0))
+    if report.problem:
+        if died is None:
+            how = f"it was ended after {seconds:.0f} s"
+        else:
+            how = f"the emulator ended with {died}"
+        words = "" if report.bail else machine.last_words()
+        raise GuestError(
+            f"the probe did not finish on {backend}: {report.problem} ({how}); the console's log "
+            f"is {spec.console_log}",
+            detail="\n".join(filter(None, (words, machine.console.tail()))),
+        )
+    result = ProbeResult(backend, report, seconds, cpu, fault)
+    if run_dir is None and result.held:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _start(machine: Machine, cpu: str | None) -> None:
+    try:
+        machine.start(Deadline.after(_START_LIMIT_S))
+    except MachineDied as error:
+        if cpu is None:
+            raise
+        helps = "bochs --help cpu" if machine.backend == "bochs" else "qemu-system-x86_64 -cpu help"
+        raise UsageError(
+            f"--cpu {cpu}: {machine.backend} does not start with it; {helps} lists the models",
+            detail=error.detail,
+        ) from error
+
+
+def _wait(machine: Machine, deadline: Deadline) -> None:
+    """Until the emulator ended, or said its last line and had a moment to end."""
+    said_all_at_s: float | None = None
+    while machine.wait_ended(Deadline.after(_STEP_S)) is None and not deadline.expired:
+        if said_all_at_s is None:
+            report = tap.parse(machine.console.since(0))
+            if report.verdict or report.bail is not None:
+                said_all_at_s = time.monotonic()
+        elif time.monotonic() - said_all_at_s > _LINGER_S:
+            return
+
+
+def show(result: ProbeResult) -> None:
+    """Print the table of capabilities for people."""
+    rows = [
+        (test.name, _status(test), "\n".join((test.what, *test.notes)))
+        for test in result.report.tests
+    ]
+    progress.table(("capability", "status", "what it is, and what was found"), rows)
+    progress.out.print(f"{result.reason}; {result.seconds:.1f} s", markup=False)
+
+
+def _status(test: tap.Test) -> str:
+    if test.held:
+        return "ok"
+    if test.optional:
+        return "absent (optional)"
+    return "not run" if test.needs else "MISSING"

@@ -1,0 +1,1 @@
+"""One run, stage by stage: verify and its checks, bisect, mutation, fuzz, doctor."""

@@ -1,0 +1,238 @@
+"""`inv bisect`: the first patch of a series after which a check fails that held before it.
+
+One guest serves the whole search: for each step the series is built up to a patch, and that module
+is loaded in place of the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import progress
+from harness.build import builder
+from harness.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_OK,
+    CannotError,
+    GuestError,
+    PatchError,
+    UsageError,
+)
+from harness.report import Check
+from harness.run.session import Options, Workbench, load_series, new_run_dir
+from harness.run.verify import CHECKS, run_checks
+from harness.series.load import Patch, Series
+
+Verdict = Literal["good", "bad", "skipped"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The series up to its patch number `applied` (0: none), and what came of it."""
+
+    applied: int
+    verdict: Verdict
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The search's end: the first bad patch is one of `suspects`, numbers counted from 1."""
+
+    series: Series
+    steps: tuple[Step, ...]
+    suspects: tuple[int, ...]
+    run_dir: Path
+
+    def patch(self, number: int) -> Patch:
+        """The patch of a number."""
+        return self.series.patches[number - 1]
+
+    @property
+    def exit_code(self) -> int:
+        """1 when there is a bad patch, 0 when there is none."""
+        return EXIT_CHECK_FAILED if self.suspects else EXIT_OK
+
+    @property
+    def verdict(self) -> str:
+        """One line, naming the patch."""
+        total = len(self.series.patches)
+        if not self.suspects:
+            return f"no bad patch: all that held without the {total} patches holds with them"
+        names = [f"{self.patch(n).name} ({n} of {total})" for n in self.suspects]
+        last = self.suspects[-1]
+        why = next(step.why for step in self.steps if step.applied == last)
+        if len(names) == 1:
+            return f"the first bad patch is {names[0]}: {why}"
+        return f"the first bad patch is one of {', '.join(names)}; what lies between does not build"
+
+    def to_data(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "series": self.series.topic,
+            "release": self.series.release,
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "suspects": [self.patch(number).name for number in self.suspects],
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "run_dir": str(self.run_dir),
+        }
+
+
+def search(try_at: Callable[[int], Verdict], good: int, bad: int) -> tuple[int, ...]:
+    """The numbers of which one is the first bad, after `good`, up to `bad`; both are known.
+
+    `try_at` is asked once for each number at most.  What is skipped is passed by to one side.
+    """
+    left_out: set[int] = set()
+    while True:
+        between = [number for number in range(good + 1, bad) if number not in left_out]
+        if not between:
+            return tuple(range(good + 1, bad + 1))
+        middle = min(between, key=lambda number: abs(2 * number - good - bad))
+        verdict = try_at(middle)
+        if verdict == "good":
+            good = middle
+        elif verdict == "bad":
+            bad = middle
+        else:
+            left_out.add(middle)
+
+
+def bisect(options: Options, good: int = 0, bad: int | None = None, tests: Path = CHECKS) -> Found:
+    """Find the first bad patch of the series in `options`, between `good` and `bad` patches.
+
+    Bad is a step with a check that fails and held at `good`, or under which the guest breaks.  A
+    step that does not build is passed by, as git bisect skip does.
+
+    Raises UsageError (numbers that the series does not have), PatchError (`good` or `bad` does not
+    build), GuestError (it breaks at `good`).
+    """
+    series = load_series(options)
+    if series is None or not series.patches:
+        raise UsageError("there is no patch to be found: the series is empty")
+    total = len(series.patches)
+    last = total if bad is None else bad
+    if not 0 <= good < last <= total:
+        raise UsageError(
+            f"--good {good} --bad {last}: the series has {total} patches, and good comes before bad"
+        )
+    # Each step loads a module of its own.
+    options = dataclasses.replace(options, module=False, side_by_side=False, go_on=False)
+    with Workbench(options, new_run_dir("bisect")) as bench:
+        bench.up()
+        hunt = _Hunt(bench, series, tests)
+        hunt.begin(good)
+        if hunt.try_at(last) == "good":
+            return Found(series, tuple(hunt.steps), (), bench.run_dir)
+        if hunt.steps[-1].verdict == "skipped":
+            raise PatchError(
+                f"with {last} patches: {hunt.steps[-1].why}; --bad names a step that builds"
+            )
+        suspects = search(hunt.try_at, good, last)
+        return Found(series, tuple(hunt.steps), suspects, bench.run_dir)
+
+
+def _up_to(series: Series, number: int) -> Series | None:
+    """The first patches of a series; None for none of them, which is stock."""
+    if not number:
+        return None
+    return dataclasses.replace(series, patches=series.patches[:number])
+
+
+class _Hunt:
+    """Tries steps in the guest that is up."""
+
+    def __init__(self, bench: Workbench, series: Series, tests: Path) -> None:
+        self.bench = bench
+        self.series = series
+        self.tests = tests
+        self.steps: list[Step] = []
+        self.baseline: set[str] = set()
+
+    def begin(self, good: int) -> None:
+        """Learn what holds at `good`; all that may break has to hold there."""
+        self.baseline = {
+            check.name
+            for check in self._checks(good, self._build(good))
+            if check.outcome == "passed"
+        }
+        self.steps.append(Step(good, "good", f"{len(self.baseline)} checks hold"))
+        if not self.baseline:
+            raise UsageError(f"no check holds with {good} patches, so none can break")
+
+    def _build(self, number: int) -> builder.Build:
+        record = self.bench.record
+        assert record is not None
+        if record.source is None:
+            raise CannotError("the image was imported without a source tree to build from (--src)")
+        with progress.stage(f"build at {number}", self.bench.stages) as stage:
+            return builder.build(
+                record.source,
+                record.sysroot,
+                _up_to(self.series, number),
+                self.series.release,
+                progress=stage.live,
+            )
+
+    def _checks(self, number: int, built: builder.Build) -> list[Check]:
+        """Load a module and run the checks on it."""
+        checks: list[Check] = []
+        self.bench.use(built, f"load at {number}")
+        run_checks(self.bench, self.tests, checks, what=f"checks at {number}")
+        return checks
+
+    def try_at(self, number: int) -> Verdict:
+        """Build, load and check the series up to a patch."""
+        step = self._step(number)
+        self.steps.append(step)
+        progress.say(f"{number} of {len(self.series.patches)} patches: {step.verdict}: {step.why}")
+        return step.verdict
+
+    def _step(self, number: int) -> Step:
+        try:
+            built = self._build(number)
+        except PatchError as error:
+            return Step(number, "skipped", error.message)
+        with _reviving(self.bench) as broke:
+            try:
+                checks = self._checks(number, built)
+            except PatchError as error:
+                return Step(number, "bad", error.message)
+            fallen = [
+                check
+                for check in checks
+                if check.name in self.baseline and check.outcome in ("failed", "error")
+            ]
+            if fallen:
+                more = f" and {len(fallen) - 1} more" if len(fallen) > 1 else ""
+                return Step(number, "bad", f"{fallen[0].name} fails{more}: {fallen[0].message}")
+            return Step(number, "good", f"{len(self.baseline)} checks hold")
+        return Step(number, "bad", broke[0])
+
+
+@contextlib.contextmanager
+def _reviving(bench: Workbench) -> Iterator[list[str]]:
+    """A guest that breaks in the block is replaced; why it broke is put in the list."""
+    broke: list[str] = []
+    try:
+        yield broke
+    except GuestError as error:
+        broke.append(error.message)
+        bench.revive(load=False)
+
+
+def show(found: Found) -> None:
+    """Print the steps in the order in which they were tried, and the verdict."""
+    rows = []
+    for step in found.steps:
+        name = found.patch(step.applied).name if step.applied else "(none: the stock source)"
+        rows.append((str(step.applied), step.verdict, name, step.why))
+    progress.table(("patches", "verdict", "up to", "why"), rows)
+    progress.out.print(progress.clean(f"verdict: {found.verdict}"), markup=False)
+    progress.out.print(f"run:     {found.run_dir}", markup=False)

@@ -1,0 +1,314 @@
+"""The doctor's table: one row for each thing looked at, and whether a full verify is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness import progress
+from harness.errors import EXIT_CANNOT, EXIT_OK, WorkbenchError
+from harness.files import human_bytes
+from harness.host import survey
+from harness.host.backend import Decision, Refusal, bochs_refusal, decide, kvm_refusal
+from harness.host.facts import Folder, HostFacts, Image, Processor, to_data
+from harness.host.requirements import Need, lacking
+from harness.image import store
+from harness.image.manifest import available
+
+# What a whole verify takes: a run's folder with its overlay, the guest's memory and the emulator's.
+RUN_ROOM_BYTES = 1 << 30
+CACHE_ROOM_BYTES = 1 << 30
+MEMORY_BYTES = (1 << 30) + (512 << 20)
+
+OK, WARN, MISSING = "ok", "note", "missing"
+_BUILD_TOOLS = ("bmake", "make", "gcc", "git")
+
+
+def gather() -> HostFacts:
+    """What this machine can do, and which images are prepared on it."""
+    return replace(survey.gather(), images=_prepared())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding.  `status` is "ok", "note" (a verify is possible without it) or "missing"."""
+
+    what: str
+    found: str
+    evidence: str
+    status: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All rows, the backend that auto takes, and what stands in the way of a full verify."""
+
+    rows: tuple[Row, ...]
+    decision: Decision
+    facts: HostFacts
+
+    @property
+    def blocking(self) -> tuple[Row, ...]:
+        """The rows without which no full verify is possible."""
+        return tuple(row for row in self.rows if row.status == MISSING)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when a full verify is possible here, 3 when not."""
+        return EXIT_CANNOT if self.blocking else EXIT_OK
+
+    @property
+    def closing(self) -> str:
+        """The last line: the backend and the reason, or why there is none."""
+        decision = self.decision
+        if decision.backend is None:
+            line = f"no backend: {decision.reason}"
+        else:
+            line = f"auto takes {decision.backend}: {decision.reason}"
+        if not self.blocking:
+            return line
+        return f"{line}\nnot yet a full verify: {', '.join(row.what for row in self.blocking)}"
+
+    def to_data(self) -> dict[str, Any]:
+        """All of it for programs."""
+        return {
+            "possible": not self.blocking,
+            "backend": self.decision.backend,
+            "reason": self.decision.reason,
+            "blocking": [row.what for row in self.blocking],
+            "rows": [dict(vars(row)) for row in self.rows],
+            "facts": to_data(self.facts),
+        }
+
+
+def show(verdict: Verdict) -> None:
+    """Print the table and the last line for people."""
+    cells = [
+        (row.what, row.status, "\n".join(filter(None, (row.found, row.evidence, _arrow(row.mend)))))
+        for row in verdict.rows
+    ]
+    progress.table(("what", "status", "found, its evidence, and what mends it"), cells)
+    progress.out.print(verdict.closing, markup=False)
+
+
+def _arrow(mend: str) -> str:
+    return f"-> {mend}" if mend else ""
+
+
+def examine(facts: HostFacts) -> Verdict:
+    """Judge the facts, row by row."""
+    decision = decide(facts)
+    rows = (
+        _cpu(facts),
+        _device(facts),
+        *_guest(facts),
+        *_emulators(facts),
+        _backend(decision),
+        _tools(facts),
+        *_room(facts),
+        _python(facts),
+        _images(facts),
+    )
+    return Verdict(rows, decision, facts)
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+def _cpu(facts: HostFacts) -> Row:
+    cpu = facts.cpu
+    shown = (
+        " and ".join(name for name, flag in (("VMX", cpu.vmx), ("SVM", cpu.svm)) if flag)
+        or "neither VMX nor SVM"
+    )
+    place = ", in a virtual machine" if cpu.hypervisor else ""
+    # Not missing: Bochs needs nothing of the processor, and KVM's row says what follows.
+    return Row(
+        "processor",
+        f"{cpu.vendor or 'unknown'}, {cpu.count} in use{place}: {shown}",
+        f"/proc/cpuinfo: {cpu.model}; flags vmx {_yes(cpu.vmx)}, svm {_yes(cpu.svm)}, "
+        f"hypervisor {_yes(cpu.hypervisor)}",
+        OK if cpu.vmx or cpu.svm else WARN,
+    )
+
+
+def _device(facts: HostFacts) -> Row:
+    kvm = facts.kvm
+    if not kvm.present:
+        found = "not there"
+    elif kvm.open_error:
+        found = f"there, not openable: {kvm.open_error}"
+    elif kvm.problem or not kvm.device:
+        found = f"there, but {kvm.problem or 'no device node'}"
+    else:
+        found = f"usable, beneath it: {kvm.kind}"
+    settings = ", ".join(f"{name}={text}" for name, text in sorted(kvm.parameters.items()))
+    evidence = (
+        f"API {kvm.api_version if kvm.api_version is not None else '-'}; "
+        f"modules {', '.join(kvm.modules) or '-'}"
+    )
+    if settings:
+        evidence += f"; {settings}"
+    if kvm.create_vm_error:
+        evidence += f"; KVM_CREATE_VM {kvm.create_vm_error}"
+    refusal = kvm_refusal(facts) if kvm.guest is None or kvm.create_vm_error else None
+    return Row(
+        "/dev/kvm", found, evidence, WARN if refusal else OK, refusal.mend if refusal else ""
+    )
+
+
+def _guest(facts: HostFacts) -> list[Row]:
+    """What a guest of KVM would get, compared with what vmm.ko asks for."""
+    guest = facts.kvm.guest
+    if guest is None:
+        return []
+    refusal = kvm_refusal(facts)
+    mend = refusal.mend if refusal else ""
+    cpuid = (
+        f"KVM_GET_SUPPORTED_CPUID: 1 ECX 0x{guest.leaf1_ecx:x}, 8000_0001 ECX 0x{guest.ext1_ecx:x}"
+    )
+    if not guest.vmx and not guest.svm:
+        return [Row("nesting under KVM", "neither VMX nor SVM for a guest", cpuid, WARN, mend)]
+    rows = []
+    lacks = lacking(guest)
+    if guest.vmx:
+        rows.append(Row("nesting under KVM", "VMX for a guest", cpuid, OK))
+        rows.append(_vmx_capabilities(guest))
+    else:
+        rows.append(Row("nesting under KVM", "SVM for a guest", cpuid, OK))
+        found = "nested paging and NRIP save" if not lacks else "not all that vmm.ko asks for"
+        evidence = f"8000_000A EDX 0x{guest.svm_edx:x}"
+        rows.append(Row("SVM capabilities", found, evidence, WARN if lacks else OK))
+    for lack in lacks:
+        if lack.need is not Need.OPTIONAL:
+            rows.append(
+                Row(lack.name, f"missing: {lack.why}; {lack.need.value}", lack.evidence, WARN, mend)
+            )
+    return rows
+
+
+def _vmx_capabilities(guest: Processor) -> Row:
+    lacks = lacking(guest)
+    required = [lack for lack in lacks if lack.need is not Need.OPTIONAL]
+    optional = [lack.name for lack in lacks if lack.need is Need.OPTIONAL]
+    found = f"{len(required)} required missing" if required else "all that vmm.ko asks for"
+    if optional:
+        found += f"; without the optional {', '.join(optional[:3])}"
+        found += f" and {len(optional) - 3} more" if len(optional) > 3 else ""
+    registers = ", ".join(
+        f"0x{index:x}=0x{guest.msrs[index]:x}"
+        for index in (0x480, 0x48B, 0x48C)
+        if index in guest.msrs
+    )
+    evidence = f"KVM_GET_MSRS: {registers}" if registers else "KVM_GET_MSRS: nothing"
+    return Row("VMX capabilities", found, evidence, WARN if required else OK)
+
+
+def _emulators(facts: HostFacts) -> list[Row]:
+    rows = []
+    qemu = facts.emulators.get("qemu-system-x86_64")
+    if qemu is None:
+        mend = "./inv setup"
+        rows.append(Row("QEMU", "not installed", "qemu-system-x86_64: not in PATH", MISSING, mend))
+    else:
+        status = MISSING if qemu.problem else OK
+        rows.append(Row("QEMU", qemu.problem or qemu.version, qemu.path, status))
+    bochs = facts.emulators.get("bochs")
+    refusal = bochs_refusal(facts)
+    if bochs is None or refusal:
+        cause = refusal or Refusal("not installed")
+        path = bochs.path if bochs else "bochs: not in PATH"
+        rows.append(Row("Bochs", cause.cause, path, WARN, cause.mend))
+    else:
+        models = f"{len(bochs.cpu_models)} processor models"
+        rows.append(Row("Bochs", bochs.version, f"{bochs.path}: {models}", OK))
+    return rows
+
+
+def _backend(decision: Decision) -> Row:
+    if decision.backend is None:
+        return Row("backend", "none", decision.reason, MISSING, decision.mend)
+    return Row("backend", decision.backend, "what auto takes (the probe proves it)", OK)
+
+
+def _tools(facts: HostFacts) -> Row:
+    tools = dict(facts.tools)
+    compilers = [name for name in tools if name.startswith("clang-")]
+    names = [*_BUILD_TOOLS, *compilers, "mandoc"]
+    found = ", ".join(f"{name} {tools[name]}".rstrip() for name in names if name in tools)
+    missing = [name for name in facts.packages_missing if name not in {"bochs", "bochs-term"}]
+    if not missing:
+        return Row("build tools", found, "Debian packages: all there", OK)
+    return Row(
+        "build tools",
+        found or "none",
+        f"missing Debian packages: {', '.join(missing)}",
+        MISSING,
+        f"./inv setup (sudo {facts.packages_line})",
+    )
+
+
+def _room(facts: HostFacts) -> list[Row]:
+    rows = [
+        _folder("room in the cache", facts.cache, CACHE_ROOM_BYTES, "HARNESS_CACHE"),
+        _folder("room for runs", facts.runs, RUN_ROOM_BYTES, "HARNESS_RUNS"),
+    ]
+    enough = facts.memory_available_bytes >= MEMORY_BYTES
+    rows.append(
+        Row(
+            "memory",
+            f"{human_bytes(facts.memory_available_bytes)} available",
+            f"a verify takes {human_bytes(MEMORY_BYTES)}",
+            OK if enough else MISSING,
+            "" if enough else "end other programs",
+        )
+    )
+    return rows
+
+
+def _folder(what: str, folder: Folder, needed_bytes: int, variable: str) -> Row:
+    if folder.free_bytes is None:
+        mend = f"set {variable} to a folder that can be written"
+        return Row(what, "no folder", folder.problem, MISSING, mend)
+    enough = folder.free_bytes >= needed_bytes
+    return Row(
+        what,
+        f"{human_bytes(folder.free_bytes)} free",
+        f"{folder.path}; a verify takes {human_bytes(needed_bytes)}",
+        OK if enough else MISSING,
+        "" if enough else f"free some room or set {variable} to another folder",
+    )
+
+
+def _python(facts: HostFacts) -> Row:
+    # The launcher does not start without a Python that is new enough.
+    return Row("Python", facts.python_version, "the launcher's .venv", OK)
+
+
+def _prepared() -> tuple[Image, ...]:
+    """The prepared images; none when the cache cannot be read."""
+    try:
+        records = store.prepared()
+    except (WorkbenchError, OSError):
+        return ()
+    return tuple(
+        Image(record.release, record.source is not None, record.sysroot is not None)
+        for record in records
+    )
+
+
+def _images(facts: HostFacts) -> Row:
+    # The newest that FreeBSD publishes an image of, as far as is known here.
+    release = (*available(), "RELEASE")[0]
+    mend = (
+        f"{store.import_line(release)} (or ./inv image.fetch --release {release}, with a network)"
+    )
+    usable = [image.release for image in facts.images if image.source and image.sysroot]
+    if usable:
+        return Row("images", ", ".join(usable), "prepared, with source and sysroot", OK)
+    if facts.images:
+        found = ", ".join(image.release for image in facts.images)
+        return Row("images", found, "prepared, but no source or sysroot", MISSING, mend)
+    return Row("images", "none prepared", f"cache: {facts.cache.path or '-'}", MISSING, mend)

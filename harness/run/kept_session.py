@@ -1,0 +1,169 @@
+"""The workbench with its guest in a keeper: what is brought up here can outlive this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from harness import keeper, progress
+from harness.build.builder import Build
+from harness.deadline import Deadline
+from harness.errors import GuestError
+from harness.guest.freebsd import Guest
+from harness.image import store
+from harness.run.session import Options, Workbench
+
+
+class _InKeeper(Workbench):
+    """A workbench whose machine a keeper runs, known as `kept_as`."""
+
+    kept_as: keeper.Record
+
+    def use(self, build: Build, stage: str = "load") -> None:
+        """Load a module, and let the keeper know."""
+        keeper.set_module(self.kept_as)
+        super().use(build, stage)
+        assert self.guest is not None
+        running = [kld.address for kld in self.guest.klds() if kld.name == "vmm.ko"]
+        keeper.set_module(
+            self.kept_as,
+            module=f"{build.series or 'stock'}, build id {build.build_id[:16]}",
+            module_file=str(build.symbols or build.module) if running else "",
+            module_address=running[0] if running else 0,
+            kernel_file=str(self._symbols().kernel or ""),
+        )
+
+    def _end_machine(self, guest: Guest) -> None:
+        """Let go of it; whether it ends is the keeper's business."""
+        guest.machine.stop(Deadline.after(1))
+
+
+class AttachedWorkbench(_InKeeper):
+    """The workbench over a guest that is up already; leaving it leaves the guest.
+
+    `up` builds, goes in and loads; what is not given in `changes` is as the guest was started with.
+    """
+
+    def __init__(self, record: keeper.Record, **changes: Any) -> None:
+        super().__init__(replace(options_of(record), module=True, **changes), record.run_dir)
+        self.kept_as = record
+
+    @property
+    def backend(self) -> str:
+        """The backend that the guest was started in."""
+        return self.kept_as.backend
+
+    def steps(self) -> list[Callable[[], None]]:
+        """What is left to do."""
+        return [self.find_image, self.make, self.boot, self.load]
+
+    def find_image(self) -> None:
+        """The image that the guest was started from; CannotError without a source tree."""
+        self.record = store.find(self.options.release)
+        store.source(self.options.release)
+
+    def boot(self) -> None:
+        """Go in; GuestError when the guest is broken."""
+        with progress.stage("guest", self.stages) as step:
+            self.guest = keeper.attach(self.kept_as)
+            step.note = f"{self.kept_as.name}, up since {self.kept_as.began_at}"
+
+
+class KeptWorkbench(_InKeeper):
+    """As Workbench; but after `keep` the guest stays when this is left, known by `name`.
+
+    Until then it ends with this process, however that ends.
+    """
+
+    def __init__(self, options: Options, run_dir: Path, name: str = keeper.DEFAULT_NAME) -> None:
+        super().__init__(options, run_dir)
+        self.name = name
+        self._starter: keeper.Starter | None = None
+        self._reserved = False
+        self._kept = False
+
+    def up(self) -> None:
+        """Every step, in order; UsageError when a guest of that name is there already."""
+        self._reserve()
+        for step in self.steps():
+            if self._starter is None:
+                under_way = step.__name__.replace("_", " ")
+                keeper.save(replace(self.kept_as, note=under_way, backend=self.backend))
+            step()
+
+    def _reserve(self) -> None:
+        self.kept_as = keeper.reserve(
+            self.name,
+            self.run_dir,
+            what=f"FreeBSD {self.options.release}",
+            options=to_data(self.options),
+        )
+        self._reserved = True
+
+    def boot(self) -> None:
+        """Have a keeper boot the machine, and go in; GuestError when it does not come up."""
+        if self._starter is not None:
+            # The one before broke, and this is to be another in its place.
+            self._starter.end()
+            self._reserve()
+        self._starter = keeper.Starter(self.kept_as, self.bench())
+        self.kept_as, properties = self._starter.follow(self.stages)
+        self.properties.update(properties)
+        self.guest = keeper.attach(self.kept_as)
+
+    def bench(self) -> keeper.Bench:
+        """What the keeper's process is given to boot: as far as this one has come."""
+        bench = Workbench(self.options, self.run_dir)
+        bench.decision, bench.record, bench.breaks = self.decision, self.record, self.breaks
+        return bench
+
+    def keep(self) -> keeper.Record | None:
+        """Let the guest stay; how it is known, or None when there is none to stay.
+
+        To be called before the workbench is left; `ways_in` says how the guest is entered then.
+        """
+        self.tell_panic()
+        now = keeper.load(self.name) if self._starter is not None else None
+        if self._starter is None or now is None or not now.alive or now.emulator is None:
+            return None
+        self._starter.release()
+        self._kept = True
+        return now
+
+    def close(self) -> None:
+        """End the guest unless it is to stay."""
+        try:
+            super().close()
+        finally:
+            if self._starter is not None and not self._kept:
+                self._starter.end()
+            elif self._starter is None and self._reserved:
+                keeper.forget(self.name)
+            self._reserved = False
+
+
+def options_of(record: keeper.Record) -> Options:
+    """What a guest was started with."""
+    data = dict(record.options)
+    try:
+        return Options(**{**data, "series": tuple(map(Path, data.pop("series", ())))})
+    except TypeError as error:
+        raise GuestError(
+            f"guest {record.name} was started by another version of the project; ./inv down "
+            f"--name {record.name} ends it"
+        ) from error
+
+
+def to_data(options: Options) -> dict[str, Any]:
+    """The options as JSON can hold them."""
+    return {**asdict(options), "series": [str(path) for path in options.series]}
+
+
+def ways_in(record: keeper.Record) -> str:
+    """How to enter a guest and how to end it, in a line."""
+    name = "" if record.name == keeper.DEFAULT_NAME else f" --name {record.name}"
+    doors = ("ssh", "console") if record.stage == "ready" else ("console",)
+    enter = " or ".join(f"./inv {door}{name}" for door in doors)
+    return f"{enter} enters it, ./inv down{name} ends it"

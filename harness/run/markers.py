@@ -1,0 +1,43 @@
+"""What a check may need of the guest, by its marks, and how a person is told that it is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from harness.run.session import Workbench
+
+MARKERS = {
+    "patch": "the claim belongs to the series; on the stock module it must fail",
+    "vtx": "makes virtual machines, so the guest's processor must virtualize",
+    "tools": "needs programs built for the guest, so a sysroot must have been imported",
+    "minutes": "takes minutes in an emulator; --full (of `inv verify`) or --vmm-full runs it",
+    "beside": "compares with the stock module; `inv verify --side-by-side` or --series runs it",
+    "freebsd(release)": "needs FreeBSD of this release or a newer one, like 15.0",
+}
+"""Each mark, as `pytest --markers` shows it."""
+
+NAMES = frozenset(name.partition("(")[0] for name in MARKERS)
+
+
+def unmet(marks: Mapping[str, tuple[object, ...]], bench: Workbench) -> str:
+    """Why a check with these marks (and their arguments) cannot run in this guest; empty if it can.
+
+    ValueError for a mark that says nothing.
+    """
+    if "tools" in marks and bench.vmtool is None:
+        return "needs programs built for the guest: import the image with --sysroot"
+    if "vtx" in marks and bench.loaded is not None and not bench.loaded.virtualizes:
+        return f"needs a processor that virtualizes: {bench.loaded.refusal}"
+    if "freebsd" in marks:
+        wanted = marks["freebsd"]
+        if len(wanted) != 1 or not isinstance(wanted[0], str):
+            raise ValueError('freebsd takes the oldest release that will do, as freebsd("15.0")')
+        release = bench.options.release
+        if _numbers(release) < _numbers(wanted[0]):
+            return f"needs FreeBSD {wanted[0]} or newer; this guest runs {release}"
+    return ""
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", release))

@@ -1,0 +1,150 @@
+"""Mutants: deliberately wrong variants of a series, to measure what the checks catch.
+
+`patches/TOPIC/mutants/NAME.patch` is a small patch on top of the series.  Its header says what is
+wrong
+(`Subject:`), which checks should notice (`Caught-by:`, node ids, asked first) and, for a correct
+variant that no check may object to, `Expect: held`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import email.parser
+import email.policy
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from harness.bhyve.vmm import compile_vmtool
+from harness.build import builder, targets
+from harness.errors import PatchError, UsageError
+from harness.files import PROJECT
+from harness.series.load import Patch, Series, read_patch, staged
+
+MUTANTS = PROJECT / "patches" / "meminfo" / "mutants"
+Expect = Literal["caught", "held"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One variant; `patch` None is the series as it is, or the stock module without it."""
+
+    name: str
+    wrong: str
+    expect: Expect
+    caught_by: tuple[str, ...] = ()
+    patch: Patch | None = None
+
+    def series(self, base: Series) -> Series | None:
+        """What is built: the series with this variant's patch; None for the stock module."""
+        if self is STOCK:
+            return None
+        if self.patch is None:
+            return base
+        patches = (*base.patches, self.patch)
+        return dataclasses.replace(base, topic=f"{base.topic}+{self.name}", patches=patches)
+
+
+STOCK = Mutant(
+    "stock",
+    "the patch is not there at all",
+    "caught",
+    ("test_sysctls.py::test_sysctls_are_unsigned_64_bit",),
+)
+SERIES = Mutant("series", "nothing: the series as it is", "held")
+
+
+def load(folder: Path = MUTANTS, only: Sequence[str] = ()) -> tuple[Mutant, ...]:
+    """The variants, those that must hold first, in the order of their names.
+
+    `only` chooses some by name.  UsageError for a name that there is not, PatchError for a header
+    that does not say what it must.
+    """
+    found = [SERIES, STOCK, *(_read(path) for path in sorted(folder.glob("*.patch")))]
+    found.sort(key=lambda mutant: mutant.expect != "held")
+    known = [mutant.name for mutant in found]
+    if strange := [name for name in only if name not in known]:
+        raise UsageError(f"--only {strange[0]}: there are {', '.join(known)}")
+    return tuple(mutant for mutant in found if not only or mutant.name in only)
+
+
+def _read(path: Path) -> Mutant:
+    patch = read_patch(path)
+    head = email.parser.BytesHeaderParser(policy=email.policy.default).parsebytes(patch.data)
+    expect = str(head.get("Expect", "caught"))
+    wrong = " ".join(str(head.get("Subject", "")).split())
+    caught_by = tuple(str(head.get("Caught-by", "")).split())
+    if expect not in ("caught", "held"):
+        raise PatchError(f"{path.name}: Expect: {expect}; caught or held is meant")
+    if not wrong:
+        raise PatchError(f"{path.name}: has no Subject: that says what is wrong")
+    if (expect == "caught") != bool(caught_by):
+        raise PatchError(f"{path.name}: Caught-by: belongs to what is expected to be caught")
+    return Mutant(path.stem, wrong, cast(Expect, expect), caught_by, patch)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A variant that was built."""
+
+    mutant: Mutant
+    build: builder.Build
+    vmtool: Path
+
+
+class Workshop:
+    """Where the variants of the series `base` are built."""
+
+    def __init__(self, source: Path, sysroot: Path, base: Series) -> None:
+        self._source = source
+        self._sysroot = sysroot
+        self._base = base
+
+    def try_on(self, chosen: Sequence[Mutant]) -> None:
+        """Apply each to the source, for a try; PatchError names the one that does not fit."""
+        for mutant in chosen:
+            if (series := mutant.series(self._base)) is not None:
+                with _named(mutant), staged(series, self._source):
+                    pass
+
+    def build(self, mutant: Mutant) -> Ready:
+        """Build a variant; of a mutant only the part that its patch touches, the rest is there.
+
+        PatchError when it does not compile.
+        """
+        with _named(mutant):
+            series = mutant.series(self._base)
+            maker = targets.make_all
+            if mutant.patch is not None:
+                before = _parts(self._make(self._base, maker))
+                touched = mutant.patch.touched
+                maker = functools.partial(targets.make_again, before=before, touched=touched)
+            made = self._make(series, maker)
+            return Ready(mutant, made, compile_vmtool(made, self._sysroot))
+
+    def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
+        return builder.build(self._source, self._sysroot, series, self._base.release, maker=maker)
+
+
+@contextlib.contextmanager
+def _named(mutant: Mutant) -> Iterator[None]:
+    try:
+        yield
+    except PatchError as error:
+        raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
+
+
+def _parts(built: builder.Build) -> targets.Made:
+    return targets.Made(
+        built.module,
+        built.library,
+        built.tool,
+        built.include,
+        warnings=0,
+        not_built=built.not_built,
+        symbols=built.symbols,
+        programs=built.programs,
+    )

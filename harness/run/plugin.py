@@ -1,0 +1,353 @@
+"""Pytest over the workbench: fixtures, options, markers, and what a failure shows.
+
+Installed as an entry point, so a contributor's own test file elsewhere can use it too.  It stays
+out of the way of tests that ask for none of its fixtures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import progress
+from harness.bhyve.l2 import L2
+from harness.bhyve.vmm import Vmm
+from harness.errors import (
+    CannotError,
+    GuestError,
+    GuestPanic,
+    GuestRebooted,
+    MachineDied,
+    WaitTimeout,
+    WorkbenchError,
+)
+from harness.guest.freebsd import Guest
+from harness.guest.transcript import Evidence, Transcript, evidence
+from harness.host import HostFacts, gather
+from harness.machine import Machine
+from harness.machine.console import clean_lines
+from harness.run import markers
+from harness.run.kept_session import KeptWorkbench, ways_in
+from harness.run.session import Options, Workbench, new_run_dir
+
+WORKBENCH = pytest.StashKey[Workbench]()
+"""Set in `config.stash` by whoever has brought a guest up already (`inv verify`)."""
+
+EVIDENCE = pytest.StashKey[Evidence]()
+"""In an item's stash once it was torn down: what was asked of the guest, and what it said."""
+
+_LOST = (GuestPanic, GuestRebooted, MachineDied)
+_BROUGHT_UP = pytest.StashKey[bool]()
+_BROKEN = pytest.StashKey[str]()
+_CONSOLE_MARK = pytest.StashKey[int]()
+_DMESG_BEFORE = pytest.StashKey[list[str]]()
+_DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vmm", "vmm-workbench: a FreeBSD guest with the patched vmm.ko")
+    group.addoption("--vmm-release", default="15.1", help="the FreeBSD release to boot")
+    group.addoption("--vmm-backend", default="auto", help="auto, kvm, bochs or tcg")
+    group.addoption(
+        "--vmm-cold", action="store_true", help="boot, though a snapshot could be resumed"
+    )
+    group.addoption("--vmm-stock", action="store_true", help="test the unpatched module")
+    group.addoption(
+        "--vmm-reboot", action="store_true", help="when the guest breaks, go on with a fresh one"
+    )
+    group.addoption(
+        "--vmm-series", action="append", type=Path, default=[], help="a series folder or patches"
+    )
+    group.addoption("--vmm-full", action="store_true", help="run what takes minutes, too")
+    group.addoption(
+        "--vmm-keep", metavar="NAME", default="", help="leave the guest up if a test failed"
+    )
+    group.addoption(
+        "--vmm-insist", action="store_true", help="where no guest can be had, fail, do not skip"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark, meaning in markers.MARKERS.items():
+        config.addinivalue_line("markers", f"{mark}: {meaning}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On the stock module a claim of the patch's must fail; pytest has a word for that."""
+    if WORKBENCH in config.stash or not config.getoption("--vmm-stock"):
+        return
+    reason = "needs the patch, and the stock module is loaded"
+    for item in items:
+        if item.get_closest_marker("patch") and _is_ours(item):
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+@pytest.fixture(scope="session")
+def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
+    """A run with the module loaded: the one that is given, or one brought up here."""
+    config = request.config
+    given = config.stash.get(WORKBENCH, None)
+    if given is not None:
+        yield given
+        return
+    options = Options(
+        release=config.getoption("--vmm-release"),
+        backend=config.getoption("--vmm-backend"),
+        stock=config.getoption("--vmm-stock"),
+        cold=config.getoption("--vmm-cold"),
+        series=tuple(config.getoption("--vmm-series")),
+        go_on=config.getoption("--vmm-reboot"),
+    )
+    run_dir, name = new_run_dir("pytest"), config.getoption("--vmm-keep")
+    with KeptWorkbench(options, run_dir, name) if name else Workbench(options, run_dir) as bench:
+        try:
+            bench.up()
+        except WorkbenchError as error:
+            if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
+                pytest.skip(f"no FreeBSD guest can be had here: {error.message}")
+            pytest.exit(f"{error.detail}\n{error.message}".strip(), returncode=error.exit_code)
+        config.stash[WORKBENCH] = bench
+        config.stash[_BROUGHT_UP] = True
+        yield bench
+        del config.stash[WORKBENCH]
+        if isinstance(bench, KeptWorkbench) and request.session.testsfailed:
+            record = bench.keep()
+            if record is not None:
+                progress.say(f"guest {name} stays; {ways_in(record)}")
+
+
+@pytest.fixture(scope="session")
+def host() -> HostFacts:
+    """What the machine that runs all this can do; it boots nothing."""
+    return gather()
+
+
+@pytest.fixture(scope="session")
+def guest(workbench: Workbench) -> Guest:
+    """The FreeBSD guest."""
+    assert workbench.guest is not None
+    return workbench.guest
+
+
+@pytest.fixture
+def machine(guest: Guest) -> Machine:
+    """The virtual computer beneath it."""
+    return guest.machine
+
+
+@pytest.fixture(scope="session")
+def vmm(workbench: Workbench) -> Vmm:
+    """The guest's vmm: its sysctls, vmmls and virtual machines."""
+    assert workbench.vmm is not None
+    return workbench.vmm
+
+
+@pytest.fixture
+def vm(vmm: Vmm) -> Iterator[Callable[..., None]]:
+    """Make virtual machines: `vm("name", memory_bytes)`; they are destroyed after the test."""
+    yield vmm.create
+    vmm.destroy_all()
+
+
+@pytest.fixture
+def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
+    """Make a guest inside the guest: `l2("name", mib)`, not started; ended after the test."""
+    made: list[L2] = []
+
+    def make(name: str, memory_mib: int = 32) -> L2:
+        made.append(L2(vmm, name, memory_mib))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.end()
+
+
+@pytest.fixture
+def reloaded(guest: Guest, vmm: Vmm) -> Iterator[None]:
+    """For a check that unloads the module: ours is loaded again afterwards, whatever came."""
+    yield
+    paths = [kld.path for kld in guest.klds() if kld.name == "vmm.ko"]
+    if paths != [vmm.loaded.path]:
+        if paths:
+            guest.must(["kldunload", "vmm"])
+        guest.must(["kldload", vmm.loaded.path], guest.deadline(30))
+
+
+@pytest.fixture
+def unloaded(guest: Guest, reloaded: None) -> None:
+    """The module is not loaded during the check."""
+    guest.must(["kldunload", "vmm"])
+
+
+@pytest.fixture(autouse=True)
+def _needs_met(request: pytest.FixtureRequest) -> None:
+    """Skip, in words, what this guest cannot do."""
+    marks = {mark.name: mark.args for mark in request.node.iter_markers()}
+    # Others' tests may have marks of these names too.
+    if not markers.NAMES & marks.keys() or not _is_ours(request.node):
+        return
+    config = request.config
+    # `inv verify` chooses for itself, and says what it left out.
+    ours = WORKBENCH not in config.stash or config.stash.get(_BROUGHT_UP, False)
+    if "minutes" in marks and ours and not config.getoption("--vmm-full"):
+        pytest.skip("takes minutes in an emulator: --vmm-full runs it")
+    bench: Workbench = request.getfixturevalue("workbench")
+    if "beside" in marks and bench.stock_build is None:
+        pytest.skip("compares with the stock module: inv verify --side-by-side runs it")
+    if reason := markers.unmet(marks, bench):
+        pytest.skip(reason)
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    """Whether a test uses the guest; all others are none of this plugin's business."""
+    return "workbench" in getattr(item, "fixturenames", ())
+
+
+def _guest(item: pytest.Item) -> Guest | None:
+    bench = item.config.stash.get(WORKBENCH, None)
+    return bench.guest if bench is not None and _is_ours(item) else None
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Once the machine is broken, what comes after it names the first cause instead of its own."""
+    broken = item.config.stash.get(_BROKEN, None)
+    if broken is not None and _is_ours(item):
+        _revive(item.config, broken)
+    _take_down(item)
+    yield
+    # The first test's own set-up may have brought the guest up.
+    if _CONSOLE_MARK not in item.stash:
+        _take_down(item)
+
+
+def _revive(config: pytest.Config, broken: str) -> None:
+    """Bring the guest that broke up anew, where that was asked for; skip the test where not."""
+    bench = config.stash.get(WORKBENCH, None)
+    if bench is None or not bench.options.go_on:
+        pytest.skip(f"not run, the machine broke before: {broken}")
+    try:
+        bench.revive()
+    except WorkbenchError as error:
+        bench.options = dataclasses.replace(bench.options, go_on=False)
+        pytest.skip(f"not run, the machine broke ({broken}) and did not come back: {error}")
+    del config.stash[_BROKEN]
+    if _DMESG_SEEN in config.stash:
+        del config.stash[_DMESG_SEEN]
+
+
+def _take_down(item: pytest.Item) -> None:
+    """Remember what the guest has said so far."""
+    guest = _guest(item)
+    if guest is None:
+        return
+    mark = guest.machine.console.mark
+    item.stash[_CONSOLE_MARK] = mark
+    # Whatever the kernel logs goes to the console too: while that is silent, dmesg is as it was,
+    # and asking again would cost each check a third of a second in an emulator.
+    seen, dmesg = item.config.stash.get(_DMESG_SEEN, (-1, []))
+    if seen != mark:
+        with contextlib.suppress(GuestError):
+            dmesg = _dmesg(item, guest)
+    item.stash[_DMESG_BEFORE] = dmesg
+    guest.transcript = Transcript()
+
+
+def _dmesg(item: pytest.Item, guest: Guest) -> list[str]:
+    """The kernel's messages; our own asking is no part of the test's transcript."""
+    mark = guest.machine.console.mark
+    transcript, guest.transcript = guest.transcript, None
+    try:
+        dmesg = guest.dmesg()
+    finally:
+        guest.transcript = transcript
+    item.config.stash[_DMESG_SEEN] = (mark, dmesg)
+    return dmesg
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """A panic belongs to the test during which it came, even if that saw nothing of it."""
+    yield
+    guest = _guest(item)
+    if guest is None:
+        return
+    try:
+        if item.config.stash.get(_BROKEN, None) is None:
+            guest.machine.check()
+    finally:
+        _gather(item, guest)
+
+
+def _gather(item: pytest.Item, guest: Guest) -> None:
+    """Keep what passed between us and the guest during the test."""
+    transcript, guest.transcript = guest.transcript, None
+    if transcript is None or _CONSOLE_MARK not in item.stash:
+        return
+    console = guest.machine.console
+    seen, dmesg = item.config.stash.get(_DMESG_SEEN, (-1, []))
+    if seen != console.mark and item.config.stash.get(_BROKEN, None) is None:
+        with contextlib.suppress(GuestError):
+            dmesg = _dmesg(item, guest)
+    item.stash[EVIDENCE] = evidence(
+        transcript,
+        clean_lines(console.since(item.stash[_CONSOLE_MARK])),
+        new_lines(item.stash.get(_DMESG_BEFORE, dmesg), dmesg),
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give a failure what the guest said meanwhile, and notice when the machine broke."""
+    report = yield
+    guest = _guest(item)
+    if not report.failed or guest is None or _CONSOLE_MARK not in item.stash:
+        return report
+    machine = guest.machine
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, WorkbenchError) and error.detail:
+        report.sections.append(("what it printed", error.detail))
+    broken = str(error) if isinstance(error, _LOST) else None
+    if broken is None:
+        try:
+            machine.check()
+        except GuestError as found:
+            broken = found.message
+            report.sections.append(("the guest broke", f"{found.message}\n{found.detail}"))
+    said = "\n".join(clean_lines(machine.console.since(item.stash[_CONSOLE_MARK])))
+    report.sections.append(("guest console meanwhile", said or "(nothing)"))
+    if broken is None:
+        before = item.stash.get(_DMESG_BEFORE, [])
+        try:
+            news = new_lines(before, _dmesg(item, guest))
+        except GuestError as found:
+            report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
+            if isinstance(found, (*_LOST, WaitTimeout)):
+                broken = f"it answers no more: {found.message}"
+        else:
+            report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
+    if broken is not None:
+        item.config.stash.setdefault(_BROKEN, broken)
+    return report
+
+
+def new_lines(before: list[str], after: list[str]) -> list[str]:
+    """The lines of `after` that follow the end of `before`; all of them when it has rolled over."""
+    if not before:
+        return after
+    for length in range(min(len(before), len(after)), 0, -1):
+        if after[:length] == before[-length:]:
+            return after[length:]
+    return after
+
+
+def broken_reason(config: pytest.Config) -> str | None:
+    """Why the machine broke during this session, if it did."""
+    return config.stash.get(_BROKEN, None)

@@ -1,0 +1,229 @@
+"""`inv verify`: bring the guest up, run the checks, say what was proved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import progress, report
+from harness.build.builder import Build
+from harness.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_GUEST,
+    EXIT_OK,
+    EXIT_PATCH,
+    CannotError,
+    GuestError,
+    Interrupted,
+    UsageError,
+    WorkbenchError,
+)
+from harness.files import PROJECT
+from harness.report import Check, Report
+from harness.run.kept_session import KeptWorkbench, ways_in
+from harness.run.outcomes import Recorder
+from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
+from harness.series import load
+
+CHECKS = PROJECT / "tests" / "guest"
+
+_PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS")
+# What somebody would want to look into: not where nothing broke but something was not run.
+_WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
+
+
+def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
+    """Walk the whole way; whatever happens, a Report comes back and lies in the run's folder.
+
+    With `keep_as` the guest of a run that failed stays up under that name.
+    """
+    run_dir = new_run_dir("verify-stock" if options.stock else "verify")
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    checks: list[Check] = []
+    stock: list[Check] = []
+    error: WorkbenchError | None = None
+    series = None
+    bench = KeptWorkbench(options, run_dir, keep_as) if keep_as else Workbench(options, run_dir)
+
+    def so_far() -> Report:
+        return Report(
+            release=options.release,
+            backend=bench.backend,
+            stock=options.stock,
+            series=f"series {series.topic}" if not error and series else _series_name(options),
+            started_at=started,
+            run_dir=run_dir,
+            stages=report.stage_results(bench.stages, STAGES),
+            checks=_beside(checks, stock),
+            properties=bench.properties,
+            error=error.message if error else "",
+            error_exit_code=error.exit_code if error else EXIT_OK,
+            error_detail=error.detail if error else "",
+            panic=bench.panic,
+        )
+
+    with bench:
+        try:
+            # Read before anything is booted: a misspelt series must not cost a boot.
+            series = load_series(options)
+            try:
+                bench.up()
+            except CannotError:
+                if bench.stages and bench.stages[-1].name == "image":
+                    _without_guest(bench)
+                raise
+            if bench.stock_build is not None:
+                if run_checks(bench, tests, stock, stock=True):
+                    bench.revive()
+                bench.use(_built(bench))
+            run_checks(bench, tests, checks)
+        except WorkbenchError as caught:
+            error = caught
+            if error.detail:
+                progress.say_detail(error.detail)
+        except KeyboardInterrupt:
+            error = Interrupted("interrupted")
+        if isinstance(bench, KeptWorkbench) and so_far().exit_code in _WORTH_KEEPING:
+            record = bench.keep()
+            if record is not None:
+                bench.properties[report.KEPT] = ways_in(record)
+    result = so_far()
+    try:
+        report.save(result)
+    except OSError as failed:
+        # What was found out is still told.
+        error = error or CannotError(f"{run_dir}: no report was written: {failed.strerror}")
+        return so_far()
+    return result
+
+
+def _built(bench: Workbench) -> Build:
+    assert bench.build is not None
+    return bench.build
+
+
+def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks, each with what came of it on the stock module, where it was tried there."""
+    there = {check.name: check for check in stock}
+    return tuple(
+        dataclasses.replace(check, on_stock=other.outcome, stock_message=other.message)
+        if (other := there.get(check.name))
+        else check
+        for check in checks
+    )
+
+
+def check_folders(topic: str, tests: Path) -> list[str]:
+    """Where the checks lie: the general ones and the topic's own.
+
+    The shipped topic's claims go with the general checks only, not with other folders of checks.
+    """
+    own = PROJECT / "patches" / topic / "tests"
+    wanted = bool(topic) and (tests == CHECKS or topic != load.DEFAULT_TOPIC)
+    with_topic = wanted and own.is_dir()
+    return [str(tests), *([str(own)] if with_topic else [])]
+
+
+def _series_name(options: Options) -> str:
+    if options.stock:
+        return "stock"
+    return f"series {', '.join(map(str, options.series)) or options.topic}"
+
+
+def run_checks(
+    bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False, what: str = "checks"
+) -> bool:
+    """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
+
+    `stock`: the stock module is loaded, to compare with; `what` names the stage.  Returns whether
+    the machine is broken now, which without `go_on` raises GuestError; CannotError when pytest
+    itself could not run.
+    """
+    recorder = Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
+    what = "checks on stock" if stock else what
+    log = bench.run_dir / f"{what.replace('checks', 'pytest').replace(' ', '-')}.log"
+    # pytest captures standard error while a check runs.
+    with progress.apart(), progress.stage(what, bench.stages) as step:
+        arguments = [
+            *check_folders(bench.options.topic, tests),
+            "-p",
+            "no:cacheprovider",
+            "-v",
+            "--tb=short",
+            "-o",
+            "addopts=-ra",
+        ]
+        arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
+        if bench.options.only:
+            arguments += ["-k", bench.options.only]
+        with (
+            log.open("w", buffering=1) as stream,
+            contextlib.redirect_stdout(stream),
+            following(step, recorder.now),
+            our_pytest(),
+        ):
+            code = pytest.main(arguments, plugins=[recorder])
+        if recorder.interrupted:
+            raise KeyboardInterrupt
+        if recorder.broken and not bench.options.go_on:
+            under = "under the stock module: " if stock else ""
+            raise GuestError(f"the guest broke: {under}{recorder.broken}")
+        if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise UsageError(f"--only {bench.options.only}: no check matches")
+        early = recorder.ended_early or code not in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.TESTS_FAILED,
+        )
+        if early or not checks:
+            # What ran may have held, and what did not run would be missing without a word.
+            tail = "\n".join(log.read_text().splitlines()[-15:])
+            what = "ended early" if checks else "ran no check"
+            raise CannotError(f"pytest {what} (exit {int(code)}); see {log}", detail=tail)
+        failed = sum(check.outcome in ("failed", "error") for check in checks)
+        step.note = f"{len(checks)} run, {failed} failed"
+        if recorder.left_out:
+            left = f"{recorder.left_out} that take minutes left out, --full runs them"
+            step.note += f"; {left}"
+            bench.properties[report.LEFT_OUT] = left
+        if bench.breaks:
+            bench.properties["guest broke"] = f"{bench.breaks} times, and was brought up anew"
+        return recorder.broken is not None
+
+
+@contextlib.contextmanager
+def our_pytest() -> Iterator[None]:
+    """Without what somebody set for pytests of his own: it could leave checks out silently."""
+    mine = {name: os.environ.pop(name) for name in _PYTEST_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(mine)
+
+
+def _without_guest(bench: Workbench) -> None:
+    """What can be shown without FreeBSD: the tests of the series' own C."""
+    tests = PROJECT / "patches" / bench.options.topic / "unit"
+    if not bench.options.topic or not tests.is_dir():
+        return
+    with progress.stage("series C", bench.stages) as step:
+        log = bench.run_dir / "series.log"
+        with log.open("w") as stream:
+            code = subprocess.call(
+                [sys.executable, "-m", "pytest", "-q", str(tests)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=PROJECT,
+            )
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        step.note = (lines[-1].strip("= ") if lines else "no output") + f"; {log}"
+        if code:
+            step.outcome = "failed"

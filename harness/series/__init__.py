@@ -1,0 +1,1 @@
+"""Patches and series: read, check, apply, refresh and export them; no FreeBSD needed."""

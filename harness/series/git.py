@@ -1,0 +1,246 @@
+"""git as the tool that reads and applies a patch: alike everywhere, whatever the user's settings.
+
+`git apply` works without a repository, refuses paths that leave the folder, and changes nothing
+when one hunk does not fit.  Here it never guesses: no fuzz, no white space repair; a hunk that
+fits some lines away (an offset) is told as drift.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unidiff.errors import UnidiffParseError
+from unidiff.patch import PatchSet
+
+from harness import beneath
+from harness.errors import CannotError, PatchError
+
+JOURNAL_FOLDER = ".vmm-workbench-apply"
+"""Where old versions kept a journal in the user's tree; the name is refused wherever it stands."""
+
+_FAILED = re.compile(r"^error: patch failed: (?P<path>.*):(?P<line>\d+)$", re.M)
+_CORRUPT = re.compile(
+    r"^error: (?:corrupt patch|patch fragment without header) at line (\d+)", re.M
+)
+_MISSING = re.compile(r"^error: (.*): No such file or directory$", re.M)
+_EXISTS = re.compile(r"^error: (.*): already exists in working directory$", re.M)
+_CHECKING = re.compile(r"^Checking patch (?P<path>.*)\.\.\.$")
+_OFFSET = re.compile(r"^Hunk #(?P<hunk>\d+) succeeded at \d+ \(offset (?P<offset>-?\d+) lines?\)")
+_RENAME = re.compile(rb"^(?:rename|copy) from (.*)$", re.M)
+_MODE = re.compile(
+    rb"^(?:(?:old|new) mode|(?:new|deleted) file mode|index [0-9a-f]+(?:,[0-9a-f]+)*\.\.[0-9a-f]+)"
+    rb" (?P<mode>[0-7]+)\r?$",
+    re.M,
+)
+_SEARCH_LINES = 500
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A hunk that fits, but `offset_lines` away from where its header says."""
+
+    patch: str
+    path: str
+    hunk: int
+    offset_lines: int
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment for git: no GIT_* of the caller, no settings, no repository around `folder`.
+
+    Inside a repository `git apply` would take paths as relative to it and skip, without a word,
+    everything outside the current folder.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {
+        **kept,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CEILING_DIRECTORIES": f"{folder.absolute().parent}:{folder.resolve().parent}",
+        "GIT_TERMINAL_PROMPT": "0",
+        "LC_ALL": "C",
+    }
+
+
+def run_git(
+    arguments: Sequence[str], folder: Path, data: bytes = b"", extra: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run git in `folder` with `data` on its standard input.  CannotError where there is no git."""
+    try:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env={**environment(folder), **(extra or {})},
+            input=data,
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CannotError("git is not installed; run ./inv setup") from error
+
+
+def text_of(data: bytes) -> str:
+    """Bytes as text that turns back into the same bytes."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def touched_paths(data: bytes, name: str, folder: Path) -> tuple[str, ...]:
+    """The paths a patch reads or writes, the old names of renamed files included.
+
+    Raises PatchError when git cannot read the patch: not a diff, cut off, or a path that leaves
+    the tree.
+    """
+    done = run_git(["apply", "--numstat", "-z", "-"], folder, data)
+    if done.returncode:
+        raise PatchError(_malformed(done.stderr.decode(errors="replace"), name))
+    paths = [text_of(record.split(b"\t", 2)[2]) for record in done.stdout.split(b"\0") if record]
+    paths += [_unquote(old) for old in _RENAME.findall(data)]
+    for path in paths:
+        if reason := refusal(path):
+            raise PatchError(
+                f"{name}: it names {path!r}, which is not a path inside the tree: {reason}"
+            )
+    _require_files(data, name)
+    return tuple(dict.fromkeys(paths))
+
+
+def refusal(path: str) -> str:
+    """Why a patch may not name `path`; empty if it may."""
+    names = [part.lower() for part in path.split("/")]
+    for ours in (".git", JOURNAL_FOLDER):
+        if ours in names:
+            return f"{ours} is not part of the source"
+    return beneath.refusal(path)
+
+
+def _require_files(data: bytes, name: str) -> None:
+    """PatchError for what is no file: a symbolic link could lead to any file of this user."""
+    for found in _MODE.finditer(data):
+        mode = found["mode"].decode()
+        kind = int(mode, 8) & 0o170000
+        if kind == 0o120000:
+            raise PatchError(
+                f"{name}: it has a symbolic link (mode {mode}), which is not applied: a link could "
+                "lead out of the tree; put a file there"
+            )
+        if kind == 0o160000:
+            raise PatchError(
+                f"{name}: it changes a submodule (mode {mode}), and a submodule's files are not in "
+                "the patch; make a patch of the files themselves"
+            )
+
+
+def _malformed(told: str, name: str) -> str:
+    if found := _CORRUPT.search(told):
+        return f"{name}: the patch is broken at its line {found[1]} (cut off or edited by hand?)"
+    if "No valid patches" in told or "unrecognized input" in told:
+        return f"{name}: there is no diff in it"
+    return f"{name}: git cannot read it: {_first_line(told)}"
+
+
+def _first_line(told: str) -> str:
+    lines = [line.removeprefix("error: ") for line in told.splitlines() if line.strip()]
+    return lines[0] if lines else "no reason given"
+
+
+def _unquote(raw: bytes) -> str:
+    """A name as git prints it: in double quotes with C escapes when it is odd."""
+    raw = raw.rstrip(b"\r")
+    if raw.startswith(b'"') and raw.endswith(b'"') and len(raw) > 1:
+        raw = raw[1:-1].decode("latin-1").encode().decode("unicode_escape").encode("latin-1")
+    return text_of(raw)
+
+
+def apply_in(
+    folder: Path, data: bytes, name: str, *, reverse: bool = False, only: str = ""
+) -> tuple[Drift, ...]:
+    """Apply one patch to the files in `folder`, or its part for the path `only`; all or nothing.
+
+    Returns the hunks that had to move.  Raises PatchError naming patch, file, hunk and reason.
+    """
+    arguments = ["apply", "-v", "--whitespace=nowarn"]
+    arguments += ["-R"] if reverse else []
+    arguments += [f"--include={glob.escape(only)}"] if only else []
+    arguments.append("-")
+    done = run_git(arguments, folder, data)
+    told = done.stderr.decode(errors="replace")
+    if done.returncode:
+        said = [line for line in told.splitlines() if line.startswith(("error", "warning"))]
+        said = [line for line in said if not line.endswith("while searching for:")]
+        raise PatchError(_why(folder, data, name, told), detail="\n".join(said))
+    drift = []
+    path = ""
+    for line in told.splitlines():
+        if found := _CHECKING.match(line):
+            path = found["path"]
+        elif found := _OFFSET.match(line):
+            drift.append(Drift(name, path, int(found["hunk"]), int(found["offset"])))
+    return tuple(drift)
+
+
+def _why(folder: Path, data: bytes, name: str, told: str) -> str:
+    if found := _FAILED.search(told):
+        return (
+            f"{name} does not apply: {_hunk_story(folder, data, found['path'], int(found['line']))}"
+        )
+    if found := _MISSING.search(told):
+        return f"{name} does not apply: {found[1]} is not in the tree"
+    if found := _EXISTS.search(told):
+        return f"{name} does not apply: it adds {found[1]}, which the tree already has"
+    if _CORRUPT.search(told):
+        return _malformed(told, name)
+    return f"{name} does not apply: {_first_line(told)}"
+
+
+def _hunk_story(folder: Path, data: bytes, path: str, line: int) -> str:
+    """Which hunk of `path` failed and where the file first says something else."""
+    try:
+        files = PatchSet(text_of(data))
+    except UnidiffParseError:
+        return f"{path}, the hunk at line {line}: the lines it expects are not there"
+    for changed in files:
+        if changed.path != path and changed.source_file != f"a/{path}":
+            continue
+        for number, hunk in enumerate(changed, 1):
+            if hunk.source_start != line:
+                continue
+            where = f"{path}, hunk {number} of {len(changed)} (line {line})"
+            wanted = [str(item.value) for item in hunk if item.is_context or item.is_removed]
+            return f"{where}: {_mismatch(folder / path, wanted, line)}"
+    return f"{path}, the hunk at line {line}: the lines it expects are not there"
+
+
+def _mismatch(file: Path, wanted: Sequence[str], line: int) -> str:
+    try:
+        have = text_of(file.read_bytes()).splitlines(keepends=True)
+    except OSError:
+        return "the lines it expects are not there"
+    if any(text.endswith("\r\n") for text in wanted) != any(t.endswith("\r\n") for t in have[:50]):
+        owner = "the patch" if any(text.endswith("\r\n") for text in wanted) else "the file"
+        return f"{owner} has CRLF line ends, the other has not"
+    best_start, best_score = line - 1, -1
+    for distance in range(_SEARCH_LINES):
+        for start in {line - 1 - distance, line - 1 + distance}:
+            if not 0 <= start <= len(have):
+                continue
+            score = sum(a == b for a, b in zip(wanted, have[start:], strict=False))
+            if score > best_score:
+                best_start, best_score = start, score
+    for index, text in enumerate(wanted):
+        at = best_start + index
+        if at >= len(have):
+            return f"the file ends at line {len(have)}, expected {_short(text)}"
+        if have[at] != text:
+            return f"line {at + 1} is {_short(have[at])}, expected {_short(text)}"
+    return "the lines it expects are not there"
+
+
+def _short(text: str) -> str:
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,97 @@
+"""`inv topic.new`: the folder of a new topic, which runs at once: series, checks, notes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from harness import files
+from harness.errors import UsageError
+from harness.series import load
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
+_LONGEST = 40
+_RELEASE = re.compile(r"\d+(?:\.\d+)?")
+
+_SERIES = """\
+# The patches of {name} for FreeBSD {release}, one a line, in the order in which they apply.
+# git format-patch makes them; ../common/NAME.patch is one that fits every release.
+"""
+
+_CHECKS = '''\
+"""{name}: what its patches claim.
+
+The general checks of any vmm.ko (tests/guest) run beside these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.bhyve.vmm import Vmm
+from harness.units import MiB
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_vm_of_64_mib_comes_and_goes(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """{name}: a VM of 64 MiB is made and destroyed"""
+    vm("{short}", 64 * MiB)
+    assert vmm.names() == ["{short}"]
+    vmm.destroy("{short}")
+    assert vmm.names() == []
+
+
+# A claim of the patches' own is marked so: on the stock module it must fail, or it proves nothing.
+#
+# @pytest.mark.patch
+# def test_the_new_sysctl_is_there(guest) -> None:
+#     """hw.vmm.{short} is 0 without a VM"""
+#     assert guest.sysctl("hw.vmm.{short}") == "0"
+'''
+
+_NOTES = """\
+# {name}
+
+What the patches do, and why.
+
+    ./inv patch.check --topic {name}         does it apply, style(9), manuals, sign-off
+    ./inv verify --topic {name}              boot FreeBSD, build, load, check: the verdict
+    ./inv verify --topic {name} --side-by-side   stock and patched in one guest
+    ./inv fuzz --topic {name}                bad calls on both modules
+
+- `{release}/series` names the patches for FreeBSD {release}; a folder `common/` may hold what fits
+  every release.
+- `tests/` holds the checks of what they claim, pytest over the fixtures `guest`, `vmm`, `vm`, `l2`.
+"""
+
+
+def new(name: str, release: str, root: Path = load.PATCHES) -> Path:
+    """Lay out a topic, whole or not at all; its folder.
+
+    UsageError: a name that is none (lower case, digits, `-` and `_` between them), or taken.
+    """
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST or name == load.COMMON:
+        raise UsageError(
+            f"{name!r} cannot be a topic's name: lower-case letters and digits, with - or _ "
+            f"between them, at most {_LONGEST}, and not {load.COMMON}"
+        )
+    if not _RELEASE.fullmatch(release):
+        raise UsageError(f"{release!r}: a release like 15.1 or 14 is meant")
+    folder = root / name
+    if folder.exists():
+        raise UsageError(f"{folder} is there already; choose another name")
+    short = re.sub("[-_]", "", name)
+    words = {"name": name, "release": release, "short": short}
+    root.mkdir(parents=True, exist_ok=True)
+    with files.atomic_dir(folder) as work:
+        work.chmod(0o755)
+        (work / release).mkdir()
+        (work / release / "series").write_text(_SERIES.format(**words))
+        (work / "tests").mkdir()
+        module = f"test_{name.replace('-', '_')}.py"
+        (work / "tests" / module).write_text(_CHECKS.format(**words))
+        (work / "README.md").write_text(_NOTES.format(**words))
+    return folder

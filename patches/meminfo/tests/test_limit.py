@@ -1,0 +1,177 @@
+"""hw.vmm.mem_limit: what fits is given, what does not leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from harness.bhyve.vmm import LIMIT, MIB, Memory, Vmm
+from harness.guest.freebsd import Guest
+from harness.guest.ssh import CommandFailed
+
+SAID = "that was all"
+pytestmark = [pytest.mark.patch]
+
+PAGE_BYTES = 4096
+
+
+@pytest.fixture
+def limit(guest: Guest) -> Iterator[Callable[[int], None]]:
+    """Set the limit, in bytes; there is none again after the test."""
+
+    def put(limit_bytes: int) -> None:
+        guest.must(["sysctl", f"{LIMIT}={limit_bytes}"])
+
+    yield put
+    guest.run(["sysctl", f"{LIMIT}=0"])
+
+
+def test_the_limit_is_the_total(guest: Guest, vmm: Vmm, limit: Callable[[int], None]) -> None:
+    """mem_total is the limit while there is one, and the host's memory again without it"""
+    before = vmm.memory
+    limit(300 * MIB)
+    assert vmm.mem_total_bytes == vmm.mem_free_bytes == 300 * MIB
+    limit(0)
+    assert vmm.memory == before
+    assert guest.must(["sysctl", "-t", LIMIT]).strip() == f"{LIMIT}: uint64_t"
+
+
+def test_only_root_sets_the_limit(guest: Guest, vmm: Vmm) -> None:
+    """a user who is not root cannot set the limit, and nobody can set it to -1"""
+    before = vmm.memory
+    for user, value in (("nobody", "1048576"), ("root", "-1")):
+        command = f"/sbin/sysctl {LIMIT}={value}"
+        assert not guest.run(["su", "-m", user, "-c", command]).ok
+    assert guest.sysctl(LIMIT) == "0"
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_exactly_the_limit_fits(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """a VM that takes all up to the limit is made, and one of a MiB more then is not"""
+    limit(128 * MIB)
+    vm("all", 128 * MIB)
+    assert vmm.mem_free_bytes == 0
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("more", 1 * MIB)
+    assert vmm.names() == ["all"]
+    assert vmm.mem_allocated_bytes == 128 * MIB
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_the_edge_is_exact(vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]) -> None:
+    """a byte less than a VM wants refuses it, and a byte more gives nothing to another"""
+    limit(32 * MIB - 1)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("edge", 32 * MIB)
+    assert vmm.mem_free_bytes == 32 * MIB - 1
+    limit(32 * MIB + 1)
+    vm("edge", 32 * MIB)
+    assert vmm.mem_free_bytes == 1
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("page", PAGE_BYTES)
+    limit(32 * MIB + PAGE_BYTES)
+    vm("page", PAGE_BYTES)
+    assert vmm.mem_free_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_what_was_refused_is_not_held(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """after refusals the whole limit can still be had, and what is destroyed can be had again"""
+    limit(64 * MIB)
+    for _ in range(3):
+        with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+            vm("large", 65 * MIB)
+    for _ in range(2):
+        vm("whole", 64 * MIB)
+        assert vmm.memory == Memory(64 * MIB, 64 * MIB, 0)
+        vmm.destroy("whole")
+    assert vmm.mem_allocated_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_refused_vm_leaves_no_trace(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """a VM above the limit gets ENOMEM and changes nothing; device memory is not limited"""
+    limit(64 * MIB)
+    before = vmm.memory
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("large", 65 * MIB)
+    assert vmm.memory == before
+    assert vmm.names() == []
+    vm("rom", 64 * MIB, 16 * MIB)
+    assert vmm.mem_free_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_lower_limit_evicts_nobody(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """a limit below what is held leaves the VMs alone, frees nothing and gives nothing more"""
+    vm("stays", 96 * MIB)
+    limit(32 * MIB)
+    assert vmm.memory == Memory(32 * MIB, 96 * MIB, 0)
+    assert vmm.names() == ["stays"]
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("late", 1 * MIB)
+    vmm.destroy("stays")
+    assert vmm.mem_free_bytes == 32 * MIB
+
+
+def test_a_reloaded_module_starts_from_nothing(
+    guest: Guest, vmm: Vmm, limit: Callable[[int], None], reloaded: None
+) -> None:
+    """unloaded and loaded again, the module has no limit and holds nothing"""
+    limit(64 * MIB)
+    vmm.reload()
+    assert guest.sysctl(LIMIT) == "0"
+    assert vmm.mem_allocated_bytes == 0
+    assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))
+
+
+@pytest.fixture
+def tuned(guest: Guest, vmm: Vmm, reloaded: None) -> Iterator[Callable[[str], str]]:
+    """Load the module with the tunable set; what the kernel said while it was loaded."""
+
+    def load(value: str) -> str:
+        mark = guest.machine.console.mark
+        guest.must(["kenv", f"{LIMIT}={value}"])
+        vmm.reload()
+        # What the kernel said is on its way; a word after it tells that all has come.
+        guest.must(["/bin/sh", "-c", f"echo {SAID} >/dev/console"])
+        heard = guest.machine.console.talk(mark)
+        heard.expect_any([SAID], "the console's last word", guest.deadline())
+        return guest.machine.console.since(mark)
+
+    yield load
+    # The next load is to know nothing of it.
+    guest.script('kenv -u "$1"; kldunload vmm', LIMIT, check=False)
+
+
+def test_the_tunable_sets_the_limit(vmm: Vmm, tuned: Callable[[str], str]) -> None:
+    """a limit given to the boot loader holds from the start, in bytes or with a suffix"""
+    for value, mib in (("134217728", 128), ("96m", 96)):
+        said = tuned(value)
+        assert vmm.memory == Memory(mib * MIB, 0, mib * MIB)
+        assert LIMIT not in said
+
+
+def test_a_bad_tunable_is_told_and_ignored(
+    guest: Guest, vmm: Vmm, tuned: Callable[[str], str]
+) -> None:
+    """a tunable that is no size is named on the console, and there is no limit then"""
+    for value in ("lots", "-1"):
+        assert f"{LIMIT} is not a size, ignored" in tuned(value), value
+        assert guest.sysctl(LIMIT) == "0"
+    assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))

@@ -1,0 +1,155 @@
+"""hw.vmm.mem_*: what they are, and that the ledger is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.bhyve.vmm import LIMIT, MIB, SYSCTLS, Vmm
+from harness.guest.freebsd import Guest
+
+pytestmark = [pytest.mark.patch]
+
+
+def test_sysctls_are_unsigned_64_bit(guest: Guest) -> None:
+    """the sysctls exist and are unsigned 64-bit numbers"""
+    said = guest.must(["sysctl", "-t", *SYSCTLS]).splitlines()
+    assert said == [f"{name}: uint64_t" for name in SYSCTLS]
+
+
+def test_sysctls_are_described_and_read_only(guest: Guest) -> None:
+    """the sysctls have descriptions, and writing them is refused"""
+    descriptions = guest.must(["sysctl", "-d", *SYSCTLS]).splitlines()
+    for name, line in zip(SYSCTLS, descriptions, strict=True):
+        assert line.removeprefix(f"{name}:").strip()
+    before = guest.must(["sysctl", *SYSCTLS])
+    for name in SYSCTLS:
+        assert not guest.run(["sysctl", f"{name}=0"]).ok
+    assert guest.must(["sysctl", *SYSCTLS]) == before
+
+
+def test_only_the_limit_can_be_written_or_tuned(guest: Guest) -> None:
+    """of the figures only the limit is writable, and only it is a boot loader's tunable"""
+    for option in ("-W", "-T"):
+        names = guest.must(["sysctl", "-N", option, "hw.vmm"]).split()
+        assert [name for name in names if "mem_" in name] == [LIMIT]
+
+
+def test_anybody_may_read_the_sysctls(guest: Guest) -> None:
+    """a user who is not root reads the sysctls"""
+    read = guest.run(["su", "-m", "nobody", "-c", f"/sbin/sysctl -n {' '.join(SYSCTLS)}"])
+    assert read.ok, read.describe()
+    assert [value.isdigit() for value in read.stdout.split()] == [True] * len(SYSCTLS)
+
+
+def test_total_is_the_memory_of_the_host(guest: Guest, vmm: Vmm) -> None:
+    """mem_total is the host's physical memory, in bytes, where no limit is set"""
+    assert guest.sysctl(LIMIT) in (None, "0")
+    assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))
+
+
+def test_without_a_vm_nothing_is_allocated(vmm: Vmm) -> None:
+    """without a VM, allocated is 0 and free equals total"""
+    assert vmm.names() == []
+    memory = vmm.memory
+    assert memory.allocated_bytes == 0
+    assert memory.free_bytes == memory.total_bytes > 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+@pytest.mark.parametrize("mib", [1, 64, 513])
+def test_a_vm_costs_exactly_its_memory(vmm: Vmm, vm: Callable[..., None], mib: int) -> None:
+    """a VM of N MiB moves free and allocated by exactly N MiB, and gives it back"""
+    before = vmm.memory
+    vm("one", mib * MIB)
+    during = vmm.memory
+    assert during.allocated_bytes == before.allocated_bytes + mib * MIB
+    assert during.free_bytes == before.free_bytes - mib * MIB
+    assert during.total_bytes == before.total_bytes
+    vmm.destroy("one")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_two_vms_add_up(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """two VMs cost the sum; destroying one gives back its part alone"""
+    before = vmm.memory
+    vm("first", 96 * MIB)
+    vm("second", 160 * MIB)
+    assert vmm.mem_free_bytes == before.free_bytes - 256 * MIB
+    vmm.destroy("first")
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 160 * MIB
+    vmm.destroy("second")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM that was given no memory costs nothing"""
+    before = vmm.memory
+    vm("empty")
+    assert vmm.names() == ["empty"]
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+@pytest.mark.parametrize("devices", [(16 * MIB,), (16 * MIB, 32 * MIB)], ids=["rom", "rom-fb"])
+def test_device_memory_is_not_counted(
+    vmm: Vmm, vm: Callable[..., None], devices: tuple[int, ...]
+) -> None:
+    """a boot ROM's and a frame buffer's device memory are not counted, only system memory is"""
+    before = vmm.memory
+    vm("devices", 32 * MIB, *devices)
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 32 * MIB
+    vmm.destroy("devices")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_overcommit_leaves_nothing_free(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """VMs may be promised more than there is; free stays at 0 and allocated stays exact"""
+    before = vmm.memory
+    vm("huge", before.total_bytes // MIB * MIB + 512 * MIB)
+    during = vmm.memory
+    assert during.free_bytes == 0
+    assert during.allocated_bytes > during.total_bytes == before.total_bytes
+    vmm.destroy("huge")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_figures_beyond_32_bits_are_exact(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM of 5 GiB and a page is counted to the byte"""
+    vm("wide", 5 * 1024 * MIB + 4096)
+    assert vmm.mem_allocated_bytes == 5 * 1024 * MIB + 4096
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_the_library_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """libvmmapi's functions give what the sysctls give"""
+    assert vmm.library_memory() == vmm.memory
+    vm("lib", 128 * MIB)
+    assert vmm.library_memory() == vmm.memory
+
+
+@pytest.mark.tools
+def test_the_library_works_without_a_vm(vmm: Vmm) -> None:
+    """libvmmapi's functions need neither a VM nor a processor that virtualizes"""
+    assert vmm.library_memory() == vmm.memory
+
+
+@pytest.mark.tools
+def test_the_library_says_when_there_is_no_module(guest: Guest, vmm: Vmm, unloaded: None) -> None:
+    """without the module libvmmapi's functions fail, with errno, and do not load it"""
+    said = guest.run([vmm.vmtool_path, "memory"])
+    assert not said.ok
+    assert "No such file or directory" in said.stderr
+    assert not guest.run(["kldstat", "-q", "-m", "vmm"]).ok

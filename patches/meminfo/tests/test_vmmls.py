@@ -1,0 +1,218 @@
+"""vmmls: what it lists, and how it says that it was used wrongly."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+import pytest
+
+from harness.bhyve.vmm import MIB, Listed, Memory, Vmm
+from harness.guest.freebsd import Guest
+from harness.guest.ssh import CommandFailed
+
+pytestmark = [pytest.mark.patch, pytest.mark.tools]
+
+GIB = 1024 * MIB
+EX_USAGE = 64
+EX_NOINPUT = 66
+EX_UNAVAILABLE = 69
+NAME_MAX = 229
+
+
+def test_without_a_vm_the_list_is_empty(vmm: Vmm) -> None:
+    """without a VM, vmmls lists none, gives the totals and succeeds"""
+    listing = vmm.listing()
+    assert listing.vms == ()
+    assert listing.memory == vmm.memory
+
+
+@pytest.mark.vtx
+def test_names_and_memory_are_what_was_given(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """vmmls lists the names, sorted, with the memory that each was given"""
+    vm("zeta", 64 * MIB)
+    vm("alpha", 128 * MIB)
+    assert vmm.listing().vms == (
+        Listed("alpha", 128 * MIB, 128 * MIB, 0),
+        Listed("zeta", 64 * MIB, 64 * MIB, 0),
+    )
+
+
+@pytest.mark.vtx
+def test_memory_is_split_at_4_gib(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM of 5 GiB shows what lies below 4 GiB in the guest and what above"""
+    vm("big", 5 * GIB)
+    (big,) = vmm.listing().vms
+    assert big.memory_bytes == 5 * GIB
+    assert big.lowmem_bytes == 3 * GIB
+    assert big.highmem_bytes == 2 * GIB
+
+
+@pytest.mark.vtx
+def test_the_list_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """what vmmls lists adds up to mem_allocated, and its totals are the sysctls'"""
+    for number in range(5):
+        vm(f"sum{number}", (number + 1) * 16 * MIB)
+    listing = vmm.listing()
+    assert sum(listed.memory_bytes or 0 for listed in listing.vms) == 240 * MIB
+    assert listing.memory == vmm.memory
+    assert listing.memory.allocated_bytes == 240 * MIB
+
+
+@pytest.mark.vtx
+def test_names_as_arguments_choose(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """names on the command line list these VMs alone; an unknown one is named and exits non-zero"""
+    vm("wanted", 16 * MIB)
+    vm("other", 16 * MIB)
+    assert [listed.name for listed in vmm.listing("wanted").vms] == ["wanted"]
+    result = vmm.vmmls("-H", "wanted", "nobody")
+    assert result.exit_code == EX_NOINPUT
+    assert "nobody" in result.stderr
+    assert result.stdout.startswith("wanted")
+
+
+@pytest.mark.vtx
+def test_exact_and_human_sizes(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """sizes are human by default and exact bytes with -p; -H leaves out header and sum"""
+    vm("sizes", 1536 * MIB)
+    human = vmm.vmmls()
+    assert human.ok, human.describe()
+    assert human.stdout.splitlines()[0].split() == ["NAME", "MEMORY", "LOWMEM", "HIGHMEM"]
+    assert human.stdout.splitlines()[1].split() == ["sizes", "1.5G", "1.5G", "0B"]
+    exact = vmm.vmmls("-Hp")
+    assert exact.stdout == f"sizes\t{1536 * MIB}\t{1536 * MIB}\t0\n"
+
+
+@pytest.mark.vtx
+def test_a_slash_in_a_name_is_found(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM whose name has a slash is in a directory of its own, and listed"""
+    vm("rack/one", 16 * MIB)
+    assert [listed.name for listed in vmm.listing().vms] == ["rack/one"]
+
+
+@pytest.mark.vtx
+def test_an_escape_sequence_in_a_name_is_harmless(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a name with an escape sequence reaches no terminal as it is"""
+    vm("evil\x1b[31mred", 16 * MIB)
+    for arguments in ((), ("-H",), ("--libxo", "json"), ("--libxo", "html")):
+        result = vmm.vmmls(*arguments)
+        assert result.ok, result.describe()
+        assert "\x1b" not in result.stdout
+        assert "evil" in result.stdout
+
+
+# What a name may hold besides letters, and how vis(3) writes it.
+ODD = {
+    "%s%n": "%s%n",
+    "<b>&": "<b>&",
+    "back\\slash": r"back\134slash",
+    "bell\x07": r"bell\007",
+    "café": r"caf\303\251",
+    "csi\u009b2J": r"csi\302\2332J",
+    "gone\x7f": r"gone\177",
+    "{k:x}": "{k:x}",
+}
+
+
+@pytest.mark.vtx
+def test_odd_names_are_escaped_and_found(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """odd bytes in names are shown in octal, in text and JSON, and the names find their VMs"""
+    for name in ODD:
+        vm(name, MIB)
+    text = vmm.vmmls("-Hp", *ODD)
+    assert text.ok, text.describe()
+    assert text.stdout == "".join(f"{label}\t{MIB}\t{MIB}\t0\n" for label in ODD.values())
+    assert [listed.name for listed in vmm.listing().vms] == list(ODD.values())
+    shown = vmm.vmmls().stdout.splitlines()[1 : 1 + len(ODD)]
+    assert [line.split()[0] for line in shown] == list(ODD.values())
+
+
+@pytest.mark.vtx
+def test_the_longest_name_is_whole(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """names of 229 bytes, with and without a slash, are listed whole; one byte more is no name"""
+    names = ["d/" + "s" * (NAME_MAX - 2), "n" * NAME_MAX]
+    for name in names:
+        vm(name, 16 * MIB)
+    assert [listed.name for listed in vmm.listing().vms] == names
+    rows = vmm.vmmls().stdout.splitlines()[1:3]
+    assert [row.split() for row in rows] == [[name, "16M", "16M", "0B"] for name in names]
+    with pytest.raises(CommandFailed, match="too long"):
+        vm("n" * (NAME_MAX + 1))
+
+
+@pytest.mark.vtx
+def test_every_format_says_the_same(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """JSON, XML and text hold the same names and figures; JSON and XML are valid"""
+    vm("same/low", 48 * MIB)
+    vm("same/high", 5 * GIB)
+    vm("evil<&>'\x1b", 16 * MIB)
+    vm("none")
+    listing = vmm.listing()
+    text = vmm.vmmls("-Hp").stdout
+    assert text == "".join(
+        f"{vm.name}\t{vm.memory_bytes}\t{vm.lowmem_bytes}\t{vm.highmem_bytes}\n"
+        for vm in listing.vms
+    )
+    top = ET.fromstring(vmm.vmmls("--libxo", "xml").stdout)  # noqa: S314  (of our own guest)
+    rows = [
+        tuple(vm.findtext(key) for key in ("name", "memory", "lowmem", "highmem"))
+        for vm in top.findall("virtual-machine")
+    ]
+    assert [list(row) for row in rows] == [line.split("\t") for line in text.splitlines()]
+    figures = [int(top.findtext(key) or -1) for key in ("total", "allocated", "free")]
+    assert Memory(*figures) == listing.memory == vmm.memory
+    last = vmm.vmmls("-p").stdout.splitlines()[-1].split()
+    assert last == [
+        "Total:", str(figures[0]), "Allocated:", str(figures[1]), "Free:", str(figures[2])
+    ]  # fmt: skip
+
+
+@pytest.mark.vtx
+def test_a_vm_without_memory_is_listed(vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a VM that was given no memory, or device memory alone, is listed with none"""
+    vm("bare")
+    vm("device", 0, 16 * MIB)
+    assert vmm.listing().vms == (Listed("bare", 0, 0, 0), Listed("device", 0, 0, 0))
+
+
+def test_without_the_module_it_says_so(guest: Guest, vmm: Vmm, unloaded: None) -> None:
+    """without the module vmmls says so, exits with EX_UNAVAILABLE, and does not load it"""
+    said = vmm.vmmls()
+    assert (said.exit_code, said.stdout) == (EX_UNAVAILABLE, ""), said.describe()
+    assert "the vmm module is not loaded" in said.stderr
+    assert not guest.run(["kldstat", "-q", "-m", "vmm"]).ok
+
+
+@pytest.mark.vtx
+def test_listing_disturbs_no_vm(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
+    """vmmls asks a VM for its mappings and segments alone, and leaves /dev/vmmctl closed"""
+    vm("calm", 16 * MIB)
+    script = 'ktrace -i -f "$1" "$2" -p >/dev/null && kdump -f "$1"; rm -f "$1"'
+    calls = guest.script(script, f"{vmm.home}/ktrace.out", vmm.vmmls_path).stdout
+    assert "/dev/vmm/calm" in calls
+    assert "/dev/vmmctl" not in calls
+    asked = set(re.findall(r"CALL  ioctl\(0x\w+,(VM\w+|0x\w+)", calls))
+    assert asked == {"VM_GET_MEMSEG", "VM_MMAP_GETNEXT"}
+
+
+@pytest.mark.vtx
+def test_not_root_sees_names_but_no_sizes(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
+    """a user who may not open the VM still sees its name, and the host's figures"""
+    vm("closed", 32 * MIB)
+    command = f"{vmm.vmmls_path} --libxo json"
+    said = guest.run(["su", "-m", "nobody", "-c", command])
+    assert said.ok, said.describe()
+    data = json.loads(said.stdout)["vmm"]
+    assert data["virtual-machine"] == [{"name": "closed"}]
+    assert data["allocated"] == 32 * MIB
+
+
+@pytest.mark.parametrize("arguments", [("-x",), ("--nonsense",), ("-p", "-q")])
+def test_bad_use_gets_a_usage_line(vmm: Vmm, arguments: tuple[str, ...]) -> None:
+    """an unknown option gets a usage line and EX_USAGE"""
+    result = vmm.vmmls(*arguments)
+    assert result.exit_code == EX_USAGE, result.describe()
+    assert "usage: vmmls" in result.stderr
+    assert result.stdout == ""

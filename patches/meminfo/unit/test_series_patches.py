@@ -1,0 +1,116 @@
+"""The series as files: complete, in git's form, with little of FreeBSD in them, and linted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+import series_source as source
+
+ALL = sorted(it for it in source.PATCHES.glob("*/*.patch") if it.parent.name != "mutants")
+by_name = pytest.mark.parametrize("patch", ALL, ids=lambda p: f"{p.parent.name}/{p.name}")
+by_release = pytest.mark.parametrize("release", source.RELEASES)
+
+
+@by_release
+def test_a_series_names_what_is_there(release: str) -> None:
+    names = source.patches(release)
+    assert [name for name in names if not name.is_file()] == []
+    numbers = [int(name.name[:4]) for name in names]
+    assert numbers == sorted(set(numbers))
+
+
+def test_every_patch_is_in_a_series() -> None:
+    assert {path for release in source.RELEASES for path in source.patches(release)} == set(ALL)
+
+
+def test_what_is_common_is_in_every_series() -> None:
+    for patch in ALL:
+        if patch.parent.name == "common":
+            assert all(patch in source.patches(release) for release in source.RELEASES)
+
+
+@by_name
+def test_a_patch_is_a_message(patch: Path) -> None:
+    text = patch.read_text()
+    assert re.match(r"From [0-9a-f]{40} Mon Sep 17 00:00:00 2001\n", text)
+    message = message_from_string(text.split("\n", 1)[1])
+    assert all(message[header] for header in ("From", "Date", "Subject"))
+    subject = re.sub(r"\s+", " ", message["Subject"])
+    assert re.fullmatch(r"\[PATCH\] [\w./]+(\(\d\))?: [A-Z].*[^.]", subject)
+    assert len(subject) <= len("[PATCH] ") + 68
+    body, _ = str(message.get_payload()).split("\n---\n", 1)
+    assert re.search(r"^Signed-off-by: .+ <.+@.+>$", body, re.MULTILINE)
+    assert max(map(len, body.split("Signed-off-by")[0].splitlines())) <= 75
+
+
+@by_name
+def test_a_patch_quotes_no_more_than_it_needs(patch: Path) -> None:
+    changed = False
+    run = 0
+    for line in patch.read_text().split("\ndiff --git ", 1)[1].splitlines():
+        if line.startswith(" "):
+            run += 1
+            assert run <= 4, "more than two lines of context on either side"
+        else:
+            run = 0
+            changed = changed or line.startswith("+")
+    assert changed
+
+
+@by_name
+def test_added_lines_are_clean(patch: Path) -> None:
+    for line in patch.read_text().splitlines():
+        if not line.startswith("+") or line.startswith("+++ "):
+            continue
+        assert line == line.rstrip()
+        assert len(line[1:].expandtabs(8)) <= 80
+
+
+@by_release
+def test_new_files_say_whose_they_are(release: str) -> None:
+    top = source.tree(release)
+    added = [path for patch in source.patches(release) for path in source.added_files(patch)]
+    assert added
+    for path in added:
+        if Path(path).name not in ("Makefile", "Makefile.depend"):
+            head = (top / path).read_text()[:300]
+            assert "SPDX-License-Identifier: BSD-2-Clause" in head, path
+            assert "Copyright (c) 2026 The vmm-workbench authors" in head, path
+
+
+@by_release
+def test_manuals_have_no_lint(release: str) -> None:
+    mandoc = shutil.which("mandoc")
+    if mandoc is None:
+        pytest.skip("mandoc is not installed")
+    top = source.tree(release)
+    manuals = [str(path) for path in top.rglob("*.[1-9]")]
+    assert manuals
+    result = subprocess.run(
+        [mandoc, "-T", "lint", "-W", "warning", *manuals],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == ""
+
+
+@by_release
+def test_libvmmapi_returns_the_sysctls_or_minus_one(release: str) -> None:
+    program = source.compile_libvmmapi(release)
+
+    def run(**env: str) -> list[str]:
+        result = subprocess.run(
+            [program], env={**os.environ, **env}, capture_output=True, text=True, check=True
+        )
+        return result.stdout.splitlines()
+
+    assert run(SHIM_ALLOCATED="4096", SHIM_TOTAL="8192", SHIM_FREE="0") == ["4096", "8192", "0"]
+    assert run(SHIM_TOTAL="1") == [f"errno {errno.ENOENT}", "1", f"errno {errno.ENOENT}"]

@@ -1,0 +1,58 @@
+"""What people see while work is under way."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pexpect
+import pytest
+
+from harness import progress
+
+# As pytest does while it runs checks: both names for standard error lead elsewhere.
+SCRIPT = """
+import os, sys, time
+from harness import ui
+with ui.apart(), ui.stage("checks") as step:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = open(os.devnull, "w")
+    step.live("7/9 test_x  the guest's last line")
+    time.sleep(0.5)
+    ui.say("a line of its own")
+    time.sleep(0.5)
+"""
+
+
+def test_a_terminal_shows_stage_time_and_last_line_whoever_takes_standard_error() -> None:
+    seen = pexpect.spawn(sys.executable, ["-c", SCRIPT], encoding="utf-8", dimensions=(24, 100))
+    seen.expect(pexpect.EOF, timeout=20)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.before or "")
+    assert re.search(r"checks 0:00:0\d 7/9 test_x  the guest's last line", text)
+    assert "a line of its own" in text
+    assert re.search(r"checks: ok after \d", text)
+
+
+def test_without_a_terminal_each_stage_is_two_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress.apart(), progress.stage("boot") as step:
+        step.live("not shown")
+        step.note = "SSH"
+    assert re.fullmatch(r"boot \.\.\.\nboot: ok after 0\.0 s: SSH\n", capfd.readouterr().err)
+
+
+def test_stages_can_be_shown_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[str, str, str]] = []
+    with progress.told_to(lambda *what: told.append(what)), progress.stage("boot") as step:
+        step.live("a line")
+        progress.say("said")
+        progress.say_detail("a story")
+        step.note = "up"
+    assert told == [
+        ("begin", "boot", ""),
+        ("live", "a line", ""),
+        ("say", "said", ""),
+        ("detail", "a story", ""),
+        ("end", "ok", "up"),
+    ]
+    progress.say("here again")
+    assert capfd.readouterr().err == "here again\n"

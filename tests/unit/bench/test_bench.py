@@ -1,0 +1,154 @@
+"""The benches' arithmetic, pictures and manners; what they measure is theirs to say."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.bench import boots, builds, chart, run, subject
+from harness.bench.model import Result, Samples, Taken, at_least, at_most
+from harness.cli.program import spread
+from harness.errors import CannotError, UsageError
+
+RESULT = Result(
+    "boot",
+    "To the <first> answer",
+    "FreeBSD & co. in tcg",
+    (Samples("cold", (30.0, 26.0, 28.0)), Samples("memory", (100.0,), "MiB")),
+    (at_least("cold / resumed", 28.0, 25), at_most("added", 0.06, 0.05)),
+    ("a note",),
+)
+
+
+def test_medians_and_ratios() -> None:
+    taken = Taken()
+    for value in (3.0, 1.0, 2.0):
+        taken.add("a", value)
+    taken.add("b", 4.0)
+    assert (taken.median("a"), taken.median("b")) == (2.0, 4.0)
+    assert [sample.unit for sample in taken.samples({"b": "MiB"})] == ["s", "MiB"]
+    assert [ratio.held for ratio in RESULT.ratios] == [True, False]
+    assert chart.ratios(RESULT) == [
+        "cold / resumed: 28 (wanted >= 25: held)",
+        "added: 0.06 (wanted <= 0.05: not held)",
+    ]
+    assert RESULT.to_data()["samples"][0]["median"] == 28.0
+
+
+def test_the_picture_is_one_well_formed_file() -> None:
+    root = ET.fromstring(chart.draw(RESULT, "a machine < another"))  # noqa: S314
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"To the <first> answer", "28 s", "100 MiB", "a note", "a machine < another"} <= set(
+        texts
+    )
+    bars = [
+        float(node.get("width", "0"))
+        for node in root.iter("{http://www.w3.org/2000/svg}rect")
+        if node.get("class") == "bar"
+    ]
+    # Each unit has a scale of its own.
+    assert bars[0] < bars[1] < 760
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["inv", "bench"], ["inv", "bench"]),
+        (["inv", "bench", "--json"], ["inv", "bench", "--json"]),
+        (
+            ["inv", "bench", "boot", "ssh", "--rounds", "5"],
+            ["inv", "bench", "--only", "boot", "--only", "ssh", "--rounds", "5"],
+        ),
+        (["inv", "verify", "boot"], ["inv", "verify", "boot"]),
+    ],
+)
+def test_benches_are_named_by_words(given: list[str], wanted: list[str]) -> None:
+    assert spread(given) == wanted
+
+
+def test_a_bare_emulator_is_run_without_the_harness_s_sockets() -> None:
+    command = ["qemu", "-S", "-chardev", "socket,id=com1,fd=3", "-serial", "chardev:com1"]
+    command += ["-chardev", "socket,id=qmp,fd=4", "-mon", "chardev=qmp,mode=control", "-m", "1G"]
+    assert boots._without_harness(command) == [
+        "qemu", "-chardev", "file,id=com1,path=console.log", "-serial", "chardev:com1", "-m", "1G",
+    ]  # fmt: skip
+
+
+def test_a_touched_file_is_a_patch_that_git_takes(tmp_path: Path) -> None:
+    path = tmp_path / "x86.c"
+    path.write_text("int a;\nint b;\n")
+    assert builds._touch(path, "sys/x86.c", 1) == (
+        "--- a/sys/x86.c\n+++ b/sys/x86.c\n@@ -2 +2,2 @@\n int b;\n+/* touched 1 */\n"
+    )
+
+
+Go = Callable[..., int]
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
+    """Run benches that are played: `good`, `slow` (a ratio not reached), `not_here`."""
+    monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
+    where = {"processor": "P", "processors": 2, "memory_bytes": 1 << 30, "kernel": "K"}
+    where |= {"emulators": {}, "load average": [0.1]}
+    monkeypatch.setattr(run.where, "machine", lambda: where)
+    monkeypatch.setattr(subject, "find", lambda *_a: SimpleNamespace())
+    monkeypatch.setattr(run, "_backend", lambda *_a: "tcg")
+    rounds: list[int] = []
+
+    def good(_whom: Any, number: int, _live: Any) -> Result:
+        rounds.append(number)
+        return Result("good", "t", "s", (Samples("a", (1.0,)),), (at_least("r", 3, 2),))
+
+    def slow(*_args: Any) -> Result:
+        return Result("slow", "t", "s", (Samples("a", (1.0,)),), (at_least("r", 1, 2),))
+
+    def not_here(*_args: Any) -> Result:
+        raise CannotError("no source here")
+
+    benches = {
+        "good": (good, 3, "goes well"),
+        "slow": (slow, 1, "is slow"),
+        "not_here": (not_here, 1, "cannot be measured"),
+    }
+    monkeypatch.setattr(run, "BENCHES", benches)
+
+    def call(*names: str, number: int = 0, json: bool = False) -> int:
+        return run.run(names, "15.1", "auto", number, json)
+
+    call.rounds = rounds  # type: ignore[attr-defined]
+    return call
+
+
+def test_what_was_measured_is_kept_and_told(
+    go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go("good", json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    folder = tmp_path / "runs" / "latest"
+    assert json.loads((folder / "bench.json").read_text()) == told
+    assert told["benches"][0]["ratios"][0]["held"] is True
+    assert (folder / "good.svg").read_text().startswith("<svg")
+    assert go("good", number=5) == 0
+    assert go.rounds == [3, 5]  # type: ignore[attr-defined]
+
+
+def test_a_ratio_not_reached_is_exit_1(go: Go) -> None:
+    assert go("slow") == 1
+
+
+def test_what_cannot_be_measured_here_is_left_out_of_many(
+    go: Go, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go("good", "not_here") == 0
+    assert "bench not_here: left out: no source here" in capsys.readouterr().err
+    with pytest.raises(CannotError):
+        go("not_here")
+    with pytest.raises(UsageError, match="no such bench; good, slow"):
+        go("nothing")

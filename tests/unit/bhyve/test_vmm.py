@@ -1,0 +1,271 @@
+"""Loading the module and reading vmmls, with the guest played."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import Answer, FakeGuest
+
+from harness.bhyve import vmm
+from harness.bhyve.vmm import Listed, Listing, Memory, Vmm, parse_listing
+from harness.errors import CannotError, GuestError, PatchError
+from harness.guest.ssh import CommandFailed
+
+BUILD_ID = "0123456789abcdef0123456789abcdef"
+REMOTE = f"/var/tmp/vmm-workbench/{BUILD_ID[:16]}/vmm.ko"  # noqa: S108
+KERNEL = " 1 12 0xffffffff80200000 1f3f2d0 kernel (/boot/kernel/kernel)\n"
+
+
+def kldstat(*paths: str) -> Answer:
+    lines = "".join(f" 2 1 0xffffffff82a00000 4d5e8 vmm.ko ({path})\n" for path in paths)
+    return (0, f"Id Refs Address Size Name\n{KERNEL}{lines}", "")
+
+
+NOT_THERE: Answer = (1, "", "sha256: vmm.ko: No such file or directory\n")
+
+
+class Loading:
+    """A guest before and after kldload."""
+
+    def __init__(self, tmp_path: Path, **answers: Answer) -> None:
+        module = tmp_path / "vmm.ko"
+        module.write_bytes(b"the module")
+        self.build: Any = SimpleNamespace(module=module, build_id=BUILD_ID, osversion=1501000)
+        digest = hashlib.sha256(b"the module").hexdigest()
+        self.guest = FakeGuest(
+            {
+                "sysctl -n kern.osreldate": (0, "1501000\n", ""),
+                "sha256 -q": lambda: (0, digest + "\n", "") if self.guest.files else NOT_THERE,
+                "kldstat": lambda: kldstat(REMOTE) if self.loaded else kldstat(),
+                "kldload": self.load,
+                **answers,
+            }
+        )
+        self.says = ""
+        self.loaded = False
+        self.answer: Answer = (0, "", "")
+
+    def load(self) -> Answer:
+        self.guest.machine.console.text += self.says  # type: ignore[attr-defined]
+        assert isinstance(self.answer, tuple)
+        self.loaded = self.answer[0] == 0
+        return self.answer
+
+    def run(self) -> vmm.Loaded:
+        return vmm.load(self.guest, self.build)
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Loading:
+    return Loading(tmp_path)
+
+
+def test_a_module_is_loaded_by_its_absolute_path(loading: Loading) -> None:
+    loaded = loading.run()
+    assert loaded == vmm.Loaded(
+        REMOTE, BUILD_ID, hashlib.sha256(b"the module").hexdigest(), virtualizes=True, refusal=""
+    )
+    assert loading.guest.files == {REMOTE: b"the module"}
+    assert f"kldload {REMOTE}" in loading.guest.said
+
+
+def test_a_module_that_is_there_already_is_not_sent_again(loading: Loading) -> None:
+    loading.run()
+    loading.guest.put = None  # type: ignore[method-assign, assignment]
+    assert loading.run().virtualizes
+
+
+def test_a_module_that_is_loaded_already_goes_first(loading: Loading) -> None:
+    loading.loaded = True
+    loading.guest.answers["kldunload"] = lambda: setattr(loading, "loaded", False) or (0, "", "")
+    loading.run()
+    said = loading.guest.said
+    assert said.index("kldunload vmm") < said.index(f"kldload {REMOTE}")
+    loading.loaded = True
+    loading.guest.answers["kldunload"] = (1, "", "kldunload: can't unload file: Device busy\n")
+    with pytest.raises(CommandFailed, match="Device busy"):
+        loading.run()
+
+
+@pytest.mark.parametrize("running", [1500068, 1403000, 1600001])
+def test_another_kernel_is_refused_before_anything_is_loaded(
+    loading: Loading, running: int
+) -> None:
+    loading.guest.answers["sysctl -n kern.osreldate"] = (0, f"{running}\n", "")
+    with pytest.raises(CannotError, match=rf"runs FreeBSD {running}, .* is 1501000.*--src"):
+        loading.run()
+    assert not any(line.startswith("kldload") for line in loading.guest.said)
+
+
+def test_a_newer_kernel_of_the_same_release_will_do(loading: Loading) -> None:
+    loading.guest.answers["sysctl -n kern.osreldate"] = (0, "1501500\n", "")
+    assert loading.run().virtualizes
+
+
+def test_a_module_that_arrives_otherwise_is_not_loaded(loading: Loading) -> None:
+    loading.guest.answers["sha256 -q"] = (0, "ffff\n", "")
+    with pytest.raises(GuestError, match="arrived as ffff"):
+        loading.run()
+    assert not any(line.startswith("kldload") for line in loading.guest.said)
+
+
+def test_a_kernel_that_refuses_the_module(loading: Loading) -> None:
+    loading.answer = (1, "", "kldload: can't load vmm.ko: Exec format error\n")
+    loading.says = "link_elf_obj: symbol vm_foo undefined\r\n"
+    with pytest.raises(PatchError, match=r"refuses the module: .*Exec format") as caught:
+        loading.run()
+    assert "vm_foo undefined" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vmx_modinit: processor does not support VMX operation",
+        "SVM: Nested Paging not supported",
+        "vmx_init: ept initialization failed (22)",
+    ],
+)
+def test_a_processor_that_is_not_up_to_it_is_no_fault_of_the_module(
+    loading: Loading, words: str
+) -> None:
+    """13.2 fails the load then."""
+    loading.answer = (1, "", "kldload: can't load vmm.ko: Operation not supported\n")
+    loading.says = f"{words}\r\n"
+    loaded = loading.run()
+    assert not loaded.virtualizes
+    assert loaded.refusal == words
+
+
+def test_a_load_that_succeeds_proves_no_virtualization(loading: Loading) -> None:
+    """15.1 succeeds without VT-x; only /dev/vmmctl tells."""
+    loading.guest.answers["test -e /dev/vmmctl"] = (1, "", "")
+    assert loading.run().refusal == "/dev/vmmctl is missing"
+    loading.loaded = False
+    loading.says = "noise\r\nvmx_modinit: processor does not support desired pinbased controls\r\n"
+    loaded = loading.run()
+    assert not loaded.virtualizes
+    assert loaded.refusal.startswith("vmx_modinit: ")
+
+
+@pytest.mark.parametrize("paths", [("/boot/kernel/vmm.ko",), (), (REMOTE, "/boot/kernel/vmm.ko")])
+def test_another_module_that_runs_is_found_out(loading: Loading, paths: tuple[str, ...]) -> None:
+    loading.guest.answers["kldstat"] = lambda: kldstat(*paths) if loading.loaded else kldstat()
+    with pytest.raises(GuestError, match=rf"loaded {REMOTE}, but the kernel runs"):
+        loading.run()
+
+
+def listing(**changes: Any) -> str:
+    top = {
+        "virtual-machine": [
+            {"name": "one", "memory": 3, "lowmem": 2, "highmem": 1},
+            {"name": "closed"},
+        ],
+        "total": 30,
+        "allocated": 10,
+        "free": 20,
+    }
+    return json.dumps({"vmm": {**top, **changes}})
+
+
+def test_a_listing_is_read() -> None:
+    assert parse_listing(listing()) == Listing(
+        vms=(Listed("one", 3, 2, 1), Listed("closed", None, None, None)),
+        memory=Memory(total_bytes=30, allocated_bytes=10, free_bytes=20),
+    )
+    empty = json.dumps({"vmm": {"total": 1, "allocated": 0, "free": 1}})
+    assert parse_listing(empty).vms == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NAME MEMORY",
+        "[]",
+        "{}",
+        '{"vmm": []}',
+        '{"vmm": {"total": 1}}',
+        listing(total="30"),
+        listing(free=None),
+        listing(allocated=True),
+        listing(allocated=1.5),
+        listing(**{"virtual-machine": None}),
+        listing(**{"virtual-machine": {"name": "x"}}),
+        listing(**{"virtual-machine": [{"memory": 1}]}),
+        listing(**{"virtual-machine": [{"name": 7}]}),
+        listing(**{"virtual-machine": [{"name": "x", "memory": "1G"}]}),
+    ],
+)
+def test_a_listing_that_is_not_as_documented(text: str) -> None:
+    with pytest.raises(CommandFailed, match="not as documented") as caught:
+        parse_listing(text)
+    assert caught.value.detail == text
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Vmm:
+    files = {}
+    for name in ("libvmmapi.so.7", "vmmls", "vmtool"):
+        files[name] = tmp_path / name
+        files[name].write_bytes(name.encode())
+    build: Any = SimpleNamespace(library=files["libvmmapi.so.7"], tool=files["vmmls"], programs=())
+    loaded = vmm.Loaded("/home/vmm.ko", BUILD_ID, "", virtualizes=True, refusal="")
+    guest = FakeGuest(
+        {
+            "sysctl -n hw.vmm": (0, "30\n10\n20\n", ""),
+            "/home/vmtool memory": (0, "total 30\nallocated 10\nfree 20\n", ""),
+        }
+    )
+    return Vmm(guest, loaded, build, files["vmtool"])
+
+
+def test_tools_lie_beside_the_module(tools: Vmm) -> None:
+    guest = tools.guest
+    assert isinstance(guest, FakeGuest)
+    assert set(guest.files) == {"/home/libvmmapi.so.7", "/home/vmmls", "/home/vmtool"}
+    assert tools.memory == tools.library_memory() == Memory(30, 10, 20)
+    assert (tools.mem_total_bytes, tools.mem_allocated_bytes, tools.mem_free_bytes) == (30, 10, 20)
+
+
+def test_what_was_made_is_destroyed(tools: Vmm) -> None:
+    guest = tools.guest
+    assert isinstance(guest, FakeGuest)
+    tools.create("one", 5)
+    tools.create("two", 5, 7)
+    tools.destroy("one")
+    tools.create("gone")
+    guest.answers["/home/vmtool create no"] = (1, "", "vmtool: ENOMEM\n")
+    with pytest.raises(CommandFailed, match="ENOMEM"):
+        tools.create("no")
+    guest.said.clear()
+    tools.destroy_all()
+    tools.destroy_all()
+    assert guest.said == ["/home/vmtool clean two gone"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "module", "words"),
+    [
+        ((0, "1\n", ""), True, ""),
+        ((1, "", "sysctl: unknown oid 'kern.features.invariants'\n"), False, ""),
+        ((0, "1\n", ""), False, "the kernel was built with INVARIANTS, the module without"),
+        (
+            (1, "", "sysctl: unknown oid 'kern.features.invariants'\n"),
+            True,
+            "the module was built with INVARIANTS, the kernel without",
+        ),
+    ],
+)
+def test_kernel_and_module_may_disagree_about_invariants(
+    kernel: Answer, module: bool, words: str
+) -> None:
+    guest: Any = FakeGuest({"sysctl -n kern.features.invariants": kernel})
+    build: Any = SimpleNamespace(invariants=module)
+    said = vmm.invariants_differ(guest, build)
+    assert said.startswith(words)
+    assert bool(said) == bool(words)

@@ -1,0 +1,89 @@
+"""The tasks' own part: which series, which tree, what is printed, which exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from faketree import NUMBERED, diff, mail, make_series, make_tree
+
+from harness import debian
+from harness.cli import patch_commands
+from harness.errors import CannotError, UsageError
+
+MANUAL = "share/man/man4/vmm.4"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> str:
+    return str(make_tree(tmp_path / "src"))
+
+
+@pytest.fixture
+def topic(tmp_path: Path) -> str:
+    data = diff(tmp_path, {MANUAL: NUMBERED}, {MANUAL: NUMBERED.replace("line 9\n", "x\n")})
+    return str(make_series(tmp_path / "topic", {"0001-x.patch": mail(data)}))
+
+
+def test_list_shows_every_series(capsys: pytest.CaptureFixture[str]) -> None:
+    assert patch_commands.show_list("", json=True) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {(it["topic"], it["release"]) for it in data} >= {("meminfo", "15.1"), ("meminfo", "14")}
+    assert patch_commands.show_list("meminfo", json=False) == 0
+    assert "vmm: Account for guest memory" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="nothing: no such topic; there is meminfo"):
+        patch_commands.show_list("nothing", json=False)
+
+
+def test_check_exits_5_when_something_is_wrong(
+    tree: str, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert patch_commands.check(topic, "", "", tree, json=True) == 0
+    assert json.loads(capsys.readouterr().out)[0]["held"]
+    assert patch_commands.check(topic, "", "", "", json=False) == 0
+    assert "not run: applies: no source tree is at hand" in capsys.readouterr().err
+    (Path(tree) / MANUAL).write_text("other\n")
+    assert patch_commands.check(topic, "", "15.1", tree, json=False) == 5
+    assert "wrong: 0001-x.patch: 0001-x.patch does not apply" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"is FreeBSD 15\.1, not 14"):
+        patch_commands.check(topic, "", "14", tree, json=False)
+
+
+def test_the_projects_own_series_hold_without_a_tree() -> None:
+    assert patch_commands.check("", "", "", "", json=True) == 0
+
+
+def test_apply_refresh_export_go_round(tmp_path: Path, tree: str, topic: str) -> None:
+    edited = make_tree(tmp_path / "edited")
+    assert patch_commands.apply(str(edited), topic, "", "") == 0
+    assert "x\n" in (edited / MANUAL).read_text()
+    (edited / MANUAL).write_text(NUMBERED.replace("line 9\n", "y\n"))
+    assert patch_commands.refresh_series(str(edited), tree, topic, "", "", "") == 0
+    out = tmp_path / "out.mbox"
+    assert patch_commands.export(topic, "", "", str(out)) == 0
+    assert b"\n+y\n" in out.read_bytes()
+
+
+def test_build_needs_a_source_tree_and_says_how(topic: str) -> None:
+    with pytest.raises(CannotError, match=r"image\.import --release 15\.1 .*or give --src DIR"):
+        patch_commands.run_build("15.1", False, topic, "", "", "", False)
+    with pytest.raises(UsageError, match="--stock builds without patches"):
+        patch_commands.run_build("15.1", True, topic, "", "", "", False)
+
+
+@pytest.mark.skipif(debian.clang_version() is None, reason="clang and lld are not installed")
+def test_build_says_what_it_did(tree: str, topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert patch_commands.run_build("", False, topic, "", tree, "", False) == 0
+    shown = capsys.readouterr()
+    assert "not built: no sysroot" in shown.out
+    assert "0 warnings" in shown.err
+    assert patch_commands.run_build("", False, topic, "", tree, "", True) == 0
+    shown = capsys.readouterr()
+    assert "nothing changed, nothing built" in shown.err
+    assert json.loads(shown.out)["cached"] is True

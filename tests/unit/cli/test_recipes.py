@@ -1,0 +1,221 @@
+"""What CI's files and the docs tell people to type: every task and option in it exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from invoke.exceptions import ParseError
+from invoke.parser import Parser
+
+import tasks
+from harness.cli.program import spread
+from harness.files import PROJECT
+
+PAGES = [
+    PROJECT / "README.md",
+    PROJECT / "action.yml",
+    *sorted((PROJECT / "docs").glob("*.md")),
+    *sorted((PROJECT / ".github").rglob("*.yml")),
+    *sorted((PROJECT / "ci").glob("*.sh")),
+    *sorted((PROJECT / "patches").rglob("README.md")),
+]
+_COMMAND = re.compile(r"(?<![\w/.])\./inv +([a-z][^`#|;&>\n]*)")
+
+
+def commands(path: Path) -> Iterator[str]:
+    """The `./inv ...` commands of a page, without what a shell or CI would put into them."""
+    text = path.read_text()
+    for found in _COMMAND.finditer(text):
+        words = found[1].split("\\")[0].split(" -- ")[0]
+        words = re.sub(r"\$\{\{.*?\}\}|\$\(.*?\)|\$\{?\w+[^}\s]*\}?", "X", words)
+        yield re.sub(r"\[|\]|\"\$@\"|[.,:)'\"]+(?= |$)", "", words).strip()
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert sum(len(list(commands(path))) for path in PAGES) > 20
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_every_command_can_be_typed(path: Path) -> None:
+    wrong = []
+    for command in commands(path):
+        argv = [word for word in command.split() if word not in ("X", "...", "…", "\\")]
+        try:
+            parse(argv)
+        except ParseError as error:
+            wrong.append(f"./inv {command}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def parse(argv: list[str]) -> None:
+    """ParseError unless Invoke would take the command; a task's name alone is a mention of it."""
+    contexts = tasks.namespace.to_contexts()
+    if len(argv) == 1 and any(argv[0] in (it.name, *it.aliases) for it in contexts):
+        return
+    Parser(contexts=contexts).parse_argv(_cut(spread(["inv", *argv])[1:]))
+
+
+def _cut(argv: list[str]) -> list[str]:
+    """The command up to where the sentence around it goes on."""
+    context = next(
+        (it for it in tasks.namespace.to_contexts() if argv[0] in (it.name, *it.aliases)), None
+    )
+    if context is None:
+        return argv
+    kept, value_follows = argv[:1], False
+    positional = len(context.positional_args)
+    for word in argv[1:]:
+        if word.startswith("-"):
+            kept.append(word)
+            flag = context.flags.get(word.split("=")[0])
+            value_follows = flag is not None and flag.takes_value and "=" not in word
+        elif value_follows or positional:
+            positional -= not value_follows
+            kept.append(word)
+            value_follows = False
+        else:
+            break
+    return kept
+
+
+def test_a_misspelt_option_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Run `./inv verify --backend bochs --stok`, then ./inv image.fech.\n")
+    for command in commands(page):
+        with pytest.raises(ParseError, match=r"stok|fech"):
+            parse(command.split())
+
+
+@pytest.mark.parametrize("script", sorted((PROJECT / "ci").glob("*.sh")), ids=lambda it: it.name)
+def test_scripts_are_sound(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+def test_the_cache_key_changes_with_what_it_stands_for(tmp_path: Path) -> None:
+    for name in ("ci/cache-key.sh", "images/freebsd-15.1.toml", "images/freebsd-14.5.toml",
+                 "images/prepare.sh", "harness/image/prepare.py"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
+    (tmp_path / "ci/cache-key.sh").chmod(0o755)
+
+    def key(release: str = "15.1") -> str:
+        said = subprocess.run(
+            [tmp_path / "ci/cache-key.sh", release], capture_output=True, text=True, check=True
+        )
+        return said.stdout.strip()
+
+    first = key()
+    assert re.fullmatch(r"[0-9a-f]{16}", first)
+    assert key() == first
+    assert key("14.5") != first
+    for name in ("images/prepare.sh", "harness/image/prepare.py", "images/freebsd-15.1.toml"):
+        before = key()
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+        assert key() != before
+
+
+class Inv:
+    """A checkout whose `./inv` answers as told and writes down what it was asked."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        (top / "ci").mkdir()
+        for name in ("verify.sh", "kvm.sh"):
+            (top / "ci" / name).write_bytes((PROJECT / "ci" / name).read_bytes())
+            (top / "ci" / name).chmod(0o755)
+        (top / "inv").write_text(
+            '#!/bin/sh\necho "$*" >>"$ASKED"\n'
+            'case $1 in verify) echo "verdict: played"; exit "${VERIFY:-0}";;\n'
+            'probe) exit "${PROBE:-0}";; doctor) exit "${DOCTOR:-0}";;\n'
+            'image.info) exit "${INFO:-0}";; esac\n'
+        )
+        (top / "inv").chmod(0o755)
+
+    def run(self, cwd: Path, **environment: str) -> tuple[int, list[str]]:
+        asked = self.top / "asked"
+        asked.unlink(missing_ok=True)
+        keep = {"PATH": os.environ["PATH"], "HOME": str(cwd), "ASKED": str(asked)}
+        done = subprocess.run(
+            [self.top / "ci/verify.sh"],
+            cwd=cwd,
+            env={**keep, **environment},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, asked.read_text().splitlines() if asked.exists() else []
+
+
+@pytest.fixture
+def inv(tmp_path: Path) -> Inv:
+    (tmp_path / "bench").mkdir()
+    return Inv(tmp_path / "bench")
+
+
+def test_the_recipe_hands_on_what_verify_says(inv: Inv, tmp_path: Path) -> None:
+    for code in ("0", "1", "4", "5"):
+        assert inv.run(tmp_path, VERIFY=code, DOCTOR="3") == (
+            int(code),
+            ["setup", "doctor", "verify --release 15.1 --backend auto"],
+        )
+    assert (tmp_path / "vmm-report/verdict.txt").read_text() == "verdict: played\n"
+    _, asked = inv.run(tmp_path, RELEASE="14.5", BACKEND="bochs", OPTIONS="--stock --full")
+    assert asked[-1] == "verify --release 14.5 --backend bochs --stock --full"
+
+
+def test_what_is_left_leads_to_no_disk(inv: Inv, tmp_path: Path) -> None:
+    """Who uploads the folder would follow a link to gigabytes of an image."""
+    guest = tmp_path / "vmm-report/runs/1-verify/guest"
+    guest.mkdir(parents=True)
+    (guest.parent.parent / "latest").symlink_to("1-verify")
+    (tmp_path / "disk.raw").touch()
+    (guest / "disk.img").symlink_to(tmp_path / "disk.raw")
+    for name in ("overlay.qcow2", "overlay.redolog", "console.log"):
+        (guest / name).touch()
+    assert inv.run(tmp_path)[0] == 0
+    assert [path.name for path in guest.iterdir()] == ["console.log"]
+    assert (tmp_path / "disk.raw").exists()
+    assert (tmp_path / "vmm-report/runs/latest/guest/console.log").exists()
+
+
+def test_a_backend_that_is_not_there_may_be_no_failure(inv: Inv, tmp_path: Path) -> None:
+    code, asked = inv.run(tmp_path, BACKEND="kvm", OPTIONAL="1", PROBE="3")
+    assert (code, asked[-1]) == (0, "probe --backend kvm")
+    assert "skipped" in (tmp_path / "vmm-report/verdict.txt").read_text()
+    code, asked = inv.run(tmp_path, BACKEND="kvm", PROBE="3", VERIFY="3")
+    assert (code, len(asked)) == (3, 3)
+
+
+def test_commits_after_a_base_become_the_series(inv: Inv, tmp_path: Path) -> None:
+    repo = tmp_path / "src"
+    repo.mkdir()
+
+    def git(*words: str) -> None:
+        settings = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *settings, *words], cwd=repo, check=True, capture_output=True)
+
+    git("init", "-q")
+    for number in range(3):
+        (repo / "file").write_text(f"{number}\n")
+        git("add", "file")
+        git("commit", "-qm", f"change {number}")
+    code, asked = inv.run(repo, BASE="HEAD~2")
+    series = repo / "vmm-report/series"
+    assert (code, asked[-1]) == (0, f"verify --release 15.1 --backend auto --series {series}")
+    assert (series / "series").read_text().split() == ["0001-change-1.patch", "0002-change-2.patch"]
+    assert inv.run(repo, BASE="HEAD") == (2, [])
+
+
+def test_without_a_network_a_bundle_is_taken_in_once(inv: Inv, tmp_path: Path) -> None:
+    _, asked = inv.run(tmp_path, BUNDLE="/b.tar", INFO="3")
+    assert asked[3:] == [
+        "image.import --release 15.1 --bundle /b.tar",
+        "verify --release 15.1 --backend auto --offline",
+    ]
+    _, asked = inv.run(tmp_path, BUNDLE="/b.tar")
+    assert not any("import" in line for line in asked)

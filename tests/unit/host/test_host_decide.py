@@ -1,0 +1,171 @@
+"""The choice of a backend, on the facts of many hosts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from harness import host
+from harness.errors import CannotError, UsageError
+from harness.files import PROJECT
+from harness.host.facts import load
+
+HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
+
+
+def facts_of(name: str) -> host.HostFacts:
+    return load((HOSTS / f"{name}.json").read_text())
+
+
+# For each host: what auto takes (None: nothing), what is said against KVM, and what mends that.
+EXPECTED: dict[str, tuple[str | None, str, str]] = {
+    "amd-nested": ("kvm", "", ""),
+    "amd-nesting-off": ("bochs", "nesting is off (kvm_amd.nested=0)", "modprobe kvm_amd nested=1"),
+    "amd-no-npt": ("bochs", "svm.npt (kvm_amd.npt=N)", "modprobe kvm_amd npt=1"),
+    "amd-no-nrips": ("bochs", "a guest would lack svm.nrip_save", ""),
+    "bochs-without-broadwell": (None, "no /dev/kvm", "nested virtualization in the host below"),
+    "container-without-kvm": ("bochs", "a container without the device", "--device /dev/kvm"),
+    "full-disk": ("kvm", "", ""),
+    "hanging-device": ("bochs", "did not answer within 1.2 s", "dmesg"),
+    "hosted-ci-runner": ("bochs", "no right to open /dev/kvm (EACCES)", "chmod 666 /dev/kvm"),
+    "hosted-ci-runner-permitted": ("kvm", "", ""),
+    "intel-busy": ("bochs", "KVM_CREATE_VM: EBUSY", "VirtualBox"),
+    "intel-nested": ("kvm", "", ""),
+    "intel-nesting-off": (
+        "bochs",
+        "nesting is off (kvm_intel.nested=N)",
+        "sudo modprobe kvm_intel nested=1",
+    ),
+    "intel-no-ept": (
+        "bochs",
+        "procbased2.ept",
+        "modprobe kvm_intel ept=1 unrestricted_guest=1",
+    ),
+    "intel-no-module": ("bochs", "the module is not loaded", "sudo modprobe kvm_intel"),
+    "intel-no-unrestricted-guest": (
+        "bochs",
+        "procbased2.unrestricted_guest (kvm_intel.unrestricted_guest=N)",
+        "modprobe kvm_intel unrestricted_guest=1",
+    ),
+    "intel-old-kernel": ("bochs", "none of its capability registers (ENOTTY)", "Linux 4.17"),
+    "intel-vmxon-locked": ("bochs", "vmx.feature_control", ""),
+    "intel-without-secondary-controls": ("bochs", "vmx.ins_outs_info", ""),
+    "no-bochs": (None, "no /dev/kvm", "nested virtualization in the host below"),
+    "no-emulators": (None, "qemu-system-x86_64 is not installed", "./inv setup"),
+    "no-rights": ("bochs", "no right to open /dev/kvm (EACCES)", "usermod -aG kvm"),
+    "not-a-device": ("bochs", "no device node", "rm /dev/kvm"),
+    "software-kvm": ("bochs", "software (kvm_pvm)", "nothing on this machine"),
+    "virtual-machine-without-nesting": ("bochs", "neither VMX nor SVM", "in the host below"),
+}
+
+
+def test_every_host_has_an_expectation() -> None:
+    assert {path.stem for path in HOSTS.glob("*.json")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_host_says_where_its_facts_come_from(name: str) -> None:
+    about = facts_of(name).about
+    assert about.startswith(("Recorded with", "Constructed from documented values"))
+
+
+@pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
+def test_auto(name: str, expected: tuple[str | None, str, str]) -> None:
+    backend, against, _ = expected
+    decision = host.decide(facts_of(name))
+    assert decision.backend == backend
+    assert decision.ok == (backend is not None)
+    assert against in decision.reason
+    if backend is None:
+        with pytest.raises(CannotError) as caught:
+            decision.require()
+        assert caught.value.exit_code == 3
+        assert "Bochs" in caught.value.message
+    else:
+        assert decision.require() == backend
+        assert decision.virtualizes
+
+
+@pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
+def test_kvm_by_name_is_kvm_or_a_refusal(name: str, expected: tuple[str | None, str, str]) -> None:
+    _, against, mend = expected
+    decision = host.decide(facts_of(name), "kvm")
+    if not against:
+        assert decision.backend == "kvm"
+        return
+    assert decision.backend is None
+    with pytest.raises(CannotError) as caught:
+        decision.require()
+    message = caught.value.message
+    assert against in message
+    assert mend in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_tcg_is_taken_only_when_asked(name: str) -> None:
+    facts = facts_of(name)
+    assert host.decide(facts).backend != "tcg"
+    asked = host.decide(facts, "tcg")
+    assert asked.backend == ("tcg" if "qemu-system-x86_64" in facts.emulators else None)
+    assert not asked.virtualizes
+
+
+def test_bochs_by_name_where_kvm_would_do() -> None:
+    assert host.decide(facts_of("intel-nested"), "bochs").backend == "bochs"
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("no-bochs", "not installed: bochs, bochs-term, bochsbios, vgabios"),
+        ("bochs-without-broadwell", "no processor model broadwell_ult"),
+    ],
+)
+def test_bochs_refused(name: str, cause: str) -> None:
+    decision = host.decide(facts_of(name), "bochs")
+    assert decision.backend is None
+    assert cause in decision.reason
+    assert decision.mend
+
+
+def test_which_flag_kvm_guests_get() -> None:
+    assert host.decide(facts_of("intel-nested")).vendor_flag == "vmx"
+    assert host.decide(facts_of("amd-nested")).vendor_flag == "svm"
+
+
+def test_unknown_backend_is_a_wrong_call() -> None:
+    with pytest.raises(UsageError, match="one of auto, kvm, bochs, tcg"):
+        host.decide(facts_of("intel-nested"), "xen")
+
+
+def test_emulators_that_do_not_run_are_not_taken() -> None:
+    facts = facts_of("intel-nested")
+    broken = dataclasses.replace(
+        facts,
+        emulators={
+            name: dataclasses.replace(found, problem="it does not run")
+            for name, found in facts.emulators.items()
+        },
+    )
+    decision = host.decide(broken)
+    assert decision.backend is None
+    assert decision.reason.count("it does not run") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"api_version": 11}, "API version is 11"),
+        ({"guest": None}, "does not say which processor"),
+        ({"open_error": "ENODEV"}, "cannot be opened (ENODEV)"),
+        ({"create_vm_error": "ENOMEM"}, "KVM_CREATE_VM: ENOMEM"),
+    ],
+)
+def test_kvm_that_is_almost_right(change: dict[str, object], cause: str) -> None:
+    facts = facts_of("intel-nested")
+    kvm = dataclasses.replace(facts.kvm, **change)  # type: ignore[arg-type]
+    refusal = host.kvm_refusal(dataclasses.replace(facts, kvm=kvm))
+    assert refusal is not None
+    assert cause in refusal.cause

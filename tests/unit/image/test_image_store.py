@@ -1,0 +1,495 @@
+"""The image cache, from what is brought to what is found, with a preparation that boots nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import badserver
+import pytest
+
+from harness.cli import image_commands
+from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
+from harness.files import checksum_sparse
+from harness.guest import snapshot
+from harness.guest.keys import make_key
+from harness.image import check, fetch, obtain, prune, store
+from harness.image.model import ImageRecord, Imported, Prepared
+from harness.image.obtain import Files, import_files
+
+MIB = 1 << 20
+NEWVERS = 'TYPE="FreeBSD"\nREVISION="{}"\nBRANCH="RELEASE-p1"\n'
+PARAM = "#undef __FreeBSD_version\n#define __FreeBSD_version 1501000\n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and no way to FreeBSD's servers."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HARNESS_MIRROR", "http://127.0.0.1:1/")
+    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+class Preparer:
+    """Stands for the first boot: copies the disk, or fails as told."""
+
+    def __init__(self, error: WorkbenchError | KeyboardInterrupt | None = None) -> None:
+        self.seen: list[Imported] = []
+        self.error = error
+
+    def __call__(
+        self, imported: Imported, folder: Path, _backend: str, live: store.Live
+    ) -> Prepared:
+        self.seen.append(imported)
+        assert list(folder.iterdir()) == []
+        assert folder.stat().st_mode & 0o077 == 0
+        (folder / "boot").mkdir()
+        (folder / "boot" / "console.log").write_text("login: ")
+        live("booting")
+        if isinstance(self.error, GuestError):
+            raise GuestError(f"it broke; see {folder / 'boot' / 'console.log'}")
+        if self.error:
+            raise self.error
+        (folder / "disk.raw").write_bytes(imported.disk.read_bytes() + b"prepared")
+        (folder / "id_ed25519").write_text("secret")
+        return Prepared(
+            disk_raw=folder / "disk.raw",
+            private_key=folder / "id_ed25519",
+            host_key="ssh-ed25519 AAAA",
+            osversion=1501000,
+            uname="FreeBSD 15.1-RELEASE",
+            changes=("a change",),
+        )
+
+
+def make_disk(path: Path, mark: bytes = b"") -> Path:
+    path.write_bytes((mark.ljust(510, b"\0") + b"\x55\xaa").ljust(MIB, b"\0"))
+    return path
+
+
+def make_source(top: Path, revision: str = "15.1") -> Path:
+    for name, text in (
+        ("sys/conf/newvers.sh", NEWVERS.format(revision)),
+        ("sys/sys/param.h", PARAM),
+    ):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(text)
+    return top
+
+
+def make_sysroot(top: Path) -> Path:
+    for name in ("usr/include/sys/param.h", "usr/lib/libc.so", "lib/libc.so.7", "bin/sh"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text("x")
+    return top
+
+
+def pack(path: Path, tree: Path, inside: str) -> Path:
+    with tarfile.open(path, "w:xz") as tar:
+        tar.add(tree, inside)
+    return path
+
+
+def bring(brought: Files, preparer: Preparer | None = None) -> ImageRecord | None:
+    return import_files("15.1", brought, backend="tcg", preparer=preparer or Preparer())
+
+
+def bring_disk(path: Path, preparer: Preparer | None = None) -> ImageRecord:
+    record = bring(Files(disk=make_disk(path)), preparer)
+    assert record is not None
+    return record
+
+
+def test_a_disk_is_prepared_once_and_found(tmp_path: Path, cache: Path) -> None:
+    preparer = Preparer()
+    record = bring_disk(tmp_path / "d", preparer)
+    assert record == store.find("15.1")
+    assert record.disk.read_bytes().endswith(b"prepared")
+    assert record.disk.is_relative_to(cache / "images/15.1")
+    assert record.origin == str(tmp_path / "d")
+    assert (record.release, record.login_user, record.changes) == ("15.1", "root", ("a change",))
+    assert (record.source, record.sysroot) == (None, None)
+    assert [r.release for r in store.prepared()] == ["15.1"]
+    again = bring_disk(tmp_path / "d", preparer)
+    assert again == record
+    assert len(preparer.seen) == 1
+
+
+def test_a_disk_that_rotted_is_noticed_when_it_is_used(tmp_path: Path, cache: Path) -> None:
+    record = bring_disk(tmp_path / "d")
+    os.utime(record.disk)
+    assert obtain.obtain("15.1") == record, "a newer time stamp alone is no damage"
+    told: list[str] = []
+    obtain.obtain("15.1", live=told.append)
+    assert told == [], "and the digest is taken once"
+    record.disk.chmod(0o600)
+    data = record.disk.read_bytes()
+    record.disk.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(
+        CannotError, match=r"disk\.raw: the prepared disk was changed .* --disk FILE"
+    ):
+        obtain.obtain("15.1")
+
+
+def test_another_disk_takes_its_place_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    first = bring_disk(tmp_path / "d")
+    second = bring(Files(disk=make_disk(tmp_path / "e", b"another")))
+    assert second is not None
+    assert second.disk_sha256 != first.disk_sha256
+    assert not first.disk.exists()
+    assert len(list((cache / "images/15.1").glob("prepared-*"))) == 1
+
+
+@pytest.mark.parametrize("error", [GuestError("it broke"), KeyboardInterrupt()])
+def test_a_failed_preparation_leaves_the_old_one(
+    tmp_path: Path, cache: Path, error: WorkbenchError | KeyboardInterrupt
+) -> None:
+    record = bring_disk(tmp_path / "d")
+    log = cache / "images/15.1/failed/boot/console.log"
+    with pytest.raises(type(error)) as caught:
+        bring(Files(disk=make_disk(tmp_path / "e", b"another")), Preparer(error))
+    if isinstance(error, GuestError):
+        assert str(caught.value) == f"it broke; see {log}"
+    assert store.find("15.1") == record
+    assert record.disk.is_file()
+    assert log.read_text() == "login: "
+    assert len(list((cache / "images/15.1").glob("prepared-*"))) == 1
+    assert prune.release("15.1") > 0
+    assert not (cache / "images/15.1/failed").exists()
+    assert store.find("15.1") == record
+
+
+def test_a_compressed_disk_is_unpacked_for_the_preparation_alone(
+    tmp_path: Path, cache: Path
+) -> None:
+    packed = tmp_path / "disk.raw.xz"
+    packed.write_bytes(lzma.compress(make_disk(tmp_path / "d").read_bytes()))
+    preparer = Preparer()
+    record = bring(Files(disk=packed), preparer)
+    assert record is not None
+    assert record.origin == str(packed)
+    assert preparer.seen[0].disk.name == "disk.raw"
+    assert not preparer.seen[0].disk.exists()
+    assert bring(Files(disk=tmp_path / "d"), preparer) == record
+
+
+def test_folders_are_referenced_where_they_are(tmp_path: Path) -> None:
+    source, sysroot = make_source(tmp_path / "s"), make_sysroot(tmp_path / "r")
+    record = bring(Files(make_disk(tmp_path / "d"), source, sysroot))
+    assert record is not None
+    assert (record.source, record.sysroot) == (source, sysroot)
+    assert store.source("15.1") == source
+    assert store.sysroot("15.1") == sysroot
+
+
+def test_sets_are_unpacked_into_the_cache(tmp_path: Path, cache: Path) -> None:
+    src = pack(tmp_path / "src.txz", make_source(tmp_path / "s"), "usr/src")
+    base = pack(tmp_path / "base.txz", make_sysroot(tmp_path / "r"), ".")
+    assert bring(Files(src=src, sysroot=base)) is None
+    home = cache / "images/15.1"
+    assert store.source("15.1") == home / "source/usr/src"
+    assert store.sysroot("15.1") == home / "sysroot"
+    assert (home / "sysroot/lib/libc.so.7").is_file()
+    assert not (home / "sysroot/bin").exists()
+    # The disk may come later, and the trees anew without it.
+    assert bring_disk(tmp_path / "d").source == home / "source/usr/src"
+    other = make_source(tmp_path / "other")
+    record = bring(Files(src=other))
+    assert record is not None
+    assert (record.source, record.sysroot) == (other, home / "sysroot")
+    assert (home / "source").exists()
+    prune.release("15.1")
+    assert not (home / "source").exists()
+    assert store.sysroot("15.1") == home / "sysroot"
+
+
+def test_an_archive_with_one_folder_of_any_name(tmp_path: Path, cache: Path) -> None:
+    src = pack(tmp_path / "main.tar.xz", make_source(tmp_path / "s"), "freebsd-src-main")
+    bring(Files(src=src))
+    assert store.source("15.1") == cache / "images/15.1/source/freebsd-src-main"
+
+
+def wrong(brought: Files, cache: Path) -> str:
+    """The line with which an import is refused; nothing was prepared or noted."""
+    preparer = Preparer()
+    with pytest.raises(UsageError) as caught:
+        bring(brought, preparer)
+    assert preparer.seen == []
+    assert not (cache / "images/15.1/trees.json").exists()
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_what_is_refused(tmp_path: Path, cache: Path) -> None:
+    disk = make_disk(tmp_path / "d")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "nothing to import" in wrong(Files(), cache)
+    assert "No such file" in wrong(Files(disk=tmp_path / "absent"), cache)
+    assert "no such file or folder" in wrong(Files(disk, tmp_path / "absent"), cache)
+    assert "no FreeBSD source tree (sys/sys/param.h" in wrong(Files(disk, empty), cache)
+    assert "neither a folder nor an archive" in wrong(Files(disk, disk), cache)
+    assert "no sysroot (usr/include" in wrong(Files(disk, None, empty), cache)
+    packed = pack(tmp_path / "x.txz", empty, "usr/src")
+    assert "no FreeBSD source" in wrong(Files(disk, packed), cache)
+    assert "no sysroot" in wrong(Files(disk, None, packed), cache)
+    assert not (cache / "images/15.1/source").exists()
+
+
+def test_a_source_of_another_release(tmp_path: Path, cache: Path) -> None:
+    source = make_source(tmp_path / "s", "14.0")
+    message = wrong(Files(make_disk(tmp_path / "d"), source), cache)
+    assert "it is the source of FreeBSD 14.0-RELEASE-p1, and --release says 15.1" in message
+    packed = pack(tmp_path / "src.txz", source, "usr/src")
+    assert f"{packed}: it is the source of" in wrong(Files(None, packed), cache)
+    make_source(tmp_path / "c", "16.0")
+    import_files("16.0-CURRENT", Files(src=tmp_path / "c"))
+    assert store.source("16.0-CURRENT") == tmp_path / "c"
+
+
+def test_a_source_that_does_not_say_what_it_is(tmp_path: Path, cache: Path) -> None:
+    source = make_source(tmp_path / "s")
+    (source / "sys/conf/newvers.sh").write_text("")
+    assert "does not say which FreeBSD it is" in wrong(Files(None, source), cache)
+    (source / "sys/conf/newvers.sh").unlink()
+    assert "newvers.sh: No such file" in wrong(Files(None, source), cache)
+
+
+def test_nothing_here_and_no_network_make_one_line(cache: Path) -> None:
+    with pytest.raises(CannotError) as caught:
+        obtain.obtain("15.1")
+    message = caught.value.message
+    assert message.startswith(f"no FreeBSD 15.1 to boot: no prepared image in {cache}/images/15.1")
+    assert re.search(r"cannot fetch http://127.0.0.1:1/.*: connection refused", message)
+    assert message.endswith(
+        "./inv image.import --release 15.1 --disk FILE --src DIR-or-src.txz "
+        "--sysroot DIR-or-base.txz"
+    )
+    assert "\n" not in message
+    with pytest.raises(CannotError, match="--offline was given"):
+        obtain.obtain("15.1", offline=True)
+    with pytest.raises(CannotError, match="there is no manifest for it"):
+        obtain.obtain("16.0-CURRENT")
+
+
+def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
+    record = bring_disk(tmp_path / "d")
+    assert obtain.obtain("15.1") == record
+
+
+def test_missing_pieces_name_their_mend(tmp_path: Path) -> None:
+    for find in (store.find, store.source, store.sysroot):
+        with pytest.raises(CannotError, match=r"\./inv image\.import --release 15\.1 "):
+            find("15.1")
+    source = make_source(tmp_path / "s")
+    record = bring(Files(make_disk(tmp_path / "d"), source))
+    assert record is not None
+    source.rename(tmp_path / "moved")
+    assert store.find("15.1").source is None
+    with pytest.raises(CannotError, match=r"the source tree of FreeBSD 15\.1 is gone"):
+        store.source("15.1")
+    with record.disk.open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(CannotError, match="is gone or was changed; import it again"):
+        store.find("15.1")
+    record.disk.unlink()
+    with pytest.raises(CannotError, match="is gone or was changed"):
+        obtain.obtain("15.1")
+    assert store.prepared() == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 99}', "\0"])
+def test_a_record_that_cannot_be_read(tmp_path: Path, cache: Path, text: str) -> None:
+    bring_disk(tmp_path / "d")
+    path = cache / "images/15.1/image.json"
+    path.write_text(text)
+    with pytest.raises(CannotError, match="cannot be used") as caught:
+        store.find("15.1")
+    assert str(path) in caught.value.message
+    assert store.prepared() == []
+    bring_disk(tmp_path / "d")
+
+
+@pytest.mark.parametrize(("key", "value"), [("disk_bytes", "1"), ("host_key", None), ("more", 1)])
+def test_a_record_with_a_wrong_field(tmp_path: Path, cache: Path, key: str, value: object) -> None:
+    bring_disk(tmp_path / "d")
+    path = cache / "images/15.1/image.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CannotError, match=key):
+        store.find("15.1")
+
+
+def test_an_outdated_preparation_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_disk(tmp_path / "d")
+    monkeypatch.setattr(obtain.prepare, "VERSION", 99)
+    with pytest.raises(CannotError, match=f"--disk {tmp_path / 'd'}"):
+        obtain.obtain("15.1")
+    preparer = Preparer()
+    assert bring_disk(tmp_path / "d", preparer).prepare_version == 99
+    assert len(preparer.seen) == 1
+
+
+def test_removed_but_for_what_is_the_users(tmp_path: Path, cache: Path) -> None:
+    source = make_source(tmp_path / "s")
+    bring(Files(make_disk(tmp_path / "d"), source))
+    assert "15.1" in store.known()
+    assert prune.size(cache / "images/15.1") >= MIB
+    store.remove("15.1")
+    assert not (cache / "images/15.1").exists()
+    assert (source / "sys/sys/param.h").exists()
+    assert (tmp_path / "d").exists()
+    with pytest.raises(UsageError, match="nothing of it is in"):
+        store.remove("15.1")
+
+
+def findings(release: str = "15.1") -> dict[str, tuple[bool, str, str]]:
+    return {it.what: (it.ok, it.evidence, it.mend) for it in check.release(release)}
+
+
+def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UsageError, match="nothing of it is in"):
+        check.release("15.1")
+    source, sysroot = make_source(tmp_path / "s"), make_sysroot(tmp_path / "r")
+    record = bring(Files(make_disk(tmp_path / "d"), source, sysroot))
+    assert record is not None
+    make_key(record.private_key, "x")
+    found = findings()
+    assert all(ok for ok, _, _ in found.values()), found
+    assert set(found) == {"prepared disk", "private key", "source", "sysroot"}
+    record.private_key.chmod(0o644)
+    assert findings()["private key"][2] == f"chmod 600 {record.private_key}"
+    record.private_key.write_text("noise")
+    assert "no private key" in findings()["private key"][1]
+    (source / "sys/sys/param.h").unlink()
+    assert not findings()["source"][0]
+    # One byte, with the size as before: nothing else would notice.
+    data = bytearray(record.disk.read_bytes())
+    data[MIB // 2] ^= 1
+    record.disk.write_bytes(data)
+    ok, evidence, mend = findings()["prepared disk"]
+    assert not ok
+    assert record.disk_sha256[:16] in evidence
+    assert mend.startswith(f"rm {cache}/images/15.1/image.json, then ./inv image.import")
+    assert store.find("15.1") == record
+    (cache / "images/15.1/image.json").unlink()
+    assert "prepared disk" not in findings()
+    assert bring_disk(tmp_path / "d").disk_sha256 == record.disk_sha256
+
+
+def test_snapshots_are_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = bring_disk(tmp_path / "d")
+    make_key(record.private_key, "x")
+    folder = record.disk.parent / "snapshots/abcdef012345"
+    (folder / "state").mkdir(parents=True)
+    (folder / "state/memory").write_bytes(b"as it was")
+    files = {"memory": checksum_sparse(folder / "state/memory")}
+    kept = snapshot.Snapshot(folder, "now", {"backend": "tcg"}, files)
+    monkeypatch.setattr(snapshot, "kept", lambda disk: [kept] if disk == record.disk else [])
+    assert image_commands.verify("15.1", True) == 0
+    (folder / "state/memory").write_bytes(b"as it wos")
+    assert image_commands.verify("", True) == 1
+    said = capsys.readouterr().out
+    (finding,) = [it for it in json.loads(said[said.rindex("\n[") :]) if not it["ok"]]
+    assert (finding["what"], finding["mend"]) == ("snapshot abcdef01", f"rm -r {folder}")
+
+
+def test_small_guests_of_old_are_pruned(cache: Path) -> None:
+    for number, name in enumerate(("a" * 32, "b" * 32, "c" * 32)):
+        folder = cache / "vtxprobe" / name
+        folder.mkdir(parents=True)
+        (folder / "vtxprobe.img").write_bytes(b"x" * 5000)
+        os.utime(folder, (number, number))
+    (cache / "standin" / "apt").mkdir(parents=True)
+    (cache / "standin" / ("d" * 16)).mkdir()
+    assert prune.small_guests() >= 10_000
+    assert {path.name for path in (cache / "vtxprobe").iterdir()} == {"c" * 32, "lock"}
+    assert {path.name for path in (cache / "standin").iterdir()} == {"apt", "d" * 16, "lock"}
+
+
+def test_zfs_is_refused_before_anything_is_done(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = obtain.manifest.find("15.1")
+    assert known is not None
+    zfs = replace(known, image_filesystem="zfs")
+    monkeypatch.setattr(obtain.manifest, "find", lambda _release: zfs)
+    with pytest.raises(UsageError, match="only images with UFS are prepared"):
+        obtain.fetch_official("15.1")
+
+
+def test_room_for_all_of_it_is_asked_before_the_first_byte(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(cache.parent)
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: usage._replace(free=2 << 30))
+    with pytest.raises(CannotError, match=r"fetching and preparing FreeBSD 15\.1 needs 11\.2 GiB"):
+        obtain.fetch_official("15.1")
+
+
+def test_bochs_prepares_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="an image is prepared under kvm or tcg"):
+        import_files("15.1", Files(disk=make_disk(tmp_path / "d")), backend="bochs")
+
+
+def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the manifest's names, from a mirror of one's own."""
+    known = obtain.manifest.find("15.1")
+    assert known is not None
+    bad, http = badserver.start()
+    monkeypatch.setenv("HARNESS_MIRROR", bad.address + "mirror")
+    try:
+        image = lzma.compress(make_disk(tmp_path / "d").read_bytes())
+        bad.publish("mirror/" + known.image.folder, known.image.file, image)
+        listing = io.StringIO()
+        for remote, tree, inside in (
+            (known.source, make_source(tmp_path / "s"), "usr/src"),
+            (known.base, make_sysroot(tmp_path / "r"), "."),
+        ):
+            content = pack(tmp_path / remote.file, tree, inside).read_bytes()
+            bad.files[f"/mirror/{remote.folder}{remote.file}"] = content
+            digest = hashlib.sha256(content).hexdigest()
+            listing.write(f'{remote.file}\t{digest}\t1\tname\t"text"\ton\n')
+        bad.files[f"/mirror/{known.base.folder}MANIFEST"] = listing.getvalue().encode()
+        preparer = Preparer()
+        monkeypatch.setattr(obtain.prepare, "prepare", preparer)
+        said: list[str] = []
+        record = obtain.obtain("15.1", backend="tcg", live=said.append)
+    finally:
+        http.shutdown()
+        http.server_close()
+    assert len(preparer.seen) == 1
+    assert record.origin.startswith(bad.address)
+    assert record.source is not None
+    assert record.sysroot is not None
+    assert any(line.startswith("fetching src.txz: ") for line in said)
+    # What is here is looked at again, and what rotted is named with its mend.
+    image_note = fetch.notes(store.folder("15.1") / "downloads")[0]
+    assert (image_note.algorithm, image_note.path.name) == ("sha512", known.image.file)
+    found = findings()
+    assert found[f"download {known.image.file}"][0]
+    base = store.folder("15.1") / "downloads" / known.base.file
+    good = base.read_bytes()
+    base.write_bytes(good[:-1] + b"?")
+    ok, _, mend = findings()[f"download {known.base.file}"]
+    assert (ok, mend) == (False, f"rm {base}, then ./inv image.fetch --release 15.1")
+    base.write_bytes(good)
+    # All of it is here now: no server is needed any more, until it is pruned.
+    assert obtain.fetch_official("15.1", offline=True).src is not None
+    assert prune.release("15.1") > 0
+    with pytest.raises(CannotError, match="--offline"):
+        obtain.fetch_official("15.1", offline=True)
+    assert store.find("15.1") == record

@@ -1,0 +1,120 @@
+"""The doctor's table, on the facts of many hosts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import host
+from harness.files import PROJECT
+from harness.host.facts import load
+from harness.run import doctor
+
+HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
+
+
+def facts_of(name: str) -> host.HostFacts:
+    return load((HOSTS / f"{name}.json").read_text())
+
+
+# Which rows keep a host from a full verify.
+BLOCKING = {
+    "bochs-without-broadwell": ["backend"],
+    "full-disk": ["room in the cache", "room for runs", "memory"],
+    "hosted-ci-runner": ["images"],
+    "no-bochs": ["backend", "build tools"],
+    "no-emulators": ["QEMU", "backend", "build tools"],
+    "software-kvm": ["images"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in HOSTS.glob("*.json")))
+def test_verdict(name: str) -> None:
+    verdict = doctor.examine(facts_of(name))
+    blocking = BLOCKING.get(name, [])
+    assert [row.what for row in verdict.blocking] == blocking
+    assert verdict.exit_code == (3 if blocking else 0)
+    assert all(row.mend for row in verdict.blocking)
+    assert all(row.evidence and row.found for row in verdict.rows)
+    assert verdict.closing.startswith(
+        f"auto takes {verdict.decision.backend}: " if verdict.decision.ok else "no backend: "
+    )
+    json.dumps(verdict.to_data())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in HOSTS.glob("*.json")))
+def test_facts_survive_the_file(name: str) -> None:
+    facts = facts_of(name)
+    assert load(json.dumps(host.to_data(facts))) == facts
+
+
+def row_of(verdict: doctor.Verdict, what: str) -> doctor.Row:
+    return next(row for row in verdict.rows if row.what == what)
+
+
+def test_missing_controls_have_rows_of_their_own() -> None:
+    verdict = doctor.examine(facts_of("intel-no-unrestricted-guest"))
+    row = row_of(verdict, "procbased2.unrestricted_guest")
+    assert row.status == "note"
+    assert "MSR 0x48b" in row.evidence
+    assert "unrestricted_guest=1" in row.mend
+    assert row_of(verdict, "VMX capabilities").found.startswith("1 required missing")
+    assert "0x48b=0x1b737f00000000" in row_of(verdict, "VMX capabilities").evidence
+
+
+def test_all_controls_there() -> None:
+    verdict = doctor.examine(facts_of("intel-nested"))
+    assert row_of(verdict, "VMX capabilities").found == "all that vmm.ko asks for"
+    assert row_of(verdict, "nesting under KVM").status == "ok"
+    assert "kvm_intel.nested=Y" in row_of(verdict, "/dev/kvm").evidence
+
+
+def test_amd() -> None:
+    verdict = doctor.examine(facts_of("amd-nested"))
+    assert row_of(verdict, "SVM capabilities").found == "nested paging and NRIP save"
+    lacking = doctor.examine(facts_of("amd-no-nrips"))
+    assert row_of(lacking, "svm.nrip_save").evidence == "CPUID 8000_000A EDX 0x7"
+
+
+def test_no_rights() -> None:
+    row = row_of(doctor.examine(facts_of("no-rights")), "/dev/kvm")
+    assert row.found == "there, not openable: EACCES"
+    assert "usermod -aG kvm" in row.mend
+
+
+def test_image_without_source_is_not_enough() -> None:
+    facts = dataclasses.replace(facts_of("intel-nested"), images=(host.Image("15.1", source=True),))
+    verdict = doctor.examine(facts)
+    assert [row.what for row in verdict.blocking] == ["images"]
+    assert "image.import" in verdict.blocking[0].mend
+
+
+def test_shown_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.show(doctor.examine(facts_of("intel-nesting-off")))
+    shown = capsys.readouterr().out
+    assert "sudo modprobe kvm_intel nested=1" in shown
+    assert "auto takes bochs" in shown
+
+
+def test_task(tmp_path: Path) -> None:
+    """With an empty cache there is no image, so no full verify is possible anywhere."""
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli.program", "doctor", "--json"],
+        cwd=PROJECT,
+        env={**os.environ, "HARNESS_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3
+    data = json.loads(done.stdout)
+    assert data["possible"] is False
+    assert "images" in data["blocking"]
+    assert doctor.examine(host.from_data(data["facts"])).to_data() == data

@@ -1,0 +1,374 @@
+"""The pytest plugin over a played guest: what a failure shows, and who is left in peace."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from fakes import FakeGuest
+from fakes import bench as fake_bench
+
+from harness.errors import CannotError, MachineDied
+from harness.run import plugin
+
+pytest_plugins = ["pytester"]
+
+
+class Brought:
+    """Hands pytest a guest that is up, as verify does."""
+
+    def __init__(self, guest: FakeGuest) -> None:
+        self.bench = fake_bench(guest)
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.stash[plugin.WORKBENCH] = self.bench  # type: ignore[assignment]
+
+
+@pytest.fixture
+def guest() -> FakeGuest:
+    return FakeGuest()
+
+
+def run(pytester: pytest.Pytester, text: str, guest: FakeGuest | None) -> pytest.RunResult:
+    pytester.makepyfile(text)
+    plugins = [Brought(guest)] if guest else []
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", plugins=plugins)
+
+
+def test_others_tests_are_left_in_peace(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No guest is brought up, not even for a mark of the same name."""
+
+    def never(*_arguments: object) -> None:
+        raise AssertionError("a guest was brought up")
+
+    monkeypatch.setattr(plugin, "Workbench", never)
+    monkeypatch.setattr(plugin, "new_run_dir", never)
+    result = run(
+        pytester,
+        """
+        import pytest
+        def test_passes(): pass
+        @pytest.mark.tools
+        @pytest.mark.vtx
+        def test_marked(): pass
+        def test_fails(): assert 0
+        """,
+        None,
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    assert "meanwhile" not in result.stdout.str()
+
+
+def test_others_tests_stay_in_peace_when_a_guest_is_up(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    guest.machine.console.panic = "x"  # type: ignore[attr-defined]
+    result = run(pytester, "def test_a(): pass\ndef test_b(): assert 0", guest)
+    result.assert_outcomes(passed=1, failed=1)
+    assert "meanwhile" not in result.stdout.str()
+
+
+def test_fixtures_are_the_bench_s(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    result = run(
+        pytester,
+        """
+        def test_a(guest, machine, vmm, workbench):
+            assert guest is workbench.guest and machine is guest.machine and vmm is workbench.vmm
+        """,
+        guest,
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_a_failure_shows_what_the_guest_said_meanwhile(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    guest.machine.console.text = "said before\n"  # type: ignore[attr-defined]
+    result = run(
+        pytester,
+        """
+        def test_fails(guest):
+            guest.machine.console.text += "lock order \\x1b[31mreversal\\n"
+            assert 0
+        def test_fails_in_silence(guest):
+            assert 0
+        """,
+        guest,
+    )
+    result.assert_outcomes(failed=2)
+    said = result.stdout.str()
+    first, second = said.split("test_fails_in_silence", 1)
+    console, _, dmesg = first.partition("guest dmesg meanwhile")
+    assert "lock order reversal" in console.partition("guest console meanwhile")[2]
+    assert "reversal" in dmesg
+    assert "said before" not in said
+    assert second.count("(nothing)") == 2
+
+
+def test_the_first_test_shows_it_too(
+    pytester: pytest.Pytester, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own set-up brings the guest up, where nobody has done that before."""
+
+    class Bench:
+        def __init__(self, *_arguments: object) -> None:
+            self.__dict__.update(vars(fake_bench(guest)))
+
+        def up(self) -> None:
+            guest.machine.console.text = "booted\n"  # type: ignore[attr-defined]
+
+        def __enter__(self) -> Bench:
+            return self
+
+        def __exit__(self, *_exc: object) -> None:
+            pass
+
+    monkeypatch.setattr(plugin, "Workbench", Bench)
+    monkeypatch.setattr(plugin, "new_run_dir", lambda _what: pytester.path)
+    text = "def test_a(guest):\n guest.machine.console.text += 'news\\n'\n assert 0"
+    result = run(pytester, text, None)
+    said = result.stdout.str()
+    assert "news" in said.partition("guest console meanwhile")[2]
+    assert "booted" not in said
+
+
+def test_a_guest_that_cannot_be_brought_up_ends_pytest_with_its_code(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_self: object) -> None:
+        raise plugin.GuestPanic("the guest panicked: early", detail="its story")
+
+    monkeypatch.setenv("HARNESS_RUNS", str(pytester.path / "runs"))
+    monkeypatch.setattr(plugin.Workbench, "up", fails)
+    result = run(pytester, "def test_a(guest): pass", None)
+    assert result.ret == 4
+    result.stdout.fnmatch_lines(["*the guest panicked: early*"])
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        "raise MachineDied('qemu was killed by SIGKILL')",
+        "guest.machine.error = MachineDied('qemu was killed by SIGKILL'); assert 0",
+        "guest.machine.error = MachineDied('qemu was killed by SIGKILL')",
+    ],
+    ids=["tells", "fails", "passes"],
+)
+def test_a_broken_machine_skips_what_comes_after_it(
+    pytester: pytest.Pytester, guest: FakeGuest, breaks: str
+) -> None:
+    result = run(
+        pytester,
+        f"""
+        from harness.errors import MachineDied
+        def test_before(guest): pass
+        def test_breaks(guest): {breaks}
+        def test_after(guest): raise AssertionError("never run")
+        def test_of_others(): pass
+        """,
+        guest,
+    )
+    outcomes = result.parseoutcomes()
+    assert outcomes["skipped"] == 1
+    assert outcomes["passed"] == (3 if "; " not in breaks and "raise" not in breaks else 2)
+    assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1
+    result.stdout.fnmatch_lines(["*not run, the machine broke before: qemu was killed by SIGKILL*"])
+    assert "never run" not in result.stdout.str()
+
+
+def test_a_guest_that_hangs_is_a_broken_machine(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    """Or each later test would wait for its own time-out."""
+    result = run(
+        pytester,
+        """
+        from harness.errors import WaitTimeout
+        def test_hangs(guest):
+            def hang(): raise WaitTimeout("no answer within 20 s")
+            guest.dmesg = hang
+            raise WaitTimeout("`x` did not end")
+        def test_after(guest): pass
+        """,
+        guest,
+    )
+    result.assert_outcomes(failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*machine broke before: it answers no more: no answer*"])
+
+
+def test_what_the_guest_lacks_skips_in_words(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    brought = Brought(guest)
+    brought.bench.loaded.virtualizes = False
+    brought.bench.loaded.refusal = "vmx_modinit: no VMX"
+    brought.bench.vmtool = None
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.vtx
+        def test_vtx(guest): raise AssertionError
+        @pytest.mark.tools
+        def test_tools(guest): raise AssertionError
+        def test_neither(guest): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-rs", plugins=[brought])
+    result.assert_outcomes(skipped=2, passed=1)
+    result.stdout.fnmatch_lines(["*vmx_modinit: no VMX*", "*import the image with --sysroot*"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "news"),
+    [
+        (["a", "b"], ["a", "b", "c"], ["c"]),
+        (["a", "b"], ["a", "b"], []),
+        (["a", "b", "c"], ["b", "c", "d"], ["d"]),
+        (["a", "b"], ["x", "y"], ["x", "y"]),
+        ([], ["a"], ["a"]),
+        (["a"], [], []),
+        (["a", "a"], ["a", "a", "a"], ["a"]),
+    ],
+)
+def test_new_lines(before: list[str], after: list[str], news: list[str]) -> None:
+    assert plugin.new_lines(before, after) == news
+
+
+def test_marks_say_what_a_test_needs(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    text = """
+        import pytest
+        @pytest.mark.freebsd("15.0")
+        def test_old_enough(guest): pass
+        @pytest.mark.freebsd("16.0")
+        def test_too_new(guest): pass
+        @pytest.mark.freebsd
+        def test_says_nothing(guest): pass
+        @pytest.mark.beside
+        def test_beside(guest): pass
+        @pytest.mark.minutes
+        def test_long(guest): pass
+        """
+    result = run(pytester, text, guest)
+    # Brought up by somebody else, who chooses what takes too long.
+    result.assert_outcomes(passed=2, skipped=2, errors=1)
+    for words in (
+        "compares with the stock module: inv verify",
+        "needs FreeBSD 16.0 or newer; this",
+    ):
+        result.stdout.fnmatch_lines([f"*{words}*"])
+
+
+class Own:
+    """A workbench that the plugin brings up itself."""
+
+    def __init__(self, played: FakeGuest, options: object, error: Exception | None) -> None:
+        self.__dict__.update(vars(fake_bench(played)), options=options)
+        self.error = error
+
+    def up(self) -> None:
+        if self.error:
+            raise self.error
+
+    def __enter__(self) -> Own:
+        return self
+
+    def __exit__(self, *_exc: object) -> None: ...
+
+
+def brought_up(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    *options: str,
+    error: Exception | None = None,
+) -> pytest.RunResult:
+    monkeypatch.setattr(plugin, "Workbench", lambda o, _run: Own(FakeGuest(), o, error))
+    monkeypatch.setattr(plugin, "new_run_dir", lambda _what: pytester.path)
+    pytester.makepyfile(text)
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rsx", *options)
+
+
+def test_what_takes_minutes_is_left_out(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        import pytest
+        def test_short(guest): pass
+        @pytest.mark.minutes
+        def test_long(guest): pass
+        """
+    result = brought_up(pytester, monkeypatch, text)
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*takes minutes in an emulator: --vmm-full runs it*"])
+    brought_up(pytester, monkeypatch, text, "--vmm-full").assert_outcomes(passed=2)
+
+
+def test_on_stock_a_claim_of_the_patch_must_fail(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        import pytest
+        @pytest.mark.patch
+        def test_claim(guest): assert 0
+        @pytest.mark.patch
+        def test_proves_nothing(guest): pass
+        def test_any(guest): pass
+        @pytest.mark.patch
+        def test_of_others(): pass
+        """
+    result = brought_up(pytester, monkeypatch, text, "--vmm-stock")
+    result.assert_outcomes(xfailed=1, failed=1, passed=2)
+    result.stdout.fnmatch_lines(["*needs the patch, and the stock module is loaded*"])
+
+
+def test_where_no_guest_can_be_had_tests_are_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "def test_a(guest): pass\ndef test_b(vm): pass\ndef test_c(): pass"
+    error = CannotError("FreeBSD 15.1 is not here; run ./inv image.fetch")
+    result = brought_up(pytester, monkeypatch, text, error=error)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*no FreeBSD guest can be had here*run ./inv image.fetch*"])
+    assert brought_up(pytester, monkeypatch, text, "--vmm-insist", error=error).ret == 3
+
+
+def test_a_broken_guest_is_brought_up_anew_on_request(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    brought = Brought(guest)
+    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
+
+    def revive() -> None:
+        guest.machine.console.panic = ""  # type: ignore[attr-defined]
+        guest.machine.console.text = ""  # type: ignore[attr-defined]
+
+    brought.bench.revive = revive
+    pytester.makepyfile(
+        """
+        def test_dies(guest): guest.machine.console.panic = "sleeping thread"
+        def test_after(guest): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*the guest panicked: sleeping thread*"])
+
+
+def test_a_guest_that_does_not_come_back(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    brought = Brought(guest)
+    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
+
+    def revive() -> None:
+        raise MachineDied("no memory")
+
+    brought.bench.revive = revive
+    pytester.makepyfile(
+        """
+        def test_dies(guest): guest.machine.console.panic = "sleeping thread"
+        def test_b(guest): pass
+        def test_c(guest): pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", plugins=[brought])
+    result.assert_outcomes(passed=1, errors=1, skipped=2)
+    result.stdout.fnmatch_lines(["*did not come back: no memory*"])

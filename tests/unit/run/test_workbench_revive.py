@@ -1,0 +1,58 @@
+"""A guest that broke is replaced, and those who hold it do not notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fakes import FakeGuest
+
+from harness.run.session import Options, Workbench
+
+
+class Bench(Workbench):
+    """Boots guests that are none."""
+
+    def boot(self) -> None:
+        self.guest = FakeGuest()
+
+    def use(self, build: object, stage: str = "load") -> None:
+        assert self.guest is not None
+        self.vmm = SimpleNamespace(loaded=f"{build} in {self.guest_dir.name}")  # type: ignore[assignment]
+
+    def _end_machine(self, guest: object) -> None:
+        guest.machine.stop(None)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(FakeGuest, "enter", lambda _self: None)
+    made = Bench(Options(), tmp_path)
+    made.boot()
+    made.running = "mine"  # type: ignore[assignment]
+    made.use(made.running)
+    return made
+
+
+def test_the_same_guest_in_another_machine(bench: Bench) -> None:
+    guest, bhyve = bench.guest, bench.vmm
+    assert guest is not None
+    first = guest.machine
+    for number in (2, 3):
+        bench.revive()
+        assert bench.guest is guest
+        assert guest.machine is not first
+        assert first.stopped  # type: ignore[attr-defined]
+        assert bench.vmm is bhyve
+        assert bhyve is not None
+        assert bhyve.loaded == f"mine in guest-{number}"  # type: ignore[comparison-overlap]
+        first = guest.machine
+    assert bench.breaks == 2
+
+
+def test_without_a_module(bench: Bench) -> None:
+    """For who knows that it is the module which breaks the guest."""
+    bench.revive(load=False)
+    assert bench.vmm is not None
+    assert bench.vmm.loaded == "mine in guest"  # type: ignore[comparison-overlap]
