@@ -258,7 +258,7 @@ def test_the_users_own_keys_and_agent_are_left_alone(
 def test_no_traceback_of_paramikos_reaches_standard_error(silent: Address, sshd: Sshd) -> None:
     """Its logger would print one for each try that meets a guest which is not up."""
     program = (
-        "import sys, harness.ssh as s\n"
+        "import sys, harness.guest.ssh as s\n"
         "from pathlib import Path\n"
         "from harness.deadline import Deadline\n"
         "from harness.errors import WaitTimeout\n"

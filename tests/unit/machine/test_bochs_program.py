@@ -15,7 +15,7 @@ from harness.errors import CannotError
 from harness.machine import Drive, Spec, bochs, bochs_program
 from harness.machine.bochs_program import Bochs, Debugger
 
-DATA = Path(__file__).with_name("data")
+DATA = Path(__file__).parents[1] / "data"
 OLD = (DATA / "bochs-2.7-help.txt").read_text()
 NEW = (DATA / "bochs-3.0-help.txt").read_text()
 
