@@ -19,7 +19,7 @@ from harness.build.builder import Build, compile_program
 from harness.errors import GuestError
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
-from harness.series import load
+from harness.series import staging
 from harness.series.load import Series
 
 FOLDER = "tests/sys/vmm"
@@ -129,7 +129,7 @@ def _staged(tree: Path, series: Series | None) -> Iterator[Path]:
     if series is None:
         yield tree / FOLDER
         return
-    with load.staged(series, tree) as (changed, _):
+    with staging.staged(series, tree) as (changed, _):
         for path in (tree / FOLDER).iterdir():
             copy = changed / FOLDER / path.name
             if path.is_file() and not copy.exists():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from harness.errors import CannotError, UsageError
-from harness.series import git, load
+from harness.series import git, staging
 from harness.series.load import Series
 
 COMPONENTS = {
@@ -88,7 +88,7 @@ class SourceTree:
 
 def revision(source: Path) -> str:
     """The release a tree says it is ("15.1").  UsageError when it is not a source tree."""
-    load.require_tree(source)
+    staging.require_tree(source)
     found = _REVISION.search((source / "sys/conf/newvers.sh").read_text(errors="replace"))
     if not found:
         raise UsageError(f"{source}: no REVISION in its sys/conf/newvers.sh")
@@ -101,7 +101,7 @@ def identify(source: Path, release: str) -> SourceTree:
     UsageError: not a source tree, or one of another major version than `release`.
     """
     source = source.absolute()
-    load.require_tree(source)
+    staging.require_tree(source)
     try:
         newvers = (source / "sys/conf/newvers.sh").read_text(errors="replace")
         param = (source / "sys/sys/param.h").read_text(errors="replace")
@@ -219,7 +219,7 @@ def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Dr
         raise CannotError(f"{folder}: cannot set up the build: {error.strerror}") from error
     if not series:
         return ()
-    with load.staged(series, tree.path) as (patched, drift):
+    with staging.staged(series, tree.path) as (patched, drift):
         for path in series.touched:
             target = folder / path
             target.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
 from harness.series import apply as treeapply
 from harness.series import check as series_check
-from harness.series import load, refresh
+from harness.series import load, mailbox, refresh
 from harness.series.load import Series
 
 DEFAULT_RELEASE = "15.1"
@@ -134,9 +134,7 @@ def apply(tree: str, series: str, topic: str, release: str) -> int:
     linktree.identify(path, release)
     applied = treeapply.apply(loaded, path)
     for drift in applied.drift:
-        progress.say(
-            f"{drift.patch}: {drift.path}: hunk {drift.hunk} moved {drift.offset_lines:+d} lines"
-        )
+        progress.say(str(drift))
     progress.say(
         f"{path}: {len(loaded.patches)} patches applied, {len(applied.changed)} files changed"
     )
@@ -167,7 +165,7 @@ def export(series: str, topic: str, release: str, out: str) -> int:
     release = release or DEFAULT_RELEASE
     loaded = load.load_series(where(series, topic), release)
     target = Path(out or f"{loaded.topic}-{loaded.release}.mbox")
-    load.export(loaded, target)
+    mailbox.export(loaded, target)
     progress.say(f"{target}: {len(loaded.patches)} patches, for git am")
     return EXIT_OK
 

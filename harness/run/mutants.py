@@ -22,7 +22,8 @@ from harness.bhyve.vmm import compile_vmtool
 from harness.build import builder, targets
 from harness.errors import PatchError, UsageError
 from harness.files import PROJECT
-from harness.series.load import Patch, Series, read_patch, staged
+from harness.series.load import Patch, Series, read_patch
+from harness.series.staging import staged
 
 MUTANTS = PROJECT / "patches" / "meminfo" / "mutants"
 Expect = Literal["caught", "held"]

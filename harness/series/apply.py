@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from harness import files
 from harness.beneath import Beneath
 from harness.errors import CannotError, PatchError, UsageError
-from harness.series import git, load
+from harness.series import git, staging
 from harness.series.git import JOURNAL_FOLDER
 from harness.series.load import Series
 
@@ -86,7 +86,7 @@ def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: N
     `between` is called after each file that moved (tests look, fail or die there).  Raises
     PatchError when a patch does not apply, UsageError when the tree cannot be written to.
     """
-    load.require_tree(tree)
+    staging.require_tree(tree)
     tree = tree.resolve()
     if not os.access(tree, os.W_OK):
         raise UsageError(f"{tree}: cannot be written to")
@@ -95,7 +95,7 @@ def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: N
         require_whole(tree)
         for path in series.touched:
             _refuse_links(tree, path)
-        with load.staged(series, tree) as (patched, drift):
+        with staging.staged(series, tree) as (patched, drift):
             changed = tuple(path for path in series.touched if _differs(tree, patched, path))
             if changed:
                 _exchange(tree, patched, changed, between)

@@ -17,7 +17,7 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
 from harness.errors import PatchError
-from harness.series import git, load, mandoc, style9
+from harness.series import git, mandoc, staging, style9
 from harness.series.load import Patch, Series
 
 KINDS = ("applies", "drift", "style", "message", "manual")
@@ -95,7 +95,7 @@ def check(series: Series, tree: Path | None) -> Report:
         folder = Path(name) / "tree"
         folder.mkdir()
         if tree is not None:
-            load.copy_touched(series.touched, tree, folder)
+            staging.copy_touched(series.touched, tree, folder)
         if reason := mandoc.unavailable():
             not_run.append(("manual", reason))
         findings += _apply(series, tree, folder, lint=not reason)
@@ -104,7 +104,7 @@ def check(series: Series, tree: Path | None) -> Report:
 
 def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> Iterator[Finding]:
     """Apply patch after patch and look at the manuals as each leaves them."""
-    if tree is not None and load.is_applied(series, tree):
+    if tree is not None and staging.is_applied(series, tree):
         name = series.patches[0].name if series.patches else ""
         yield Finding(name, "applies", f"the series is already applied in {tree}")
         return
@@ -113,7 +113,7 @@ def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> It
         before = {path: mandoc.lint(folder / path) if lint else Counter() for path in pages}
         try:
             if tree is not None:
-                for drift in git.apply_in(folder, patch.data, patch.name):
+                for drift in staging.apply_patch(folder, patch):
                     text = (
                         f"{drift.path}: hunk {drift.hunk} fits {drift.offset_lines:+d} lines away"
                     )
@@ -132,10 +132,10 @@ def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> It
 
 def _add_pages(patch: Patch, pages: list[str], folder: Path) -> list[str]:
     """Apply to `folder` what the patch does to pages that the series itself adds."""
-    added = {changed.path for changed in PatchSet(git.text_of(patch.data)).added_files}
+    added = {changed.path for changed in PatchSet(git.text_of(patch.diff)).added_files}
     done = [path for path in pages if path in added or (folder / path).is_file()]
     for path in done:
-        git.apply_in(folder, patch.data, patch.name, only=path)
+        staging.apply_patch(folder, patch, only=path)
     return done
 
 
@@ -166,10 +166,10 @@ def _message(patch: Patch) -> Iterator[Finding]:
 
 
 def _style(patch: Patch) -> Iterator[Finding]:
-    if b"\r\n" in patch.data:
+    if b"\r\n" in patch.diff:
         yield Finding(patch.name, "style", "the patch has CRLF line ends")
     try:
-        files = PatchSet(git.text_of(patch.data))
+        files = PatchSet(git.text_of(patch.diff))
     except UnidiffParseError as error:
         yield Finding(patch.name, "style", f"cannot be read as a unified diff: {error}")
         return

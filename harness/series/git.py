@@ -8,9 +8,11 @@ fits some lines away (an offset) is told as drift.
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from unidiff.patch import PatchSet
 
 from harness import beneath
 from harness.errors import CannotError, PatchError
+from harness.series import diffs
 
 JOURNAL_FOLDER = ".vmm-workbench-apply"
 """Where old versions kept a journal in the user's tree; the name is refused wherever it stands."""
@@ -49,6 +52,9 @@ class Drift:
     path: str
     hunk: int
     offset_lines: int
+
+    def __str__(self) -> str:
+        return f"{self.patch}: {self.path}: hunk {self.hunk} moved {self.offset_lines:+d} lines"
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -90,17 +96,18 @@ def text_of(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def touched_paths(data: bytes, name: str, folder: Path) -> tuple[str, ...]:
+def touched_paths(data: bytes, name: str) -> tuple[str, ...]:
     """The paths a patch reads or writes, the old names of renamed files included.
 
     Raises PatchError when git cannot read the patch: not a diff, cut off, or a path that leaves
     the tree.
     """
-    done = run_git(["apply", "--numstat", "-z", "-"], folder, data)
+    with tempfile.TemporaryDirectory(prefix="vmm-patch-") as empty:
+        done = run_git(["apply", "--numstat", "-z", "-"], Path(empty), data)
     if done.returncode:
         raise PatchError(_malformed(done.stderr.decode(errors="replace"), name))
     paths = [text_of(record.split(b"\t", 2)[2]) for record in done.stdout.split(b"\0") if record]
-    paths += [_unquote(old) for old in _RENAME.findall(data)]
+    paths += [text_of(diffs.unquote(old.rstrip(b"\r"))) for old in _RENAME.findall(data)]
     for path in paths:
         if reason := refusal(path):
             raise PatchError(
@@ -149,14 +156,6 @@ def _first_line(told: str) -> str:
     return lines[0] if lines else "no reason given"
 
 
-def _unquote(raw: bytes) -> str:
-    """A name as git prints it: in double quotes with C escapes when it is odd."""
-    raw = raw.rstrip(b"\r")
-    if raw.startswith(b'"') and raw.endswith(b'"') and len(raw) > 1:
-        raw = raw[1:-1].decode("latin-1").encode().decode("unicode_escape").encode("latin-1")
-    return text_of(raw)
-
-
 def apply_in(
     folder: Path, data: bytes, name: str, *, reverse: bool = False, only: str = ""
 ) -> tuple[Drift, ...]:
@@ -167,13 +166,68 @@ def apply_in(
     arguments = ["apply", "-v", "--whitespace=nowarn"]
     arguments += ["-R"] if reverse else []
     arguments += [f"--include={glob.escape(only)}"] if only else []
-    arguments.append("-")
+    if _without_context(folder, data, name, reverse=reverse):
+        # Nothing but its line number shows where such a hunk belongs.
+        arguments.append("--unidiff-zero")
+        data = diffs.with_exact_lines(data.splitlines(keepends=True))
+        if moved := _drift(_run(folder, [*arguments, "--check", "-"], data, name), name):
+            raise PatchError(
+                f"{name} does not apply: it was made without context (diff -U0), and hunk "
+                f"{moved[0].hunk} of {moved[0].path} would fit only {moved[0].offset_lines:+d} "
+                "lines away; make it with context (git diff -U3)"
+            )
+    return _drift(_run(folder, [*arguments, "-"], data, name), name)
+
+
+def _without_context(folder: Path, data: bytes, name: str, *, reverse: bool) -> bool:
+    """Whether a patch has to be applied by its line numbers alone.
+
+    PatchError when it inserts lines by number into another version of the file than it was made of.
+    """
+    found = diffs.sections(data.splitlines(keepends=True))
+    sure = diffs.needs_no_context(found)
+    for section in found:
+        if not section.bare or not section.blobs or section.old is None:
+            continue
+        path = text_of(diffs.strip((section.new if reverse else section.old) or b"", 1))
+        wanted = section.blobs[1 if reverse else 0]
+        same = _is_blob(folder / path, wanted)
+        sure = sure or same
+        inserts = any(not (hunk.new_lines if reverse else hunk.old_lines) for hunk in section.bare)
+        if sure and not same and inserts:
+            raise PatchError(
+                f"{name} does not apply: it was made without context (diff -U0), of another "
+                f"version of {path} ({wanted}), so where its lines belong cannot be known; make it "
+                "with context (git diff -U3)"
+            )
+    return sure
+
+
+def _is_blob(file: Path, wanted: str) -> bool:
+    """Whether a file has the content that git calls `wanted`, a name that may be shortened."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return False
+    blob = b"blob %d\0%s" % (len(data), data)
+    return any(
+        hashlib.new(kind, blob, usedforsecurity=False).hexdigest().startswith(wanted)
+        for kind in ("sha1", "sha256")
+    )
+
+
+def _run(folder: Path, arguments: Sequence[str], data: bytes, name: str) -> str:
+    """What `git apply` says.  PatchError with the reason when the patch does not apply."""
     done = run_git(arguments, folder, data)
     told = done.stderr.decode(errors="replace")
     if done.returncode:
         said = [line for line in told.splitlines() if line.startswith(("error", "warning"))]
         said = [line for line in said if not line.endswith("while searching for:")]
         raise PatchError(_why(folder, data, name, told), detail="\n".join(said))
+    return told
+
+
+def _drift(told: str, name: str) -> tuple[Drift, ...]:
     drift = []
     path = ""
     for line in told.splitlines():

@@ -1,40 +1,37 @@
-"""A series of patches: found, read, tried, exported.
+"""A series of patches: found and read, in whatever form people have them.
 
 `patches/TOPIC/RELEASE/series` names one patch a line, `#` begins a comment; an entry may be
 `../common/NAME`, for a patch that fits every release of the topic.  Anybody's own patches do as
-well: a folder of *.patch files (as `git format-patch` makes it), or single files.
+well: a folder of patches (as `git format-patch` makes it, or quilt), single files, mailboxes with
+several mails.
 """
 
 from __future__ import annotations
 
-import email.parser
-import email.policy
 import hashlib
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from harness import files
 from harness.errors import PatchError, UsageError
-from harness.series import git
-from harness.series.git import Drift
+from harness.series import diffs, git, listing, mails
+from harness.series.listing import COMMON, Entry, Listing
 
 PATCHES = files.PROJECT / "patches"
 DEFAULT_TOPIC = "meminfo"
-COMMON = "common"
-_SUFFIXES = (".patch", ".diff")
-_TAG = re.compile(r"^\s*\[[^\]]*PATCH[^\]]*\]\s*", re.I)
-_MBOX_FROM = re.compile(rb"\AFrom [0-9a-f]{7,64} .*\r?\n")
-_SUBJECT = re.compile(rb"^Subject:[ \t]*(\[[^\]\n]*PATCH[^\]\n]*\][ \t]*)?", re.M | re.I)
+_DEEPEST = 32
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch as it was read; what is applied is `data`, not what the file says later."""
+    """One patch as it was read; what is applied is `diff`, not what the file says later.
+
+    `data` is the patch as it stands in its file; `part` its number there, counted from 1, and 0
+    where the file is one patch.  `diff` has the usual form, paths with a/ and b/.  `reverse`: the
+    series takes it back.  `plain`: `diff` is the end of `data`, so the file can be written again.
+    """
 
     path: Path
     subject: str
@@ -43,11 +40,17 @@ class Patch:
     touched: tuple[str, ...]
     digest: str
     data: bytes = field(repr=False)
+    diff: bytes = field(default=b"", repr=False)
+    date: str = ""
+    part: int = 0
+    reverse: bool = False
+    plain: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return self.path.name
+        """The file's name, and which patch in it."""
+        return f"{self.path.name}#{self.part}" if self.part else self.path.name
 
     @property
     def common(self) -> bool:
@@ -57,12 +60,16 @@ class Patch:
 
 @dataclass(frozen=True)
 class Series:
-    """Patches in the order in which they apply, for one release."""
+    """Patches in the order in which they apply, for one release.
+
+    `notes` say what was seen beside the patches and is not part of the series.
+    """
 
     topic: str
     release: str
     folder: Path
     patches: tuple[Patch, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -86,211 +93,155 @@ def releases(topic: Path) -> tuple[str, ...]:
     """The releases a topic's folder has a series for."""
     if not topic.is_dir():
         return ()
-    return tuple(sorted(path.parent.name for path in topic.glob("*/series")))
+    return tuple(sorted(path.parent.name for path in topic.glob(f"*/{listing.SERIES}")))
 
 
-def load_series(where: Path | str | Sequence[Path], release: str) -> Series:
+def load_series(
+    where: Path | str | Sequence[Path], release: str, tree: Path | None = None
+) -> Series:
     """Read a series.
 
     `where` is a topic (its name or folder), a folder with a `series` file or with patches, a
-    patch, or a list of such folders and patches, one on top of the other.  UsageError: no such
+    patch, a mailbox, or a list of such folders and files, one on top of the other.  `tree`, where
+    there is one, shows how many parts to take off the names in a patch.  UsageError: no such
     thing, or none for `release`.  PatchError: a series naming a patch that is not there, or one
     that git cannot read.
     """
     if isinstance(where, Sequence) and not isinstance(where, str):
-        paths: list[Path] = []
-        for path in map(Path, where):
-            if path.is_dir():
-                paths += [patch.path for patch in load_series(path, release).patches]
-            else:
-                paths.append(path)
-        return _series("given", release, paths[0].parent if paths else Path(), paths)
+        parts = [load_series(path, release, tree) for path in where]
+        folder = parts[0].folder if parts else Path()
+        patches = tuple(patch for part in parts for patch in part.patches)
+        notes = tuple(note for part in parts for note in part.notes)
+        return Series("given", release, folder, patches, notes)
     given = Path(where)
     if isinstance(where, str) and not given.exists() and (PATCHES / where).is_dir():
         given = PATCHES / where
-    if given.is_file() and given.name == "series":
+    if given.is_file() and given.name == listing.SERIES:
         given = given.parent
     if given.is_file():
-        return _series(given.stem, release, given.parent, [given])
+        return _series(given.stem, release, given.parent, Listing((Entry(given),)), tree)
     if not given.is_dir():
         known = ", ".join(topics()) or "none"
         raise UsageError(f"{given}: no such series; give a folder, a patch or a topic ({known})")
-    if (given / "series").is_file():
-        return _series(given.parent.name, release, given, _listed(given))
+    if (given / listing.SERIES).is_file():
+        topic = given.absolute().parent.name
+        return _series(topic, release, given, listing.from_file(given / listing.SERIES), tree)
     # A patch for a whole branch stands in a folder named after its major version.
     for name in dict.fromkeys((release, release.split(".")[0])):
-        if (given / name / "series").is_file():
-            return _series(given.name, release, given / name, _listed(given / name))
+        if (given / name / listing.SERIES).is_file():
+            found = listing.from_file(given / name / listing.SERIES)
+            return _series(given.absolute().name, release, given / name, found, tree)
     if has := releases(given):
         raise UsageError(
-            f"{given.name}: no series for FreeBSD {release}, there is one for {', '.join(has)}"
+            f"{given.name}: no series for FreeBSD {release}, there is one for {', '.join(has)}; "
+            f"put one for {release} into {given / release}/, its patches named in a file `series`"
         )
-    found = sorted(path for path in given.iterdir() if path.suffix in _SUFFIXES)
-    if not found:
-        raise UsageError(f"{given}: neither a `series` file nor patches in it")
-    return _series(given.name, release, given, found)
+    return _series(given.absolute().name, release, given, listing.from_folder(given), tree)
 
 
-def _listed(folder: Path) -> list[Path]:
-    listing = folder / "series"
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PatchError(f"{listing}: cannot be read as text: {error}") from error
-    paths: list[Path] = []
-    for number, line in enumerate(lines, 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        at = f"{listing}:{number}"
-        path = folder / entry
-        if "\0" in entry or path.resolve().parent not in (
-            folder.resolve(),
-            (folder.parent / COMMON).resolve(),
-        ):
-            raise PatchError(f"{at}: {entry!r} is neither beside the series nor in ../{COMMON}")
-        if not path.is_file():
-            raise PatchError(f"{at}: names {entry}, which is not there")
-        if path in paths:
-            raise PatchError(f"{at}: names {entry} a second time")
-        paths.append(path)
-    return paths
-
-
-def _series(topic: str, release: str, folder: Path, paths: Sequence[Path]) -> Series:
-    return Series(topic, release, folder, tuple(read_patch(path) for path in paths))
+def _series(topic: str, release: str, folder: Path, found: Listing, tree: Path | None) -> Series:
+    patches: list[Patch] = []
+    notes = list(found.notes)
+    for entry in found.entries:
+        read, more = read_patches(entry, tree)
+        patches += read
+        notes += more
+        notes += [f"{patch.name}: {note}" for patch in read for note in patch.notes]
+    return Series(topic, release, folder, tuple(patches), tuple(notes))
 
 
 def read_patch(path: Path) -> Patch:
-    """Read one patch.  UsageError: no such file; PatchError: not a patch that git can read."""
+    """Read a file that is one patch.  PatchError: it is several, or none that git can read."""
+    patches, _ = read_patches(Entry(path))
+    if len(patches) != 1:
+        raise PatchError(f"{path.name}: one patch is meant, there are {len(patches)} in it")
+    return patches[0]
+
+
+def read_patches(entry: Entry, tree: Path | None = None) -> tuple[list[Patch], list[str]]:
+    """The patches of one file, and what of it is none.
+
+    UsageError: no such file.  PatchError: no patch that git can read in it.
+    """
+    path = entry.path
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    with tempfile.TemporaryDirectory(prefix="vmm-patch-") as empty:
-        touched = git.touched_paths(data, path.name, Path(empty))
-    if not touched:
-        raise PatchError(f"{path.name}: there is no diff in it")
-    subject, author, message = _mail(data)
+    letters = mails.read(data, path.name)
+    several = len(letters) > 1
+    patches: list[Patch] = []
+    notes: list[str] = []
+    for number, letter in enumerate(letters, 1):
+        name = f"{path.name}#{number}" if several else path.name
+        if reason := diffs.refused(diffs.plain(letter.text).splitlines(keepends=True)):
+            raise PatchError(f"{name}: {reason}")
+        if letter.diff:
+            patches.append(_patch(letter, entry, number if several else 0, name, tree))
+        elif letter.cover:
+            notes.append(f"{name}: a cover letter, which is no patch")
+        elif several:
+            notes.append(f"{name}: a mail without a diff: {letter.subject}")
+        else:
+            raise PatchError(f"{name}: there is no diff in it")
+    if several and not patches:
+        raise PatchError(f"{path.name}: there is no diff in its {len(letters)} mails")
+    return patches, notes
+
+
+def _patch(letter: mails.Letter, entry: Entry, part: int, name: str, tree: Path | None) -> Patch:
+    diff = _usual(letter.diff, entry.level, name, tree)
+    plain = not part and not entry.reverse and letter.text.endswith(diff) and not letter.notes
     return Patch(
-        path=path,
-        subject=subject or path.stem,
-        author=author,
-        message=message,
-        touched=touched,
-        digest=hashlib.sha256(data).hexdigest(),
-        data=data,
+        path=entry.path,
+        subject=letter.subject or entry.path.stem,
+        author=letter.author,
+        message=letter.message,
+        touched=git.touched_paths(diff, name),
+        # What is not to be seen in the file alone, as the tree and the series file decide on it.
+        digest=hashlib.sha256(
+            letter.text if plain else b"%d\0%s\0%s" % (entry.reverse, diff, letter.text)
+        ).hexdigest(),
+        data=letter.text,
+        diff=diff,
+        date=letter.date,
+        part=part,
+        reverse=entry.reverse,
+        plain=plain,
+        notes=letter.notes,
     )
 
 
-def split_mail(data: bytes) -> tuple[bytes, bytes]:
-    """A patch's header with its message, and the rest from the `---` line or the diff on."""
-    found = re.search(rb"^(?:---[ \t]*\r?\n|diff --git |--- |Index: )", data, re.M)
-    return (data[: found.start()], data[found.start() :]) if found else (data, b"")
+def _usual(diff: bytes, level: int | None, name: str, tree: Path | None) -> bytes:
+    """The diff with its paths as a/PATH and b/PATH."""
+    lines = diff.splitlines(keepends=True)
+    found = diffs.sections(lines)
+    if level is None:
+        level = diffs.fitting_level(found, *_look(tree))
+    if level is None:
+        names = sorted({it for section in found for it in (section.old, section.new) if it})
+        raise PatchError(
+            f"{name}: its paths ({git.text_of(names[0])}) lie in no FreeBSD source tree, "
+            "however many parts are taken off them; make the diff at the top of the tree, or name "
+            "the patch in a `series` file with its -pN"
+        )
+    if level > _DEEPEST or any(
+        it is not None and not diffs.strip(it, level)
+        for section in found
+        for it in (section.old, section.new)
+    ):
+        raise PatchError(f"{name}: -p{level} leaves nothing of a path in it")
+    if level == 1 and diffs.is_usual(lines, found):
+        return diff
+    return diffs.with_usual_paths(lines, found, level)
 
 
-def _mail(data: bytes) -> tuple[str, str, str]:
-    head, _ = split_mail(_MBOX_FROM.sub(b"", data))
-    if not re.match(rb"[A-Za-z-]+:", head):
-        return "", "", ""
-    mail = email.parser.BytesParser(policy=email.policy.default).parsebytes(head)
-    subject = _TAG.sub("", " ".join(str(mail.get("Subject", "")).split()))
-    body = mail.get_payload(decode=True)
-    message = body.decode("utf-8", "replace").strip() if isinstance(body, bytes) else ""
-    return subject, " ".join(str(mail.get("From", "")).split()), message
-
-
-@contextmanager
-def staged(series: Series, tree: Path) -> Iterator[tuple[Path, tuple[Drift, ...]]]:
-    """The touched files of `tree`, copied to a folder of their own, with the series applied there.
-
-    The tree is only read.  Yields the folder and the hunks that moved; raises PatchError for the
-    first patch that does not apply.
-    """
-    with tempfile.TemporaryDirectory(prefix="vmm-stage-") as name:
-        folder = Path(name) / "tree"
-        copy_touched(series.touched, tree, folder)
-        yield folder, apply_staged(series, tree, folder)
-
-
-def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
-    """Copy those of the `touched` files that `tree` has into `folder`, content and mode."""
-    require_tree(tree)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in touched:
-        source, target = tree / path, folder / path
-        if source.is_dir():
-            raise PatchError(f"{path}: the series has a file of that name, the tree a folder")
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copyfile(source, target)
-            except OSError as error:
-                raise UsageError(f"{source}: cannot be read: {error.strerror}") from error
-            target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
-
-
-def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
-    """Apply the series to the copies in `folder`; says so if `tree` has it applied already."""
-    drift: list[Drift] = []
-    for patch in series.patches:
-        try:
-            drift += git.apply_in(folder, patch.data, patch.name)
-        except PatchError as error:
-            if is_applied(series, tree):
-                raise PatchError(
-                    f"the series {series.topic} is already applied in {tree}", detail=error.detail
-                ) from error
-            raise
-    for path in series.touched:
-        # git makes none from a patch that touched_paths let pass; nothing may rest on that alone.
-        if any(
-            (folder / it).is_symlink() for it in (PurePosixPath(path), *PurePosixPath(path).parents)
-        ):
-            raise PatchError(f"{path}: the series makes a symbolic link of it")
-    return tuple(drift)
-
-
-def is_applied(series: Series, tree: Path) -> bool:
-    """Whether `tree` holds the series already: it can be taken back, last patch first."""
-    if not series.patches:
-        return False
-    with tempfile.TemporaryDirectory(prefix="vmm-stage-") as name:
-        folder = Path(name) / "tree"
-        copy_touched(series.touched, tree, folder)
-        try:
-            for patch in reversed(series.patches):
-                git.apply_in(folder, patch.data, patch.name, reverse=True)
-        except PatchError:
-            return False
-    return True
-
-
-def require_tree(tree: Path) -> None:
-    """UsageError unless `tree` is a FreeBSD source tree: sys/conf/newvers.sh is there."""
-    if not tree.is_dir():
-        raise UsageError(f"{tree}: no such folder; name a FreeBSD source tree")
-    if not (tree / "sys/conf/newvers.sh").is_file():
-        raise UsageError(f"{tree}: not a FreeBSD source tree (sys/conf/newvers.sh is not there)")
-
-
-def export(series: Series, target: Path) -> None:
-    """Write the series to `target` as one mbox for `git am`, numbered [PATCH n/m].
-
-    PatchError for a patch without author and subject: `git am` would refuse it.
-    """
-    parts = []
-    total = len(series.patches)
-    for number, patch in enumerate(series.patches, 1):
-        if not patch.author or not _SUBJECT.search(patch.data):
-            raise PatchError(
-                f"{patch.name}: it has no From: and Subject: lines, so git am cannot take it; "
-                "make it with git format-patch"
-            )
-        data = _MBOX_FROM.sub(b"", patch.data)
-        tag = f"{number}/{total}" if total > 1 else ""
-        data = _SUBJECT.sub(f"Subject: {f'[PATCH {tag}'.strip()}] ".encode(), data, count=1)
-        parts.append(b"From %s Mon Sep 17 00:00:00 2001\n" % (b"0" * 40) + data.rstrip() + b"\n\n")
-    if not parts:
-        raise PatchError(f"the series {series.topic} for {series.release} is empty")
-    files.write_atomic(target, b"".join(parts))
+def _look(tree: Path | None) -> tuple[frozenset[str], Callable[[str], bool] | None]:
+    """What stands at the top of a source tree, and whether a path is a file there."""
+    if tree is None:
+        return diffs.TOP_NAMES, None
+    try:
+        tops = diffs.TOP_NAMES | set(os.listdir(tree))
+    except OSError:
+        return diffs.TOP_NAMES, None
+    return tops, lambda path: os.path.isfile(tree / path)

@@ -21,7 +21,7 @@ from unidiff.patch import PatchSet
 
 from harness import files
 from harness.errors import CannotError, PatchError, UsageError
-from harness.series import apply, git, load
+from harness.series import apply, git, staging
 from harness.series.load import Patch, Series
 
 _CONTEXT_LINES = 3
@@ -49,7 +49,7 @@ def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> 
     Raises PatchError when the series does not apply to `pristine`.
     """
     for tree in (pristine, edited):
-        load.require_tree(tree)
+        staging.require_tree(tree)
     if pristine.resolve() == edited.resolve():
         raise UsageError("patch.refresh needs two trees: the edited one, and --pristine")
     apply.require_whole(edited)
@@ -67,6 +67,13 @@ def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> 
                 rewritten.setdefault(patch, []).append(path)
         if target:
             rewritten.setdefault(target, []).extend(unclaimed)
+        for patch in rewritten:
+            if not patch.plain:
+                raise UsageError(
+                    f"{patch.name}: it cannot be written again in the form it has (one of several "
+                    "mails, encoded, p0, or taken back with -R); make it a file of its own with "
+                    "git format-patch"
+                )
         written = {
             patch: _rewrite(patch, states[series.patches.index(patch)], states, paths, edited, work)
             for patch, paths in rewritten.items()
@@ -90,12 +97,18 @@ def _named(series: Series, name: str) -> Patch:
 def _states(series: Series, pristine: Path, work: Path, more: tuple[str, ...]) -> tuple[Path, ...]:
     """The touched files before the series, and after each patch: one folder each."""
     states = [work / "0"]
-    load.copy_touched((*series.touched, *more), pristine, states[0])
+    staging.copy_touched((*series.touched, *more), pristine, states[0])
     for number, patch in enumerate(series.patches, 1):
         states.append(work / str(number))
         shutil.copytree(states[-2], states[-1])
-        git.apply_in(states[-1], patch.data, patch.name)
+        staging.apply_patch(states[-1], patch)
     return tuple(states)
+
+
+def _split_mail(data: bytes) -> tuple[bytes, bytes]:
+    """A patch's header with its message, and the rest from the `---` line or the diff on."""
+    found = re.search(rb"^(?:---[ \t]*\r?\n|diff --git |--- |Index: )", data, re.M)
+    return (data[: found.start()], data[found.start() :]) if found else (data, b"")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -166,7 +179,7 @@ def _rewrite(
     diff = _git(repository, "diff", *options, f"-U{_context(patch)}", tree)
     if not diff:
         raise PatchError(f"{patch.name}: nothing is left of it; take it out of the series file")
-    head, old = load.split_mail(patch.data)
+    head, old = _split_mail(patch.data)
     if not head:
         return diff
     stat = _git(repository, "diff", *options, "--stat=72", "--summary", tree)
@@ -177,7 +190,7 @@ def _rewrite(
 def _context(patch: Patch) -> int:
     """How many lines of context the patch was made with: one in common/ may have fewer."""
     most = 0
-    for changed in PatchSet(git.text_of(patch.data)):
+    for changed in PatchSet(git.text_of(patch.diff)):
         for hunk in changed:
             kinds = [item.is_context for item in hunk]
             for side in (kinds, kinds[::-1]):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import files
 from harness.errors import UsageError
-from harness.series import load
+from harness.series import listing, load
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _LONGEST = 40
@@ -73,10 +73,10 @@ def new(name: str, release: str, root: Path = load.PATCHES) -> Path:
 
     UsageError: a name that is none (lower case, digits, `-` and `_` between them), or taken.
     """
-    if not _NAME.fullmatch(name) or len(name) > _LONGEST or name == load.COMMON:
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST or name == listing.COMMON:
         raise UsageError(
             f"{name!r} cannot be a topic's name: lower-case letters and digits, with - or _ "
-            f"between them, at most {_LONGEST}, and not {load.COMMON}"
+            f"between them, at most {_LONGEST}, and not {listing.COMMON}"
         )
     if not _RELEASE.fullmatch(release):
         raise UsageError(f"{release!r}: a release like 15.1 or 14 is meant")

@@ -9,7 +9,7 @@ import pytest
 from faketree import NUMBERED, diff, mail, make_series, make_tree, snapshot
 
 from harness.errors import PatchError, UsageError
-from harness.series import git, load
+from harness.series import git, load, mailbox, staging
 
 MANUAL = "share/man/man4/vmm.4"
 
@@ -88,9 +88,9 @@ def test_a_branch_has_its_series_under_its_major_version(tmp_path: Path, edit: b
 def test_an_empty_series_is_a_series_of_nothing(tmp_path: Path, tree: Path) -> None:
     series = load.load_series(make_series(tmp_path / "topic", {}), "15.1")
     assert series.patches == ()
-    with load.staged(series, tree) as (_folder, drift):
+    with staging.staged(series, tree) as (_folder, drift):
         assert drift == ()
-    assert not load.is_applied(series, tree)
+    assert not staging.is_applied(series, tree)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_link_made_by_whatever_way_is_seen_after_it_was_applied(
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
         pytest.raises(PatchError, match="the series makes a symbolic link of it"),
-        load.staged(series, tree),
+        staging.staged(series, tree),
     ):
         pass
 
@@ -224,7 +224,7 @@ def test_odd_names_of_files(tmp_path: Path, tree: Path, name: str) -> None:
     (tmp_path / "odd name.patch").write_bytes(diff(tmp_path, {path: "old\n"}, {path: "new\n"}))
     series = load.load_series(tmp_path / "odd name.patch", "15.1")
     assert series.touched == (path,)
-    with load.staged(series, tree) as (folder, _):
+    with staging.staged(series, tree) as (folder, _):
         assert (folder / path).read_text() == "new\n"
 
 
@@ -235,7 +235,7 @@ def test_renames_touch_both_names(tmp_path: Path, tree: Path) -> None:
     )
     series = load.load_series(tmp_path / "p.patch", "15.1")
     assert series.touched == ("new.c", "old name.c")
-    with load.staged(series, tree) as (folder, _):
+    with staging.staged(series, tree) as (folder, _):
         assert not (folder / "old name.c").exists()
         assert (folder / "new.c").read_text() == NUMBERED
 
@@ -248,7 +248,7 @@ def test_a_hunk_that_does_not_fit_is_told_in_one_line(
     before = snapshot(tree)
     with (
         pytest.raises(PatchError) as caught,
-        load.staged(load.load_series(topic, "15.1"), tree),
+        staging.staged(load.load_series(topic, "15.1"), tree),
     ):
         pass
     assert caught.value.message == (
@@ -267,7 +267,7 @@ def test_the_reason_is_found_where_the_lines_have_moved(
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
         pytest.raises(PatchError, match="line 52 is 'other', expected 'line 22'"),
-        load.staged(series, tree),
+        staging.staged(series, tree),
     ):
         pass
 
@@ -275,7 +275,7 @@ def test_the_reason_is_found_where_the_lines_have_moved(
 def test_a_hunk_that_fits_elsewhere_is_drift(tmp_path: Path, tree: Path, edit: bytes) -> None:
     (tmp_path / "p.patch").write_bytes(edit)
     (tree / MANUAL).write_text("new\n" * 7 + NUMBERED)
-    with load.staged(load.load_series(tmp_path / "p.patch", "15.1"), tree) as (_, drift):
+    with staging.staged(load.load_series(tmp_path / "p.patch", "15.1"), tree) as (_, drift):
         assert [(it.path, it.hunk, it.offset_lines) for it in drift] == [(MANUAL, 1, 7)]
 
 
@@ -297,25 +297,30 @@ def test_files_missing_and_in_the_way(
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
         pytest.raises(PatchError, match=f"p.patch does not apply: {message}"),
-        load.staged(series, tree),
+        staging.staged(series, tree),
     ):
         pass
 
 
 def test_crlf_on_one_side_is_the_reason_given(tmp_path: Path, tree: Path, edit: bytes) -> None:
-    (tmp_path / "p.patch").write_bytes(edit.replace(b"\n", b"\r\n"))
+    crlf = {MANUAL: NUMBERED.replace("\n", "\r\n")}
+    other = {MANUAL: crlf[MANUAL].replace("line 20", "line XX")}
+    (tmp_path / "p.patch").write_bytes(mail(diff(tmp_path, crlf, other)))
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
         pytest.raises(PatchError, match="the patch has CRLF line ends, the other has not"),
-        load.staged(series, tree),
+        staging.staged(series, tree),
     ):
         pass
+    (tree / MANUAL).write_bytes(crlf[MANUAL].encode())
+    with staging.staged(series, tree) as (folder, _):
+        assert (folder / MANUAL).read_bytes() == other[MANUAL].encode()
     (tmp_path / "p.patch").write_bytes(edit)
     (tree / MANUAL).write_bytes(NUMBERED.replace("\n", "\r\n").encode())
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
         pytest.raises(PatchError, match="the file has CRLF line ends, the other has not"),
-        load.staged(series, tree),
+        staging.staged(series, tree),
     ):
         pass
 
@@ -332,7 +337,7 @@ def test_a_series_applied_already_is_called_that(tmp_path: Path, tree: Path, edi
         make_series(tmp_path / "topic", {"1.patch": edit, "2.patch": second}), "15.1"
     )
     (tree / MANUAL).write_text(changed("line 20\n", "line YY\n"))
-    with pytest.raises(PatchError, match="is already applied in"), load.staged(series, tree):
+    with pytest.raises(PatchError, match="is already applied in"), staging.staged(series, tree):
         pass
 
 
@@ -351,7 +356,7 @@ def test_the_users_git_settings_change_nothing(
     )
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     (tmp_path / "p.patch").write_bytes(edit.replace(b"+line XX", b"+line XX  "))
-    with load.staged(load.load_series(tmp_path / "p.patch", "15.1"), tree) as (folder, _):
+    with staging.staged(load.load_series(tmp_path / "p.patch", "15.1"), tree) as (folder, _):
         assert "line XX  \n" in (folder / MANUAL).read_text()
 
 
@@ -359,7 +364,7 @@ def test_what_is_no_source_tree_is_wrong_use(tmp_path: Path, edit: bytes) -> Non
     (tmp_path / "p.patch").write_bytes(edit)
     series = load.load_series(tmp_path / "p.patch", "15.1")
     for place, message in ((tmp_path / "none", "no such folder"), (tmp_path, "newvers.sh is not")):
-        with pytest.raises(UsageError, match=message), load.staged(series, place):
+        with pytest.raises(UsageError, match=message), staging.staged(series, place):
             pass
 
 
@@ -368,7 +373,7 @@ def test_an_exported_series_goes_through_git_am(tmp_path: Path, tree: Path, edit
     added = mail(diff(tmp_path, {}, {"sys/new.c": "x\n"}), subject="vmm: Ädd", message=message)
     topic = make_series(tmp_path / "topic", {"1.patch": edit, "2.patch": added})
     out = tmp_path / "out.mbox"
-    load.export(load.load_series(topic, "15.1"), out)
+    mailbox.export(load.load_series(topic, "15.1"), out)
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
@@ -400,5 +405,5 @@ def test_an_exported_series_goes_through_git_am(tmp_path: Path, tree: Path, edit
 def test_a_bare_diff_cannot_be_exported(tmp_path: Path) -> None:
     (tmp_path / "p.patch").write_bytes(diff(tmp_path, {}, {"a": "x\n"}))
     with pytest.raises(PatchError, match="no From: and Subject: lines"):
-        load.export(load.load_series(tmp_path / "p.patch", "15.1"), tmp_path / "out")
+        mailbox.export(load.load_series(tmp_path / "p.patch", "15.1"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

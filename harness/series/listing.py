@@ -1,0 +1,139 @@
+"""Which files make a series: what its `series` file says, or what its folder holds.
+
+A `series` file is read as quilt reads it: one patch a line, options behind it (-p0, -R), `#` begins
+a comment.  Whatever in a folder is not taken is named, so that nothing is left out unseen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.errors import PatchError, UsageError
+
+SERIES = "series"
+COMMON = "common"
+_SUFFIXES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+_LEVEL = re.compile(r"(?:-p|--strip=)(\d+)\Z")
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of patches; `level` is how many parts to take off its names, None to find out."""
+
+    path: Path
+    level: int | None = None
+    reverse: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a series in their order, and what else its folder holds."""
+
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+
+
+def from_folder(folder: Path) -> Listing:
+    """The patches in a folder without a `series` file, by name; numbers in names count."""
+    there = sorted((path for path in folder.iterdir()), key=_by_number)
+    taken = [path for path in there if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    if not taken:
+        held = f"; it holds {_few([path.name for path in there])}" if there else ""
+        raise UsageError(
+            f"{folder}: neither a `series` file nor patches ({', '.join(_SUFFIXES)}) in it{held}"
+        )
+    return Listing(tuple(Entry(path) for path in taken), _left_out(folder, there, taken))
+
+
+def from_file(listing: Path) -> Listing:
+    """What a `series` file names.  PatchError names the line that is wrong."""
+    folder = listing.parent
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchError(f"{listing}: cannot be read as text: {error}") from error
+    entries: list[Entry] = []
+    for number, line in enumerate(lines, 1):
+        words = _COMMENT.sub("", line).split()
+        if not words:
+            continue
+        at = f"{listing}:{number}"
+        entry = _entry(folder, line, at)
+        if entry.path in [it.path for it in entries]:
+            raise PatchError(f"{at}: names {words[0]} a second time")
+        entries.append(entry)
+    there = sorted(folder.iterdir(), key=_by_number)
+    patches = [path for path in there if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    return Listing(tuple(entries), _left_out(folder, patches, [entry.path for entry in entries]))
+
+
+def _entry(folder: Path, line: str, at: str) -> Entry:
+    """One line.  A name with blanks in it is taken where there is such a file."""
+    whole = _COMMENT.sub("", line).strip()
+    name, options = whole, ""
+    if not _is_file(folder / whole):
+        name, options = (*whole.split(maxsplit=1), "")[:2]
+    entry = Entry(folder / name)
+    top, common = folder.resolve(), (folder.parent / COMMON).resolve()
+    try:
+        place = entry.path.resolve()
+    except (OSError, ValueError):
+        place = Path("/")
+    if "\0" in name or (not place.is_relative_to(top) and place.parent != common):
+        raise PatchError(f"{at}: {name!r} is neither beside the series nor in ../{COMMON}")
+    if not entry.path.is_file():
+        raise PatchError(f"{at}: names {name}, which is not there")
+    return _with_options(entry, options, at)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _with_options(entry: Entry, options: str, at: str) -> Entry:
+    words = iter(options.split())
+    for word in words:
+        given = f"{word}{next(words, '')}" if word in ("-p", "--strip") else word
+        if given in ("-pab", "-pba"):
+            # quilt's names for a/ and b/.
+            entry = replace(entry, level=1)
+        elif found := _LEVEL.match(given):
+            entry = replace(entry, level=int(found[1]))
+        elif word in ("-R", "--reverse"):
+            entry = replace(entry, reverse=True)
+        else:
+            raise PatchError(
+                f"{at}: the option {word} of {entry.path.name} is not known; -pN and -R are"
+            )
+    return entry
+
+
+def _left_out(folder: Path, there: list[Path], taken: list[Path]) -> tuple[str, ...]:
+    names = [path.name for path in there if path not in taken and path.name != SERIES]
+    if not names:
+        return ()
+    why = "not in its series file" if (folder / SERIES).is_file() else "no patches, by their names"
+    return (f"{folder}: not part of the series: {_few(names)} ({why})",)
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """So that 10.patch follows 9.patch."""
+    return list(_parts(path.name))
+
+
+def _parts(name: str) -> Iterator[tuple[int, str]]:
+    for digits, text in re.findall(r"(\d+)|(\D+)", name):
+        yield (int(digits), "") if digits else (-1, text)

@@ -1,0 +1,55 @@
+"""A series as one mailbox for git am."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from harness import files
+from harness.errors import PatchError
+from harness.series.load import Patch, Series
+
+_MBOX_FROM = re.compile(rb"\AFrom [0-9a-f]{7,64} .*\r?\n")
+_SUBJECT = re.compile(rb"^Subject:[ \t]*(\[[^\]\n]*PATCH[^\]\n]*\][ \t]*)?", re.M | re.I)
+# What git am would take for the end of a message, or for a diff.
+_MISTAKEN = re.compile(rb"^(---|diff -|Index: |From |>+From |\* )", re.M)
+
+
+def export(series: Series, target: Path) -> None:
+    """Write the series to `target` as one mbox for `git am`, numbered [PATCH n/m].
+
+    PatchError for a patch without author and subject, which `git am` would refuse, and for one that
+    the series takes back.
+    """
+    parts = []
+    total = len(series.patches)
+    for number, patch in enumerate(series.patches, 1):
+        if patch.reverse:
+            raise PatchError(
+                f"{patch.name}: the series takes it back (-R), and git am cannot; make a patch of "
+                "what that changes"
+            )
+        if not patch.author or not _SUBJECT.search(patch.data):
+            raise PatchError(
+                f"{patch.name}: it has no From: and Subject: lines, so git am cannot take it; "
+                "make it with git format-patch"
+            )
+        data = _MBOX_FROM.sub(b"", patch.data) if patch.plain else _written(patch)
+        tag = f"{number}/{total}" if total > 1 else ""
+        data = _SUBJECT.sub(f"Subject: {f'[PATCH {tag}'.strip()}] ".encode(), data, count=1)
+        parts.append(b"From %s Mon Sep 17 00:00:00 2001\n" % (b"0" * 40) + data.rstrip() + b"\n\n")
+    if not parts:
+        raise PatchError(f"the series {series.topic} for {series.release} is empty")
+    files.write_atomic(target, b"".join(parts))
+
+
+def _written(patch: Patch) -> bytes:
+    """The mail of a patch that came in another form."""
+    date = f"Date: {patch.date}\n" if patch.date else ""
+    head = (
+        f"From: {patch.author}\n{date}Subject: {patch.subject}\n"
+        "MIME-Version: 1.0\nContent-Type: text/plain; charset=UTF-8\n"
+        "Content-Transfer-Encoding: 8bit\n\n"
+    )
+    message = _MISTAKEN.sub(rb" \1", patch.message.encode("utf-8", "replace"))
+    return head.encode("utf-8", "replace") + message + b"\n---\n\n" + patch.diff

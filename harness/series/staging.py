@@ -1,0 +1,95 @@
+"""A series applied to copies: the user's tree is only read."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from harness.errors import PatchError, UsageError
+from harness.series import git
+from harness.series.git import Drift
+from harness.series.load import Patch, Series
+
+
+@contextmanager
+def staged(series: Series, tree: Path) -> Iterator[tuple[Path, tuple[Drift, ...]]]:
+    """The touched files of `tree`, copied to a folder of their own, with the series applied there.
+
+    The tree is only read.  Yields the folder and the hunks that moved; raises PatchError for the
+    first patch that does not apply.
+    """
+    with tempfile.TemporaryDirectory(prefix="vmm-stage-") as name:
+        folder = Path(name) / "tree"
+        copy_touched(series.touched, tree, folder)
+        yield folder, apply_staged(series, tree, folder)
+
+
+def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
+    """Copy those of the `touched` files that `tree` has into `folder`, content and mode."""
+    require_tree(tree)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in touched:
+        source, target = tree / path, folder / path
+        if source.is_dir():
+            raise PatchError(f"{path}: the series has a file of that name, the tree a folder")
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(source, target)
+            except OSError as error:
+                raise UsageError(f"{source}: cannot be read: {error.strerror}") from error
+            target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
+
+
+def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
+    """Apply the series to the copies in `folder`; says so if `tree` has it applied already."""
+    drift: list[Drift] = []
+    for patch in series.patches:
+        try:
+            drift += apply_patch(folder, patch)
+        except PatchError as error:
+            if is_applied(series, tree):
+                raise PatchError(
+                    f"the series {series.topic} is already applied in {tree}", detail=error.detail
+                ) from error
+            raise
+    for path in series.touched:
+        # git makes none from a patch that touched_paths let pass; nothing may rest on that alone.
+        if any(
+            (folder / it).is_symlink() for it in (PurePosixPath(path), *PurePosixPath(path).parents)
+        ):
+            raise PatchError(f"{path}: the series makes a symbolic link of it")
+    return tuple(drift)
+
+
+def is_applied(series: Series, tree: Path) -> bool:
+    """Whether `tree` holds the series already: it can be taken back, last patch first."""
+    if not series.patches:
+        return False
+    with tempfile.TemporaryDirectory(prefix="vmm-stage-") as name:
+        folder = Path(name) / "tree"
+        copy_touched(series.touched, tree, folder)
+        try:
+            for patch in reversed(series.patches):
+                apply_patch(folder, patch, reverse=True)
+        except PatchError:
+            return False
+    return True
+
+
+def require_tree(tree: Path) -> None:
+    """UsageError unless `tree` is a FreeBSD source tree: sys/conf/newvers.sh is there."""
+    if not tree.is_dir():
+        raise UsageError(f"{tree}: no such folder; name a FreeBSD source tree")
+    if not (tree / "sys/conf/newvers.sh").is_file():
+        raise UsageError(f"{tree}: not a FreeBSD source tree (sys/conf/newvers.sh is not there)")
+
+
+def apply_patch(
+    folder: Path, patch: Patch, *, reverse: bool = False, only: str = ""
+) -> tuple[Drift, ...]:
+    """Apply one patch to the files in `folder`, as its series says; all or nothing."""
+    return git.apply_in(folder, patch.diff, patch.name, reverse=reverse != patch.reverse, only=only)
