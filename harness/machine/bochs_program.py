@@ -1,12 +1,14 @@
 """Which Bochs runs the machines, and what that one can do.
 
-It is the installed one, or one whose Debian packages were unpacked into a folder that
-HARNESS_BOCHS names: that one runs with the folder's own loader and libraries, so it may be of
-another Debian than the machine's.  What a Bochs can do is taken from what it says of itself.
+It is the installed one, or one whose Debian packages were unpacked into a folder: HARNESS_BOCHS
+names the folder, or a version that `./inv setup --bochs VERSION` has unpacked.  That one runs with
+the folder's own loader and libraries, so it may be of another Debian than the machine's.  What a
+Bochs can do is taken from what it says of itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from harness.errors import CannotError
 from harness.files import sha256_text
+from harness.machine import bochs_packages
 
 VARIABLE = "HARNESS_BOCHS"
 SYSTEM = Path("/")
@@ -27,6 +30,8 @@ _NAME = "bochs"
 # Debian's `bochs` is a script that starts this one.
 _PROGRAM = "usr/bin/bochs-bin"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# Debian 12's packages have the C library here, later ones where all others are.
+_MORE_LIBRARIES = "lib/x86_64-linux-gnu"
 _LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2")
 _SHARE = "usr/share/bochs"
 _LIMIT_S = 10.0
@@ -80,7 +85,8 @@ class Bochs:
             (path for each in _LOADERS if (path := self.root / each).exists()),
             self.root / _LOADERS[0],
         )
-        return [str(loader), "--library-path", str(self.root / _LIBRARIES), self.path, *options]
+        libraries = f"{self.root / _LIBRARIES}:{self.root / _MORE_LIBRARIES}"
+        return [str(loader), "--library-path", libraries, self.path, *options]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -111,13 +117,41 @@ class Bochs:
 def find(environment: Mapping[str, str] | None = None) -> Bochs:
     """The Bochs that runs the machines.
 
-    Raises CannotError when HARNESS_BOCHS names a folder that holds none.
+    Raises CannotError when HARNESS_BOCHS names a folder that holds none, or a version that was not
+    unpacked.
     """
     named = (os.environ if environment is None else environment).get(VARIABLE, "").strip()
-    if named:
-        return below(Path(named))
+    if not named:
+        return installed() or Bochs(_NAME)
+    if named in bochs_packages.SUITES:
+        own = installed()
+        if own and own.version == named:
+            return own
+        place = bochs_packages.folder(named)
+        if not place.is_dir():
+            raise CannotError(
+                f"{VARIABLE}={named}: Bochs {named} is neither installed nor unpacked here; run "
+                f"./inv setup --bochs {named}"
+            )
+        return below(place)
+    return below(Path(named))
+
+
+def installed() -> Bochs | None:
+    """The Bochs that this machine has installed, if any."""
     path = shutil.which(_NAME)
-    return _asked(path, SYSTEM, _date(path)) if path else Bochs(_NAME)
+    return _asked(path, SYSTEM, _date(path)) if path else None
+
+
+def at_hand() -> list[Bochs]:
+    """Each version once: the installed one first, then those that were unpacked."""
+    own = installed()
+    found = [own] if own else []
+    for version, place in bochs_packages.there().items():
+        if version not in {each.version for each in found}:
+            with contextlib.suppress(CannotError):
+                found.append(below(place))
+    return found
 
 
 def below(root: Path) -> Bochs:

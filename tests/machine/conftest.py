@@ -1,14 +1,25 @@
-"""What tests on real emulators share: the stand-in guest, built once per machine."""
+"""What tests on real emulators share: the stand-in guest, and both Debians' Bochs.
+
+Each is made once per machine: the stand-in from Debian packages, the Bochs that is not installed
+from the other Debian's.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
+from harness.errors import CannotError
 from harness.files import PROJECT
+from harness.machine import bochs_packages, bochs_program
+
+BOCHS_VERSIONS = tuple(bochs_packages.SUITES)
+EMULATORS = ("tcg", *(f"bochs {version}" for version in BOCHS_VERSIONS))
 
 
 def _load(name: str, *below: str) -> ModuleType:
@@ -29,3 +40,34 @@ standin_build = _load("standin_build", "images", "standin", "build.py")
 def standin() -> standin_build.Standin:
     """The stand-in guest's disk, key and host key.  The first use downloads some 35 MB."""
     return standin_build.build()
+
+
+@contextlib.contextmanager
+def _bochs_of(version: str) -> Iterator[None]:
+    """This version is the one that runs; the test is skipped where it can be had in no way."""
+    own = bochs_program.installed()
+    with pytest.MonkeyPatch.context() as patch:
+        if own and own.version == version:
+            patch.delenv(bochs_program.VARIABLE, raising=False)
+        else:
+            try:
+                place = bochs_packages.unpack(version)
+            except CannotError as error:
+                pytest.skip(f"Bochs {version} is not here: {error.message}")
+            patch.setenv(bochs_program.VARIABLE, str(place))
+        yield
+
+
+@pytest.fixture(scope="module", params=BOCHS_VERSIONS)
+def each_bochs(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Bochs is each of the versions in turn; its version."""
+    with _bochs_of(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=EMULATORS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each emulator in turn, each Bochs among them; the backend's name."""
+    name, _, version = request.param.partition(" ")
+    with _bochs_of(version) if version else contextlib.nullcontext():
+        yield name

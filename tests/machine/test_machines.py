@@ -12,17 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from harness import machine as machines
 from harness.deadline import Deadline
-from harness.errors import CannotError, MachineDied
+from harness.errors import CannotError, MachineDied, WaitTimeout
 from harness.files import PROJECT
 from harness.machine import Drive, Machine, Spec, bochs, qemu
 
-EMULATED = ("tcg", "bochs")
 EVIL = 'it\'s a "disk", $HOME {x} =1'
 PROMPT = r"sector\r\n> "
 
@@ -42,11 +42,6 @@ def sector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.truncate(disk, 1 << 20)
     disk.chmod(0o400)
     return disk
-
-
-@pytest.fixture(params=EMULATED)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -190,17 +185,12 @@ def test_an_emulator_does_not_outlive_a_killed_harness(
     assert not emulator.is_running() or emulator.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize(
-    ("backend", "words"),
-    [("tcg", "unable to find CPU model 'nonsense'"), ("bochs", "cpu directive malformed")],
-)
-def test_a_model_that_does_not_exist_is_named_by_the_emulator(
-    make: Made, backend: str, words: str
-) -> None:
+def test_a_model_that_does_not_exist_is_named_by_the_emulator(make: Made, backend: str) -> None:
+    words = {"tcg": "unable to find CPU model 'nonsense'", "bochs": "cpu directive malformed"}
     machine = make(backend, cpu="nonsense")
     with pytest.raises(MachineDied, match=r"did not start: exited with 1") as told:
         machine.start(Deadline.after(30))
-    assert words in told.value.detail
+    assert words[backend] in told.value.detail
     machine.stop(Deadline.after(1))
 
 
@@ -287,6 +277,7 @@ def devices_in_order(machine: Machine) -> list[str]:
     return [line.split("'")[1] for line in log.splitlines() if "init_dev of" in line]
 
 
+@pytest.mark.usefixtures("each_bochs")
 def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path) -> None:
     """With a network, whose poll is a timer known by its number: that is by the devices' order."""
     state = tmp_path / f"{EVIL} state"
@@ -315,3 +306,46 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
         assert machine.powered_off()
     assert {path.name: path.read_bytes() for path in state.iterdir()} == before
     assert make("bochs", run="less", memory_bytes=16 << 20, ssh=True).depends_on() != needs
+
+
+@pytest.mark.usefixtures("each_bochs")
+def test_a_save_that_is_never_answered_ends_with_the_limit_or_the_machine(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bochs gets its signal, but does not find the request."""
+    monkeypatch.setattr(bochs.bochs_state, "request", lambda *_: None)
+    with make("bochs", savable=True) as machine:
+        boot(machine)
+        with pytest.raises(WaitTimeout, match="did not save the guest within 1 s"):
+            machine.save(tmp_path, Deadline.after(1))
+        ask(machine, "on", "on")
+        assert machine.pid is not None
+        killing = threading.Timer(0.3, os.kill, (machine.pid, signal.SIGKILL))
+        killing.start()
+        with pytest.raises(MachineDied, match="killed by SIGKILL"):
+            machine.save(tmp_path, Deadline.after(60))
+        killing.join()
+
+
+@pytest.mark.usefixtures("each_bochs")
+def test_one_that_ends_at_once_has_run(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orderly end is none of a machine that did not start, however soon it comes."""
+    disk = tmp_path / "ends.img"
+    ending = b"".join(b"\xb0" + bytes([letter]) + b"\xee" for letter in b"Shutdown")
+    code = b"\xba\x00\x89" + ending + b"\xf4"
+    disk.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))
+    machine = make("bochs", disk)
+    spawn = machine._spawn
+
+    def to_its_end(*arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
+        process = spawn(*arguments, **more)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(machine, "_spawn", to_its_end)
+    machine.start(Deadline.after(20))
+    assert machine.powered_off()
+    with pytest.raises(MachineDied, match=r"the guest switched itself off \(bochs exited with"):
+        machine.check()

@@ -55,11 +55,12 @@ def unpacked(tmp_path: Path) -> Path:
 def test_one_that_was_unpacked_runs_with_its_own_libraries(unpacked: Path, tmp_path: Path) -> None:
     found = bochs_program.find({"HARNESS_BOCHS": str(unpacked)})
     assert (found.version, found.private) == ("3.0", True)
-    libraries = unpacked / "usr/lib/x86_64-linux-gnu"
+    own = unpacked / "usr/lib/x86_64-linux-gnu"
+    libraries = f"{own}:{unpacked / 'lib/x86_64-linux-gnu'}"
     program = unpacked / "usr/bin/bochs-bin"
     assert (tmp_path / "called").read_text() == f"--library-path {libraries} {program} --help\n"
-    assert found.command("-q")[-3:] == [str(libraries), str(program), "-q"]
-    assert found.environment["LTDL_LIBRARY_PATH"] == str(libraries / "bochs/plugins")
+    assert found.command("-q")[-3:] == [libraries, str(program), "-q"]
+    assert found.environment["LTDL_LIBRARY_PATH"] == str(own / "bochs/plugins")
     assert found.bios == unpacked / "usr/share/bochs/BIOS-bochs-latest"
 
 
