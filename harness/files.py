@@ -187,7 +187,7 @@ def sha256_text(*parts: str) -> str:
     """One digest over several texts, each closed so that ("ab", "c") differs from ("a", "bc")."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode()
+        data = part.encode(errors="surrogateescape")
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.hexdigest()

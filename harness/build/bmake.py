@@ -1,4 +1,4 @@
-"""Running Debian's bmake and clang on a farm, and reading what they say.
+"""Running Debian's bmake and clang on a linked tree, and reading what they say.
 
 FreeBSD's own Makefiles do the work; here is only what they must be told when the machine they run
 on is not FreeBSD, and how a failure becomes the compiler's few lines.
@@ -10,19 +10,19 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import debian
+from harness import debian, process
+from harness.build.sandbox import PLACE, Sandbox
+from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError
 
 Progress = Callable[[str], None]
 
-_WARNING = re.compile(r"^(?:\S*/work/[0-9a-f]+/src/)?(\S.*?):\d+:\d+: (warning: .*)")
+_WARNING = re.compile(rf"^(?:(?:\S*/work/[0-9a-f]+|{PLACE})/src/)?(\S.*?):\d+:\d+: (warning: .*)")
 _ERROR = re.compile(
     r"(^\S.*?:\d+:\d+: (fatal )?error: )|(^\S*clang\S*: error: )|(^\S*ld\.lld\S*: error: )"
     r"|(\"\S+\" line \d+: )|(: fatal error: )"
@@ -32,6 +32,8 @@ _MAKE_NOISE = re.compile(r"^(--- |bmake|make\[|\*\*\*|A failure|stopped|\.ERROR|
 _AFTER = re.compile(r"\s|\S+: note: |>>> ")
 _SHOWN_LINES = 25
 _JOB = re.compile(r"^--- (\S+) ---$")
+# The module takes a minute, bhyve a few; a Makefile may loop.
+_LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,33 @@ class Toolchain:
         """The name of one of its programs, e.g. clang-19."""
         return f"{name}-{self.version}"
 
+    def programs(self) -> tuple[Path, ...]:
+        """Where the programs are that a build runs."""
+        tools = ("clang", "ld.lld", "llvm-objcopy", "llvm-ar", "llvm-nm", "llvm-strip")
+        names = ("bmake", "ccache", *(self.tool(name) for name in tools))
+        found = (shutil.which(name) for name in names)
+        return tuple(Path(os.path.abspath(path)) for path in found if path)
+
 
 def find_toolchain() -> Toolchain:
-    """The preferred clang with its lld; CannotError with the mend if that or bmake is missing."""
+    """The preferred clang with its lld; CannotError with the remedy if that or bmake is missing."""
     version = debian.clang_version()
     if version is None or not shutil.which("bmake"):
         what = "clang, lld and llvm-objcopy" if version is None else "bmake"
         raise CannotError(f"{what} not found; run ./inv setup to install what building needs")
     said = []
     for command in ([f"clang-{version}", "--version"], [f"ld.lld-{version}", "--version"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = process.run(command)
         said.append((done.stdout.splitlines() or ["?"])[0])
     return Toolchain(version, "; ".join(said))
 
 
 @dataclass(frozen=True)
 class Make:
-    """One use of bmake: a folder of the farm, what to make there, and with what."""
+    """One use of bmake: a folder of the linked tree, what to make there, and with what.
+
+    Variables and environment hold paths as the sandbox sees them.
+    """
 
     component: str
     folder: Path
@@ -69,11 +81,11 @@ class Make:
     variables: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...] = ()
 
-    def command(self, share_mk: Path, jobs: int) -> list[str]:
+    def command(self, share_mk: str, jobs: int) -> list[str]:
         """The command line; `jobs` 0 runs one after the other with unmixed output."""
         parallel = [f"-j{jobs}"] if jobs else []
         assigned = [f"{name}={value}" for name, value in self.variables]
-        return ["bmake", "-m", str(share_mk), *parallel, *assigned, *self.targets]
+        return ["bmake", "-m", share_mk, *parallel, *assigned, *self.targets]
 
 
 @dataclass(frozen=True)
@@ -88,29 +100,24 @@ def jobs() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def run(make: Make, farm: Path, log: Path, progress: Progress, hold: Sequence[int] = ()) -> Outcome:
-    """Run one make, appending all it says to `log`; it inherits the open files of `hold`.
+def run(
+    make: Make, farm: Path, log: Path, progress: Progress, sandbox: Sandbox | None = None
+) -> Outcome:
+    """Run one make in the linked tree `farm`, appending its output to `log`.
 
     Raises PatchError with the compiler's own lines when it fails.
     """
-    share_mk = farm / "share/mk"
-    environment = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "HOME": "/nonexistent",
-        "LC_ALL": "C",
-        # bmake would otherwise go on with a make that called us (./inv from a Makefile).
-        "MAKEFLAGS": "",
-        **dict(make.environment),
-    }
-    code, lines = _logged(make.command(share_mk, jobs()), make, environment, log, progress, hold)
+    sandbox = sandbox or Sandbox(None, farm)
+    share_mk = sandbox.inside(farm / "share/mk")
+    code, lines = _logged(make.command(share_mk, jobs()), make, sandbox, log, progress)
     warnings = sum(1 for line in lines if _WARNING.match(line))
     if code == 0:
         return Outcome(warnings)
     # Side by side the compilers' lines run into each other: what failed is made once more alone.
-    again, alone = _logged(make.command(share_mk, 0), make, environment, log, progress, hold)
+    again, alone = _logged(make.command(share_mk, 0), make, sandbox, log, progress)
     if again == 0:
         return Outcome(warnings)
-    shown = error_lines(alone, farm)
+    shown = error_lines(alone, sandbox.inside(farm))
     first = next((line for line in shown if _ERROR.search(line)), shown[0] if shown else "")
     raise PatchError(f"{make.component} does not build: {first.strip()}", detail="\n".join(shown))
 
@@ -121,7 +128,7 @@ def warning_lines(log: str) -> Counter[str]:
     return Counter(f"{match[1]}: {match[2]}" for match in found if match)
 
 
-def error_lines(lines: Sequence[str], farm: Path) -> list[str]:
+def error_lines(lines: Sequence[str], farm: str) -> list[str]:
     """The lines that matter of a failed make, with paths as in the source tree."""
     short = [line.replace(f"{farm}/", "") for line in lines]
     shown: list[str] = []
@@ -142,53 +149,40 @@ def error_lines(lines: Sequence[str], farm: Path) -> list[str]:
 
 
 def _logged(
-    command: Sequence[str],
-    make: Make,
-    environment: Mapping[str, str],
-    log: Path,
-    progress: Progress,
-    hold: Sequence[int],
+    command: Sequence[str], make: Make, sandbox: Sandbox, log: Path, progress: Progress
 ) -> tuple[int, list[str]]:
     lines: list[str] = []
-    with log.open("a", encoding="utf-8", errors="replace") as stream:
-        stream.write(f"$ cd {make.folder} && {shlex.join(command)}\n")
-        stream.flush()
-        try:
-            # Its own process group, so that an interrupt ends the compilers too.
-            process = subprocess.Popen(
-                command,
-                cwd=make.folder,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-                pass_fds=tuple(hold),
-            )
-        except OSError as error:
-            raise CannotError(f"{command[0]}: cannot be run: {error.strerror}") from error
-        assert process.stdout
-        try:
-            for line in process.stdout:
-                stream.write(line)
-                lines.append(line.rstrip("\n"))
+    environment = {
+        # bmake would otherwise go on with a make that called us (./inv from a Makefile).
+        "MAKEFLAGS": "",
+        **dict(make.environment),
+    }
+    with log.open("ab") as stream:
+        folder = shlex.quote(sandbox.inside(make.folder))
+        stream.write(f"$ cd {folder} && {shlex.join(command)}\n".encode(errors="replace"))
+        begun = b""
+
+        def take(chunk: bytes) -> None:
+            nonlocal begun
+            stream.write(chunk)
+            *whole, begun = (begun + chunk).split(b"\n")
+            for line in (it.decode(errors="replace") for it in whole):
+                lines.append(line)
                 if found := _JOB.match(line):
                     progress(f"{make.component}: {found[1]}")
-            code = process.wait()
-        except BaseException:
-            _end(process)
-            raise
-        stream.write(f"(exit code {code})\n")
-    return code, lines
 
-
-def _end(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=5)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
-        process.kill()
-    process.wait()
+        try:
+            done = sandbox.run(
+                command,
+                make.folder,
+                Deadline.after(_LIMIT_S),
+                environment,
+                merged=True,
+                sink=take,
+            )
+        except process.Unfinished as error:
+            raise PatchError(f"{make.component}: {error.message}", detail=error.detail) from error
+        if begun:
+            take(b"\n")
+        stream.write(f"(exit code {done.code})\n".encode())
+    return done.code, lines

@@ -1,8 +1,9 @@
 """From a source tree and a series to vmm.ko, libvmmapi and vmmls, on this machine.
 
-Everything happens in a private farm (farm.py); the user's tree is only read.  What is made lies in
-`builds/KEY/` of the cache, where KEY is the digest of all that went in, so that a second build of
-the same makes nothing.  A failed build leaves nothing there but its log, in `builds/failed/`.
+Everything happens in a linked tree (linktree.py) and in a sandbox (sandbox.py); the user's tree is
+only read.  What is made lies in `builds/KEY/` of the cache, where KEY is the digest of all that
+went in, so that a second build of the same makes nothing.  A failed build leaves nothing there but
+its log, in `builds/failed/`.
 
 vmmls finds its library beside itself (run path $ORIGIN): both are copied to one private folder of
 the guest, nothing of the guest's own system is replaced, no variable has to be set, and it is the
@@ -26,13 +27,13 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
 from harness import files
-from harness.build import bmake, ccache, kernconf, linktree, targets, workdir
+from harness.build import bmake, ccache, kernconf, linktree, sandbox, targets, workdir
 from harness.build.bmake import Progress, Toolchain
 from harness.build.guest_programs import compile_program as compile_program
 from harness.build.in_guest import GuestBuilder
 from harness.errors import CannotError, PatchError, WorkbenchError
 from harness.series import apply
-from harness.series.load import Series
+from harness.series.load import PATCHES, Series
 
 # Part of every key: raise it when the same input is to be made in another way.
 _RECIPE = 1
@@ -70,6 +71,7 @@ class Build:
     seconds: float
     log: Path
     digests: tuple[tuple[str, str], ...]
+    sandboxed: bool
     cached: bool
 
     @property
@@ -111,13 +113,15 @@ def build(
     progress: Progress = lambda _line: None,
     maker: Maker = targets.make_all,
     in_guest: GuestBuilder | None = None,
+    sandboxed: bool = True,
 ) -> Build:
     """Build what a series makes of `source`, or find that it is built already (`cached`).
 
     `series` None builds the stock module and library.  Without `sysroot` only the module is built;
     `not_built` says what is missing and why.  `kernel_options` changes the options of the tree's
     `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module by FreeBSD's
-    own compiler; then a machine without one can build, the module alone.
+    own compiler; then a machine without one can build, the module alone.  `sandboxed` False runs
+    the makes on this machine as they are, for patches that are trusted.
 
     Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
     that does not apply, code that does not compile; names the log).
@@ -149,6 +153,7 @@ def build(
         series.digest if series else "stock",
         json.dumps([config.name, config.options]),
         toolchain.identity,
+        "sandboxed" if sandboxed else "not sandboxed",
     )[:32]
     target = root / key
     with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
@@ -158,7 +163,12 @@ def build(
             return dataclasses.replace(
                 found, release=release, series=series.topic if series else None
             )
-        job = _Job(tree, sysroot, sysroot_is, series, release, config, toolchain, progress, key)
+        fence = sandbox.find(sandboxed)
+        if fence is None:
+            sandbox.require_plain(root, "the cache's path")
+        job = _Job(
+            tree, sysroot, sysroot_is, series, release, config, toolchain, progress, key, fence
+        )
         built = _make(job, target, maker)
     _prune(root, key)
     return built
@@ -175,6 +185,7 @@ class _Job:
     toolchain: Toolchain
     progress: Progress
     key: str
+    fence: str | None
 
 
 def _make(job: _Job, target: Path, maker: Maker) -> Build:
@@ -186,7 +197,9 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
         try:
             job.progress("setting up the source")
             linktree.plant(job.tree, job.series, work / "src")
-            log.write_text(f"{job.toolchain.identity}\n{job.tree.path} ({job.tree.target})\n")
+            begun = f"{job.toolchain.identity}\n{job.tree.path} ({job.tree.target})\n"
+            log.write_text(begun, errors="backslashreplace")
+            launcher, fence = _fenced(job, shop)
             made = maker(
                 targets.Job(
                     job.tree,
@@ -197,8 +210,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                     job.sysroot,
                     job.progress,
                     job.series,
-                    ccache.find(work, job.toolchain.identity, _includable(job, work)),
-                    (shop.lock_fd,),
+                    launcher,
+                    fence,
                 )
             )
             build_id = read_build_id(made.module)
@@ -234,6 +247,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "invariants": job.config.invariants,
             "compiler": job.toolchain.identity,
             "warnings": made.warnings,
+            "sandboxed": job.fence is not None,
             "seconds": round(time.monotonic() - start, 1),
             "source": str(job.tree.path),
             "sysroot": str(job.sysroot) if job.sysroot else None,
@@ -246,6 +260,39 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
     if not built:
         raise CannotError(f"{target}: what was built cannot be read back; is the disk full?")
     return built
+
+
+def _fenced(job: _Job, shop: workdir.Workshop) -> tuple[ccache.Ccache, sandbox.Sandbox]:
+    """The compiler's cache and the sandbox for a build."""
+    work = shop.folder
+    for name in ("obj", "made"):
+        (work / name).mkdir()
+    reads = [job.tree.path, *linktree.elsewhere(job.tree)]
+    if job.sysroot:
+        reads.append(job.sysroot)
+    fence = sandbox.Sandbox(
+        job.fence,
+        work,
+        reads=tuple(reads),
+        writes=(work / "obj",),
+        tools=job.toolchain.programs(),
+        held=shop.lock_fd,
+    )
+    launcher, fence = ccache.find(
+        work,
+        job.toolchain.identity,
+        _includable(job, work),
+        fence,
+        stranger=job.series.digest if job.series and not _shipped(job.series) else "",
+    )
+    fence.require()
+    return launcher, fence
+
+
+def _shipped(series: Series) -> bool:
+    """Whether all of a series comes with the project, which is trusted as its code is."""
+    own = PATCHES.resolve()
+    return all(patch.path.resolve().is_relative_to(own) for patch in series.patches)
 
 
 def _includable(job: _Job, work: Path) -> Iterator[str]:
@@ -273,7 +320,7 @@ def _from_manifest(
         name: data[name]
         for name in (
             "release", "revision", "osversion", "build_id", "series", "series_digest",
-            "kernel_config", "invariants", "compiler", "warnings", "seconds",
+            "kernel_config", "invariants", "compiler", "warnings", "seconds", "sandboxed",
         )
     }  # fmt: skip
     paths = {
@@ -310,8 +357,10 @@ def read_build_id(file: Path) -> str:
 def _own_code() -> str:
     """The digest of the code that builds, so that a change to it makes everything anew."""
     here = Path(__file__).parent
-    sources = sorted([*here.glob("*.py"), *here.with_name("series").glob("*.py")])
-    return files.sha256_text(*(source.read_text(encoding="utf-8") for source in sources))
+    folders = (here, here.with_name("series"))
+    sources = sorted(path for folder in folders for path in folder.glob("*.py"))
+    sources.append(here.with_name("process.py"))
+    return files.sha256_text(*(path.read_text(encoding="utf-8") for path in sources))
 
 
 def _prune(root: Path, key: str) -> None:

@@ -5,19 +5,21 @@ The tests use them to ask libvmmapi itself, or to do to /dev/vmm what no tool do
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import files
-from harness.build import bmake, targets
+from harness.build import bmake, sandbox, targets, workdir
+from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
 
 if TYPE_CHECKING:
     from harness.build.builder import Build
 
 _FLAGS = ("-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIE", "-pie")
+_LIMIT_S = 600.0
 
 
 def compile_program(
@@ -55,38 +57,76 @@ def compile_program(
     with files.locked(root / "locks" / key, f"compiling {name}"):
         if target.is_file():
             return target
-        with files.atomic_dir(target.parent) as folder:
-            command = _command(sources, built, sysroot, toolchain, folder, libraries)
-            command += [*_FLAGS, *flags, "-o", str(folder / name)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                lines = bmake.error_lines(done.stderr.splitlines(), built.folder)
-                raise PatchError(
-                    f"{name} does not compile: {lines[0] if lines else 'no reason given'}",
-                    detail="\n".join(lines),
-                )
-            folder.chmod(0o755)
+        with workdir.claim(root.parent) as shop:
+            made = _compiled(built, sources, sysroot, toolchain, shop, name, libraries, flags)
+            with files.atomic_dir(target.parent) as folder:
+                shutil.copy(made, folder / name)
+                folder.chmod(0o755)
     return target
 
 
-def _command(
-    sources: Sequence[Path],
+def _compiled(
     built: Build,
+    sources: Sequence[Path],
     sysroot: Path,
     toolchain: bmake.Toolchain,
-    folder: Path,
+    shop: workdir.Workshop,
+    name: str,
     libraries: Sequence[str],
-) -> list[str]:
-    target = f"x86_64-unknown-freebsd{built.revision}"
+    flags: Sequence[str],
+) -> Path:
+    """Compile in a sandbox: the patched headers are a stranger's."""
+    work = shop.folder
+    for folder in ("obj", "made", "src"):
+        (work / folder).mkdir()
+    program = sandbox.find(built.sandboxed)
+    if program is None:
+        sandbox.require_plain(work, "the cache's path")
+    fence = sandbox.Sandbox(
+        program,
+        work,
+        reads=(sysroot, built.folder),
+        writes=(work / "obj",),
+        tools=toolchain.programs(),
+        held=shop.lock_fd,
+    )
+    fence.require()
+    copies = []
+    for number, source in enumerate(sources):
+        near = work / "src" / str(number)
+        near.mkdir()
+        for path in (source, *source.parent.glob("*.h")):
+            shutil.copyfile(path, near / path.name)
+        copies.append(fence.inside(near / source.name))
     # The name a linker looks for under -lvmmapi; the run takes the soname's file.
     if built.library and "vmmapi" in libraries:
-        (folder / "libvmmapi.so").symlink_to(built.library)
-    return [
-        *targets.userland_compiler(toolchain, target, sysroot, built.include),
+        (work / "made" / "libvmmapi.so").symlink_to(built.library)
+    command = [
+        *targets.userland_compiler(
+            toolchain,
+            f"x86_64-unknown-freebsd{built.revision}",
+            str(sysroot),
+            str(built.include),
+        ),
         f"--ld-path={targets.linker(toolchain)}",
-        *map(str, sources),
-        f"-L{folder}",
+        *copies,
+        f"-L{fence.inside(work / 'made')}",
         *(f"-l{library}" for library in libraries),
         "-Wl,-rpath,$ORIGIN",
         "-Wl,-z,origin",
+        *_FLAGS,
+        *flags,
+        "-o",
+        fence.inside(work / "obj" / name),
     ]
+    done = fence.run(command, work, Deadline.after(_LIMIT_S))
+    if not done.ok:
+        lines = bmake.error_lines(done.stderr.splitlines(), fence.inside(work / "src"))
+        raise PatchError(
+            f"{name} does not compile: {lines[0] if lines else 'no reason given'}",
+            detail="\n".join(lines),
+        )
+    made = work / "made" / name
+    if not workdir.take(work / "obj", name, made):
+        raise CannotError(f"{name}: the compiler ended well but wrote nothing")
+    return made

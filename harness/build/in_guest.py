@@ -158,7 +158,7 @@ def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
     with job.log.open("a", encoding="utf-8") as log:
         log.write(done.stdout + f"(in the guest, exit code {done.exit_code})\n")
     if not done.ok:
-        shown = error_lines(done.stdout.splitlines(), Path(f"{_PLACE}/src"))
+        shown = error_lines(done.stdout.splitlines(), f"{_PLACE}/src")
         first = shown[0].strip() if shown else "no message"
         raise PatchError(f"vmm.ko does not build in the guest: {first}", detail="\n".join(shown))
     remote = f"{_PLACE}/obj{_PLACE}/src/{_OBJECTS}/{linktree.COMPONENTS['module']}/vmm.ko"

@@ -1,4 +1,4 @@
-"""A private stand-in for the user's source tree: folders of our own, links to the user's files.
+"""The linked tree: folders of our own with links to the files of the user's source tree.
 
 make takes the real path of the folder it works in, and a compiler looks beside an including file
 for its headers; so the folders around vmm are made for real and only their files are links.  What
@@ -11,11 +11,13 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from harness.errors import CannotError, UsageError
+from harness.build.sandbox import Sandbox
+from harness.errors import CannotError, PatchError, UsageError
 from harness.series import git, staging
 from harness.series.load import Series
 
@@ -42,6 +44,9 @@ _EXPANDED = (
     "lib/libvmmapi",
     "usr.sbin/vmmls",
 )
+_LISTING_MOST_BYTES = 1 << 20
+_LISTINGS_DEEP = 40
+_ELSEWHERE_MOST = 50
 _SOURCES = (".h", ".c", ".S", ".inc", ".def")
 _EXPANDED_SLASH = tuple(f"{root}/" for root in _EXPANDED)
 # Files alone, not what is below them: Makefile.inc and its kin.
@@ -223,6 +228,8 @@ def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Dr
         for path in series.touched:
             target = folder / path
             target.unlink(missing_ok=True)
+            if (patched / path).is_symlink():
+                raise PatchError(f"{path}: a patch may not make a symbolic link of it")
             if (patched / path).is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(patched / path, target)
@@ -269,8 +276,12 @@ class Reads:
     unread: tuple[str, ...]
 
 
-def reads(tree: SourceTree, series: Series, planted: Path, objects: Path) -> Reads:
+def reads(
+    tree: SourceTree, series: Series, planted: Path, objects: Path, sandbox: Sandbox | None = None
+) -> Reads:
     """Which touched sources the compilers read, after the .depend files below `objects`.
+
+    `sandbox` is the one that the compilers ran in.
 
     `unpatched` were read from the user's tree after all: a link to a whole folder could do that,
     when a header there includes "../x.h"; a module made half of unpatched source proves nothing.
@@ -282,13 +293,71 @@ def reads(tree: SourceTree, series: Series, planted: Path, objects: Path) -> Rea
         places[os.path.realpath(planted / path)] = (path, True)
         places.setdefault(os.path.realpath(tree.path / path), (path, False))
     found: set[tuple[str, bool]] = set()
-    for listing in objects.rglob(".depend*"):
-        if not listing.is_file():
-            continue
+    for listing in _listings(objects):
         for word in listing.read_text(errors="replace").split():
-            if "/" in word and (place := places.get(os.path.realpath(listing.parent / word))):
+            name = sandbox.outside(word) if sandbox else word
+            if "/" in word and (place := places.get(os.path.realpath(listing.parent / name))):
                 found.add(place)
     unpatched = {path for path, ours in found if not ours}
     read = {path for path, _ in found}
     there = {path for path in sources if (planted / path).is_file()}
     return Reads(tuple(sorted(unpatched)), tuple(sorted(there - read)))
+
+
+def _listings(objects: Path) -> Iterator[Path]:
+    """The plain .depend files below a folder, none of an absurd size."""
+    for folder, folders, names_there in os.walk(objects):
+        if folder.count("/") > str(objects).count("/") + _LISTINGS_DEEP:
+            folders.clear()
+        for name in names_there:
+            if name.startswith(".depend"):
+                state = os.lstat(os.path.join(folder, name))
+                if stat.S_ISREG(state.st_mode) and state.st_size <= _LISTING_MOST_BYTES:
+                    yield Path(folder, name)
+
+
+def elsewhere(tree: SourceTree) -> tuple[Path, ...]:
+    """Places outside the tree that links in it lead to, for the sandbox to show.
+
+    Whole trees, where a link leads into one (a tree of links, as lndir makes it).
+    """
+    top = os.path.realpath(tree.path)
+    found: dict[str, None] = {}
+    for _, path in _links(tree.path):
+        target = os.path.normpath(
+            os.path.join(os.path.realpath(os.path.dirname(path)), os.readlink(path))
+        )
+        if f"{target}/".startswith((f"{top}/", f"{tree.path}/")) or not os.path.exists(target):
+            continue
+        if not any(f"{target}/".startswith(f"{it}/") for it in found):
+            above = (str(it) for it in PurePosixPath(target).parents)
+            found[next((it for it in above if _is_tree(it)), target)] = None
+        if len(found) > _ELSEWHERE_MOST:
+            raise CannotError(
+                f"{tree.path}: its links lead to more than {_ELSEWHERE_MOST} places outside it; "
+                "name the tree they lead to, or copy it with cp -L"
+            )
+    return tuple(Path(it) for it in found)
+
+
+def _links(source: Path) -> Iterator[tuple[str, str]]:
+    """Symbolic links among what a build may read, and those to the folders it is read from."""
+    for root in (*_FLAT, *_ROOTS, *PROGRAMS.values(), _BESIDE_PROGRAMS):
+        for part in (root, *map(str, PurePosixPath(root).parents)):
+            if (source / part).is_symlink():
+                yield part, str(source / part)
+    folders = [str(source / root) for root in (*_FLAT, *_ROOTS, *PROGRAMS.values())]
+    while folders:
+        folder = folders.pop()
+        if not os.path.isdir(folder):
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    yield folder, entry.path
+                elif entry.is_dir() and os.path.relpath(entry.path, source) not in SKIPPED:
+                    folders.append(entry.path)
+
+
+def _is_tree(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, "sys/conf/newvers.sh"))

@@ -1,21 +1,22 @@
 """The parts that a build makes: the kernel module, the library, the command.
 
-One function per part, each a bmake call in the farm with what FreeBSD's Makefiles must be told.
+One function per part, each a bmake call in the linked tree with what FreeBSD's Makefiles must know.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.build import bmake, kernconf, linktree
+from harness.build import bmake, kernconf, linktree, workdir
 from harness.build.bmake import Make, Progress, Toolchain
 from harness.build.ccache import NONE, Ccache
-from harness.errors import PatchError, UsageError
+from harness.build.sandbox import Sandbox
+from harness.deadline import Deadline
+from harness.errors import CannotError, PatchError, UsageError
 from harness.series.load import Series
 
 # Where headers are installed -> where they lie in the source tree.
@@ -41,14 +42,15 @@ _LINKED = {
     "bhyve": ("md", "nv", "uvmem", "pthread", "z", "util", "sbuf", "cam", "9p", "crypto"),
     "bhyvectl": ("util",),
 }
+_TOOL_LIMIT_S = 300.0
 _OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the makers get: a private folder with the farm in `src`, and what to build with.
+    """What the makers get: a private folder with the linked tree in `src`, and what to build with.
 
-    `hold` are open files that make inherits, so that the folder's lock lasts as long as it does.
+    Everything runs in `sandbox`, where the folder `obj` alone can be written to.
     """
 
     tree: linktree.SourceTree
@@ -60,12 +62,26 @@ class Job:
     progress: Progress
     series: Series | None
     ccache: Ccache = NONE
-    hold: tuple[int, ...] = ()
+    sandbox: Sandbox = field(default_factory=lambda: Sandbox(None, Path()))
 
     @property
     def source(self) -> Path:
-        """The farm."""
+        """The linked tree."""
         return self.work / "src"
+
+    @property
+    def objects(self) -> Path:
+        """Where make puts what it makes."""
+        return self.work / "obj"
+
+    @property
+    def made(self) -> Path:
+        """Where the results are, out of the makes' reach."""
+        return self.work / "made"
+
+    def inside(self, path: Path) -> str:
+        """What a path is called in the sandbox."""
+        return self.sandbox.inside(path)
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ def make_all(job: Job) -> Made:
             left_out.append(("vmmls", reason))
     reads = linktree.Reads((), ())
     if job.series:
-        reads = linktree.reads(job.tree, job.series, job.source, job.work / "obj")
+        reads = linktree.reads(job.tree, job.series, job.source, job.objects, job.sandbox)
     if reads.unpatched:
         stale = ", ".join(reads.unpatched)
         raise PatchError(f"the build read {stale} unpatched; this is a fault of the workbench")
@@ -167,12 +183,10 @@ def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
     if parts == {"libvmmapi"}:
         library, warnings = _library(job, include)
         return replace(before, library=library, include=include, warnings=warnings)
-    beside = job.work / "lib"
-    beside.mkdir()
-    (beside / "libvmmapi.so").symlink_to(before.library)
-    tool, warnings = _program(
-        job, "vmmls", linktree.COMPONENTS["vmmls"], include, beside / "libvmmapi.so"
-    )
+    library = job.made / before.library.name
+    shutil.copy(before.library, library)
+    _linkable(library)
+    tool, warnings = _program(job, "vmmls", linktree.COMPONENTS["vmmls"], include, library)
     return replace(before, tool=tool, include=include, warnings=warnings)
 
 
@@ -182,8 +196,8 @@ def _common(job: Job) -> tuple[tuple[str, str], ...]:
         ("MACHINE", "amd64"),
         ("MACHINE_ARCH", "amd64"),
         ("MACHINE_CPUARCH", "amd64"),
-        ("SRCTOP", str(job.source)),
-        ("SYSDIR", str(job.source / "sys")),
+        ("SRCTOP", job.inside(job.source)),
+        ("SYSDIR", job.inside(job.source / "sys")),
         # The user's own make.conf and src.conf are for machines that run FreeBSD.
         ("SRCCONF", "/dev/null"),
         ("__MAKE_CONF", "/dev/null"),
@@ -199,20 +213,18 @@ def _common(job: Job) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _objects(job: Job, folder: str) -> Path:
-    """Where make puts the objects of a folder, given MAKEOBJDIRPREFIX."""
-    return job.work / "obj" / str(job.source).lstrip("/") / "amd64.amd64" / folder
-
-
 def _run(job: Job, make: Make) -> int:
     job.progress(f"building {make.component}")
-    return bmake.run(make, job.source, job.log, job.progress, job.hold).warnings
+    return bmake.run(make, job.source, job.log, job.progress, job.sandbox).warnings
 
 
-def _expect(file: Path, component: str) -> Path:
-    if not file.is_file():
-        raise PatchError(f"{component}: make ended well but made no {file.name}")
-    return file
+def _taken(job: Job, folder: str, name: str, component: str) -> Path:
+    """A copy of what make made in a folder, out of the reach of the next make."""
+    place = f"{job.inside(job.source).lstrip('/')}/amd64.amd64/{folder}/{name}"
+    copy = job.made / name
+    if not workdir.take(job.objects, place, copy):
+        raise PatchError(f"{component}: make ended well but made no {name}")
+    return copy
 
 
 def _module(job: Job) -> tuple[Path, Path, int]:
@@ -229,21 +241,27 @@ def _module(job: Job) -> tuple[Path, Path, int]:
         (
             *_common(job),
             ("CC", " ".join(compiler)),
-            ("KERNBUILDDIR", str(options)),
-            ("__MPATH", " ".join(map(str, linktree.interfaces(job.tree.path, job.source)))),
+            ("KERNBUILDDIR", job.inside(options)),
+            ("__MPATH", " ".join(map(job.inside, linktree.interfaces(job.tree.path, job.source)))),
             # Every symbol stays: choosing some needs BSD's xargs.
             ("EXPORT_SYMS", "YES"),
             # Lines for a panic's backtrace; what is loaded carries none of them.
             ("DEBUG_FLAGS", "-gline-tables-only"),
             ("MK_SPLIT_KERNEL_DEBUG", "no"),
         ),
-        (("MAKEOBJDIRPREFIX", str(job.work / "obj")), *job.ccache.environment),
+        (("MAKEOBJDIRPREFIX", job.inside(job.objects)), *job.ccache.environment),
     )
     warnings = _run(job, make)
-    module = _expect(_objects(job, folder) / "vmm.ko", "vmm.ko")
-    symbols = module.with_name(SYMBOLS)
-    shutil.copyfile(module, symbols)
-    subprocess.run([job.toolchain.tool("llvm-objcopy"), "--strip-debug", module], check=True)
+    symbols = _taken(job, folder, "vmm.ko", "vmm.ko").rename(job.made / SYMBOLS)
+    stripped = job.objects / "vmm.ko.stripped"
+    command = [job.toolchain.tool("llvm-objcopy"), "--strip-debug"]
+    command += [job.inside(symbols), job.inside(stripped)]
+    done = job.sandbox.run(command, job.work, Deadline.after(_TOOL_LIMIT_S))
+    if not done.ok:
+        raise PatchError("vmm.ko: llvm-objcopy cannot strip it", detail=done.stderr)
+    module = job.made / "vmm.ko"
+    if not workdir.take(job.objects, stripped.name, module):
+        raise CannotError("llvm-objcopy ended well but wrote nothing")
     return module, symbols, warnings
 
 
@@ -252,8 +270,8 @@ def _path_maps(job: Job) -> tuple[str, ...]:
 
     15's Makefiles do that by themselves, 14's only in part.
     """
-    maps = ((job.work / "obj", "/usr/obj"), (job.source, "/usr/src"))
-    return tuple(f"-ffile-prefix-map={ours}={theirs}" for ours, theirs in maps)
+    maps = ((job.objects, "/usr/obj"), (job.source, "/usr/src"))
+    return tuple(f"-ffile-prefix-map={job.inside(ours)}={theirs}" for ours, theirs in maps)
 
 
 def _headers(job: Job, include: Path) -> None:
@@ -271,7 +289,7 @@ def _headers(job: Job, include: Path) -> None:
                 shutil.copyfile(header, include / installed / header.name)
 
 
-def userland_compiler(toolchain: Toolchain, target: str, sysroot: Path, include: Path) -> list[str]:
+def userland_compiler(toolchain: Toolchain, target: str, sysroot: str, include: str) -> list[str]:
     """The compiler for programs of the guest, patched headers first."""
     return [
         toolchain.tool("clang"),
@@ -295,7 +313,9 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     sysroot = job.work / "sysroot"
     if not sysroot.is_symlink():
         sysroot.symlink_to(job.sysroot)
-    compiler = userland_compiler(job.toolchain, job.tree.target, sysroot, include)
+    compiler = userland_compiler(
+        job.toolchain, job.tree.target, job.inside(sysroot), job.inside(include)
+    )
     compiler += _path_maps(job)
     return Make(
         component,
@@ -308,7 +328,7 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
             *((option, "no") for option, it in _OPTIONAL if not (job.sysroot / it).exists()),
         ),
         (
-            ("MAKEOBJDIRPREFIX", str(job.work / "obj")),
+            ("MAKEOBJDIRPREFIX", job.inside(job.objects)),
             ("LDFLAGS", link),
             *job.ccache.environment,
         ),
@@ -329,16 +349,17 @@ def _library(job: Job, include: Path) -> tuple[Path, int]:
         raise PatchError(f"{folder}/Makefile: has no SHLIB_MAJOR")
     name = f"libvmmapi.so.{found[1]}"
     warnings = _run(job, _userland(job, "libvmmapi", name, include, ""))
-    library = _expect(_objects(job, folder) / name, "libvmmapi")
-    # What the linker looks for under -lvmmapi.
-    plain = library.with_name("libvmmapi.so")
-    if not plain.exists():
-        plain.symlink_to(name)
-    return library, warnings
+    return _linkable(_taken(job, folder, name, "libvmmapi")), warnings
+
+
+def _linkable(library: Path) -> Path:
+    """The library, with the name beside it that a linker looks for under -lvmmapi."""
+    library.with_name("libvmmapi.so").symlink_to(library.name)
+    return library
 
 
 def _program(job: Job, name: str, folder: str, include: Path, library: Path) -> tuple[Path, int]:
     # Doubled for make, quoted for the shell: the linker gets $ORIGIN.
-    link = f"-L{library.parent} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
+    link = f"-L{job.inside(library.parent)} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
     warnings = _run(job, _userland(job, name, name, include, link))
-    return _expect(_objects(job, folder) / name, name), warnings
+    return _taken(job, folder, name, name), warnings

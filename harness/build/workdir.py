@@ -10,18 +10,21 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from harness.errors import CannotError
-from harness.files import sha256_text
+from harness import process
+from harness.deadline import Deadline
+from harness.errors import CannotError, PatchError
 
 _MOST = 256
 _RUBBISH_AGE_S = 24 * 3600
+_REMOVE_S = 300.0
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -38,44 +41,76 @@ def claim(root: Path) -> Iterator[Workshop]:
 
     CannotError when there is none to be had.
     """
-    base = _base(root)
+    base = root / "work"
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if base.stat().st_uid != os.getuid():
-            raise CannotError(f"{base} belongs to somebody else; set TMPDIR")
         got = _first(root, base)
     except OSError as error:
         raise CannotError(f"{base}: cannot build there: {error.strerror}") from error
     try:
         yield got
     finally:
-        shutil.rmtree(got.folder, ignore_errors=True)
+        remove(got.folder)
         os.close(got.lock_fd)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder that a build wrote to, or as much of it as can be removed.
+
+    A Makefile may have made it deeper than Python's own function can go, or closed to its owner.
+    """
+    commands = (["rm", "-rf", "--"], ["chmod", "-R", "u+rwX", "--"], ["rm", "-rf", "--"])
+    for command in commands:
+        if folder.is_symlink() or not folder.exists():
+            return
+        with contextlib.suppress(CannotError):
+            process.run([*command, str(folder)], Deadline.after(_REMOVE_S))
+
+
+def take(top: Path, relative: str, target: Path) -> bool:
+    """Copy a file that a build made below `top` to `target`; False when there is none.
+
+    What a stranger's Makefile left is not followed out of `top`: no part of the path may be a
+    symbolic link.  Raises PatchError for anything but a plain file of at most a gigabyte.
+    """
+    *folders, name = PurePosixPath(relative).parts
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for folder in folders:
+            inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        made = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise PatchError(f"{relative}: the build left no plain file: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    try:
+        state = os.fstat(made)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > _MOST_BYTES:
+            raise PatchError(f"{relative}: the build left no plain file of a sane size")
+        with open(made, "rb", closefd=False) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+    finally:
+        os.close(made)
+    target.chmod(state.st_mode & 0o755 | 0o600)
+    return True
 
 
 def sweep(root: Path) -> None:
     """Remove what killed builds left; what another build has in hand stays."""
-    for path in _base(root).glob("[0-9]*"):
+    for path in (root / "work").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (lock_fd := _lock(root, path.name)) is not None:
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
                 os.close(lock_fd)
     for path in root.glob(".*"):
         # Half a build on its way into place, which takes minutes.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _RUBBISH_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _base(root: Path) -> Path:
-    """Where the folders are: make cannot stand blanks in paths."""
-    base = root / "work"
-    if len(str(base).split()) > 1:
-        digest = sha256_text(str(root))[:8]
-        base = Path(tempfile.gettempdir()) / f"vmm-workbench-{os.getuid()}-{digest}"
-        if len(str(base).split()) > 1:
-            raise CannotError(f"{base}: make cannot work below a path with blanks; set TMPDIR")
-    return base
 
 
 def _first(root: Path, base: Path) -> Workshop:
@@ -87,7 +122,7 @@ def _first(root: Path, base: Path) -> Workshop:
             continue
         folder = base / str(number)
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             folder.mkdir(mode=0o700)
             return Workshop(folder.resolve(), lock_fd)
         except FileExistsError as error:

@@ -14,7 +14,7 @@ import pytest
 from faketree import diff, mail, make_series, make_tree, snapshot
 
 from harness import debian, files
-from harness.build import builder, targets, workdir
+from harness.build import builder, targets
 from harness.errors import CannotError, PatchError, UsageError
 from harness.series import apply, load
 from harness.series.load import Series
@@ -241,9 +241,9 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_builds(
     (tree / "sys/modules/vmm/Makefile").write_text("all:\n\t@echo --- x ---\n\t@sleep 60\n")
     code = (
         "import sys, os, signal\nfrom pathlib import Path\n"
-        "from harness.build import builder as build\n"
+        "from harness.build import builder\n"
         "def seen(line):\n    if line.endswith(': x'): os.kill(os.getpid(), signal.SIGINT)\n"
-        "build.build(Path(sys.argv[1]), None, None, '15.1', progress=seen)\n"
+        "builder.build(Path(sys.argv[1]), None, None, '15.1', progress=seen)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tree)],
@@ -279,15 +279,6 @@ def test_without_a_compiler_the_mend_is_named(tree: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(debian, "clang_version", lambda: None)
     with pytest.raises(CannotError, match=r"\./inv setup"):
         builder.build(tree, None, None, "15.1")
-
-
-def test_a_cache_with_blanks_in_its_path_is_fine(
-    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "my cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(workdir.tempfile, "tempdir", None)
-    assert builder.build(tree, None, None, "15.1").module.is_file()
 
 
 def test_old_builds_are_forgotten(

@@ -12,6 +12,7 @@ from faketree import NUMBERED, diff, mail, make_series, make_tree
 
 from harness import debian
 from harness.build import builder, ccache, linktree
+from harness.build.sandbox import Sandbox
 from harness.series import load
 from harness.series.load import Series
 
@@ -20,12 +21,14 @@ def test_without_it_the_compiler_stands_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-    assert ccache.find(tmp_path, "clang 19", ["a.h"]) == ccache.NONE
+    bare = Sandbox(None, tmp_path)
+    assert ccache.find(tmp_path, "clang 19", ["a.h"], bare) == (ccache.NONE, bare)
 
 
 def test_it_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCACHE_DISABLE", "1")
-    assert ccache.find(tmp_path, "clang 19", ["a.h"]) == ccache.NONE
+    bare = Sandbox(None, tmp_path)
+    assert ccache.find(tmp_path, "clang 19", ["a.h"], bare) == (ccache.NONE, bare)
 
 
 @pytest.fixture
@@ -38,14 +41,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hits(cache: Path) -> int:
-    """How many compilations came from ccache so far."""
-    said = subprocess.run(
-        ["ccache", "--dir", cache / "ccache", "--print-stats"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
-    return int(dict(line.split("\t") for line in said.splitlines())["direct_cache_hit"])
+    """How many compilations came from ccache so far, for strangers' series too."""
+    found = 0
+    for folder in (cache / "ccache", *cache.glob("ccache-strangers/*")):
+        said = subprocess.run(
+            ["ccache", "--dir", folder, "--print-stats"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        found += int(dict(line.split("\t") for line in said.splitlines())["direct_cache_hit"])
+    return found
 
 
 def series_of(folder: Path, before: dict[str, str | None], after: dict[str, str | None]) -> Series:
@@ -111,7 +117,8 @@ def test_where_it_cannot_write_it_is_left_out(
 ) -> None:
     """It would fail at each file, and the patch be blamed."""
     monkeypatch.setattr(os, "access", lambda *_arguments: False)
-    assert ccache.find(tmp_path, "clang 19", ["a.h"]) == ccache.NONE
+    bare = Sandbox(None, tmp_path)
+    assert ccache.find(tmp_path, "clang 19", ["a.h"], bare) == (ccache.NONE, bare)
 
 
 def test_a_header_that_a_series_takes_away_is_no_name(tmp_path: Path) -> None:

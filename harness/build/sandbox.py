@@ -1,0 +1,217 @@
+"""The sandbox that a build runs in: a patch's Makefiles are programs of a stranger.
+
+bubblewrap makes it, with namespaces of its own for users, mounts, processes, network and System V
+IPC.  Inside there are the system's programs, the source tree and the sysroot, all read-only, and
+the build's own folder under a fixed name; only the objects and the compiler's cache can be written
+to.  There is no /proc, no home, no network, and no other process; whatever was started ends with
+the command.  The fixed name also makes a build independent of where its folder lies: a path that
+make cannot take (a blank, a colon, a `$`) does no harm, and the same source makes the same bytes.
+
+Landlock is no substitute: it stops neither UDP, nor (before Linux 6.12) signals, nor daemons.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import process
+from harness.deadline import Deadline
+from harness.errors import CannotError, UsageError
+
+PLACE = "/workbench"
+"""What the folder of a build is called inside."""
+
+NO_SANDBOX = "--no-sandbox"
+_PROGRAM = "bwrap"
+# Read-only as they are; a link (/bin on a merged system) stays a link.
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
+# Debian's awk and cc are links through alternatives; the loader's cache saves searching.
+_SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache")
+_SEARCH = "/usr/bin:/bin:/usr/sbin:/sbin"
+_TEMPORARY_BYTES = 256 << 20
+_FENCED = (
+    "--unshare-user-try", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+    "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+)  # fmt: skip
+# What make, the shell and the compilers' command lines can stand in a path.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.,+@~-]*\Z")
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """How the commands of one build run.
+
+    `work` is the build's folder on this machine, `reads` are places that keep their own names,
+    `writes` folders of `work` that can be written to, `caches` (a place outside, a folder of
+    `work`) pairs that can be written to as well, `tools` programs that must be found.  `held` is an
+    open file that stays open as long as anything runs.  Without `program` there is no fence.
+    """
+
+    program: str | None
+    work: Path
+    reads: tuple[Path, ...] = ()
+    writes: tuple[Path, ...] = ()
+    caches: tuple[tuple[Path, Path], ...] = ()
+    tools: tuple[Path, ...] = ()
+    held: int | None = None
+
+    def inside(self, path: Path) -> str:
+        """What a path on this machine is called inside."""
+        if self.program is None or not path.is_relative_to(self.work):
+            return str(path)
+        return os.path.join(PLACE, path.relative_to(self.work))
+
+    def outside(self, name: str) -> str:
+        """What a path inside is called on this machine."""
+        if self.program is None or not f"{name}/".startswith(f"{PLACE}/"):
+            return name
+        return str(self.work) + name[len(PLACE) :]
+
+    def command(self, words: Sequence[str], folder: Path) -> list[str]:
+        """The words that run `words` in `folder`."""
+        if self.program is None:
+            return list(words)
+        made = [self.program, *_FENCED]
+        for path in map(Path, _SYSTEM):
+            if path.is_symlink():
+                made += ["--symlink", os.readlink(path), str(path)]
+            elif path.is_dir():
+                made += ["--ro-bind", str(path), str(path)]
+        for name in _SETTINGS:
+            made += ["--ro-bind-try", name, name]
+        made += ["--dev", "/dev", "--size", str(_TEMPORARY_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
+        for path in (*_tool_folders(self.tools), *self.reads):
+            made += ["--ro-bind", str(path), str(path)]
+        made += ["--ro-bind", str(self.work), PLACE]
+        for path in self.writes:
+            made += ["--bind", str(path), self.inside(path)]
+        for place, path in self.caches:
+            made += ["--bind", str(place), self.inside(path)]
+        made += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", self.inside(folder)]
+        if self.held is not None:
+            made += ["--sync-fd", str(self.held)]
+        return [*made, "--", *words]
+
+    def run(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        deadline: Deadline,
+        environment: Mapping[str, str] | None = None,
+        *,
+        merged: bool = False,
+        sink: Callable[[bytes], None] | None = None,
+    ) -> process.Finished:
+        """Run a command with a fixed environment and `environment`.
+
+        Raises CannotError when it cannot be run, process.Unfinished at the deadline.
+        """
+        return process.run(
+            self.command(words, folder),
+            deadline,
+            cwd=None if self.program else folder,
+            environment={
+                "PATH": self._search(),
+                "HOME": "/nonexistent",
+                "LC_ALL": "C",
+                "TZ": "UTC",
+                **(environment or {}),
+            },
+            merged=merged,
+            sink=sink,
+            pass_fds=() if self.held is None else (self.held,),
+        )
+
+    def require(self) -> None:
+        """CannotError with bubblewrap's own words unless this very sandbox can be made."""
+        if self.program is not None:
+            _require([*self.command(["true"], self.work)])
+
+    def _search(self) -> str:
+        if self.program is None:
+            return os.environ.get("PATH", _SEARCH)
+        folders = dict.fromkeys(str(tool.parent) for tool in self.tools)
+        return ":".join((*(it for it in folders if not _in_system(Path(it))), _SEARCH))
+
+
+def find(wanted: bool = True) -> str | None:
+    """The program that makes sandboxes, tried once; None when none is wanted.
+
+    CannotError where there is none or where it is forbidden, with what to do.
+    """
+    if not wanted:
+        return None
+    reason = unavailable()
+    if reason:
+        raise CannotError(
+            f"a patch's Makefiles are built in a sandbox, and {reason}; or give {NO_SANDBOX} if "
+            "you trust the patch as you trust a program that you run"
+        )
+    return shutil.which(_PROGRAM)
+
+
+@functools.cache
+def unavailable() -> str:
+    """Why there can be no sandbox on this machine, with what to do; empty where there can."""
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        return "bubblewrap is not installed: run ./inv setup"
+    try:
+        _require([program, *_FENCED, "--ro-bind", "/", "/", "--dev", "/dev", "--", "true"])
+    except CannotError as error:
+        return error.message
+    return ""
+
+
+def describe() -> str:
+    """One line for people: which sandbox there is."""
+    if reason := unavailable():
+        return f"none: {reason}"
+    done = process.run([_PROGRAM, "--version"])
+    return f"{done.stdout.strip()}: namespaces for users, mounts, processes, network and IPC"
+
+
+def require_plain(path: Path, what: str) -> None:
+    """UsageError for a path that make could not take without a sandbox."""
+    if not _PLAIN_PATH.match(str(path)):
+        raise UsageError(
+            f"{what} {str(path)!r} has characters that make cannot take; without {NO_SANDBOX} any "
+            "path will do, or choose a path of letters, digits and ._+,@~-"
+        )
+
+
+def _require(command: Sequence[str]) -> None:
+    done = process.run(command, Deadline.after(30))
+    if done.ok:
+        return
+    said = (done.stderr.splitlines() or [f"exit code {done.code}"])[-1]
+    switch = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+    if switch.is_file() and switch.read_text().strip() == "1":
+        remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows it"
+    else:
+        remedy = "allow user namespaces here (in a container: --security-opt seccomp=unconfined)"
+    raise CannotError(f"this machine forbids it ({said}): {remedy}")
+
+
+def _in_system(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in _SYSTEM)
+
+
+def _tool_folders(tools: Sequence[Path]) -> list[Path]:
+    """Where programs lie that are not the system's: each one's folder and its libraries.
+
+    Not the folder above, which may be a home.
+    """
+    found: dict[Path, None] = {}
+    for tool in tools:
+        for path in (tool, tool.resolve()):
+            if not _in_system(path):
+                near = (path.parent, path.parent.parent / "lib")
+                found.update(dict.fromkeys(it for it in near if it.is_dir()))
+    return list(found)
