@@ -18,6 +18,7 @@ TOOLS: Mapping[str, str] = {
     "qemu-img": "qemu-utils",
     "bochs": "bochs",
     "bmake": "bmake",
+    "bwrap": "bubblewrap",
     "git": "git",
     "gcc": "gcc",
     "make": "make",

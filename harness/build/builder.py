@@ -113,7 +113,7 @@ def build(
     progress: Progress = lambda _line: None,
     maker: Maker = targets.make_all,
     in_guest: GuestBuilder | None = None,
-    sandboxed: bool = True,
+    sandboxed: bool | None = None,
 ) -> Build:
     """Build what a series makes of `source`, or find that it is built already (`cached`).
 
@@ -121,11 +121,14 @@ def build(
     `not_built` says what is missing and why.  `kernel_options` changes the options of the tree's
     `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module by FreeBSD's
     own compiler; then a machine without one can build, the module alone.  `sandboxed` False runs
-    the makes on this machine as they are, for patches that are trusted.
+    the makes on this machine as they are, for patches that are trusted (default:
+    `sandbox.wanted()`).
 
     Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
     that does not apply, code that does not compile; names the log).
     """
+    if sandboxed is None:
+        sandboxed = sandbox.wanted()
     tree = linktree.identify(source, release)
     apply.require_whole(tree.path)
     try:

@@ -29,6 +29,7 @@ PLACE = "/workbench"
 
 NO_SANDBOX = "--no-sandbox"
 _PROGRAM = "bwrap"
+_VARIABLE = "HARNESS_SANDBOX"
 # Read-only as they are; a link (/bin on a merged system) stays a link.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 # Debian's awk and cc are links through alternatives; the loader's cache saves searching.
@@ -140,6 +141,17 @@ class Sandbox:
         return ":".join((*(it for it in folders if not _in_system(Path(it))), _SEARCH))
 
 
+def choose(wanted: bool) -> None:
+    """Take the user's word for this process and those that it starts."""
+    if not wanted:
+        os.environ[_VARIABLE] = "no"
+
+
+def wanted() -> bool:
+    """Whether builds run in a sandbox: unless $HARNESS_SANDBOX or --no-sandbox says no."""
+    return os.environ.get(_VARIABLE, "") != "no"
+
+
 def find(wanted: bool = True) -> str | None:
     """The program that makes sandboxes, tried once; None when none is wanted.
 
@@ -170,9 +182,7 @@ def unavailable() -> str:
 
 
 def describe() -> str:
-    """One line for people: which sandbox there is."""
-    if reason := unavailable():
-        return f"none: {reason}"
+    """Which sandbox there is, where there is one."""
     done = process.run([_PROGRAM, "--version"])
     return f"{done.stdout.strip()}: namespaces for users, mounts, processes, network and IPC"
 
@@ -196,6 +206,7 @@ def _require(command: Sequence[str]) -> None:
         remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows it"
     else:
         remedy = "allow user namespaces here (in a container: --security-opt seccomp=unconfined)"
+    said = said.replace(": ", ", ")
     raise CannotError(f"this machine forbids it ({said}): {remedy}")
 
 

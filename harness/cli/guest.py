@@ -8,6 +8,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import debian
+from harness.build import sandbox as fence
 from harness.cli import guest_commands
 from harness.cli.program import after_dashes, run_task
 from harness.keeper import DEFAULT_NAME
@@ -25,6 +26,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
         "stock": "load the unpatched module",
         "series": "load the module of this series (a folder or a patch, may be given again)",
         "module": "--no-module builds and loads nothing",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "offline": "fetch nothing: use what is in the cache",
         "cold": "boot, though a snapshot could be resumed, and save none",
         "dry-run": "print the emulator's command line and start nothing",
@@ -39,11 +41,13 @@ def up(
     backend: str = "auto",
     stock: bool = False,
     module: bool = True,
+    sandbox: bool = True,
     offline: bool = False,
     cold: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Boot a guest that stays, with the module built and loaded; see ssh, console, reload, down."""
+    fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
     options = Options(release, backend, stock, given, offline=offline, module=module, cold=cold)
@@ -124,13 +128,19 @@ def pull(_context: Context, remote: str, local: str, name: str = DEFAULT_NAME) -
         **NAME_HELP,
         "stock": "load the unpatched module",
         "series": "load the module of this series (default: what the guest was started with)",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
     },
 )
 @run_task
 def reload(
-    _context: Context, series: list[str], name: str = DEFAULT_NAME, stock: bool = False
+    _context: Context,
+    series: list[str],
+    name: str = DEFAULT_NAME,
+    stock: bool = False,
+    sandbox: bool = True,
 ) -> int:
     """Build the module, unload the one that runs, load the new: what an edit needs to be tried."""
+    fence.choose(sandbox)
     changes: dict[str, object] = {}
     if stock:
         changes = {"stock": True, "series": ()}

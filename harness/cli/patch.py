@@ -5,6 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
+from harness.build import sandbox as fence
 from harness.cli import patch_commands
 from harness.cli.program import run_task
 
@@ -22,6 +23,7 @@ SERIES_HELP = {
         "src": "FreeBSD source tree (default: the imported one)",
         "sysroot": "FreeBSD's headers and libraries (default: the imported ones)",
         "builder": "auto (default), host, or guest: FreeBSD's own compiler, in a guest made for it",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print what was built as JSON",
     }
 )
@@ -35,9 +37,11 @@ def build(
     src: str = "",
     sysroot: str = "",
     builder: str = "auto",
+    sandbox: bool = True,
     json: bool = False,
 ) -> int:
     """Build vmm.ko, libvmmapi and vmmls from source and series; nothing if nothing changed."""
+    fence.choose(sandbox)
     return patch_commands.run_build(release, stock, series, topic, src, sysroot, json, builder)
 
 

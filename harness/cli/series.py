@@ -8,6 +8,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import debian, progress
+from harness.build import sandbox as fence
 from harness.cli.program import run_task
 from harness.errors import UsageError
 from harness.run import bisect as bisection
@@ -30,6 +31,7 @@ from harness.series.load import DEFAULT_TOPIC
         "series": "attack this series' module (a folder or a patch, may be given again)",
         "topic": f"a folder of patches/ (default: {DEFAULT_TOPIC})",
         "offline": "fetch nothing: use what is in the cache",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print the report as JSON",
     },
 )
@@ -46,9 +48,11 @@ def fuzz(
     backend: str = "auto",
     topic: str = DEFAULT_TOPIC,
     offline: bool = False,
+    sandbox: bool = True,
     json: bool = False,
 ) -> int:
     """Throw malformed and racing calls at /dev/vmmctl and /dev/vmm: stock's module, then yours."""
+    fence.choose(sandbox)
     debian.ensure()
     options = Options(
         release,
@@ -84,6 +88,7 @@ def fuzz(
         "backend": "auto (default), kvm, bochs or tcg",
         "full": "judge by the checks that take minutes, too",
         "offline": "fetch nothing: use what is in the cache",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print the steps as JSON",
     },
 )
@@ -99,9 +104,11 @@ def bisect(
     backend: str = "auto",
     full: bool = False,
     offline: bool = False,
+    sandbox: bool = True,
     json: bool = False,
 ) -> int:
     """Find the first patch of a series that breaks a check, in one guest; exit 1 if any does."""
+    fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
     if not given and not topic:

@@ -8,6 +8,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import debian, progress, report
+from harness.build import sandbox as fence
 from harness.cli import report_commands
 from harness.cli.program import run_task
 from harness.errors import UsageError
@@ -36,6 +37,7 @@ from harness.series.load import DEFAULT_TOPIC
         "keep": "leave the guest up if the verdict is bad, and say how to enter it",
         "name": "what it is then called (default: verify)",
         "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print the report as JSON",
     },
 )
@@ -57,9 +59,11 @@ def verify(
     keep: bool = False,
     name: str = "verify",
     builder: str = "auto",
+    sandbox: bool = True,
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
+    fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
     if stock and side_by_side:
@@ -120,6 +124,7 @@ def show_report(
         "all": "run every check over each variant, and name all that object",
         "full": "also the checks that take minutes",
         "offline": "fetch nothing: use what is in the cache",
+        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print the result as JSON",
     },
 )
@@ -131,9 +136,11 @@ def mutation(
     all: bool = False,  # noqa: A002  (it is the option's name)
     full: bool = False,
     offline: bool = False,
+    sandbox: bool = True,
     json: bool = False,
 ) -> int:
     """Run the checks on wrong variants (mutants) of the patch: each must be caught."""
+    fence.choose(sandbox)
     debian.ensure()
     options = Options(backend=backend, offline=offline, full=full)
     result = run_mutation(options, only, every=all)

@@ -118,7 +118,8 @@ class HostFacts:
 
     `emulators` and `tools` hold what is installed, by command name (a tool's text is its version,
     empty where it tells none); `packages_missing` are Debian's names of what is not, and
-    `packages_line` the command that installs them.
+    `packages_line` the command that installs them.  `sandbox` says in which a patch is built,
+    `sandbox_refusal` why there is none; both are empty where nobody looked.
     """
 
     cpu: Cpu = field(default_factory=Cpu)
@@ -132,6 +133,8 @@ class HostFacts:
     memory_available_bytes: int = 0
     python_version: str = ""
     images: tuple[Image, ...] = ()
+    sandbox: str = ""
+    sandbox_refusal: str = ""
     about: str = ""
 
 
@@ -180,6 +183,8 @@ def from_data(data: Mapping[str, Any]) -> HostFacts:
             "packages_line",
             "memory_available_bytes",
             "python_version",
+            "sandbox",
+            "sandbox_refusal",
             "about",
         )
         if key in data

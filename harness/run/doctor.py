@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import progress
+from harness.build import sandbox
 from harness.errors import EXIT_CANNOT, EXIT_OK, WorkbenchError
 from harness.files import human_bytes
 from harness.host import survey
@@ -26,7 +27,10 @@ _BUILD_TOOLS = ("bmake", "make", "gcc", "git")
 
 def gather() -> HostFacts:
     """What this machine can do, and which images are prepared on it."""
-    return replace(survey.gather(), images=_prepared())
+    found = replace(survey.gather(), images=_prepared())
+    if refusal := sandbox.unavailable():
+        return replace(found, sandbox_refusal=refusal)
+    return replace(found, sandbox=sandbox.describe())
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def examine(facts: HostFacts) -> Verdict:
         *_emulators(facts),
         _backend(decision),
         _tools(facts),
+        *_sandbox(facts),
         *_room(facts),
         _python(facts),
         _images(facts),
@@ -248,6 +253,16 @@ def _tools(facts: HostFacts) -> Row:
         MISSING,
         f"./inv setup (sudo {facts.packages_line})",
     )
+
+
+def _sandbox(facts: HostFacts) -> list[Row]:
+    if facts.sandbox_refusal:
+        evidence = "a patch's Makefiles run as you with --no-sandbox"
+        cause, _, remedy = facts.sandbox_refusal.partition(": ")
+        return [Row("sandbox for builds", cause, evidence, MISSING, remedy)]
+    if facts.sandbox:
+        return [Row("sandbox for builds", facts.sandbox, "one was made and left again", OK)]
+    return []
 
 
 def _room(facts: HostFacts) -> list[Row]:

@@ -118,3 +118,11 @@ def test_task(tmp_path: Path) -> None:
     assert data["possible"] is False
     assert "images" in data["blocking"]
     assert doctor.examine(host.from_data(data["facts"])).to_data() == data
+
+
+def test_the_sandbox_is_shown_and_where_there_is_none_the_remedy() -> None:
+    facts = dataclasses.replace(facts_of("intel-nested"), sandbox="bubblewrap 0.8.0")
+    assert row_of(doctor.examine(facts), "sandbox for builds").status == doctor.OK
+    facts = dataclasses.replace(facts_of("intel-nested"), sandbox_refusal="forbidden: allow it")
+    row = row_of(doctor.examine(facts), "sandbox for builds")
+    assert (row.found, row.mend, row.status) == ("forbidden", "allow it", doctor.MISSING)
