@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import debian
 from harness.cli.program import run_task
 from harness.errors import UsageError
 
@@ -27,6 +26,8 @@ SECTIONS = {"unit": ("tests/unit", "patches/meminfo/unit"), "machine": ("tests/m
 @run_task
 def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     """Run the project's own tests: no FreeBSD, no KVM needed."""
+    from harness import debian
+
     if only not in ("", *SECTIONS, "soak"):
         raise UsageError(f"--only {only}: one of {', '.join(SECTIONS)}, soak is meant")
     debian.ensure()

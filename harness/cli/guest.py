@@ -7,12 +7,8 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import debian
-from harness.build import sandbox as fence
-from harness.cli import guest_commands
+from harness import defaults
 from harness.cli.program import after_dashes, run_task
-from harness.keeper import DEFAULT_NAME
-from harness.run.session import Options
 
 NAME_HELP = {"name": "the guest's name (default: guest)"}
 
@@ -21,7 +17,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
     iterable=["series"],
     help={
         "name": "what it is to be called (default: guest); several may be up",
-        "release": "the FreeBSD release to boot (default: 15.1)",
+        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm, bochs or tcg",
         "stock": "load the unpatched module",
         "series": "load the module of this series (a folder or a patch, may be given again)",
@@ -36,8 +32,8 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
 def up(
     _context: Context,
     series: list[str],
-    name: str = DEFAULT_NAME,
-    release: str = "15.1",
+    name: str = defaults.GUEST,
+    release: str = defaults.RELEASE,
     backend: str = "auto",
     stock: bool = False,
     module: bool = True,
@@ -47,6 +43,11 @@ def up(
     dry_run: bool = False,
 ) -> int:
     """Boot a guest that stays, with the module built and loaded; see ssh, console, reload, down."""
+    from harness import debian
+    from harness.build import sandbox as fence
+    from harness.cli import guest_commands
+    from harness.run.session import Options
+
     fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
@@ -64,6 +65,8 @@ def up(
 @run_task
 def down(_context: Context, name: str = "", all: bool = False, hard: bool = False) -> int:  # noqa: A002
     """End a guest; its logs stay."""
+    from harness.cli import guest_commands
+
     return guest_commands.down(name, all, hard)
 
 
@@ -71,20 +74,26 @@ def down(_context: Context, name: str = "", all: bool = False, hard: bool = Fals
 @run_task
 def status(_context: Context, name: str = "", json: bool = False) -> int:
     """Show the guests that are up: how far they are, what is loaded, where their logs are."""
+    from harness.cli import guest_commands
+
     return guest_commands.status(name, json)
 
 
 @task(help=NAME_HELP)
 @run_task
-def ssh(_context: Context, name: str = DEFAULT_NAME) -> int:
+def ssh(_context: Context, name: str = defaults.GUEST) -> int:
     """A shell in the guest, or one command: ./inv ssh -- COMMAND; its exit code is passed on."""
+    from harness.cli import guest_commands
+
     return guest_commands.ssh(name, after_dashes())
 
 
 @task(help={**NAME_HELP, "lines": "how much of what came before is shown (default: 200 lines)"})
 @run_task
-def console(_context: Context, name: str = DEFAULT_NAME, lines: int = 200) -> int:
+def console(_context: Context, name: str = defaults.GUEST, lines: int = 200) -> int:
     """The guest's serial line, with what it said before; Ctrl-] leaves it and the guest goes on."""
+    from harness.cli import guest_commands
+
     return guest_commands.console(name, lines)
 
 
@@ -99,26 +108,32 @@ def console(_context: Context, name: str = DEFAULT_NAME, lines: int = 200) -> in
 @run_task
 def logs(
     _context: Context,
-    name: str = DEFAULT_NAME,
+    name: str = defaults.GUEST,
     which: str = "console",
     lines: int = 100,
     follow: bool = False,
 ) -> int:
     """Print a log of the guest: what it said on its serial line, what its emulator said."""
+    from harness.cli import guest_commands
+
     return guest_commands.logs(name, which, lines, follow)
 
 
 @task(help={**NAME_HELP, "local": "a file or folder here", "remote": "where it goes in the guest"})
 @run_task
-def push(_context: Context, local: str, remote: str, name: str = DEFAULT_NAME) -> int:
+def push(_context: Context, local: str, remote: str, name: str = defaults.GUEST) -> int:
     """Copy a file or a folder into the guest."""
+    from harness.cli import guest_commands
+
     return guest_commands.push(name, local, remote)
 
 
 @task(help={**NAME_HELP, "remote": "a file or folder in the guest", "local": "where it goes here"})
 @run_task
-def pull(_context: Context, remote: str, local: str, name: str = DEFAULT_NAME) -> int:
+def pull(_context: Context, remote: str, local: str, name: str = defaults.GUEST) -> int:
     """Copy a file or a folder out of the guest."""
+    from harness.cli import guest_commands
+
     return guest_commands.pull(name, remote, local)
 
 
@@ -135,11 +150,14 @@ def pull(_context: Context, remote: str, local: str, name: str = DEFAULT_NAME) -
 def reload(
     _context: Context,
     series: list[str],
-    name: str = DEFAULT_NAME,
+    name: str = defaults.GUEST,
     stock: bool = False,
     sandbox: bool = True,
 ) -> int:
     """Build the module, unload the one that runs, load the new: what an edit needs to be tried."""
+    from harness.build import sandbox as fence
+    from harness.cli import guest_commands
+
     fence.choose(sandbox)
     changes: dict[str, object] = {}
     if stock:
@@ -151,8 +169,10 @@ def reload(
 
 @task(help=NAME_HELP)
 @run_task
-def reboot(_context: Context, name: str = DEFAULT_NAME) -> int:
+def reboot(_context: Context, name: str = defaults.GUEST) -> int:
     """Reboot the guest and wait until it answers again."""
+    from harness.cli import guest_commands
+
     return guest_commands.reboot(name)
 
 
@@ -165,8 +185,12 @@ def reboot(_context: Context, name: str = DEFAULT_NAME) -> int:
     },
 )
 @run_task
-def gdb(_context: Context, command: list[str], name: str = DEFAULT_NAME, symbols: str = "") -> int:
+def gdb(
+    _context: Context, command: list[str], name: str = defaults.GUEST, symbols: str = ""
+) -> int:
     """gdb on the guest's kernel and module, through QEMU's stub; the guest goes on afterwards."""
+    from harness.cli import guest_commands
+
     return guest_commands.gdb(name, symbols, command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness.cli import image_commands
+from harness import defaults
 from harness.cli.program import run_task
 from harness.errors import UsageError
 
@@ -34,6 +34,8 @@ def image_import(
     sha256: str = "",
 ) -> int:
     """Take in a FreeBSD disk, and the source and sysroot that belong to it; prepare it once."""
+    from harness.cli import image_commands
+
     if bundle:
         if disk or src or sysroot:
             raise UsageError("--bundle brings disk, source and sysroot: leave the others out")
@@ -44,7 +46,7 @@ def image_import(
 @task(
     name="fetch",
     help={
-        "release": "a release with a manifest in images/ (default: 15.1)",
+        "release": f"a release with a manifest in images/ (default: {defaults.RELEASE})",
         "backend": "what boots it for preparation: auto, kvm or tcg",
         "offline": "use what was fetched before and nothing else",
         "download-only": "fetch and verify, prepare later",
@@ -53,12 +55,14 @@ def image_import(
 @run_task
 def image_fetch(
     _context: Context,
-    release: str = "15.1",
+    release: str = defaults.RELEASE,
     backend: str = "auto",
     offline: bool = False,
     download_only: bool = False,
 ) -> int:
     """Fetch a release's official image, source and base, verify them, and prepare the image."""
+    from harness.cli import image_commands
+
     return image_commands.fetch_release(release, backend, offline, download_only)
 
 
@@ -66,29 +70,38 @@ def image_fetch(
 @run_task
 def image_list(_context: Context, json: bool = False) -> int:
     """Show the releases that are known, and what is here of each."""
+    from harness.cli import image_commands
+
     return image_commands.show_list(json)
 
 
 @task(
     name="info",
-    help={"release": "the prepared release (default: 15.1)", "json": "print it as JSON"},
+    help={
+        "release": f"the prepared release (default: {defaults.RELEASE})",
+        "json": "print it as JSON",
+    },
 )
 @run_task
-def image_info(_context: Context, release: str = "15.1", json: bool = False) -> int:
+def image_info(_context: Context, release: str = defaults.RELEASE, json: bool = False) -> int:
     """Show where a prepared image came from and what was changed in it."""
+    from harness.cli import image_commands
+
     return image_commands.show_info(release, json)
 
 
 @task(
     name="bundle",
     help={
-        "release": "the prepared release (default: 15.1)",
+        "release": f"the prepared release (default: {defaults.RELEASE})",
         "out": "the file to write (default: freebsd-RELEASE.bundle.tar)",
     },
 )
 @run_task
-def image_bundle(_context: Context, release: str = "15.1", out: str = "") -> int:
+def image_bundle(_context: Context, release: str = defaults.RELEASE, out: str = "") -> int:
     """Pack a prepared release, its source and sysroot into one file for image.import --bundle."""
+    from harness.cli import image_commands
+
     return image_commands.write_bundle(release, out)
 
 
@@ -96,6 +109,8 @@ def image_bundle(_context: Context, release: str = "15.1", out: str = "") -> int
 @run_task
 def image_rm(_context: Context, release: str = "") -> int:
     """Remove a release from the cache; what was brought stays where it is."""
+    from harness.cli import image_commands
+
     return image_commands.remove(release)
 
 
@@ -103,6 +118,8 @@ def image_rm(_context: Context, release: str = "") -> int:
 @run_task
 def image_prune(_context: Context) -> int:
     """Remove downloads and leftovers that the prepared releases no longer need."""
+    from harness.cli import image_commands
+
     return image_commands.prune_all()
 
 
@@ -113,6 +130,8 @@ def image_prune(_context: Context) -> int:
 @run_task
 def image_verify(_context: Context, release: str = "", json: bool = False) -> int:
     """Take the digests of what is in the cache again; exit 1 when something is corrupt."""
+    from harness.cli import image_commands
+
     return image_commands.verify(release, json)
 
 

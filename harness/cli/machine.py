@@ -5,16 +5,16 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import debian, host, progress
+from harness import progress
 from harness.cli.program import run_task
-from harness.probe import run as vtxprobe
-from harness.run import doctor as doctor_run
 
 
 @task
 @run_task
 def setup(_context: Context) -> None:
     """Install the Debian packages that are missing, or print the line that does."""
+    from harness import debian
+
     debian.ensure(optional=True)
     progress.say("setup: everything that is needed is here")
 
@@ -23,6 +23,8 @@ def setup(_context: Context) -> None:
 @run_task
 def doctor(_context: Context, json: bool = False) -> int:
     """Show what this machine can do, what is missing, and the backend `auto` would take."""
+    from harness.run import doctor as doctor_run
+
     verdict = doctor_run.examine(doctor_run.gather())
     if json:
         progress.print_json(verdict.to_data())
@@ -44,6 +46,9 @@ def probe(
     _context: Context, backend: str = "auto", cpu: str = "", fault: str = "", json: bool = False
 ) -> int:
     """Try VT-x and EPT (or SVM) in a backend by running a tiny guest: seconds, no download."""
+    from harness import host
+    from harness.probe import run as vtxprobe
+
     decision = host.decide(host.gather(), backend)
     chosen = decision.require()
     progress.say(f"backend {chosen}: {decision.reason}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness.build import sandbox as fence
-from harness.cli import patch_commands
 from harness.cli.program import run_task
 
 SERIES_HELP = {
@@ -41,6 +39,9 @@ def build(
     json: bool = False,
 ) -> int:
     """Build vmm.ko, libvmmapi and vmmls from source and series; nothing if nothing changed."""
+    from harness.build import sandbox as fence
+    from harness.cli import patch_commands
+
     fence.choose(sandbox)
     return patch_commands.run_build(release, stock, series, topic, src, sysroot, json, builder)
 
@@ -49,6 +50,8 @@ def build(
 @run_task
 def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
     """Show every series, patch by patch."""
+    from harness.cli import patch_commands
+
     return patch_commands.show_list(topic, json)
 
 
@@ -71,6 +74,8 @@ def patch_check(
     json: bool = False,
 ) -> int:
     """Check a series: applies, drift, style(9), message and sign-off, manuals; exit 5 if wrong."""
+    from harness.cli import patch_commands
+
     return patch_commands.check(series, topic, release, tree, json)
 
 
@@ -80,6 +85,8 @@ def patch_apply(
     _context: Context, tree: str, release: str = "", series: str = "", topic: str = ""
 ) -> int:
     """Apply a series to a source tree: all of it or nothing."""
+    from harness.cli import patch_commands
+
     return patch_commands.apply(tree, series, topic, release)
 
 
@@ -103,6 +110,8 @@ def patch_refresh(
     into: str = "",
 ) -> int:
     """Bring the edits made in a tree back into the series' patches."""
+    from harness.cli import patch_commands
+
     return patch_commands.refresh_series(tree, pristine, series, topic, release, into)
 
 
@@ -112,6 +121,8 @@ def patch_export(
     _context: Context, release: str = "", series: str = "", topic: str = "", out: str = ""
 ) -> int:
     """Write a series as one mbox, ready for git am or a review tool."""
+    from harness.cli import patch_commands
+
     return patch_commands.export(series, topic, release, out)
 
 

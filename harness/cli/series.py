@@ -7,15 +7,9 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import debian, progress
-from harness.build import sandbox as fence
+from harness import defaults, progress
 from harness.cli.program import run_task
 from harness.errors import UsageError
-from harness.run import bisect as bisection
-from harness.run import fuzz_run
-from harness.run.session import Options
-from harness.series import scaffold as topics
-from harness.series.load import DEFAULT_TOPIC
 
 
 @task(
@@ -26,10 +20,10 @@ from harness.series.load import DEFAULT_TOPIC
         "round": "begin at this round of the seed's (default: 0)",
         "stock": "attack the stock module alone",
         "known": "make the calls, too, that are known to harm the stock module",
-        "release": "the FreeBSD release to boot (default: 15.1)",
+        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm or bochs",
         "series": "attack this series' module (a folder or a patch, may be given again)",
-        "topic": f"a folder of patches/ (default: {DEFAULT_TOPIC})",
+        "topic": f"a folder of patches/ (default: {defaults.TOPIC})",
         "offline": "fetch nothing: use what is in the cache",
         "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print the report as JSON",
@@ -44,14 +38,19 @@ def fuzz(
     round: int = 0,  # noqa: A002
     stock: bool = False,
     known: bool = False,
-    release: str = "15.1",
+    release: str = defaults.RELEASE,
     backend: str = "auto",
-    topic: str = DEFAULT_TOPIC,
+    topic: str = defaults.TOPIC,
     offline: bool = False,
     sandbox: bool = True,
     json: bool = False,
 ) -> int:
     """Throw malformed and racing calls at /dev/vmmctl and /dev/vmm: stock's module, then yours."""
+    from harness import debian
+    from harness.build import sandbox as fence
+    from harness.run import fuzz_run
+    from harness.run.session import Options
+
     fence.choose(sandbox)
     debian.ensure()
     options = Options(
@@ -84,7 +83,7 @@ def fuzz(
         "k": "judge by the checks that match this, as pytest -k takes it (default: all)",
         "series": "the series to search (a folder or a patch, may be given again)",
         "topic": "a folder of patches/, whose series, if none is given, and checks to use",
-        "release": "the FreeBSD release to boot (default: 15.1)",
+        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm, bochs or tcg",
         "full": "judge by the checks that take minutes, too",
         "offline": "fetch nothing: use what is in the cache",
@@ -100,7 +99,7 @@ def bisect(
     good: int = 0,
     bad: int = 0,
     k: str = "",
-    release: str = "15.1",
+    release: str = defaults.RELEASE,
     backend: str = "auto",
     full: bool = False,
     offline: bool = False,
@@ -108,6 +107,11 @@ def bisect(
     json: bool = False,
 ) -> int:
     """Find the first patch of a series that breaks a check, in one guest; exit 1 if any does."""
+    from harness import debian
+    from harness.build import sandbox as fence
+    from harness.run import bisect as bisection
+    from harness.run.session import Options
+
     fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
@@ -129,12 +133,14 @@ def bisect(
     positional=["name"],
     help={
         "name": "the topic's name: lower-case letters and digits, with - or _ between them",
-        "release": "the FreeBSD release that its first series is for (default: 15.1)",
+        "release": f"the FreeBSD release that its first series is for (default: {defaults.RELEASE})",
     },
 )
 @run_task
-def topic_new(_context: Context, name: str, release: str = "15.1") -> None:
+def topic_new(_context: Context, name: str, release: str = defaults.RELEASE) -> None:
     """Lay out a topic in patches/: a series, its checks, notes; ./inv verify --topic NAME runs."""
+    from harness.series import scaffold as topics
+
     folder = topics.new(name, release)
     progress.say(f"{folder}: put patches into {release}/ and name them in {release}/series")
     progress.say(f"next: ./inv verify --topic {name}")

@@ -7,22 +7,15 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import debian, progress, report
-from harness.build import sandbox as fence
-from harness.cli import report_commands
+from harness import defaults, progress
 from harness.cli.program import run_task
 from harness.errors import UsageError
-from harness.run.mutation import mutation as run_mutation
-from harness.run.mutation import show as show_mutation
-from harness.run.session import Options
-from harness.run.verify import verify as run_verify
-from harness.series.load import DEFAULT_TOPIC
 
 
 @task(
     iterable=["series"],
     help={
-        "release": "the FreeBSD release to boot (default: 15.1)",
+        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm, bochs or tcg",
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
         "series": "test this series (a folder or a patch, may be given again)",
@@ -45,7 +38,7 @@ from harness.series.load import DEFAULT_TOPIC
 def verify(
     _context: Context,
     series: list[str],
-    release: str = "15.1",
+    release: str = defaults.RELEASE,
     backend: str = "auto",
     stock: bool = False,
     offline: bool = False,
@@ -63,6 +56,11 @@ def verify(
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
+    from harness import debian, report
+    from harness.build import sandbox as fence
+    from harness.run.session import Options
+    from harness.run.verify import verify as run_verify
+
     fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
@@ -74,7 +72,7 @@ def verify(
         stock,
         given,
         # Patches of somebody's own are held to what any vmm.ko must do, unless a topic is named.
-        topic or ("" if given else DEFAULT_TOPIC),
+        topic or ("" if given else defaults.TOPIC),
         offline=offline,
         full=full,
         cold=cold,
@@ -109,6 +107,8 @@ def show_report(
     json: bool = False,
 ) -> None:
     """Print what a run has shown, write its page (report.html) anew, and open that if asked."""
+    from harness.cli import report_commands
+
     if list:
         report_commands.show_list(json)
     else:
@@ -140,6 +140,12 @@ def mutation(
     json: bool = False,
 ) -> int:
     """Run the checks on wrong variants (mutants) of the patch: each must be caught."""
+    from harness import debian
+    from harness.build import sandbox as fence
+    from harness.run.mutation import mutation as run_mutation
+    from harness.run.mutation import show as show_mutation
+    from harness.run.session import Options
+
     fence.choose(sandbox)
     debian.ensure()
     options = Options(backend=backend, offline=offline, full=full)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import progress
+from harness import defaults, progress
 from harness.bhyve.l2 import L2
 from harness.bhyve.vmm import Vmm
 from harness.errors import (
@@ -50,7 +50,7 @@ _DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vmm", "vmm-workbench: a FreeBSD guest with the patched vmm.ko")
-    group.addoption("--vmm-release", default="15.1", help="the FreeBSD release to boot")
+    group.addoption("--vmm-release", default=defaults.RELEASE, help="the FreeBSD release to boot")
     group.addoption("--vmm-backend", default="auto", help="auto, kvm, bochs or tcg")
     group.addoption(
         "--vmm-cold", action="store_true", help="boot, though a snapshot could be resumed"

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from harness import files, host, machine, progress
+from harness import defaults, files, host, machine, progress
 from harness.bhyve import vmm
 from harness.build import builder, in_guest
 from harness.deadline import Deadline
@@ -51,11 +51,11 @@ class Options:
     it), or auto, which is the host where that has a compiler.
     """
 
-    release: str = "15.1"
+    release: str = defaults.RELEASE
     backend: str = "auto"
     stock: bool = False
     series: tuple[Path, ...] = ()
-    topic: str = "meminfo"
+    topic: str = defaults.TOPIC
     offline: bool = False
     full: bool = False
     cold: bool = False
