@@ -13,13 +13,13 @@ from harness import progress
 # As pytest does while it runs checks: both names for standard error lead elsewhere.
 SCRIPT = """
 import os, sys, time
-from harness import ui
-with ui.apart(), ui.stage("checks") as step:
+from harness import progress
+with progress.apart(), progress.stage("checks") as step:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stderr = open(os.devnull, "w")
     step.live("7/9 test_x  the guest's last line")
     time.sleep(0.5)
-    ui.say("a line of its own")
+    progress.say("a line of its own")
     time.sleep(0.5)
 """
 

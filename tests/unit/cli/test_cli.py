@@ -19,7 +19,7 @@ TASKS = """
 import errno, os, sys, time
 from invoke.collection import Collection
 from invoke.tasks import task
-from harness import errors, report, ui
+from harness import errors, progress, report
 from harness.cli.program import run_task
 
 @task(help={"kind": "the error's name"})
@@ -42,7 +42,7 @@ def sleeps(_context):
 @run_task
 def floods(_context, rich=False):
     for number in range(100000):
-        ui.out.print("a line", markup=False) if rich else print("a line")
+        progress.out.print("a line", markup=False) if rich else print("a line")
 
 @task
 @run_task
@@ -53,8 +53,8 @@ def whispers(_context):
 @task
 @run_task
 def shows(_context):
-    ui.say("working")
-    ui.table(("head",), [("a cell",)])
+    progress.say("working")
+    progress.table(("head",), [("a cell",)])
 
 @task
 @run_task
