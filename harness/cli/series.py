@@ -133,7 +133,7 @@ def bisect(
     positional=["name"],
     help={
         "name": "the topic's name: lower-case letters and digits, with - or _ between them",
-        "release": f"the FreeBSD release that its first series is for (default: {defaults.RELEASE})",
+        "release": f"the release that its first series is for (default: {defaults.RELEASE})",
     },
 )
 @run_task
