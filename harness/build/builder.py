@@ -48,7 +48,8 @@ Maker = Callable[[targets.Job], targets.Made]
 class Build:
     """What was built, and of what.  Paths are absolute, in the cache.
 
-    `unread` are C sources that the series touches and no part that was built reads.
+    `unread` are C sources that the series touches and no part that was built reads.  `drift` are
+    the hunks that fit some lines away from where they say, in words.
     """
 
     release: str
@@ -62,6 +63,7 @@ class Build:
     tool: Path | None
     not_built: tuple[tuple[str, str], ...]
     unread: tuple[str, ...]
+    drift: tuple[str, ...]
     series: str | None
     series_digest: str | None
     kernel_config: str
@@ -199,7 +201,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
         log = work / "build.log"
         try:
             job.progress("setting up the source")
-            linktree.plant(job.tree, job.series, work / "src")
+            drift = linktree.plant(job.tree, job.series, work / "src")
             begun = f"{job.toolchain.identity}\n{job.tree.path} ({job.tree.target})\n"
             log.write_text(begun, errors="backslashreplace")
             launcher, fence = _fenced(job, shop)
@@ -244,6 +246,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "tool": names[2],
             "not_built": made.not_built,
             "unread": made.unread,
+            "drift": [str(moved) for moved in drift],
             "series": job.series.topic if job.series else None,
             "series_digest": job.series.digest if job.series else None,
             "kernel_config": job.config.name,
@@ -337,6 +340,7 @@ def _from_manifest(
         folder=folder,
         not_built=tuple((str(a), str(b)) for a, b in data["not_built"]),  # type: ignore[attr-defined]
         unread=tuple(str(path) for path in data["unread"]),  # type: ignore[attr-defined]
+        drift=tuple(str(moved) for moved in data["drift"]),  # type: ignore[attr-defined]
         log=folder / "build.log",
         digests=tuple(sorted(digests.items())),
         cached=cached,

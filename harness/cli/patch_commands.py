@@ -9,6 +9,7 @@ from harness import debian, files, host, progress
 from harness.build import builder, in_guest, linktree
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
+from harness.run import tested
 from harness.series import apply as treeapply
 from harness.series import check as series_check
 from harness.series import load, mailbox, refresh
@@ -207,8 +208,11 @@ def run_build(
     if json:
         progress.print_json(built.to_data())
         return EXIT_OK
-    for path in built.unread:
-        progress.say(f"note: {path} is touched, but no part that is built here reads it")
+    if loaded is not None:
+        for note in (*loaded.notes, *built.drift):
+            progress.say(f"note: {note}")
+        for path in tested.untested(loaded, built):
+            progress.say(f"note: {path} is touched, but nothing that is built here is made from it")
     made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))
     made |= {path.name: path for path in built.programs}
     left_out = dict(built.not_built)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from harness.report.data import (
     KEPT,
     LEFT_OUT,
+    NOT_TESTED,
     Check,
     Outcome,
     Report,
@@ -22,6 +23,7 @@ from harness.report.text import show, show_runs
 __all__ = [
     "KEPT",
     "LEFT_OUT",
+    "NOT_TESTED",
     "PAGE",
     "Check",
     "Outcome",

@@ -23,6 +23,9 @@ KEPT = "kept"
 LEFT_OUT = "left out"
 """The property that says which checks were not asked for in this run."""
 
+NOT_TESTED = "not tested"
+"""The property that names the files of the patch that nothing was built from."""
+
 Outcome = Literal["passed", "failed", "error", "skipped"]
 """`error`: it broke outside its own claim (time ran out, a fixture failed), so it says nothing."""
 
@@ -142,6 +145,8 @@ class Report:
             counts += f", {self.count('not run')} not run"
         if LEFT_OUT in self.properties:
             counts += f"; {self.properties[LEFT_OUT]}"
+        if NOT_TESTED in self.properties:
+            counts += f"; not tested: {self.properties[NOT_TESTED]}"
         if self.error:
             return f"{where}: no verdict: {self.error}"
         return f"{where}: {counts}"

@@ -27,6 +27,8 @@ from harness.guest.freebsd import Access, Guest
 from harness.image import obtain, prepare
 from harness.image.model import ImageRecord
 from harness.probe import run
+from harness.report import NOT_TESTED
+from harness.run import tested
 from harness.series import load as patches
 
 T = TypeVar("T")
@@ -157,7 +159,7 @@ class Workbench:
         record = _given(self.record, "find_image")
         source = _given(record.source, "find_image")
         with progress.stage("build", self.stages) as step:
-            series = load_series(self.options)
+            series = load_series(self.options, source)
             self.build = builder.build(
                 source,
                 record.sysroot,
@@ -166,8 +168,10 @@ class Workbench:
                 progress=step.live,
                 in_guest=self._guest_builder(record),
             )
-            if self.options.side_by_side:
-                self.stock_build = builder.build(
+            stock = None
+            # Somebody's own series is compared with stock, although stock is not to be checked.
+            if self.options.side_by_side or (series and self.options.series):
+                stock = builder.build(
                     source,
                     record.sysroot,
                     None,
@@ -175,13 +179,30 @@ class Workbench:
                     progress=step.live,
                     in_guest=self._guest_builder(record),
                 )
+            if self.options.side_by_side:
+                self.stock_build = stock
+            if series is not None and series.patches:
+                self._say_of(series, self.build)
+                tested.require_difference(series, self.build, stock)
             self._compile_tools(self.build)
             made = "cached" if self.build.cached else f"{self.build.warnings} warnings"
             missing = "".join(f"; no {name}: {why}" for name, why in self.build.not_built)
+            missing += f"; {len(self.build.drift)} hunks moved" if self.build.drift else ""
             step.note = f"{series.topic if series else 'stock'}, {made}{missing}"
             self.properties["module build id"] = self.build.build_id
             self.properties["module sha256"] = files.sha256_file(self.build.module)
             self.properties["series sha256"] = series.digest if series else "none"
+
+    def _say_of(self, series: patches.Series, build: builder.Build) -> None:
+        """Say what a reader of the verdict must know: what was left out, moved, not tested."""
+        for note in (*series.notes, *build.drift):
+            progress.say(f"note: {note}")
+        if series.notes:
+            self.properties["beside the series"] = "; ".join(series.notes)
+        if build.drift:
+            self.properties["hunks that moved"] = "; ".join(build.drift)
+        if missed := tested.untested(series, build):
+            self.properties[NOT_TESTED] = f"{len(missed)} files of the patch: {tested.few(missed)}"
 
     def _compile_tools(self, build: builder.Build) -> None:
         """Compile the checks' helper against a build's library, where there is one."""
@@ -362,14 +383,14 @@ class Workbench:
         self.close()
 
 
-def load_series(options: Options) -> patches.Series | None:
-    """The series to build, or None for the stock module."""
+def load_series(options: Options, tree: Path | None = None) -> patches.Series | None:
+    """The series to build, read for `tree` where there is one, or None for the stock module."""
     if options.stock:
         return None
     if options.series:
         where = options.series if len(options.series) > 1 else options.series[0]
-        return patches.load_series(where, options.release)
-    return patches.load_series(options.topic, options.release)
+        return patches.load_series(where, options.release, tree)
+    return patches.load_series(options.topic, options.release, tree)
 
 
 def new_run_dir(what: str) -> Path:
