@@ -18,15 +18,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
-from harness import files
+from harness import checked, files
 from harness.build import bmake, ccache, kernconf, linktree, sandbox, targets, workdir
 from harness.build.bmake import Progress, Toolchain
 from harness.build.guest_programs import compile_program as compile_program
@@ -70,7 +71,7 @@ class Build:
     invariants: bool
     compiler: str
     warnings: int
-    seconds: float
+    seconds: checked.Seconds
     log: Path
     digests: tuple[tuple[str, str], ...]
     sandboxed: bool
@@ -310,41 +311,28 @@ def _includable(job: _Job, work: Path) -> Iterator[str]:
 def _load(folder: Path, *, cached: bool = True) -> Build | None:
     """The build in `folder`, or None if there is none or it was damaged."""
     try:
-        data: Mapping[str, object] = json.loads((folder / _MANIFEST).read_text())
-        digests = dict(data["digests"])  # type: ignore[call-overload]
-        if any(files.sha256_file(folder / name) != digest for name, digest in digests.items()):
+        data = checked.table((folder / _MANIFEST).read_bytes())
+        built = _from_manifest(folder, data, cached)
+        if any(files.sha256_file(folder / name) != digest for name, digest in built.digests):
             return None
-        return _from_manifest(folder, dict(data), digests, cached)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    return built
 
 
-def _from_manifest(
-    folder: Path, data: dict[str, object], digests: dict[str, str], cached: bool
-) -> Build:
-    values = {
-        name: data[name]
-        for name in (
-            "release", "revision", "osversion", "build_id", "series", "series_digest",
-            "kernel_config", "invariants", "compiler", "warnings", "seconds", "sandboxed",
-        )
-    }  # fmt: skip
+def _from_manifest(folder: Path, data: dict[str, Any], cached: bool) -> Build:
     paths = {
         name: folder / str(data[name]) if data[name] else None
         for name in ("module", "library", "tool")
     }
-    return Build(
-        **values,  # type: ignore[arg-type]
-        **paths,  # type: ignore[arg-type]
-        key=folder.name,
-        folder=folder,
-        not_built=tuple((str(a), str(b)) for a, b in data["not_built"]),  # type: ignore[attr-defined]
-        unread=tuple(str(path) for path in data["unread"]),  # type: ignore[attr-defined]
-        drift=tuple(str(moved) for moved in data["drift"]),  # type: ignore[attr-defined]
-        log=folder / "build.log",
-        digests=tuple(sorted(digests.items())),
-        cached=cached,
-    )
+    own = {
+        "key": folder.name,
+        "folder": folder,
+        "log": folder / "build.log",
+        "digests": sorted(data["digests"].items()),
+        "cached": cached,
+    }
+    return checked.convert(Build, {**data, **paths, **own})
 
 
 def read_build_id(file: Path) -> str:

@@ -120,7 +120,11 @@ def status(name: str, json: bool) -> int:
 def _age(record: keeper.Record) -> str:
     if not record.alive:
         return "-"
-    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record.began_at)
+    try:
+        began = datetime.datetime.fromisoformat(record.began_at)
+        age = datetime.datetime.now(datetime.UTC) - began
+    except (TypeError, ValueError):
+        return "?"
     return str(datetime.timedelta(seconds=max(0, round(age.total_seconds()))))
 
 

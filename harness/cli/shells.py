@@ -62,7 +62,8 @@ def ssh_command(record: Record, command: Sequence[str], *, terminal: bool) -> li
     for name, value in options.items():
         # ssh reads what stands here as a line of its settings: quoted, % doubled.
         words += ["-o", f'{name}="{value.replace("%", "%%")}"']
-    return [*words, f"{record.user}@127.0.0.1", *([_line(command)] if command else [])]
+    # What follows the dashes is no option, whatever a record says the user is called.
+    return [*words, "--", f"{record.user}@127.0.0.1", *([_line(command)] if command else [])]
 
 
 def _line(command: Sequence[str]) -> str:

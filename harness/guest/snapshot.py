@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from harness import checked
 from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, WorkbenchError
 from harness.files import (
@@ -69,7 +70,7 @@ class Snapshot:
     """A snapshot in the cache; `files` has the checksum of each file below its state."""
 
     folder: Path
-    made_at: str
+    made_at: checked.Line
     facts: dict[str, str]
     files: dict[str, str]
 
@@ -101,7 +102,7 @@ class Snapshot:
         seen = self._seen()
         known = self.folder / _VERIFIED
         with contextlib.suppress(OSError, ValueError):
-            if not again and json.loads(known.read_text()) == seen:
+            if not again and checked.table(known.read_bytes()) == seen:
                 return
         for name, digest in self.files.items():
             if checksum_sparse(self.state / name) != digest:
@@ -241,9 +242,9 @@ def _lock(disk: Path) -> Path:
 
 def _read(folder: Path) -> Snapshot:
     try:
-        data = json.loads((folder / _MANIFEST).read_text())
-        return Snapshot(folder, str(data["made_at"]), dict(data["facts"]), dict(data["files"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = checked.table((folder / _MANIFEST).read_bytes())
+        return checked.convert(Snapshot, {**data, "folder": folder})
+    except (OSError, ValueError) as error:
         raise Unusable(f"{folder / _MANIFEST}: cannot be used ({error})") from error
 
 

@@ -14,6 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness import checked
 from harness.files import write_atomic
 
 _SUFFIX = ".failed.json"
@@ -25,10 +26,10 @@ _RESUMES_TRIED = 2
 class Failure:
     """`what` did not work ("saving", "resuming"), `times` in a row; the last time `at`."""
 
-    what: str
+    what: checked.Line
     why: str
-    at: str
-    times: int = 1
+    at: checked.Line
+    times: checked.Count = 1
 
     @property
     def settled(self) -> bool:
@@ -44,8 +45,8 @@ class Failure:
 
 def of(home: Path, key: str) -> Failure | None:
     """What is noted for this key, or nothing (also where the note cannot be read)."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Failure(**json.loads(_file(home, key).read_text()))
+    with contextlib.suppress(OSError, ValueError):
+        return checked.decode(Failure, _file(home, key).read_bytes())
     return None
 
 

@@ -6,6 +6,8 @@ import collections
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.checked import Seconds
+
 _FIRST = 20
 _LAST = 60
 _ASKED_CHARS = 2000
@@ -26,7 +28,7 @@ class Asked:
     exit_code: int | None
     stdout: str
     stderr: str
-    seconds: float
+    seconds: Seconds
 
 
 Listener = Callable[[Asked], None]
@@ -89,7 +91,7 @@ class Evidence:
 
     commands: tuple[Asked, ...] = ()
     count: int = 0
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     console: tuple[str, ...] = ()
     dmesg: tuple[str, ...] = ()
 

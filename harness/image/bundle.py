@@ -24,30 +24,87 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated
 
+import msgspec
+
+from harness import checked, limits
+from harness.checked import (
+    Count,
+    Digest,
+    HostKey,
+    Line,
+    Name,
+    Osversion,
+    Release,
+    Sha256,
+    Url,
+    User,
+)
 from harness.errors import CannotError, UsageError
 from harness.files import atomic_path, human_bytes, require_room, sha256_file, write_atomic
 from harness.guest.keys import make_key
 from harness.image import disk as disks
 from harness.image import fetch, prepare, rekey, store, trees
 from harness.image.manifest import check_release
-from harness.image.model import ImageRecord, Imported, Login, Prepared
+from harness.image.model import DiskFormat, ImageRecord, Imported, Login, Prepared
 from harness.image.packed import DAMAGED, Member, members
 from harness.image.store import Live
 
 _FORMAT = 1
 _INDEX = "bundle.json"
+_SCRATCH = ".bundle"
 _DISK, _PASSWORD, _SOURCE, _SYSROOT = "disk.raw.xz", "console-password", "src.txz", "base.txz"
 _MEMBERS = (_DISK, _PASSWORD, _SOURCE, _SYSROOT)
 _MOST_INDEX_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
-_KEPT = (
-    "release", "origin", "origin_format", "origin_sha256", "disk_bytes", "disk_sha256", "host_key",
-    "osversion", "uname", "prepared_at", "prepare_version", "login_user", "changes",
-)  # fmt: skip
+_CHANGE = "keys: new ones, written when {} was taken in; it was prepared at {}"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a bundle says of the prepared image: that part of ImageRecord which travels."""
+
+    release: Release
+    origin: Line
+    origin_format: DiskFormat
+    origin_sha256: Sha256
+    disk_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.DISK_BYTES)]
+    disk_sha256: Sha256
+    host_key: HostKey
+    osversion: Osversion
+    uname: Line
+    prepared_at: Line
+    prepare_version: int
+    login_user: User
+    changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)]
+
+
+@dataclass(frozen=True)
+class _Pin:
+    name: Name
+    url: Url
+    digest: Digest
+    at: Line
+
+
+@dataclass(frozen=True)
+class _Part:
+    size_bytes: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class _Index:
+    """bundle.json, all of it looked at before anything is unpacked."""
+
+    format: int
+    record: _Kept
+    public_key: HostKey
+    pins: Annotated[tuple[_Pin, ...], msgspec.Meta(max_length=100)]
+    members: dict[str, _Part]
 
 
 @dataclass(frozen=True)
@@ -73,7 +130,7 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
             parts = _parts(record, Path(scratch), live)
             index = {
                 "format": _FORMAT,
-                "record": {name: asdict(record)[name] for name in _KEPT},
+                "record": {each.name: getattr(record, each.name) for each in fields(_Kept)},
                 "public_key": rekey.public_key(record.private_key),
                 "pins": [
                     {"name": note.path.name, "url": note.url, "digest": note.digest, "at": note.at}
@@ -172,7 +229,7 @@ def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> I
         with path.open("rb") as stream:
             parts = members(stream)
             index = _index(path, parts)
-            about = str(index["record"]["release"])
+            about = index.record.release
             if release not in ("", about):
                 raise UsageError(f"{path}: it holds FreeBSD {about}, and --release says {release}")
             home = store.folder(check_release(about))
@@ -188,7 +245,7 @@ def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> I
 
 @contextmanager
 def _scratch(home: Path) -> Iterator[Path]:
-    folder = home / ".bundle"
+    folder = home / _SCRATCH
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     try:
@@ -197,7 +254,7 @@ def _scratch(home: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _index(path: Path, parts: Iterator[Member]) -> dict[str, Any]:
+def _index(path: Path, parts: Iterator[Member]) -> _Index:
     """What the bundle says of itself, looked at before anything is written."""
     first = next(parts, None)
     if (
@@ -208,112 +265,112 @@ def _index(path: Path, parts: Iterator[Member]) -> dict[str, Any]:
     ):
         raise UsageError(f"{path}: it is no bundle of ./inv image.bundle ({_INDEX} is not in it)")
     try:
-        index = json.loads(first.content().read())
-        wrong = _what_is_wrong(index)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"not as it is written: {error!r}"
-    if wrong:
-        raise CannotError(f"{path}: {_INDEX} cannot be used ({wrong})")
-    record = index["record"]
-    if record["prepare_version"] != prepare.VERSION:
+        text = first.content().read()
+        index = checked.decode(_Index, text)
+    except ValueError as error:
+        raise CannotError(f"{path}: {_INDEX} cannot be used ({error})") from error
+    if index.format != _FORMAT:
+        raise CannotError(
+            f"{path}: {_INDEX} cannot be used (its format is {index.format}, known here is "
+            f"{_FORMAT})"
+        )
+    if not {_DISK} <= set(index.members) <= set(_MEMBERS):
+        raise CannotError(
+            f"{path}: {_INDEX} cannot be used (a member is missing in it, or one too many)"
+        )
+    if index.record.prepare_version != prepare.VERSION:
         raise CannotError(
             f"{path}: it was prepared by another version of the workbench "
-            f"({record['prepare_version']}, here {prepare.VERSION}); make the bundle anew"
+            f"({index.record.prepare_version}, here {prepare.VERSION}); make the bundle again"
         )
-    return dict(index)
+    return index
 
 
-def _what_is_wrong(index: Any) -> str:
-    """Why an index cannot be used, or nothing; of another shape it raises what that raises."""
-    if index["format"] != _FORMAT:
-        return f"its format is {index['format']}, known here is {_FORMAT}"
-    members = index["members"]
-    if not {_DISK} <= set(members) <= set(_MEMBERS) or not set(_KEPT) <= set(index["record"]):
-        return "something is missing in it, or too much"
-    sound = all(
-        isinstance(member["size_bytes"], int) and len(member["sha256"]) == 64
-        for member in members.values()
-    )
-    keys = (index["public_key"], index["record"]["host_key"])
-    sound = sound and all(key.startswith("ssh-ed25519 ") for key in keys)
-    return "" if sound else "a digest or a key in it is none"
-
-
-def _extract(
-    path: Path, parts: Iterator[Member], index: dict[str, Any], scratch: Path, live: Live
-) -> None:
+def _extract(path: Path, parts: Iterator[Member], index: _Index, scratch: Path, live: Live) -> None:
     """Every member to `scratch`, exactly those that the index names, with their digests."""
-    missing = dict(index["members"])
+    missing = dict(index.members)
     for member in parts:
         size = member.info.size
         wanted = missing.pop(member.name, None)
-        if wanted is None or not member.info.isreg() or size != wanted["size_bytes"]:
+        if wanted is None or not member.info.isreg() or size != wanted.size_bytes:
             raise CannotError(f"{path}: {member.name!r} is not as {_INDEX} says; nothing was kept")
         require_room(scratch, size, f"unpacking {path.name}")
         live(f"unpacking {member.name}: {human_bytes(size)}")
         with (scratch / member.name).open("wb") as out:
             shutil.copyfileobj(member.content(), out, _CHUNK_BYTES)
-        if (found := sha256_file(scratch / member.name)) != wanted["sha256"]:
+        if (found := sha256_file(scratch / member.name)) != wanted.sha256:
             raise CannotError(
                 f"{path}: {member.name} is damaged: its digest is {found[:16]}…, not "
-                f"{wanted['sha256'][:16]}…; copy the bundle again; nothing was kept"
+                f"{wanted.sha256[:16]}…; copy the bundle again; nothing was kept"
             )
     if missing:
         raise CannotError(f"{path}: cut short: {', '.join(missing)} missing; nothing was kept")
 
 
-def _enter(path: Path, index: dict[str, Any], scratch: Path, live: Live) -> ImageRecord:
-    """What was unpacked becomes the release in the cache; the disk last of all."""
-    record = index["record"]
-    release, home = record["release"], scratch.parent
+def _enter(path: Path, index: _Index, scratch: Path, live: Live) -> ImageRecord:
+    """What was unpacked becomes the release in the cache.
+
+    All that can go wrong with it happens in `scratch`, before anything that is there is replaced.
+    """
+    kept = index.record
+    release, home = kept.release, scratch.parent
     disk = scratch / "disk.raw"
-    require_room(home, record["disk_bytes"], f"unpacking {path.name}")
-    disks.decompress(scratch / _DISK, disk, live)
+    require_room(home, kept.disk_bytes, f"unpacking {path.name}")
+    disks.decompress(scratch / _DISK, disk, live, kept.disk_bytes)
     live("taking the disk's digest")
-    if sha256_file(disk) != record["disk_sha256"]:
+    if sha256_file(disk) != kept.disk_sha256:
         raise CannotError(f"{path}: the disk in it is not the one that was prepared")
     source = sysroot = None
-    if _SOURCE in index["members"]:
-        source = trees.source(scratch / _SOURCE, release, home / "source", live)
-    if _SYSROOT in index["members"]:
-        sysroot = trees.sysroot(scratch / _SYSROOT, home / "sysroot", live)
+    if _SOURCE in index.members:
+        source = trees.source(scratch / _SOURCE, release, scratch / "source", live)
+    if _SYSROOT in index.members:
+        sysroot = trees.sysroot(scratch / _SYSROOT, scratch / "sysroot", live)
+    live("making keys of this machine's own")
+    key = scratch / "id_ed25519"
+    public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]
+    host_key = rekey.rekey(disk, index.public_key, public, kept.host_key)
     imported = Imported(
         release=release,
         disk=disk,
-        disk_format=record["origin_format"],
-        disk_bytes=record["disk_bytes"],
-        disk_sha256=record["origin_sha256"],
-        origin=record["origin"],
-        login=Login(record["login_user"]),
-        source=source,
-        sysroot=sysroot,
+        disk_format=kept.origin_format,
+        disk_bytes=kept.disk_bytes,
+        disk_sha256=kept.origin_sha256,
+        origin=kept.origin,
+        login=Login(kept.login_user),
     )
 
-    def with_keys_of_our_own(_imported: Imported, place: Path) -> Prepared:
-        live("making keys of this machine's own")
+    def ready(_imported: Imported, place: Path) -> Prepared:
         disk.rename(place / "disk.raw")
-        key = place / "id_ed25519"
-        public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]
-        host_key = rekey.rekey(place / "disk.raw", index["public_key"], public, record["host_key"])
         (place / "disk.raw").chmod(0o400)
-        if _PASSWORD in index["members"]:
+        key.rename(place / key.name)
+        if _PASSWORD in index.members:
             write_atomic(place / _PASSWORD, (scratch / _PASSWORD).read_bytes(), mode=0o600)
         return Prepared(
             disk_raw=place / "disk.raw",
-            private_key=key,
+            private_key=place / key.name,
             host_key=host_key,
-            osversion=record["osversion"],
-            uname=record["uname"],
-            changes=(*record["changes"], _CHANGE.format(path.name, record["prepared_at"])),
+            osversion=kept.osversion,
+            uname=kept.uname,
+            changes=(*kept.changes, _CHANGE.format(path.name, kept.prepared_at)),
         )
 
-    made = store.add(imported, with_keys_of_our_own, record["prepare_version"], live)
-    for pin in index["pins"]:
-        target = home / "downloads" / Path(pin["name"]).name
+    store.add(imported, ready, kept.prepare_version, live)
+    store.set_trees(release, store.Trees(_placed(source, home), _placed(sysroot, home)))
+    for pin in index.pins:
+        target = home / "downloads" / pin.name
         with contextlib.suppress(CannotError):
             if fetch.pin_of(target) is None:
-                fetch.write_note(fetch.Fetched(target, pin["url"], pin["digest"], pin["at"]))
-    return made
+                fetch.write_note(fetch.Fetched(target, pin.url, pin.digest, pin.at))
+    return store.find(release)
 
 
-_CHANGE = "keys: new ones, written when {} was taken in; it was prepared at {}"
+def _placed(tree: Path | None, home: Path) -> Path | None:
+    """Put an unpacked tree from the folder `.bundle` of `home` in its place there; where it is."""
+    if tree is None:
+        return None
+    top, *below = tree.relative_to(home / _SCRATCH).parts
+    place = home / top
+    if place.exists():
+        place.rename(home / _SCRATCH / f"{top}.was")
+    (home / _SCRATCH / top).rename(place)
+    return place.joinpath(*below)

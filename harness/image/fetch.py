@@ -20,6 +20,7 @@ from urllib.parse import urljoin
 
 import requests
 
+from harness import checked
 from harness.errors import CannotError, UsageError
 from harness.files import human_bytes, locked, require_room, sync, write_atomic
 from harness.image import network
@@ -66,6 +67,13 @@ class Fetched:
     def algorithm(self) -> str:
         """The digest's kind, as hashlib calls it: its length tells."""
         return "sha256" if len(self.digest) == 64 else "sha512"
+
+
+@dataclass(frozen=True)
+class _Note:
+    url: checked.Url
+    digest: checked.Digest
+    at: checked.Line = ""
 
 
 def mirrors(manifest_mirrors: Sequence[str]) -> tuple[str, ...]:
@@ -133,11 +141,11 @@ def notes(folder: Path) -> list[Fetched]:
 def pin_of(target: Path) -> Fetched | None:
     """What the first fetch wrote down about `target`, or None; it outlives the file."""
     try:
-        data = json.loads(_note(target).read_text())
-        return Fetched(target, data["url"], data["digest"], data.get("at", ""))
+        note = checked.decode(_Note, _note(target).read_bytes())
+        return Fetched(target, note.url, note.digest, note.at)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CannotError(f"{_note(target)}: cannot be read ({error}); remove it") from error
 
 

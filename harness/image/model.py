@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
+
+from harness.checked import Count, HostKey, Line, Osversion, Release, Sha256, User
 
 DiskFormat = Literal["raw", "qcow2"]
 
@@ -66,20 +70,20 @@ class ImageRecord:
     `disk_bytes` is the apparent size, `disk_sha256` the prepared disk's digest.
     """
 
-    release: str
-    origin: str
+    release: Release
+    origin: Line
     origin_format: DiskFormat
-    origin_sha256: str
+    origin_sha256: Sha256
     disk: Path
-    disk_bytes: int
-    disk_sha256: str
+    disk_bytes: Count
+    disk_sha256: Sha256
     private_key: Path
-    host_key: str
-    osversion: int
-    uname: str
-    prepared_at: str
-    prepare_version: int
-    login_user: str = "root"
-    changes: tuple[str, ...] = ()
+    host_key: HostKey
+    osversion: Osversion
+    uname: Line
+    prepared_at: Line
+    prepare_version: Count
+    login_user: User = "root"
+    changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)] = ()
     source: Path | None = None
     sysroot: Path | None = None

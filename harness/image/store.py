@@ -18,10 +18,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness import checked
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.files import cache_dir, locked, sha256_file, write_atomic
 from harness.image.manifest import available, check_release
@@ -166,9 +167,14 @@ def trees(release: str) -> Trees:
     if data is None:
         return Trees()
     try:
-        return Trees(*(Path(data[name]) if data[name] else None for name in ("source", "sysroot")))
-    except (KeyError, TypeError) as error:
+        lines = checked.convert(dict[str, checked.Line | None], data)
+        return Trees(*(_path(lines[name]) for name in ("source", "sysroot")))
+    except (KeyError, ValueError) as error:
         raise _unreadable(folder(release) / _TREES, error) from error
+
+
+def _path(line: str | None) -> Path | None:
+    return Path(line) if line else None
 
 
 def set_trees(release: str, change: Trees) -> None:
@@ -196,7 +202,9 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
         made = prepare(imported, place)
         live("taking the prepared disk's digest")
         record = _record(imported, made, prepare_version)
-        write_atomic(home / _RECORD, json.dumps(_to_data(record), indent=2) + "\n")
+        text = json.dumps(_to_data(record), indent=2) + "\n"
+        _read_back(text, record, home)
+        write_atomic(home / _RECORD, text)
     except BaseException as error:
         _keep_logs(place, home / "failed")
         if isinstance(error, WorkbenchError):
@@ -209,6 +217,18 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
     return find(imported.release)
+
+
+def _read_back(text: str, record: ImageRecord, home: Path) -> None:
+    """CannotError when the record could not be used later: the one that is there stays then."""
+    try:
+        again = _from_data(checked.table(text), record.release, home)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CannotError(
+            f"FreeBSD {record.release}: its record could not be read back ({error})"
+        ) from error
+    if again != replace(record, source=None, sysroot=None):
+        raise CannotError(f"FreeBSD {record.release}: its record would not be read back the same")
 
 
 def _keep_logs(place: Path, failed: Path) -> None:
@@ -272,16 +292,13 @@ def _from_data(data: dict[str, Any], release: str, home: Path) -> ImageRecord:
     if data.pop("format") != _FORMAT:
         raise ValueError("it was written by another version of the workbench")
     if data["release"] != release:
-        raise ValueError(f"it is about {data['release']}")
+        raise ValueError(f"it is about {data['release']!r}")
     for name in _PATHS:
-        data[name] = home / data[name]
-    data["changes"] = tuple(data["changes"])
-    record = ImageRecord(**data)
-    for field in fields(record):
-        wanted = {"int": int, "str": str}.get(str(field.type))
-        if wanted and not isinstance(getattr(record, field.name), wanted):
-            raise ValueError(f"{field.name} is no {field.type}")
-    return record
+        inside = Path(checked.convert(checked.Line, data[name]))
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ValueError(f"{name} is not in the release's folder")
+        data[name] = home / inside
+    return checked.convert(ImageRecord, {**data, "source": None, "sysroot": None})
 
 
 def _there(path: Path | None) -> Path | None:
@@ -290,14 +307,11 @@ def _there(path: Path | None) -> Path | None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        data = json.loads(path.read_text())
+        return checked.table(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(data, dict):
-        raise _unreadable(path, ValueError("not a table"))
-    return data
 
 
 def _unreadable(path: Path, error: Exception) -> CannotError:

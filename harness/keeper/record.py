@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import defaults, files
+from harness import checked, defaults, files
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 from harness.files import runs_dir
@@ -38,8 +38,8 @@ _STEP_S = 0.05
 class Process:
     """A process of this host; `started` is clock ticks since the host's boot, and which boot."""
 
-    pid: int
-    started: str
+    pid: checked.Pid
+    started: checked.Line
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
@@ -102,18 +102,18 @@ class Record:
     backend: str = ""
     machine_dir: str = ""
     emulator: Process | None = None
-    ssh_port: int | None = None
-    user: str = ""
-    private_key: str = ""
-    host_key: str = ""
+    ssh_port: checked.Port | None = None
+    user: checked.MaybeUser = ""
+    private_key: checked.Line = ""
+    host_key: checked.Line = ""
     announces: str = ""
     module: str = ""
     module_file: str = ""
-    module_address: int = 0
+    module_address: checked.Count = 0
     kernel_file: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    boots: int = 0
-    began_at: str = ""
+    boots: checked.Count = 0
+    began_at: checked.Moment = ""
     exit_code: int | None = None
     powered_off: bool = False
 
@@ -156,15 +156,14 @@ def load(name: str) -> Record | None:
     """The record of a guest, or None; CannotError when it cannot be read."""
     path = _file(name)
     try:
-        data = json.loads(path.read_text())
-        processes = {
-            key: Process(**data[key]) if data[key] else None for key in ("owner", "emulator")
-        }
-        return Record(**{**data, **processes, "run_dir": Path(data["run_dir"])})
+        record = checked.decode(Record, path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CannotError(f"{path}: cannot be read ({error}); remove it") from error
+    if record.name != name:
+        raise CannotError(f"{path}: it is about {record.name!r}; remove it")
+    return record
 
 
 def save(record: Record) -> None:

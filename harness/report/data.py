@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import progress
+from harness.checked import Seconds
 from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from harness.guest.panic_report import Panic
 from harness.guest.transcript import NO_EVIDENCE, Evidence
@@ -46,12 +47,12 @@ class Check:
     title: str
     outcome: Outcome
     of_patch: bool
-    seconds: float
+    seconds: Seconds
     message: str = ""
     detail: str = ""
     on_stock: Outcome | Literal[""] = ""
     stock_message: str = ""
-    at_s: float = 0.0
+    at_s: Seconds = 0.0
     evidence: Evidence = NO_EVIDENCE
 
 
@@ -61,9 +62,9 @@ class StageResult:
 
     name: str
     outcome: str
-    seconds: float
+    seconds: Seconds
     note: str
-    at_s: float = 0.0
+    at_s: Seconds = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import types
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
+from harness import checked
 from harness.errors import UsageError
 from harness.files import runs_dir, write_atomic
 from harness.report import html
@@ -40,8 +38,13 @@ def load(run_dir: Path) -> Report:
     """Read a run back; UsageError when its folder holds no report, or none that can be read."""
     path = run_dir / DATA
     try:
-        data = json.loads(path.read_text())
-        report: Report = _made(Report, {**data, "run_dir": run_dir})
+        data = checked.table(path.read_bytes())
+        data["properties"] = {key: str(value) for key, value in data["properties"].items()}
+        if isinstance(panic := data.get("panic"), dict):
+            # What a program reads as a table, the story of a panic has in order.
+            tables = {name: it for name, it in panic.items() if isinstance(it, dict)}
+            data["panic"] = {**panic, **{name: list(it.items()) for name, it in tables.items()}}
+        report = checked.convert(Report, {**data, "run_dir": run_dir})
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; `./inv report --list` shows the runs that have a report"
@@ -49,26 +52,6 @@ def load(run_dir: Path) -> Report:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: no report of this program: {error}") from error
     return report
-
-
-def _made(kind: Any, value: Any) -> Any:
-    """A value of type `kind` from what JSON keeps of it.
-
-    What a dataclass has no field for is passed over: newer and older programs wrote reports too.
-    """
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(
-            **{f.name: _made(hints[f.name], value[f.name]) for f in fields(kind) if f.name in value}
-        )
-    if get_origin(kind) is types.UnionType:
-        return None if value is None else _made(get_args(kind)[0], value)
-    if get_origin(kind) is tuple:
-        first, *others = get_args(kind)
-        items = list(value.items() if isinstance(value, dict) else value)
-        kinds = [first] * len(items) if others == [...] else [first, *others]
-        return tuple(_made(kind, item) for kind, item in zip(kinds, items, strict=True))
-    return value
 
 
 def find(name: str) -> Path:

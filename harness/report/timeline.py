@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -124,7 +125,8 @@ def _bar(at_s: float, seconds: float, whole_s: float, tone: str, tip: str, targe
 def _ticks(whole_s: float) -> tuple[tuple[float, str], ...]:
     """Round numbers of seconds, at most `_TICKS` of them."""
     step_s = next(
-        (s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800) if whole_s / s < _TICKS), 3600
+        (s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800) if whole_s / s < _TICKS),
+        3600 * max(1, math.ceil(whole_s / 3600 / _TICKS)),
     )
     return tuple(
         (round(100 * at_s / whole_s, 3), f"{at_s} s" if step_s < 60 else f"{at_s // 60} min")

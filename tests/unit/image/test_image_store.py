@@ -65,7 +65,7 @@ class Preparer:
         return Prepared(
             disk_raw=folder / "disk.raw",
             private_key=folder / "id_ed25519",
-            host_key="ssh-ed25519 AAAA",
+            host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43,
             osversion=1501000,
             uname="FreeBSD 15.1-RELEASE",
             changes=("a change",),
@@ -320,7 +320,7 @@ def test_a_record_that_cannot_be_read(tmp_path: Path, cache: Path, text: str) ->
     bring_disk(tmp_path / "d")
 
 
-@pytest.mark.parametrize(("key", "value"), [("disk_bytes", "1"), ("host_key", None), ("more", 1)])
+@pytest.mark.parametrize(("key", "value"), [("disk_bytes", "1"), ("host_key", None)])
 def test_a_record_with_a_wrong_field(tmp_path: Path, cache: Path, key: str, value: object) -> None:
     bring_disk(tmp_path / "d")
     path = cache / "images/15.1/image.json"

@@ -1,0 +1,100 @@
+"""What was read back, or came from elsewhere, is of the kinds it should be before it is believed.
+
+msgspec compares JSON with a dataclass's own types.  What a type alone does not say (one line of
+text, a digest, a time within reason) is said by the kinds here, in the fields' annotations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+_REGEX = re.compile(r"`str` matching regex '.*'(?= - at |$)")
+
+_UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+
+Line = Annotated[str, msgspec.Meta(max_length=4096, pattern=rf"\A[^{_UNPRINTABLE}]*\Z")]
+"""One line of text that does nothing to a terminal."""
+
+Name = Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._+-]*\Z")]
+"""A file's name without a folder, no option of any command."""
+
+User = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,31}\Z")]
+"""A user's name."""
+
+MaybeUser = Annotated[str, msgspec.Meta(pattern=r"\A(?:[A-Za-z_][A-Za-z0-9_.-]{0,31})?\Z")]
+"""A user's name, or nothing."""
+
+Moment = Annotated[
+    str, msgspec.Meta(pattern=r"\A(?:\d{4}-\d\d-\d\dT[0-9:.]{5,15}[0-9:Z+-]{0,6})?\Z")
+]
+"""A time as ISO 8601 writes it, or nothing."""
+
+Release = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}(?:-[A-Za-z0-9]{1,20})?\Z")]
+"""A release like 15.1 or 16.0-CURRENT."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{64}|[0-9a-f]{128})\Z")]
+"""A SHA-256, or a SHA-512."""
+
+HostKey = Annotated[str, msgspec.Meta(pattern=r"\Assh-ed25519 AAAA[A-Za-z0-9+/]{64}\Z")]
+"""An Ed25519 public key as in known_hosts: 51 bytes, in Base64 without padding."""
+
+Url = Annotated[str, msgspec.Meta(max_length=4096, pattern=r"\Ahttps?://[!-~]+\Z")]
+
+Osversion = Annotated[int, msgspec.Meta(ge=100_000, le=99_999_999)]
+"""__FreeBSD_version."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=-1e8, le=1e8)]
+"""A stretch or a point of time in a run: three years at most."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Bytes, or how often."""
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Pid = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
+
+
+def decode(kind: type[T], text: str | bytes) -> T:
+    """A value of `kind` from JSON; ValueError saying where it is of another kind.
+
+    What a dataclass has no field for is passed over: newer and older programs wrote files too.
+    """
+    with _in_words():
+        return msgspec.json.decode(text, type=kind, dec_hook=_path)
+
+
+def convert(kind: type[T], data: Any) -> T:
+    """As `decode`, from what a JSON reader or Python made of it."""
+    with _in_words():
+        return msgspec.convert(data, type=kind, dec_hook=_path)
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except (RecursionError, OverflowError) as error:
+        raise ValueError(f"it holds too much ({type(error).__name__})") from error
+    except msgspec.ValidationError as error:
+        raise ValueError(_REGEX.sub("text of another form", str(error))) from error
+
+
+def table(text: str | bytes) -> dict[str, Any]:
+    """A JSON object; ValueError when it is none."""
+    return decode(dict[str, Any], text)
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str) and "\0" not in value:
+        return Path(value)
+    if kind is Path and isinstance(value, Path):
+        return value
+    raise ValueError("a path is meant")
