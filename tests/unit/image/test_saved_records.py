@@ -179,8 +179,10 @@ def test_builds(tmp_path: Path) -> None:
     manifest = {
         "release": "15.1", "revision": "15.1", "osversion": 1501000, "build_id": "ab",
         "series": None, "series_digest": None, "kernel_config": "GENERIC", "invariants": False,
-        "compiler": "clang", "warnings": 0, "sandboxed": True, "seconds": 1.0, "module": "vmm.ko", "library": None,
-        "tool": None, "not_built": [["a", "b"]], "unread": ["x.c"], "drift": ["y"], "digests": {},
+        "compiler": "clang", "warnings": 0, "sandboxed": True,
+        "seconds": 1.0, "module": "vmm.ko", "library": None,
+        "tool": None, "not_built": [["a", "b"]], "unread": ["x.c"], "drift": ["y"],
+        "digests": {},
     }  # fmt: skip
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
