@@ -38,7 +38,7 @@ from harness.series.load import PATCHES, Series
 
 # Part of every key: raise it when the same input is to be made in another way.
 _RECIPE = 1
-# `inv teeth` alone makes nearly forty.
+# `inv mutation` alone makes nearly forty.
 _KEPT_BUILDS = 120
 _MANIFEST = "manifest.json"
 

@@ -119,9 +119,13 @@ def show_report(
     aliases=["teeth"],
     iterable=["only"],
     help={
-        "only": "a variant's name (may be given again; default: all in the topic's mutants)",
+        "only": "a variant's name (may be given again; default: all there are)",
+        "regressions": "a folder of patches that put real bugs back, instead of the mutants",
+        "at-least": "with --regressions: the rate in per cent below which it fails (default: 80)",
+        "table": "with --regressions: also put the result into the tables of this page",
+        "release": "with --regressions: the FreeBSD release (default: 15.1)",
         "backend": "auto (default), kvm or bochs",
-        "all": "run every check over each variant, and name all that object",
+        "all": "run every check over each variant, and name all that fail",
         "full": "also the checks that take minutes",
         "offline": "fetch nothing: use what is in the cache",
         "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
@@ -132,6 +136,10 @@ def show_report(
 def mutation(
     _context: Context,
     only: list[str],
+    regressions: str = "",
+    at_least: int = 80,
+    table: str = "",
+    release: str = "15.1",
     backend: str = "auto",
     all: bool = False,  # noqa: A002  (it is the option's name)
     full: bool = False,
@@ -139,19 +147,34 @@ def mutation(
     sandbox: bool = True,
     json: bool = False,
 ) -> int:
-    """Run the checks on wrong variants (mutants) of the patch: each must be caught."""
+    """Run the checks on wrong variants of the patch, or on real bugs: what do they catch?"""
     from harness import debian
     from harness.build import sandbox as fence
-    from harness.run.mutation import mutation as run_mutation
-    from harness.run.mutation import show as show_mutation
+    from harness.run import mutation as mutants
+    from harness.run import regression_table
+    from harness.run import regressions as bugs
     from harness.run.session import Options
 
+    if table and not regressions:
+        raise UsageError("--table belongs to --regressions")
+    if not 0 <= at_least <= 100:
+        raise UsageError(f"--at-least {at_least}: a rate from 0 to 100 per cent is meant")
     fence.choose(sandbox)
     debian.ensure()
-    options = Options(backend=backend, offline=offline, full=full)
-    result = run_mutation(options, only, every=all)
+    options = Options(release=release, backend=backend, offline=offline, full=full)
+    if not regressions:
+        result = mutants.mutation(options, only, every=all)
+        if json:
+            progress.print_json(result.to_data())
+        else:
+            mutants.show(result)
+        return result.exit_code
+    folder = Path(regressions).absolute()
+    tried = bugs.regressions(options, folder, only, at_least=at_least, every=all)
+    if table:
+        regression_table.update(Path(table), tried)
     if json:
-        progress.print_json(result.to_data())
+        progress.print_json(tried.to_data())
     else:
-        show_mutation(result)
-    return result.exit_code
+        bugs.show(tried)
+    return tried.exit_code

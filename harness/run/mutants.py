@@ -1,9 +1,8 @@
 """Mutants: deliberately wrong variants of a series, to measure what the checks catch.
 
 `patches/TOPIC/mutants/NAME.patch` is a small patch on top of the series.  Its header says what is
-wrong
-(`Subject:`), which checks should notice (`Caught-by:`, node ids, asked first) and, for a correct
-variant that no check may object to, `Expect: held`.
+wrong (`Subject:`), which checks should notice (`Caught-by:`, node ids, run first) and, for a
+correct variant over which no check may fail, `Expect: held`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from harness.bhyve.vmm import compile_vmtool
 from harness.build import builder, targets
 from harness.errors import PatchError, UsageError
 from harness.files import PROJECT
+from harness.run.jury import Variant
 from harness.series.load import Patch, Series, read_patch
 from harness.series.staging import staged
 
@@ -39,12 +39,17 @@ class Mutant:
     caught_by: tuple[str, ...] = ()
     patch: Patch | None = None
 
-    def series(self, base: Series) -> Series | None:
-        """What is built: the series with this variant's patch; None for the stock module."""
+    def series(self, base: Series | None, release: str = "") -> Series | None:
+        """What is built: `base` with this variant's patch; None for the stock module.
+
+        Without a base the patch alone makes the series, for `release`.
+        """
         if self is STOCK:
             return None
         if self.patch is None:
             return base
+        if base is None:
+            return Series(self.name, release, self.patch.path.parent, (self.patch,))
         patches = (*base.patches, self.patch)
         return dataclasses.replace(base, topic=f"{base.topic}+{self.name}", patches=patches)
 
@@ -87,47 +92,40 @@ def _read(path: Path) -> Mutant:
     return Mutant(path.stem, wrong, cast(Expect, expect), caught_by, patch)
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A variant that was built."""
-
-    mutant: Mutant
-    build: builder.Build
-    vmtool: Path
-
-
 class Workshop:
-    """Where the variants of the series `base` are built."""
+    """Where the variants of the series `base` are built; of FreeBSD's own source without one."""
 
-    def __init__(self, source: Path, sysroot: Path, base: Series) -> None:
+    def __init__(self, source: Path, sysroot: Path, base: Series | None, release: str) -> None:
         self._source = source
         self._sysroot = sysroot
         self._base = base
+        self._release = release
 
     def try_on(self, chosen: Sequence[Mutant]) -> None:
         """Apply each to the source, for a try; PatchError names the one that does not fit."""
         for mutant in chosen:
-            if (series := mutant.series(self._base)) is not None:
+            if (series := mutant.series(self._base, self._release)) is not None:
                 with _named(mutant), staged(series, self._source):
                     pass
 
-    def build(self, mutant: Mutant) -> Ready:
+    def build(self, mutant: Mutant) -> Variant:
         """Build a variant; of a mutant only the part that its patch touches, the rest is there.
 
         PatchError when it does not compile.
         """
         with _named(mutant):
-            series = mutant.series(self._base)
+            series = mutant.series(self._base, self._release)
             maker = targets.make_all
             if mutant.patch is not None:
                 before = _parts(self._make(self._base, maker))
                 touched = mutant.patch.touched
                 maker = functools.partial(targets.make_again, before=before, touched=touched)
             made = self._make(series, maker)
-            return Ready(mutant, made, compile_vmtool(made, self._sysroot))
+            tool = compile_vmtool(made, self._sysroot)
+            return Variant(mutant.name, made, tool, mutant.caught_by)
 
     def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
-        return builder.build(self._source, self._sysroot, series, self._base.release, maker=maker)
+        return builder.build(self._source, self._sysroot, series, self._release, maker=maker)
 
 
 @contextlib.contextmanager

@@ -1,48 +1,36 @@
-"""`inv teeth`: do the checks bite?  Every mutant of the series must be caught by one of them.
+"""`inv mutation`: what do the checks catch?  Every mutant of the series must be caught by one.
 
-One guest boots once.  For each variant the module, library and command that were built of it are
-brought in and the checks are run over them, those first that should notice, until one does.
+One guest is started once.  The checks are first run over the series itself: what does not pass
+there catches nothing.  Then, for each mutant, the module, library and command that were built of
+it are loaded and the checks run over them, those first that should notice, until one fails.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pytest
-
 from harness import progress
-from harness.bhyve import vmm
-from harness.errors import (
-    EXIT_CHECK_FAILED,
-    EXIT_OK,
-    CannotError,
-    GuestError,
-    GuestPanic,
-    MachineDied,
-    PatchError,
-    WaitTimeout,
-)
-from harness.files import PROJECT, write_atomic
-from harness.run import mutants, plugin
-from harness.run.mutants import Mutant
+from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK, CannotError
+from harness.files import write_atomic
+from harness.run import mutants
+from harness.run.jury import Footing, Jury, Trial
+from harness.run.mutants import SERIES, Mutant
 from harness.run.session import Options, Workbench, load_series, new_run_dir
-from harness.run.verify import CHECKS, check_folders, our_pytest
+from harness.run.verify import CHECKS
 
-Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT"]
-_MINUTES = "minutes"
+Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 
 
 @dataclass(frozen=True)
-class Bite:
-    """What came of one variant: the checks that objected (the first alone unless all were run)."""
+class Judged:
+    """What the checks said about one variant; `caught_by` has the first alone unless all ran."""
 
     name: str
     wrong: str
@@ -60,30 +48,34 @@ class Bite:
 
 @dataclass(frozen=True)
 class Result:
-    """A whole run."""
+    """A whole run; `no_footing` has the checks that do not pass on the series, with reasons."""
 
     release: str
     backend: str
     run_dir: Path
-    bites: tuple[Bite, ...]
+    variants: tuple[Judged, ...]
+    no_footing: Mapping[str, str]
     seconds: float
 
     @property
     def exit_code(self) -> int:
-        """0 when every variant is as it should be, else 1."""
-        return EXIT_OK if all(bite.good for bite in self.bites) else EXIT_CHECK_FAILED
+        """0: all as it should be; 1: one is not; 3: one could not be tested."""
+        verdicts = {variant.verdict for variant in self.variants}
+        if verdicts & {"SURVIVED", "WRONGLY CAUGHT"}:
+            return EXIT_CHECK_FAILED
+        return EXIT_CANNOT if "NOT TESTED" in verdicts else EXIT_OK
 
     @property
     def verdict(self) -> str:
         """One line."""
-        wrong = [bite for bite in self.bites if bite.verdict in ("caught", "SURVIVED")]
-        right = [bite for bite in self.bites if bite not in wrong]
-        caught = sum(bite.good for bite in wrong)
+        right = [it for it in self.variants if it.verdict in ("held", "WRONGLY CAUGHT")]
+        wrong = [it for it in self.variants if it not in right]
+        caught = sum(variant.good for variant in wrong)
         line = f"{caught} of {len(wrong)} wrong variants caught"
         if right:
-            held = sum(bite.good for bite in right)
+            held = sum(variant.good for variant in right)
             line += f", {held} of {len(right)} right ones held"
-        bad = [bite.name for bite in self.bites if not bite.good]
+        bad = [variant.name for variant in self.variants if not variant.good]
         return line + (f"; NOT AS THEY SHOULD BE: {', '.join(bad)}" if bad else "")
 
     def to_data(self) -> dict[str, Any]:
@@ -91,6 +83,7 @@ class Result:
         data = dataclasses.asdict(self)
         return {
             **data,
+            "no_footing": dict(self.no_footing),
             "run_dir": str(self.run_dir),
             "verdict": self.verdict,
             "exit_code": self.exit_code,
@@ -100,16 +93,16 @@ class Result:
 def mutation(
     options: Options, only: Sequence[str] = (), *, every: bool = False, tests: Path = CHECKS
 ) -> Result:
-    """Build every variant, boot, try them one after another; the Result lies in the run's folder.
+    """Build every variant, start a guest, try them one after another; the run's folder has it all.
 
-    `every` runs all checks over each variant instead of stopping at the first that objects.
+    `every` runs all checks over each variant instead of stopping at the first that fails.
     Raises PatchError when a mutant does not apply or build, and whatever keeps the guest from
-    coming up.
+    starting.
     """
-    chosen = mutants.load(only=only)
+    chosen = [mutant for mutant in mutants.load(only=only) if mutant is not SERIES]
     start = time.monotonic()
-    bites: list[Bite] = []
-    with Workbench(options, new_run_dir("teeth")) as bench:
+    judged: list[Judged] = []
+    with Workbench(options, new_run_dir("mutation")) as bench:
         for step in (bench.choose, bench.prove, bench.find_image):
             step()
         workshop = _workshop(bench)
@@ -118,38 +111,66 @@ def mutation(
             stage.note = f"{len(chosen)} variants"
         # One thread builds what comes next while the guest tries what is built.
         with ThreadPoolExecutor(1, "build") as pool:
-            jobs = [pool.submit(workshop.build, mutant) for mutant in chosen]
+            jobs = [pool.submit(workshop.build, mutant) for mutant in (SERIES, *chosen)]
             try:
                 bench.boot()
-                for number, (mutant, job) in enumerate(zip(chosen, jobs, strict=True), 1):
+                named = tuple(dict.fromkeys(it for mutant in chosen for it in mutant.caught_by))
+                jury = Jury(bench, tests, every=every, named=named)
+                with progress.stage("footing", bench.stages) as stage:
+                    began = time.monotonic()
+                    footing = jury.prove(jobs[0].result(), stage)
+                    judged.append(_series(footing, time.monotonic() - began))
+                    stage.note = _said(judged[0])
+                jury = dataclasses.replace(jury, named=())
+                pairs = zip(chosen, jobs[1:], strict=True)
+                for number, (mutant, job) in enumerate(pairs, 1):
                     title = f"{number}/{len(chosen)} {mutant.name}"
                     with progress.stage(title, bench.stages) as stage:
                         stage.live("building")
-                        bites.append(_bite(bench, job.result(), every, tests, stage))
-                        stage.note = _told(bites[-1])
+                        trial = jury.judge(job.result(), footing, stage)
+                        judged.append(_judged(mutant, trial, footing))
+                        stage.note = _said(judged[-1])
             finally:
                 for job in jobs:
                     job.cancel()
     result = Result(
-        options.release, bench.backend, bench.run_dir, tuple(bites), time.monotonic() - start
+        options.release,
+        bench.backend,
+        bench.run_dir,
+        tuple(judged),
+        footing.without,
+        time.monotonic() - start,
     )
-    write_atomic(bench.run_dir / "teeth.json", json.dumps(result.to_data(), indent=2) + "\n")
+    write_atomic(bench.run_dir / "mutation.json", json.dumps(result.to_data(), indent=2) + "\n")
     return result
 
 
 def show(result: Result) -> None:
-    """Print a line for each variant, and the verdict."""
+    """Print a line for each variant, the checks that catch nothing, and the verdict."""
     rows = [
-        (bite.verdict, f"{bite.seconds:.0f} s", bite.name, bite.wrong, _told(bite))
-        for bite in result.bites
+        (variant.verdict, f"{variant.seconds:.0f} s", variant.name, variant.wrong, _said(variant))
+        for variant in result.variants
     ]
     progress.table(("verdict", "took", "variant", "what is wrong", "caught by"), rows)
+    show_no_footing(result.no_footing)
     progress.out.print(progress.clean(f"verdict: {result.verdict}"), markup=False)
     progress.out.print(f"run:     {result.run_dir}", markup=False)
 
 
-def _told(bite: Bite) -> str:
-    return ", ".join(bite.caught_by) if bite.caught_by else f"{bite.checks_run} checks held"
+def show_no_footing(no_footing: Mapping[str, str]) -> None:
+    """Name the checks that were not run, since they do not pass on what is right."""
+    for name, why in sorted(no_footing.items()):
+        first = why.splitlines()[0] if why else "no reason given"
+        line = f"no footing: {name} does not pass on what is right, so it catches nothing: {first}"
+        progress.out.print(progress.clean(line), markup=False)
+
+
+def _said(variant: Judged) -> str:
+    if variant.caught_by:
+        return ", ".join(variant.caught_by)
+    if variant.verdict == "NOT TESTED":
+        return variant.why
+    return f"{variant.checks_run} checks held"
 
 
 def _workshop(bench: Workbench) -> mutants.Workshop:
@@ -162,147 +183,25 @@ def _workshop(bench: Workbench) -> mutants.Workshop:
         )
     base = load_series(dataclasses.replace(bench.options, stock=False))
     assert base is not None
-    return mutants.Workshop(record.source, record.sysroot, base)
+    return mutants.Workshop(record.source, record.sysroot, base, base.release)
 
 
-def _bite(
-    bench: Workbench, variant: mutants.Ready, every: bool, tests: Path, stage: progress.Stage
-) -> Bite:
-    """Try one variant; the guest is brought up anew when the variant broke it."""
-    mutant = variant.mutant
-    start = time.monotonic()
-    caught: tuple[str, ...] = ()
-    jury = _Jury(bench, mutant, stage)
-    try:
-        _bring_in(bench, variant)
-        caught = _run_checks(bench, jury, every, tests)
-        why = jury.why
-    except PatchError as error:
-        caught, why = ("the kernel's loader",), error.message
-    except GuestError as error:
-        # A guest that broke for another reason would pass for a mutant that was caught.
-        if mutant.expect == "held" or not isinstance(error, GuestPanic | WaitTimeout):
-            raise
-        caught, why = (_breakage(error),), error.message
-        bench.revive()
-    verdict: Verdict = "caught" if caught else "SURVIVED"
+def _series(footing: Footing, seconds: float) -> Judged:
+    """The series itself: it holds unless a check fails on it; what is skipped does not count."""
+    failed = footing.failed
+    why = footing.without[failed[0]] if failed else ""
+    verdict: Verdict = "WRONGLY CAUGHT" if failed else "held"
+    ran = len(footing.seconds) + len(failed)
+    return Judged(SERIES.name, SERIES.wrong, verdict, failed, why, ran, seconds)
+
+
+def _judged(mutant: Mutant, trial: Trial, footing: Footing) -> Judged:
+    why = trial.why
+    verdict: Verdict = "caught" if trial.caught else "SURVIVED"
     if mutant.expect == "held":
-        verdict = "WRONGLY CAUGHT" if caught else "held"
-    if not caught and not jury.ran:
-        raise CannotError(f"{mutant.name}: no check was run; see {bench.run_dir}")
-    return Bite(mutant.name, mutant.wrong, verdict, caught, why, jury.ran, time.monotonic() - start)
-
-
-def _breakage(error: GuestError) -> str:
-    return "a panic" if isinstance(error, GuestPanic) else "a hang"
-
-
-# Whatever the variant before left behind: a check that fails cannot always clean up.
-_CLEAN = r"""
-test -d /dev/vmm && find /dev/vmm -type c | while read -r path; do
-    bhyvectl --destroy --vm="${path#/dev/vmm/}"
-done
-jail -r vmmwb
-kenv -u hw.vmm.mem_limit
-kldstat -q -m vmm && kldunload vmm
-exit 0
-"""
-
-
-def _bring_in(bench: Workbench, variant: mutants.Ready) -> None:
-    guest = bench.guest
-    assert guest is not None
-    guest.must(["/bin/sh", "-c", _CLEAN], guest.deadline(60))
-    bench.build = bench.running = variant.build
-    bench.vmtool = variant.vmtool
-    bench.loaded = vmm.load(guest, variant.build)
-    if not bench.loaded.virtualizes:
-        raise CannotError(f"no virtual machine can be made here: {bench.loaded.refusal}")
-    bench.vmm = vmm.Vmm(guest, bench.loaded, variant.build, variant.vmtool)
-
-
-def _run_checks(bench: Workbench, jury: _Jury, every: bool, tests: Path) -> tuple[str, ...]:
-    log = bench.run_dir / f"pytest-{jury.mutant.name}.log"
-    folders = check_folders(bench.options.topic, tests)
-    arguments = [*folders, "-p", "no:cacheprovider", "-q", "--tb=short", "-o", "addopts=-ra"]
-    arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900", *([] if every else ["-x"])]
-    with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
-        code = pytest.main(arguments, plugins=[jury])
-    if jury.interrupted:
-        raise KeyboardInterrupt
-    if jury.broke is not None:
-        raise jury.broke
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
-        raise CannotError(f"{jury.mutant.name}: pytest ended with {int(code)}; see {log}")
-    return tuple(dict.fromkeys(jury.failed))
-
-
-class _Jury:
-    """A pytest plugin: puts the checks in order, and takes down which ones object."""
-
-    def __init__(self, bench: Workbench, mutant: Mutant, stage: progress.Stage) -> None:
-        self._bench = bench
-        self.mutant = mutant
-        self._stage = stage
-        self._names: dict[str, str] = {}
-        self.failed: list[str] = []
-        self.why = ""
-        self.ran = 0
-        self.broke: GuestError | None = None
-        self.interrupted = False
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[plugin.WORKBENCH] = self._bench
-
-    def pytest_collection_modifyitems(
-        self, config: pytest.Config, items: list[pytest.Item]
-    ) -> None:
-        """First those that should notice; of the rest none that takes minutes."""
-        self._names = {item.nodeid: f"{item.path.name}::{item.name}" for item in items}
-        full = self._bench.options.full
-        first = [item for item in items if self._should_notice(item)]
-        for name in self.mutant.caught_by:
-            if not any(_matches(item, name) for item in items):
-                raise pytest.UsageError(f"{self.mutant.name}: Caught-by: {name} is no check")
-        rest = [
-            item
-            for item in items
-            if item not in first and (full or item.get_closest_marker(_MINUTES) is None)
-        ]
-        config.hook.pytest_deselected(items=[i for i in items if i not in first + rest])
-        # What is quick first, as long as files stay together.
-        first.sort(key=lambda item: item.get_closest_marker(_MINUTES) is not None)
-        items[:] = first + rest
-
-    def _should_notice(self, item: pytest.Item) -> bool:
-        return any(_matches(item, name) for name in self.mutant.caught_by)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
-        error = call.excinfo.value if call.excinfo else None
-        if isinstance(error, GuestPanic | MachineDied | WaitTimeout) and self.broke is None:
-            self.broke = error
-        return report
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        self.interrupted = type(excinfo.value) is KeyboardInterrupt
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._stage.live(self._names[nodeid])
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call":
-            self.ran += 1
-        if report.failed:
-            self.failed.append(self._names[report.nodeid])
-            if not self.why:
-                crash = getattr(report.longrepr, "reprcrash", None)
-                self.why = (crash.message if crash else report.longreprtext).strip()[:300]
-
-
-def _matches(item: pytest.Item, name: str) -> bool:
-    short = f"{item.path.name}::{item.name}"
-    return short == name or short.startswith(f"{name}[")
+        verdict = "WRONGLY CAUGHT" if trial.caught else "held"
+    elif not trial.caught and (missing := footing.lacks(mutant.caught_by)) == mutant.caught_by:
+        verdict, why = "NOT TESTED", f"no footing: {', '.join(missing)}"
+    return Judged(
+        mutant.name, mutant.wrong, verdict, trial.caught, why, trial.checks_run, trial.seconds
+    )

@@ -19,7 +19,7 @@ from harness.guest.panic_report import Panic
 from harness.report import Check, Report, StageResult
 from harness.run.bisect import Found
 from harness.run.doctor import Row, Verdict
-from harness.run.mutation import Bite
+from harness.run.mutation import Judged
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -53,7 +53,7 @@ def test_tasks_options_and_help() -> None:
 
 
 def test_json_keys() -> None:
-    kinds = (Report, Check, StageResult, Panic, Row, Verdict, Bite, Found)
+    kinds = (Report, Check, StageResult, Panic, Row, Verdict, Judged, Found)
     hold("keys.json", {it.__name__: [f.name for f in dataclasses.fields(it)] for it in kinds})
 
 

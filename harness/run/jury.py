@@ -1,0 +1,301 @@
+"""The checks as a jury: run over one built variant after another, in one guest.
+
+First they are run over what is right.  A check that does not pass there has no footing: over the
+variants it is not run, since its failure would say nothing about them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from harness import progress
+from harness.bhyve import vmm
+from harness.build.builder import Build
+from harness.errors import CannotError, GuestError, GuestPanic, MachineDied, PatchError, WaitTimeout
+from harness.files import PROJECT
+from harness.run import plugin
+from harness.run.session import Workbench
+from harness.run.verify import CHECKS, check_folders, our_pytest
+
+_MINUTES = "minutes"
+_LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is tried: its name, what was built of it, and the checks that should notice it."""
+
+    name: str
+    build: Build
+    vmtool: Path
+    caught_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Footing:
+    """How the checks did on what is right.
+
+    Checks are called FILE::NAME.  `seconds` gives those that passed and what each took, `without`
+    all others and why.  `failed` are those of them that failed and were not just skipped.
+    """
+
+    seconds: Mapping[str, float]
+    without: Mapping[str, str]
+    failed: tuple[str, ...] = ()
+
+    def lacks(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of `names` (FILE::NAME, of which there may be several) of which none passed."""
+        return tuple(name for name in names if not any(_is(it, name) for it in self.seconds))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the checks said about one variant; `caught` names those that failed, in order."""
+
+    caught: tuple[str, ...]
+    why: str
+    checks_run: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Which checks are run: those in `tests`, and the topic's own unless `general`.
+
+    `named` are checks that are run even where they take minutes.  With `every` a trial runs all
+    checks, otherwise it ends at the first that fails.
+    """
+
+    bench: Workbench
+    tests: Path = CHECKS
+    general: bool = False
+    every: bool = False
+    named: tuple[str, ...] = ()
+
+    def prove(self, variant: Variant, stage: progress.Stage) -> Footing:
+        """Run all checks over what is right.
+
+        CannotError when none passes; whatever breaks the guest is raised, since nothing can be
+        judged then.
+        """
+        clerk = _Clerk(self, variant, stage, None)
+        if refusal := _bring_in(self.bench, variant):
+            raise CannotError(f"no virtual machine can be made here: {refusal}")
+        _run(clerk, every=True)
+        _clean(self.bench)
+        failed = tuple(dict.fromkeys(clerk.failed))
+        footing = Footing(clerk.seconds, clerk.without, failed)
+        if not footing.seconds:
+            raise CannotError(
+                f"no check passes on {variant.name}, so none can catch anything; "
+                f"see {self.bench.run_dir}"
+            )
+        return footing
+
+    def judge(self, variant: Variant, footing: Footing, stage: progress.Stage) -> Trial:
+        """Run the checks that have a footing over one variant, the cheapest first.
+
+        A variant whose module the kernel refuses, that panics, that hangs, or that does not unload
+        is caught by that, and the guest is started again.  MachineDied: the emulator ended, which
+        says nothing about the variant.  CannotError: no check was run.
+        """
+        start = time.monotonic()
+        clerk = _Clerk(self, variant, stage, footing)
+        caught: list[str] = []
+        try:
+            refusal = _bring_in(self.bench, variant)
+            if not refusal:
+                _run(clerk, every=self.every)
+        except PatchError as error:
+            caught, clerk.why = ["loading"], error.message
+        except GuestError as error:
+            if not isinstance(error, GuestPanic | WaitTimeout):
+                raise
+            caught, clerk.why = [*clerk.failed, _breakage(error)], error.message
+            self.bench.revive(load=False)
+        else:
+            caught = list(clerk.failed)
+            if refusal:
+                caught, clerk.why = ["loading"], f"no virtual machine can be made: {refusal}"
+            caught += self._leave(clerk)
+        if not caught and not clerk.ran:
+            raise CannotError(f"{variant.name}: no check was run; see {self.bench.run_dir}")
+        seconds = time.monotonic() - start
+        return Trial(tuple(dict.fromkeys(caught)), clerk.why, clerk.ran, seconds)
+
+    def _leave(self, clerk: _Clerk) -> list[str]:
+        """Unload the variant; what caught it if that does not work."""
+        try:
+            _clean(self.bench)
+        except GuestError as error:
+            if isinstance(error, MachineDied):
+                raise
+            clerk.why = clerk.why or error.message
+            broken = isinstance(error, GuestPanic | WaitTimeout)
+            self.bench.revive(load=False)
+            # After a check has failed this is no more than what it left behind.
+            return [] if clerk.failed else [_breakage(error) if broken else "unloading"]
+        return []
+
+
+def _breakage(error: GuestError) -> str:
+    return "a panic" if isinstance(error, GuestPanic) else "a hang"
+
+
+# What the checks may have left behind: one that fails cannot always clean up after itself.
+_CLEAN = r"""
+test -d /dev/vmm && find /dev/vmm -type c | while read -r path; do
+    bhyvectl --destroy --vm="${path#/dev/vmm/}"
+done
+jail -r vmmwb
+kenv -u hw.vmm.mem_limit
+kldstat -q -m vmm && kldunload vmm
+if kldstat -q -m vmm; then echo "vmm cannot be unloaded" >&2; exit 1; fi
+exit 0
+"""
+
+
+def _clean(bench: Workbench) -> None:
+    """End all VMs and unload the module; GuestError where that does not work."""
+    guest = bench.guest
+    assert guest is not None
+    guest.must(["/bin/sh", "-c", _CLEAN], guest.deadline(60))
+
+
+def _bring_in(bench: Workbench, variant: Variant) -> str:
+    """Load the variant in place of what is loaded; why no VM can be made then, or nothing."""
+    guest = bench.guest
+    assert guest is not None
+    _clean(bench)
+    bench.build = bench.running = variant.build
+    bench.vmtool = variant.vmtool
+    bench.loaded = vmm.load(guest, variant.build)
+    bench.vmm = vmm.Vmm(guest, bench.loaded, variant.build, variant.vmtool)
+    return "" if bench.loaded.virtualizes else bench.loaded.refusal or "no reason given"
+
+
+def _run(clerk: _Clerk, *, every: bool) -> None:
+    """Run pytest in this process; its output goes to a log of the variant's."""
+    jury = clerk.jury
+    log = jury.bench.run_dir / f"pytest-{clerk.variant.name}.log"
+    topic = "" if jury.general else jury.bench.options.topic
+    arguments = [*check_folders(topic, jury.tests), "-p", "no:cacheprovider", "-q", "--tb=short"]
+    arguments += ["-o", "addopts=-ra", "--rootdir", str(PROJECT), "-o", "timeout=900"]
+    arguments += [] if every else ["-x"]
+    with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
+        code = pytest.main(arguments, plugins=[clerk])
+    if clerk.interrupted:
+        raise KeyboardInterrupt
+    if clerk.broke is not None:
+        raise clerk.broke
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+        raise CannotError(f"{clerk.variant.name}: pytest ended with {int(code)}; see {log}")
+
+
+@dataclass
+class _Clerk:
+    """A pytest plugin: chooses and orders the checks of one trial, and records how each did."""
+
+    jury: Jury
+    variant: Variant
+    stage: progress.Stage
+    footing: Footing | None
+    names: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)
+    why: str = ""
+    ran: int = 0
+    broke: GuestError | None = None
+    interrupted: bool = False
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.stash[plugin.WORKBENCH] = self.jury.bench
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Those that should notice come first, then the cheapest; files stay together."""
+        self.names = {item.nodeid: _short(item) for item in items}
+        wanted = (*self.variant.caught_by, *self.jury.named)
+        for name in wanted:
+            if not any(_is(_short(item), name) for item in items):
+                raise pytest.UsageError(f"{self.variant.name}: Caught-by: {name} is no check")
+        run = [item for item in items if self._is_asked(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in run])
+        first = [item for item in run if self._is_named(item, self.variant.caught_by)]
+        first.sort(key=lambda item: item.get_closest_marker(_MINUTES) is not None)
+        rest = [item for item in run if item not in first]
+        if self.footing is not None:
+            cost: dict[Path, float] = {}
+            for item in rest:
+                cost[item.path] = cost.get(item.path, 0.0) + self.footing.seconds[_short(item)]
+            rest.sort(key=lambda item: (cost[item.path], str(item.path)))
+        items[:] = first + rest
+
+    def _is_asked(self, item: pytest.Item) -> bool:
+        named = self._is_named(item, (*self.variant.caught_by, *self.jury.named))
+        if self.footing is not None and _short(item) not in self.footing.seconds:
+            return False
+        if self.jury.general and item.get_closest_marker("patch"):
+            return False
+        return named or self.jury.bench.options.full or not item.get_closest_marker(_MINUTES)
+
+    @staticmethod
+    def _is_named(item: pytest.Item, names: Sequence[str]) -> bool:
+        return any(_is(_short(item), name) for name in names)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, GuestPanic | MachineDied | WaitTimeout) and self.broke is None:
+            self.broke = error
+        return report
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self.interrupted = type(excinfo.value) is KeyboardInterrupt
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.stage.live(self.names[nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = self.names[report.nodeid]
+        if report.when == "call":
+            self.ran += 1
+        if report.passed:
+            if name not in self.without:
+                self.seconds[name] = self.seconds.get(name, 0.0) + report.duration
+            return
+        self.seconds.pop(name, None)
+        reason = _reason(report)
+        self.without.setdefault(name, reason)
+        if report.failed:
+            self.failed.append(name)
+            self.why = self.why or reason
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message if crash else report.longreprtext).strip()[:_LONGEST_REASON]
+
+
+def _short(item: pytest.Item) -> str:
+    """FILE::NAME of a check; the name may have slashes of its own."""
+    return f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+
+
+def _is(short: str, name: str) -> bool:
+    """Whether a check is the one that `name` means, or one of its parametrized ones."""
+    return short == name or short.startswith(f"{name}[")

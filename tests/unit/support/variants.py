@@ -1,0 +1,101 @@
+"""Variants in a guest that is none: what is built, loaded and judged is only their names."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import FakeGuest
+from fakes import bench as fake_bench
+
+from harness.errors import PatchError
+from harness.run import jury, mutants
+from harness.run.session import Options
+
+
+def write_checks(folder: Path, text: str) -> Path:
+    """A file of checks with a name of its own: pytest, in this process, knows modules by name."""
+    path = folder / f"test_{uuid.uuid4().hex}.py"
+    path.write_text(text)
+    return path
+
+
+class Played:
+    """Stands for the workbench of `module`, and for building and loading."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, runs: Path) -> None:
+        self.guest = FakeGuest()
+        self.bench: Any = None
+        self.unbuilt: set[str] = set()
+        self.unapplied: set[str] = set()
+        self.refused: set[str] = set()
+        self.unvirtual: set[str] = set()
+        self.loaded: list[str] = []
+        monkeypatch.setenv("HARNESS_RUNS", str(runs))
+        outer = self
+
+        class Bench:
+            def __init__(self, asked: Options, run_dir: Path) -> None:
+                played = vars(fake_bench(outer.guest))
+                self.__dict__.update(played, run_dir=run_dir, options=asked, stages=[])
+                self.record = SimpleNamespace(source=Path("src"), sysroot=Path("sysroot"))
+                self.boots = 0
+                outer.bench = self
+
+            def choose(self) -> None: ...
+
+            prove = find_image = choose
+
+            def boot(self) -> None:
+                self.boots += 1
+
+            def revive(self, *, load: bool = True) -> None:
+                assert not load, "the variant that broke the guest is not loaded again"
+                outer.guest.answers.pop("/bin/sh", None)
+                self.boots += 1
+
+            def __enter__(self) -> Bench:
+                return self
+
+            def __exit__(self, *_exc: object) -> None: ...
+
+        monkeypatch.setattr(module, "Workbench", Bench)
+        monkeypatch.setattr(mutants, "_parts", lambda made: made)
+        monkeypatch.setattr(mutants.builder, "build", self._build)
+        monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))
+        for place in (mutants, module):
+            monkeypatch.setattr(place, "staged", self._staged, raising=False)
+        monkeypatch.setattr(jury.vmm, "load", self._load)
+        monkeypatch.setattr(
+            jury.vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
+        )
+
+    def _staged(self, series: Any, *_a: Any) -> contextlib.AbstractContextManager[None]:
+        if _name(series) in self.unapplied:
+            raise PatchError("vmm.c: hunk 1 does not fit")
+        return contextlib.nullcontext()
+
+    def _build(self, _src: Path, _root: Path, series: Any, *_a: Any, **_k: Any) -> Any:
+        name = _name(series)
+        if name in self.unbuilt:
+            raise PatchError("vmm.c:7: error: undeclared", detail="the compiler's lines")
+        return SimpleNamespace(name=name, cached=True)
+
+    def _load(self, _guest: FakeGuest, made: SimpleNamespace) -> SimpleNamespace:
+        self.loaded.append(made.name)
+        if made.name in self.refused:
+            raise PatchError("the guest's kernel refuses the module: Exec format error")
+        virtualizes = made.name not in self.unvirtual
+        return SimpleNamespace(virtualizes=virtualizes, refusal="no /dev/vmmctl", name=made.name)
+
+
+def _name(series: Any) -> str:
+    """Which variant a series is: its last patch's, or the series itself."""
+    if series is None:
+        return "stock"
+    name = str(series.topic).rpartition("+")[2]
+    return "series" if name == "meminfo" else name
