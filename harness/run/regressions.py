@@ -38,7 +38,7 @@ from harness.run.mutants import STOCK, Mutant
 from harness.run.mutation import show_no_footing
 from harness.run.session import Options, Workbench, new_run_dir
 from harness.run.verify import CHECKS
-from harness.series.load import read_patch, split_mail
+from harness.series.load import read_patch
 from harness.series.staging import staged
 
 Verdict = Literal[
@@ -157,8 +157,7 @@ def load(folder: Path, only: Sequence[str] = ()) -> tuple[Regression, ...]:
 
 def _read(path: Path, *, right: bool) -> Regression:
     patch = read_patch(path)
-    head, _ = split_mail(patch.data)
-    mail = email.parser.BytesHeaderParser(policy=email.policy.default).parsebytes(head)
+    mail = email.parser.BytesHeaderParser(policy=email.policy.default).parsebytes(patch.data)
 
     def said(name: str) -> str:
         return " ".join(str(mail.get(name, "")).split())
