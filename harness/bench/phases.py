@@ -6,14 +6,17 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.bench.model import Live, Result, Taken
+from harness.bench.model import Live, Ratio, Result, Taken
 from harness.bench.subject import Subject
 from harness.deadline import Deadline
 from harness.files import runs_dir
 from harness.guest.freebsd import Guest
+from harness.machine import bochs_program
+from harness.machine.bochs_program import Bochs
 
 # What ends each phase; a phase whose end never shows is counted with the next.
 _FREEBSD = (
@@ -31,7 +34,9 @@ _START_S = 30.0
 
 
 def bochs(subject: Subject, rounds: int, live: Live) -> Result:
-    """Boot, and take down when each phase's last line came."""
+    """Boot, and take down when each phase's last line came; in each Bochs that is at hand."""
+    if subject.backend == "bochs" and len(each := bochs_program.at_hand()) > 1:
+        return _compared(subject, rounds, live, each)
     taken = Taken()
     for number in range(rounds):
         live(f"round {number + 1} of {rounds}")
@@ -44,6 +49,35 @@ def bochs(subject: Subject, rounds: int, live: Live) -> Result:
         f"{subject.name} in {subject.backend}",
         taken.samples(),
         notes=(f"together {total:.1f} s",),
+    )
+
+
+def _compared(subject: Subject, rounds: int, live: Live, each: Sequence[Bochs]) -> Result:
+    """The phases in several versions by turns, and how much faster each is than the first."""
+    taken = Taken()
+    for number in range(rounds):
+        for program in each:
+            live(f"round {number + 1} of {rounds}: {program.version}")
+            with bochs_program.taken(program):
+                phases = _phases(subject)
+            for name, took_s in phases:
+                taken.add(f"{program.version}: {name}", took_s)
+            taken.add(f"{program.version}: together", sum(took_s for _, took_s in phases))
+    first, *others = [program.version for program in each]
+    ratios = [
+        Ratio(
+            f"a boot in {first} / in {other}",
+            taken.median(f"{first}: together") / taken.median(f"{other}: together"),
+        )
+        for other in others
+    ]
+    return Result(
+        "bochs",
+        "Where the seconds of a boot go, in each Bochs that is at hand",
+        f"{subject.name} in {subject.backend}",
+        taken.samples(),
+        tuple(ratios),
+        tuple(f"{program.version}: {program.path}" for program in each),
     )
 
 

@@ -23,7 +23,11 @@ BENCHES: dict[str, tuple[Bench, int, str]] = {
     "ssh": (shell.ssh, 3, "a remote command, against OpenSSH"),
     "build": (builds.build, 3, "from scratch, one file touched, nothing changed"),
     "parallel": (boots.parallel, 3, "guests at once against one"),
-    "bochs": (phases.bochs, 1, "where the seconds of a boot in Bochs go"),
+    "bochs": (
+        phases.bochs,
+        1,
+        "where the seconds of a boot go, in each Bochs",
+    ),
 }
 """By name: the bench, its rounds, and what it measures."""
 

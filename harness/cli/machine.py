@@ -9,14 +9,26 @@ from harness import progress
 from harness.cli.program import run_task
 
 
-@task
+@task(
+    help={
+        "bochs": "also unpack this Bochs (2.7, 3.0) beside the installed one; HARNESS_BOCHS uses it"
+    }
+)
 @run_task
-def setup(_context: Context) -> None:
+def setup(_context: Context, bochs: str = "") -> None:
     """Install the Debian packages that are missing, or print the line that does."""
     from harness import debian
+    from harness.machine import bochs_packages
 
+    if bochs:
+        # Known to be a version before anything is installed.
+        bochs_packages.folder(bochs)
     debian.ensure(optional=True)
     progress.say("setup: everything that is needed is here")
+    if bochs:
+        with progress.stage(f"Bochs {bochs}") as step:
+            step.note = str(bochs_packages.unpack(bochs))
+        progress.say(f"setup: HARNESS_BOCHS={bochs} uses it")
 
 
 @task(help={"json": "print the findings and the facts as JSON"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.debian import BOCHS, OTHER_BOCHS
 from harness.errors import CannotError, UsageError
 from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts
 from harness.host.kvm import API_VERSION
@@ -13,7 +14,6 @@ from harness.machine.models import BOCHS_MODEL
 ASKED = ("auto", "kvm", "bochs", "tcg")
 
 _QEMU = "qemu-system-x86_64"
-_BOCHS_PACKAGES = {"bochs", "bochs-term", "bochsbios", "vgabios"}
 _SETUP = "./inv setup"
 _NESTED_ON = {"Y", "y", "1"}
 
@@ -105,12 +105,15 @@ def kvm_refusal(facts: HostFacts) -> Refusal | None:
 
 def bochs_refusal(facts: HostFacts) -> Refusal | None:
     """Why Bochs cannot be used, or None when it can."""
-    lacking = sorted(_BOCHS_PACKAGES & set(facts.packages_missing))
+    lacking = sorted(BOCHS & set(facts.packages_missing))
     if lacking:
         return Refusal(f"not installed: {', '.join(lacking)}", _SETUP)
     emulator = facts.emulators.get("bochs")
     if emulator is None:
         return Refusal("it is not installed", _SETUP)
+    if emulator.problem.startswith(OTHER_BOCHS):
+        # It says itself what to do.
+        return Refusal(emulator.problem)
     if emulator.problem:
         return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --help cpu")
     if BOCHS_MODEL not in emulator.cpu_models:

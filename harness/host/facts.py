@@ -86,12 +86,18 @@ class Kvm:
 
 @dataclass(frozen=True)
 class Emulator:
-    """An emulator that is installed; `cpu_models` only where it lists them in no time."""
+    """An emulator that is installed; `cpu_models` only where it lists them in no time.
+
+    Of Bochs alone: `debugger` says whether it runs in its own ("always", "when told", "never", or
+    empty where it did not say), `unpacked` which other versions lie in the cache.
+    """
 
     path: str = ""
     version: str = ""
     cpu_models: tuple[str, ...] = ()
     problem: str = ""
+    debugger: str = ""
+    unpacked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,13 @@ def from_data(data: Mapping[str, Any]) -> HostFacts:
         cpu=Cpu(**data.get("cpu", {})),
         kvm=Kvm(**kvm, guest=None if guest is None else _processor(guest)),
         emulators={
-            name: Emulator(**{**found, "cpu_models": tuple(found.get("cpu_models", ()))})
+            name: Emulator(
+                **{
+                    **found,
+                    "cpu_models": tuple(found.get("cpu_models", ())),
+                    "unpacked": tuple(found.get("unpacked", ())),
+                }
+            )
             for name, found in data.get("emulators", {}).items()
         },
         packages_missing=tuple(data.get("packages_missing", ())),

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from harness.deadline import Deadline
 from harness.errors import WorkbenchError
 from harness.host import kvm as kvm_device
 from harness.host.facts import Cpu, Emulator, Folder, HostFacts, Kvm, Processor
+from harness.machine import bochs_packages, bochs_program
 
 _LIMIT_S = 1.2
+# By the name its answer goes by: what Bochs is asked, in the order in which parse_bochs wants it.
+_BOCHS_ASKED = {"bochs models": ("--help", "cpu"), "bochs options": ("--help",)}
 _VERSION = re.compile(r"\d+(?:\.\d+)*")
 # Which of KVM's settings explain an answer: without EPT or unrestricted guest in the host there is
 # none for a guest either.
@@ -38,7 +42,13 @@ def gather() -> HostFacts:
     """Look at this machine.  Takes well under two seconds, whatever state its devices are in."""
     deadline = Deadline.after(_LIMIT_S)
     device = kvm_device.start()
+    bochs = _bochs()
     questions = {name: _ask(command) for name, command in _commands().items()}
+    if bochs.path and not bochs.problem:
+        questions |= {
+            name: _ask(bochs.program.command(*options), bochs.program.environment)
+            for name, options in _BOCHS_ASKED.items()
+        }
     lacking = debian.missing()
     cpu = parse_cpuinfo(_read("/proc/cpuinfo"))
     cache, runs = _folder(files.cache_dir), _folder(files.runs_dir)
@@ -48,11 +58,11 @@ def gather() -> HostFacts:
     return HostFacts(
         cpu=cpu,
         kvm=make_kvm(found, *_modules(Path("/sys/module"))),
-        emulators=_emulators(answers),
+        emulators=_emulators(answers, bochs),
         tools={
             name: version_in(answer)
             for name, answer in answers.items()
-            if name not in {"qemu-system-x86_64", "bochs"}
+            if name not in {"qemu-system-x86_64", *_BOCHS_ASKED}
         },
         packages_missing=lacking.packages,
         packages_line=lacking.line if lacking.packages else "",
@@ -63,12 +73,31 @@ def gather() -> HostFacts:
     )
 
 
+@dataclass(frozen=True)
+class _Bochs:
+    """The Bochs that would run, if any; `problem` says why a named one cannot."""
+
+    program: bochs_program.Bochs
+    path: str = ""
+    problem: str = ""
+
+
+def _bochs() -> _Bochs:
+    try:
+        program = bochs_program.locate()
+    except WorkbenchError as error:
+        named = bochs_program.Bochs(os.environ.get(bochs_program.VARIABLE, ""))
+        return _Bochs(named, named.path, error.message)
+    if program.private:
+        return _Bochs(program, program.path)
+    return _Bochs(program, shutil.which("bochs", path=debian.search_path()) or "")
+
+
 def _commands() -> dict[str, list[str]]:
     """What to ask of every tool that is installed; a tool with no such question asks nothing."""
     clang = debian.clang_version()
     commands = {
         "qemu-system-x86_64": ["--version"],
-        "bochs": ["--help", "cpu"],
         "bmake": ["-f", os.devnull, "-V", "MAKE_VERSION"],
         "git": ["--version"],
         "gcc": ["-dumpfullversion"],
@@ -85,7 +114,9 @@ def _commands() -> dict[str, list[str]]:
     }
 
 
-def _ask(command: Sequence[str]) -> subprocess.Popen[str] | None:
+def _ask(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str] | None:
     if not command:
         return None
     with contextlib.suppress(OSError):
@@ -97,6 +128,7 @@ def _ask(command: Sequence[str]) -> subprocess.Popen[str] | None:
             text=True,
             errors="replace",
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     return None
 
@@ -118,29 +150,39 @@ def version_in(answer: str) -> str:
     return match.group() if match else ""
 
 
-def _emulators(answers: Mapping[str, str]) -> dict[str, Emulator]:
+def _emulators(answers: Mapping[str, str], bochs: _Bochs) -> dict[str, Emulator]:
     found = {}
-    for name, text in answers.items():
+    name = "qemu-system-x86_64"
+    if name in answers:
         path = shutil.which(name, path=debian.search_path()) or ""
-        if name == "qemu-system-x86_64":
-            version = version_in(text)
-            problem = "" if version else "it does not run"
-            found[name] = Emulator(path=path, version=version, problem=problem)
-        elif name == "bochs":
-            found[name] = parse_bochs(path, text)
+        version = version_in(answers[name])
+        problem = "" if version else "it does not run"
+        found[name] = Emulator(path=path, version=version, problem=problem)
+    if bochs.problem:
+        found["bochs"] = Emulator(path=bochs.path, problem=bochs.problem)
+    elif bochs.path:
+        told = parse_bochs(bochs.path, *(answers.get(name, "") for name in _BOCHS_ASKED))
+        with contextlib.suppress(WorkbenchError):
+            others = tuple(v for v in bochs_packages.there() if v != told.version)
+            told = replace(told, unpacked=others)
+        found["bochs"] = told
     return found
 
 
-def parse_bochs(path: str, text: str) -> Emulator:
-    """Bochs's version and processor models, out of `bochs --help cpu`."""
-    version = re.search(r"Bochs x86 Emulator (\S+)", text)
-    _, _, listed = text.partition("Supported CPU models:")
+def parse_bochs(path: str, models_told: str, options_told: str = "") -> Emulator:
+    """Bochs's version and processor models, out of `bochs --help cpu`, and whether it runs in its
+    debugger, out of `bochs --help`.
+    """
+    program = bochs_program.parse_help(bochs_program.Bochs(path), options_told)
+    version = re.search(r"Bochs x86 Emulator (\S+)", models_told)
+    _, _, listed = models_told.partition("Supported CPU models:")
     models = tuple(line for line in listed.splitlines() if re.fullmatch(r"\w+", line))
     return Emulator(
         path=path,
         version=version.group(1) if version else "",
         cpu_models=models,
         problem="" if models else "it does not list its processor models",
+        debugger=program.debugger.value if program.version else "",
     )
 
 

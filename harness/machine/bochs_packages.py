@@ -67,11 +67,20 @@ def unpack(version: str) -> Path:
         with tempfile.TemporaryDirectory(prefix="vmm-bochs-") as work:
             root = Path(work) / "root"
             for deb in _download(Path(work), SUITES[version]):
-                subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
+                _extract(deb, root)
             with files.atomic_dir(target) as place:
                 for name in _USED:
                     _copy(root / name, place / name)
     return target
+
+
+def _extract(deb: Path, root: Path) -> None:
+    done = subprocess.run(
+        ["dpkg-deb", "-x", deb, root], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"dpkg-deb exited with {done.returncode}"]
+        raise CannotError(f"{deb.name} cannot be unpacked: {said[-1]}")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -13,17 +13,18 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
+from harness import debian
 from harness.errors import CannotError
 from harness.files import sha256_text
 from harness.machine import bochs_packages
 
-VARIABLE = "HARNESS_BOCHS"
+VARIABLE = debian.OTHER_BOCHS
 SYSTEM = Path("/")
 
 _NAME = "bochs"
@@ -120,9 +121,19 @@ def find(environment: Mapping[str, str] | None = None) -> Bochs:
     Raises CannotError when HARNESS_BOCHS names a folder that holds none, or a version that was not
     unpacked.
     """
+    found = locate(environment)
+    return (
+        _asked(found.path, found.root, _date(found.path)) if os.path.exists(found.path) else found
+    )
+
+
+def locate(environment: Mapping[str, str] | None = None) -> Bochs:
+    """The same without asking it anything, so at once; of an installed one's version nothing is
+    known then.
+    """
     named = (os.environ if environment is None else environment).get(VARIABLE, "").strip()
     if not named:
-        return installed() or Bochs(_NAME)
+        return Bochs(shutil.which(_NAME) or _NAME)
     if named in bochs_packages.SUITES:
         own = installed()
         if own and own.version == named:
@@ -133,8 +144,21 @@ def find(environment: Mapping[str, str] | None = None) -> Bochs:
                 f"{VARIABLE}={named}: Bochs {named} is neither installed nor unpacked here; run "
                 f"./inv setup --bochs {named}"
             )
-        return below(place)
-    return below(Path(named))
+        return _below(place)
+    return _below(Path(named))
+
+
+@contextlib.contextmanager
+def taken(bochs: Bochs) -> Iterator[None]:
+    """Within the block this one runs the machines."""
+    before = os.environ.get(VARIABLE)
+    try:
+        os.environ[VARIABLE] = str(bochs.root) if bochs.private else ""
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def installed() -> Bochs | None:
@@ -159,15 +183,19 @@ def below(root: Path) -> Bochs:
 
     Raises CannotError naming what the folder lacks.
     """
+    found = _below(root)
+    return _asked(found.path, found.root, _date(found.path))
+
+
+def _below(root: Path) -> Bochs:
     root = root.absolute()
     path = root / _PROGRAM
     if not path.is_file():
         raise CannotError(
-            f"{VARIABLE}={root}: there is no {_PROGRAM} in it; name a folder into which the Debian "
-            f"packages bochs, bochs-term, bochsbios, vgabios and their libraries were unpacked, or "
-            f"unset {VARIABLE}"
+            f"{VARIABLE}={root}: there is no {_PROGRAM} in it; unpack Debian's packages bochs, "
+            f"bochs-term, bochsbios and vgabios there with their libraries, or unset {VARIABLE}"
         )
-    return _asked(str(path), root, _date(str(path)))
+    return Bochs(str(path), root)
 
 
 def _date(path: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from harness.bench import boots, builds, chart, run, subject
+from harness.bench import boots, builds, chart, phases, run, subject
 from harness.bench.model import Result, Samples, Taken, at_least, at_most
 from harness.cli.program import spread
 from harness.errors import CannotError, UsageError
+from harness.machine import bochs_program
+from harness.machine.bochs_program import Bochs
 
 RESULT = Result(
     "boot",
@@ -70,6 +73,35 @@ def test_the_picture_is_one_well_formed_file() -> None:
 )
 def test_benches_are_named_by_words(given: list[str], wanted: list[str]) -> None:
     assert spread(given) == wanted
+
+
+def test_each_bochs_at_hand_is_booted_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = [Bochs("/usr/bin/bochs", version="2.7"), Bochs("/x/bochs-bin", Path("/x"), "3.0")]
+    seconds = iter((20.0, 8.0, 30.0, 12.0))
+    used: list[str] = []
+
+    def played(_whom: subject.Subject) -> list[tuple[str, float]]:
+        used.append(os.environ["HARNESS_BOCHS"])
+        return [("kernel", next(seconds)), ("init", 2.0)]
+
+    monkeypatch.delenv("HARNESS_BOCHS", raising=False)
+    monkeypatch.setattr(bochs_program, "at_hand", lambda: each)
+    monkeypatch.setattr(phases, "_phases", played)
+    whom: Any = SimpleNamespace(backend="bochs", name="played")
+    found = phases.bochs(whom, 2, lambda _line: None)
+    assert used == ["", "/x", "", "/x"]
+    assert "HARNESS_BOCHS" not in os.environ
+    medians = {sample.name: sample.median for sample in found.samples}
+    assert medians["2.7: kernel"] == 25.0
+    assert medians["3.0: together"] == 12.0
+    assert [(ratio.meaning, ratio.value) for ratio in found.ratios] == [
+        ("a boot in 2.7 / in 3.0", 27 / 12)
+    ]
+    monkeypatch.setattr(bochs_program, "at_hand", lambda: each[:1])
+    seconds = iter((5.0,))
+    monkeypatch.setenv("HARNESS_BOCHS", "/y")
+    assert phases.bochs(whom, 1, lambda _line: None).notes == ("together 7.0 s",)
+    assert used[-1] == "/y"
 
 
 def test_a_bare_emulator_is_run_without_the_harness_s_sockets() -> None:

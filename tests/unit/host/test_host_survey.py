@@ -28,6 +28,7 @@ vendor_id\t: Other
 flags\t\t: svm
 """
 
+DATA = Path(__file__).parents[1] / "data"
 BOCHS = """\
 00000000000i[      ] LTDL_LIBRARY_PATH not set. using compile time default
 Supported CPU models:
@@ -56,6 +57,13 @@ def test_bochs() -> None:
     assert found.version == "2.7"
     assert found.cpu_models == ("bx_generic", "corei7_skylake_x")
     assert found.problem == ""
+
+
+@pytest.mark.parametrize(("version", "debugger"), [("2.7", "always"), ("3.0", "when told")])
+def test_bochs_says_whether_it_runs_in_its_debugger(version: str, debugger: str) -> None:
+    told = (DATA / f"bochs-{version}-help.txt").read_text()
+    assert survey.parse_bochs("/usr/bin/bochs", BOCHS, told).debugger == debugger
+    assert survey.parse_bochs("/usr/bin/bochs", BOCHS).debugger == ""
 
 
 def test_bochs_that_says_something_else() -> None:

@@ -126,3 +126,62 @@ def test_the_sandbox_is_shown_and_where_there_is_none_the_remedy() -> None:
     facts = dataclasses.replace(facts_of("intel-nested"), sandbox_refusal="forbidden: allow it")
     row = row_of(doctor.examine(facts), "sandbox for builds")
     assert (row.found, row.mend, row.status) == ("forbidden", "allow it", doctor.MISSING)
+
+
+def bochs_row(**about: object) -> doctor.Row:
+    facts = facts_of("software-kvm")
+    bochs = dataclasses.replace(facts.emulators["bochs"], **about)  # type: ignore[arg-type]
+    emulators = {**facts.emulators, "bochs": bochs}
+    tools = {**facts.tools, "gcc": "12.2.0"}
+    return row_of(
+        doctor.examine(dataclasses.replace(facts, emulators=emulators, tools=tools)), "Bochs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("about", "said", "mend"),
+    [
+        (
+            {"version": "2.7", "debugger": "always"},
+            "saves and resumes guests, runs in its debugger",
+            "Bochs 3.0 is faster by a third and more: ./inv setup --bochs 3.0 unpacks it",
+        ),
+        (
+            {"version": "2.7", "debugger": "always", "unpacked": ("3.0",)},
+            "runs in its debugger",
+            "Bochs 3.0 is faster by a third and more: HARNESS_BOCHS=3.0 uses the one",
+        ),
+        ({"version": "3.0", "debugger": "when told"}, "a third faster and more than 2.7", ""),
+        # Built by somebody without a debugger: as fast.
+        ({"version": "2.8", "debugger": "never"}, "runs whole traces", ""),
+        ({"version": "2.8", "debugger": ""}, "saves and resumes guests", ""),
+    ],
+)
+def test_which_bochs_and_what_it_can_do(about: dict[str, object], said: str, mend: str) -> None:
+    row = bochs_row(**about)
+    assert (row.found, row.status) == (about["version"], "ok")
+    assert said in row.evidence
+    assert row.mend.startswith(mend)
+    assert bool(row.mend) == bool(mend)
+
+
+def test_its_models_say_what_virtualization_it_has() -> None:
+    models = ("broadwell_ult", "pentium")
+    assert "2 processor models (VMX)" in bochs_row(cpu_models=models).evidence
+    models = ("broadwell_ult", "zambezi", "ryzen")
+    assert "3 processor models (VMX and SVM)" in bochs_row(cpu_models=models).evidence
+
+
+def test_without_a_compiler_no_guest_is_saved() -> None:
+    facts = dataclasses.replace(facts_of("software-kvm"), tools={})
+    row = row_of(doctor.examine(facts), "Bochs")
+    assert "saves no guest without a C compiler" in row.evidence
+
+
+def test_a_named_bochs_that_is_none_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_BOCHS", "/nonexistent")
+    verdict = doctor.examine(host.gather())
+    row = row_of(verdict, "Bochs")
+    assert row.found.startswith("HARNESS_BOCHS=/nonexistent: there is no usr/bin/bochs-bin in it")
+    assert row.mend == ""
+    assert not {"bochs", "bochs-term"} & set(verdict.facts.packages_missing)
