@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
@@ -25,7 +26,14 @@ with progress.apart(), progress.stage("checks") as step:
 
 
 def test_a_terminal_shows_stage_time_and_last_line_whoever_takes_standard_error() -> None:
-    seen = pexpect.spawn(sys.executable, ["-c", SCRIPT], encoding="utf-8", dimensions=(24, 100))
+    seen = pexpect.spawn(
+        sys.executable,
+        ["-c", SCRIPT],
+        encoding="utf-8",
+        dimensions=(24, 100),
+        # A terminal that can move its cursor, whatever this runs in.
+        env={**os.environ, "TERM": "xterm"},
+    )
     seen.expect(pexpect.EOF, timeout=20)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.before or "")
     assert re.search(r"checks 0:00:0\d 7/9 test_x  the guest's last line", text)
