@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pwd
+import shlex
 import shutil
 import tempfile
 import zlib
@@ -33,22 +35,47 @@ def cache_dir() -> Path:
     """
     given = os.environ.get("HARNESS_CACHE")
     path = Path(given).absolute() if given else Path(platformdirs.user_cache_dir("vmm-workbench"))
-    return _private(path, "set HARNESS_CACHE to a folder that can be written")
+    return _private(path, "set HARNESS_CACHE to a folder of yours")
 
 
 def runs_dir() -> Path:
     """Where each run leaves its folder: $HARNESS_RUNS or `runs/` in the checkout."""
     given = os.environ.get("HARNESS_RUNS")
     path = Path(given).absolute() if given else PROJECT / "runs"
-    return _private(path, "set HARNESS_RUNS to a folder that can be written")
+    return _private(path, "set HARNESS_RUNS to a folder of yours")
 
 
-def _private(path: Path, mend: str) -> Path:
+def _private(path: Path, remedy: str) -> Path:
+    """`path`, made where it is absent; CannotError unless it is ours and nobody else may write.
+
+    What is kept there is believed later: records, builds, trees that are compiled.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link, state = path.lstat(), path.stat()
+        foreign = next((it.st_uid for it in (link, state) if it.st_uid != os.geteuid()), None)
+        if foreign is not None:
+            raise CannotError(
+                f"{path}: it belongs to {_user(foreign)}, who could change what is kept there; "
+                f"{remedy}"
+            )
+        if state.st_mode & 0o022:
+            raise CannotError(
+                f"{path}: others may write there (mode {state.st_mode & 0o7777:04o}); run chmod "
+                f"go-w {shlex.quote(str(path))} once you know what is in it, or {remedy}"
+            )
+        if state.st_mode & 0o077 and not any(path.iterdir()):
+            path.chmod(0o700)
     except OSError as error:
-        raise CannotError(f"{path}: {error.strerror}; {mend}") from error
+        raise CannotError(f"{path}: {error.strerror}; {remedy}") from error
     return path
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -171,11 +172,28 @@ def _live_line(name: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: progress.update(task, last=printable(line)[:100])
 
 
+# What a CI system takes for an order when it stands in a job's log: GitHub's commands at a line's
+# beginning (blanks before them do not count, and a table may begin a line anywhere in a cell), the
+# older form and Azure's and TeamCity's anywhere.  GitLab's begin with an escape, which goes anyway.
+_ORDERS = re.compile(
+    r"^(\s*:):|(:):(?=(?:add-|remove-|stop-|set-|save-|internal-|debug|warning|error|notice|group"
+    r"|endgroup|echo))|(#)#(?=\w*\[)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
 def clean(text: str) -> str:
-    """`text` of several lines, with everything that could steer a terminal replaced by `?`."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+    """`text` of several lines, with nothing in it that steers a terminal or a CI system.
+
+    A guest's words reach a job's log this way.  What steers a terminal becomes `?`, and an order's
+    mark (`::`, `##[`) is parted by a blank.
+    """
+    return _ORDERS.sub(
+        lambda mark: f"{mark[0][:-1]} {mark[0][-1]}",
+        "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text),
+    )
 
 
 def printable(text: str) -> str:
-    """`text` with everything that could steer a terminal replaced by `?`."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    """`clean` for one line: a new line is replaced as well."""
+    return clean(text).replace("\n", "?").replace("\t", "?")

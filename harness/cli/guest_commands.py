@@ -151,7 +151,7 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
     with path.open("rb") as stream:
         text = stream.read()
         said = clean_lines(text.decode("utf-8", "replace"))[-lines:]
-        sys.stdout.write("".join(f"{line}\n" for line in said))
+        sys.stdout.write(progress.clean("".join(f"{line}\n" for line in said)))
         part = b""
         while follow:
             sys.stdout.flush()
@@ -161,7 +161,7 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
             whole = data.rfind(b"\n") + 1
             part = data[whole:]
             for line in clean_lines(data[:whole].decode("utf-8", "replace")):
-                sys.stdout.write(f"{line}\n")
+                sys.stdout.write(progress.clean(f"{line}\n"))
             if over:
                 break
             time.sleep(_LOOK_S)

@@ -160,6 +160,8 @@ def spread(argv: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of `./inv`."""
+    # Whatever is made from here on, in the cache, in a run or in passing, is the user's alone.
+    os.umask(0o077)
     open_standard_streams()
     end_on_signals()
     WorkbenchProgram(name="inv", binary="inv").run(spread(sys.argv))

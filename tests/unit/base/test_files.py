@@ -267,3 +267,57 @@ def test_a_sparse_checksum_is_of_the_contents_not_of_the_holes(tmp_path: Path) -
     assert files.checksum_sparse(sparse) != known
     sparse.write_bytes(b"")
     assert files.checksum_sparse(sparse) != known
+
+
+@pytest.mark.parametrize("variable", ["HARNESS_CACHE", "HARNESS_RUNS"])
+def test_a_folder_that_others_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """What lies there is believed later: a tree noted there is compiled, a record is a command."""
+    ask = files.cache_dir if variable == "HARNESS_CACHE" else files.runs_dir
+    folder = tmp_path / "open"
+    monkeypatch.setenv(variable, str(folder))
+    folder.mkdir()
+    for mode in (0o777, 0o1777, 0o775, 0o722):
+        folder.chmod(mode)
+        with pytest.raises(CannotError, match="others may write there") as caught:
+            ask()
+        assert f"chmod go-w {folder}" in caught.value.message
+    # One that is empty becomes private, one in use keeps its mode: what is in it is private.
+    folder.chmod(0o755)
+    assert ask() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    (folder / "x").touch()
+    assert ask() == folder
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_another_users_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one of ours by a link of his: he could turn it."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "his"))
+    (tmp_path / "his").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(CannotError, match=r"it belongs to user .*; set HARNESS_CACHE to a folder"):
+        files.cache_dir()
+    if os.getuid() == 0:
+        monkeypatch.undo()
+        (tmp_path / "ours").mkdir()
+        (tmp_path / "link").symlink_to("ours")
+        os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "link"))
+        with pytest.raises(CannotError, match="it belongs to user"):
+            files.cache_dir()
+
+
+def test_what_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os.umask(0); sys.argv = ['inv', '--version']\n"
+        "from harness.cli import program\n"
+        "try: program.main()\nexcept SystemExit: pass\n"
+        "os.mkdir(sys.stdin.readline())\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], input=str(tmp_path / "made"), text=True, check=True
+    )
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700

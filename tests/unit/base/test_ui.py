@@ -64,3 +64,39 @@ def test_stages_can_be_shown_elsewhere(capfd: pytest.CaptureFixture[str]) -> Non
     ]
     progress.say("here again")
     assert capfd.readouterr().err == "here again\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("::error::x", ": :error::x"),
+        ("  ::add-mask::x", "  : :add-mask::x"),
+        ("a\n\t::set-output name=a::b", "a\n\t: :set-output name=a::b"),
+        (
+            "a fold may come anywhere::warning file=a::b",
+            "a fold may come anywhere: :warning file=a::b",
+        ),
+        ("\x1b[0m::group::x", "?[0m: :group::x"),
+        ("::STOP-commands::x", ": :STOP-commands::x"),
+        ("x ##[error]y", "x # #[error]y"),
+        ("##vso[task.setvariable]y", "# #vso[task.setvariable]y"),
+        ("##teamcity[message]", "# #teamcity[message]"),
+        (
+            "\r\x1b[0Ksection_start:1:a[collapsed=true]\r\x1b[0K",
+            "??[0Ksection_start:1:a[collapsed=true]??[0K",
+        ),
+        ("test_a.py::TestB::test_c[1]", "test_a.py::TestB::test_c[1]"),
+        ("std::vector # [1] ## x", "std::vector # [1] ## x"),
+    ],
+)
+def test_nothing_that_is_said_gives_orders(said: str, shown: str) -> None:
+    """Neither to a terminal nor to the CI system whose log it ends up in."""
+    assert progress.clean(said) == shown
+    assert "\n" not in progress.printable(said)
+
+
+def test_a_table_gives_no_orders_wherever_it_folds(capsys: pytest.CaptureFixture[str]) -> None:
+    for width in range(100, 180):
+        progress.table(("what", "is"), [("x" * 3, "y" * width + "::add-mask::secret")])
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.strip().startswith("::")]

@@ -219,3 +219,55 @@ def test_without_a_network_a_bundle_is_taken_in_once(inv: Inv, tmp_path: Path) -
     ]
     _, asked = inv.run(tmp_path, BUNDLE="/b.tar")
     assert not any("import" in line for line in asked)
+
+
+def test_actions_are_pinned_and_leave_no_token_behind() -> None:
+    """A tag can be moved; a token that stays in the checkout is a patch's to read."""
+    files = [*(PROJECT / ".github/workflows").glob("*.yml"), PROJECT / "action.yml"]
+    files.append(PROJECT / "docs/ci.md")
+    uses = 0
+    for path in files:
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            found = re.match(r"\s*(?:- )?uses: (\S+)(.*)", line)
+            if not found or found[1].startswith(("./", "OWNER/")):
+                continue
+            uses += 1
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", found[1]), f"{path}: {line}"
+            assert re.match(r" # v\d", found[2]), f"{path}: {line}: which version is it?"
+            if "checkout" in found[1]:
+                assert "persist-credentials: false" in lines[number + 1], f"{path}: {line}"
+    assert uses >= 6
+
+
+def test_a_summary_cannot_be_left_from_within(tmp_path: Path) -> None:
+    """The action's own step, with a verdict that closes fences and gives orders."""
+    step = re.search(
+        r"        code=0\n.*?(?=        echo \"verdict=)",
+        (PROJECT / "action.yml").read_text(),
+        re.S,
+    )
+    assert step is not None
+    (tmp_path / "ci").mkdir()
+    evil = "```\n# verified\n<img src=x>\n::error::x\nverdict: played"
+    (tmp_path / "verdict.txt").write_text(evil)
+    script = tmp_path / "ci/verify.sh"
+    script.write_text('#!/bin/sh\ncat "$OUT/verdict.txt"\nexit 1\n')
+    script.chmod(0o755)
+    env = {"GITHUB_ACTION_PATH": str(tmp_path), "OUT": str(tmp_path), "PATH": os.environ["PATH"]}
+    summary = tmp_path / "summary"
+    said = subprocess.run(
+        ["bash", "-e", "-c", step[0]],
+        env={**env, "GITHUB_STEP_SUMMARY": str(summary)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    token = re.fullmatch(r"::stop-commands::([0-9a-f]{32})", said[0])
+    assert token is not None
+    assert said[-1] == f"::{token[1]}::"
+    assert said[1:-2] == evil.splitlines()
+    written = summary.read_text().splitlines()
+    assert written[0] == ""
+    assert [line.removeprefix("    ") for line in written[1:]] == evil.splitlines()
+    assert all(line.startswith("    ") for line in written[1:])
