@@ -10,16 +10,37 @@ from importlib.util import find_spec
 from invoke.context import Context
 from invoke.tasks import task
 
+from harness import progress
 from harness.cli.program import run_task
 from harness.errors import UsageError
 
 SECTIONS = {"unit": ("tests/unit", "patches/meminfo/unit"), "machine": ("tests/machine",)}
 
+# The layers' own command line comes without a `python -m` of its own.
+_LAYERS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+STYLE = {
+    "format": ["-m", "ruff", "format", "--check", "."],
+    "lint": ["-m", "ruff", "check", "."],
+    "types": ["-m", "mypy"],
+    "layers": ["-c", _LAYERS],
+}
+
+
+def _style() -> int:
+    """Run every check of the style; the names of those that failed are printed last."""
+    failed = [
+        name
+        for name, command in STYLE.items()
+        if subprocess.call([sys.executable, *command], stdout=sys.stderr)
+    ]
+    progress.say(f"style: {', '.join(failed)} failed" if failed else "style: ok")
+    return 1 if failed else 0
+
 
 @task(
     name="test",
     help={
-        "only": "unit, machine or soak (default: the first two)",
+        "only": "style, unit, machine or soak (default: the first three)",
         "args": "further arguments for pytest",
     },
 )
@@ -28,23 +49,49 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     """Run the project's own tests: no FreeBSD, no KVM needed."""
     from harness import debian
 
-    if only not in ("", *SECTIONS, "soak"):
-        raise UsageError(f"--only {only}: one of {', '.join(SECTIONS)}, soak is meant")
+    known = ("style", *SECTIONS, "soak")
+    if only not in ("", *known):
+        raise UsageError(f"--only {only}: no such part of the tests; there are {', '.join(known)}")
+    if only == "style":
+        return _style()
     debian.ensure()
     if only == "soak":
-        # One after another: what a test holds is counted.
+        # One after another, because what a test holds open is counted.
         soak = [sys.executable, "-m", "pytest", "tests/machine", "-m", "soak", "-s"]
         return subprocess.call([*soak, *shlex.split(args)])
+    # Without the development packages (a wheel) there is nothing to check the style with.
+    style = _style() if not only and find_spec("ruff") else 0
     folders = [it for name, paths in SECTIONS.items() if only in ("", name) for it in paths]
-    # A worker for each processor; without pytest-xdist they run one after another.
+    # One worker for each processor; without pytest-xdist they run one after another.
     workers = ["-n", "logical", "--dist", "worksteal"] if find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", *folders, *workers, *shlex.split(args)]
-    return subprocess.call(command)
+    return subprocess.call(command) or style
 
 
 @task
 @run_task
 def lint(_context: Context) -> int:
-    """Check the style: ruff (format and lint) and mypy --strict."""
-    commands = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
-    return max(subprocess.call([sys.executable, "-m", *command]) for command in commands)
+    """Check the style: ruff (format and lint), mypy --strict, and the layers of the packages."""
+    return _style()
+
+
+@task(help={"check": "write nothing; exit 1 when a file is not as it would be written"})
+@run_task
+def docs(_context: Context, check: bool = False) -> int:
+    """Write docs/tasks.md and docs/inv-vmm.1 from the tasks themselves."""
+    from harness.cli import docs as pages
+    from harness.cli.tasks import namespace
+    from harness.files import PROJECT, write_atomic
+
+    stale = []
+    for name, write in (("tasks.md", pages.markdown), ("inv-vmm.1", pages.manual)):
+        path, text = PROJECT / "docs" / name, write(namespace)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(f"docs/{name}")
+            if not check:
+                write_atomic(path, text)
+    if check and stale:
+        progress.say(f"error: {', '.join(stale)}: not as the tasks are now; run ./inv docs")
+        return 1
+    progress.say(f"docs: {', '.join(stale) or 'nothing'} written")
+    return 0

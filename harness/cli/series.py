@@ -138,7 +138,7 @@ def bisect(
 )
 @run_task
 def topic_new(_context: Context, name: str, release: str = defaults.RELEASE) -> None:
-    """Lay out a topic in patches/: a series, its checks, notes; ./inv verify --topic NAME runs."""
+    """Make a topic in patches/: a series, its checks and notes, ready for verify --topic NAME."""
     from harness.series import scaffold as topics
 
     folder = topics.new(name, release)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.collection import Collection
 
 from harness.cli.bench import bench
-from harness.cli.develop import lint, run_tests
+from harness.cli.develop import docs, lint, run_tests
 from harness.cli.guest import GUEST_TASKS
 from harness.cli.image import IMAGE_TASKS
 from harness.cli.machine import MACHINE_TASKS
@@ -24,6 +24,7 @@ namespace = Collection(
     bench,
     run_tests,
     lint,
+    docs,
 )
 namespace.add_collection(Collection("topic", topic_new))
 namespace.add_collection(Collection("patch", *PATCH_TASKS))

@@ -75,7 +75,8 @@ def run(image: Path, model: str) -> str:
 
 def failed(tap: str) -> tuple[list[str], list[str]]:
     """The required and the optional lines that failed by themselves."""
-    required, optional = [], []
+    required: list[str] = []
+    optional: list[str] = []
     lines = tap.splitlines()
     for line, after in zip(lines, [*lines[1:], ""], strict=False):
         match = re.match(r"not ok \d+ - ([^:]+):", line)

@@ -15,6 +15,7 @@ from typing import Any
 
 import tasks
 from harness import errors
+from harness.cli.docs import contexts
 from harness.guest.panic_report import Panic
 from harness.report import Check, Report, StageResult
 from harness.run.bisect import Found
@@ -35,7 +36,7 @@ def hold(name: str, now: Any) -> None:
 
 def test_tasks_options_and_help() -> None:
     found = {}
-    for context in tasks.namespace.to_contexts():
+    for context in contexts(tasks.namespace):
         task = tasks.namespace[str(context.name)]
         found[context.name] = {
             "aliases": sorted(context.aliases),

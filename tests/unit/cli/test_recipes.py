@@ -13,6 +13,7 @@ from invoke.exceptions import ParseError
 from invoke.parser import Parser
 
 import tasks
+from harness.cli import docs as pages
 from harness.cli.program import spread
 from harness.files import PROJECT
 
@@ -54,7 +55,7 @@ def test_every_command_can_be_typed(path: Path) -> None:
 
 def parse(argv: list[str]) -> None:
     """ParseError unless Invoke would take the command; a task's name alone is a mention of it."""
-    contexts = tasks.namespace.to_contexts()
+    contexts = pages.contexts(tasks.namespace)
     if len(argv) == 1 and any(argv[0] in (it.name, *it.aliases) for it in contexts):
         return
     Parser(contexts=contexts).parse_argv(_cut(spread(["inv", *argv])[1:]))
@@ -63,7 +64,7 @@ def parse(argv: list[str]) -> None:
 def _cut(argv: list[str]) -> list[str]:
     """The command up to where the sentence around it goes on."""
     context = next(
-        (it for it in tasks.namespace.to_contexts() if argv[0] in (it.name, *it.aliases)), None
+        (it for it in pages.contexts(tasks.namespace) if argv[0] in (it.name, *it.aliases)), None
     )
     if context is None:
         return argv
