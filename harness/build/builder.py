@@ -28,7 +28,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
 from harness import checked, files
-from harness.build import bmake, ccache, kernconf, linktree, sandbox, targets, workdir
+from harness.build import bmake, ccache, kernconf, linktree, parts, sandbox, targets, workdir
 from harness.build.bmake import Progress, Toolchain
 from harness.build.guest_programs import compile_program as compile_program
 from harness.build.in_guest import GuestBuilder
@@ -49,8 +49,9 @@ Maker = Callable[[targets.Job], targets.Made]
 class Build:
     """What was built, and of what.  Paths are absolute, in the cache.
 
-    `unread` are C sources that the series touches and no part that was built reads.  `drift` are
-    the hunks that fit some lines away from where they say, in words.
+    `untested` are files of the series that nothing which was built is made of, each with the
+    reason; `reached` the parts that the series reaches, by name (see parts.py).  `drift` are the
+    hunks that fit some lines away from where they say, in words.
     """
 
     release: str
@@ -63,7 +64,8 @@ class Build:
     library: Path | None
     tool: Path | None
     not_built: tuple[tuple[str, str], ...]
-    unread: tuple[str, ...]
+    untested: tuple[tuple[str, str], ...]
+    reached: tuple[str, ...]
     drift: tuple[str, ...]
     series: str | None
     series_digest: str | None
@@ -90,8 +92,8 @@ class Build:
 
     @property
     def programs(self) -> tuple[Path, ...]:
-        """bhyve and bhyvectl, where the series touches them."""
-        return tuple(self.folder / name for name, _ in self.digests if name in linktree.PROGRAMS)
+        """bhyve, bhyvectl and bhyveload, where the series reaches them."""
+        return tuple(self.folder / name for name, _ in self.digests if name in parts.PROGRAMS)
 
     @property
     def files(self) -> tuple[Path | None, Path | None, Path | None]:
@@ -102,7 +104,12 @@ class Build:
         """For --json: the fields, with paths as text."""
         data = dataclasses.asdict(self)
         plain = {name: str(it) if isinstance(it, Path) else it for name, it in data.items()}
-        return {**plain, "not_built": dict(self.not_built), "digests": dict(self.digests)}
+        return {
+            **plain,
+            "not_built": dict(self.not_built),
+            "untested": dict(self.untested),
+            "digests": dict(self.digests),
+        }
 
 
 def build(
@@ -246,7 +253,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "library": names[1],
             "tool": names[2],
             "not_built": made.not_built,
-            "unread": made.unread,
+            "untested": made.untested,
+            "reached": made.reached,
             "drift": [str(moved) for moved in drift],
             "series": job.series.topic if job.series else None,
             "series_digest": job.series.digest if job.series else None,

@@ -21,7 +21,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from harness import debian, machine
-from harness.build import kernconf, linktree, targets
+from harness.build import kernconf, linktree, parts, targets
 from harness.build.bmake import error_lines
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
@@ -161,7 +161,7 @@ def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
         shown = error_lines(done.stdout.splitlines(), f"{_PLACE}/src")
         first = shown[0].strip() if shown else "no message"
         raise PatchError(f"vmm.ko does not build in the guest: {first}", detail="\n".join(shown))
-    remote = f"{_PLACE}/obj{_PLACE}/src/{_OBJECTS}/{linktree.COMPONENTS['module']}/vmm.ko"
+    remote = f"{_PLACE}/obj{_PLACE}/src/{_OBJECTS}/{parts.PARTS[parts.MODULE].folder}/vmm.ko"
     local = job.work / "guest" / "vmm.ko"
     local.parent.mkdir()
     guest.ssh.get(remote, local, guest.deadline())

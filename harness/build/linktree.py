@@ -16,22 +16,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from harness.build.parts import PARTS
 from harness.build.sandbox import Sandbox
 from harness.errors import CannotError, PatchError, UsageError
 from harness.series import git, staging
 from harness.series.load import Series
 
-COMPONENTS = {
-    "module": "sys/modules/vmm",
-    "libvmmapi": "lib/libvmmapi",
-    "vmmls": "usr.sbin/vmmls",
-}
-PROGRAMS = {"bhyve": "usr.sbin/bhyve", "bhyvectl": "usr.sbin/bhyvectl"}
-"""What runs and controls VMs; built where a series touches it, the guest's own is used else."""
-
-# What those read beside their own folders and what is planted anyway.
-_BESIDE_PROGRAMS = "contrib"
-_ROOTS = ("sys", "share/mk", *list(COMPONENTS.values())[1:])
+_FOLDERS = tuple(part.folder for part in PARTS.values())
+# What the parts' Makefiles reach out to.
+_BESIDE = tuple(folder for part in PARTS.values() for folder in part.beside)
+_ROOTS = ("sys", "share/mk", *(it for it in _FOLDERS if not it.startswith("sys/")), *_BESIDE)
 # Linked file by file; other folders that nothing is written to are one link each.
 _EXPANDED = (
     "sys/amd64",
@@ -39,10 +33,9 @@ _EXPANDED = (
     "sys/dev/vmm",
     "sys/sys",
     "sys/vm",
-    "sys/modules/vmm",
     "share/mk",
-    "lib/libvmmapi",
-    "usr.sbin/vmmls",
+    *_FOLDERS,
+    *_BESIDE,
 )
 _LISTING_MOST_BYTES = 1 << 20
 _LISTINGS_DEEP = 40
@@ -69,7 +62,7 @@ SKIPPED = frozenset(
 # through our link into it.
 _PRODUCT = re.compile(
     r"(.*\.(o|a|ko|kld|debug|full|pico|so(\.\d+)?)|\.depend.*|opt_.*\.h|.*_if\.[ch]|export_syms"
-    r"|vnode_if_.*\.h|.*_assym\.h|offset\.inc|machine|x86|i386|obj(\..*)?|vmmls|.*\.[1-9]\.gz)\Z"
+    r"|vnode_if_.*\.h|.*_assym\.h|offset\.inc|machine|x86|i386|obj(\..*)?|vmmls|bhyve(ctl|load)?|.*\.[1-9]\.gz)\Z"
 )
 _OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
 _REVISION = re.compile(r"^REVISION=\"([0-9.]+)\"", re.M)
@@ -139,7 +132,7 @@ def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[st
     folder = source / root
     if root in SKIPPED or not folder.is_dir():
         return
-    component = root in COMPONENTS.values()
+    component = root in _FOLDERS
     with os.scandir(folder) as entries:
         for entry in entries:
             if component and _PRODUCT.match(entry.name):
@@ -151,16 +144,6 @@ def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[st
                 yield from _below(source, path, above)
             elif (real := os.path.realpath(entry.path)) not in above:
                 yield from _below(source, path, (*above, real))
-
-
-def programs(series: Series | None) -> tuple[str, ...]:
-    """The programs that a series touches."""
-    touched = series.touched if series else ()
-    return tuple(
-        name
-        for name, folder in PROGRAMS.items()
-        if any(path.startswith(f"{folder}/") for path in touched)
-    )
 
 
 def _folders_of(series: Series | None) -> tuple[str, ...]:
@@ -175,13 +158,12 @@ def fingerprint(source: Path, series: Series | None = None) -> str:
     Contents are not read: that is gigabytes, and this runs before every build, even the one that
     builds nothing.  The change time is in it, which cannot be set back by an unpacker or `cp -p`.
     """
-    roots = (*_ROOTS, *(PROGRAMS[name] for name in programs(series)))
-    return _stat_digest(_walk(source, roots, (*_FLAT, *_folders_of(series))))
+    return _stat_digest(_walk(source, _ROOTS, (*_FLAT, *_folders_of(series))))
 
 
 def names(source: Path, series: Series | None, planted: Path) -> frozenset[str]:
     """What an #include may lead to, by name: the tree's sources, as a series leaves them."""
-    found = {path for path, _ in _walk(source, (*_ROOTS, *PROGRAMS.values()), _FLAT)}
+    found = {path for path, _ in _walk(source, _ROOTS, _FLAT)}
     for path in series.touched if series else ():
         (found.add if (planted / path).is_file() else found.discard)(path)
     return frozenset(path for path in found if path.endswith(_SOURCES))
@@ -217,9 +199,6 @@ def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Dr
     try:
         for root in sorted({path.split("/")[0] for path in (*_EXPANDED, *real)}):
             _plant_folder(tree.path, folder, root, real)
-        beside = folder / _BESIDE_PROGRAMS
-        if programs(series) and not beside.exists():
-            beside.symlink_to(tree.path / _BESIDE_PROGRAMS)
     except OSError as error:
         raise CannotError(f"{folder}: cannot set up the build: {error.strerror}") from error
     if not series:
@@ -253,7 +232,7 @@ def _plant_folder(source: Path, folder: Path, path: str, real: frozenset[str]) -
     with os.scandir(source / path) as entries:
         for entry in entries:
             inner = f"{path}/{entry.name}"
-            if path in COMPONENTS.values() and _PRODUCT.match(entry.name):
+            if path in _FOLDERS and _PRODUCT.match(entry.name):
                 continue
             if entry.is_dir() and (inner in real or (expanded and not entry.is_symlink())):
                 _plant_folder(source, folder, inner, real)
@@ -270,10 +249,13 @@ def interfaces(source: Path, folder: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Reads:
-    """What became of the sources a series touches, by the compilers' own listings."""
+    """What became of the sources a series touches, by the compilers' own listings.
+
+    `read` were read; `unpatched` from the user's tree after all.
+    """
 
     unpatched: tuple[str, ...]
-    unread: tuple[str, ...]
+    read: frozenset[str]
 
 
 def reads(
@@ -281,15 +263,12 @@ def reads(
 ) -> Reads:
     """Which touched sources the compilers read, after the .depend files below `objects`.
 
-    `sandbox` is the one that the compilers ran in.
-
-    `unpatched` were read from the user's tree after all: a link to a whole folder could do that,
-    when a header there includes "../x.h"; a module made half of unpatched source proves nothing.
-    `unread` belong to no part that was built: a patch to the kernel itself, say.
+    `sandbox` is the one that the compilers ran in.  A link to a whole folder could make a compiler
+    read an unpatched file, when a header there includes "../x.h"; a module made half of unpatched
+    source proves nothing.  A file that the series removes counts as read.
     """
-    sources = {path for path in series.touched if path.endswith((".c", ".h", ".S", ".m"))}
     places = {}
-    for path in sources:
+    for path in series.touched:
         places[os.path.realpath(planted / path)] = (path, True)
         places.setdefault(os.path.realpath(tree.path / path), (path, False))
     found: set[tuple[str, bool]] = set()
@@ -299,9 +278,8 @@ def reads(
             if "/" in word and (place := places.get(os.path.realpath(listing.parent / name))):
                 found.add(place)
     unpatched = {path for path, ours in found if not ours}
-    read = {path for path, _ in found}
-    there = {path for path in sources if (planted / path).is_file()}
-    return Reads(tuple(sorted(unpatched)), tuple(sorted(there - read)))
+    gone = {path for path in series.touched if not (planted / path).is_file()}
+    return Reads(tuple(sorted(unpatched)), frozenset({path for path, _ in found} | gone))
 
 
 def _listings(objects: Path) -> Iterator[Path]:
@@ -342,11 +320,11 @@ def elsewhere(tree: SourceTree) -> tuple[Path, ...]:
 
 def _links(source: Path) -> Iterator[tuple[str, str]]:
     """Symbolic links among what a build may read, and those to the folders it is read from."""
-    for root in (*_FLAT, *_ROOTS, *PROGRAMS.values(), _BESIDE_PROGRAMS):
+    for root in (*_FLAT, *_ROOTS):
         for part in (root, *map(str, PurePosixPath(root).parents)):
             if (source / part).is_symlink():
                 yield part, str(source / part)
-    folders = [str(source / root) for root in (*_FLAT, *_ROOTS, *PROGRAMS.values())]
+    folders = [str(source / root) for root in (*_FLAT, *_ROOTS)]
     while folders:
         folder = folders.pop()
         if not os.path.isdir(folder):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.build import bmake, kernconf, linktree, workdir
+from harness.build import bmake, kernconf, linktree, parts, workdir
 from harness.build.bmake import Make, Progress, Toolchain
 from harness.build.ccache import NONE, Ccache
+from harness.build.parts import PARTS
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
@@ -38,10 +39,6 @@ _QUIET = (
     ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
 )  # fmt: skip
 
-_LINKED = {
-    "bhyve": ("md", "nv", "uvmem", "pthread", "z", "util", "sbuf", "cam", "9p", "crypto"),
-    "bhyvectl": ("util",),
-}
 _TOOL_LIMIT_S = 300.0
 _OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
 
@@ -94,9 +91,10 @@ class Made:
     include: Path
     warnings: int
     not_built: tuple[tuple[str, str], ...]
-    unread: tuple[str, ...] = ()
+    untested: tuple[tuple[str, str], ...] = ()
     symbols: Path | None = None
     programs: tuple[Path, ...] = ()
+    reached: tuple[str, ...] = ()
 
 
 def require_sysroot(sysroot: Path) -> Path:
@@ -118,47 +116,66 @@ def sysroot_fingerprint(sysroot: Path) -> str:
 
 def make_all(job: Job) -> Made:
     """Make every part that can be made.  Raises PatchError when one does not compile."""
+    touched = job.series.touched if job.series else ()
+    reached = parts.reach(job.source, touched)
     module, symbols, warnings = _module(job)
     include = job.work / "include"
     _headers(job, include)
     library = tool = None
-    left_out: list[tuple[str, str]] = []
+    left_out: dict[str, str] = {}
     programs: list[Path] = []
-    wants_tool = (job.source / linktree.COMPONENTS["vmmls"] / "Makefile").is_file()
+    wants_tool = (job.source / PARTS[parts.COMMAND].folder / "Makefile").is_file()
+    if not wants_tool:
+        left_out[parts.COMMAND] = "the source has no usr.sbin/vmmls"
+    wanted = [name for name in reached.names if name in parts.PROGRAMS]
     if job.sysroot:
         library, more = _library(job, include)
         warnings += more
         if wants_tool:
-            tool, more = _program(job, "vmmls", linktree.COMPONENTS["vmmls"], include, library)
+            tool, more = _program(job, parts.COMMAND, include, library)
             warnings += more
-        for name in linktree.programs(job.series):
+        for name in wanted:
             if missing := _missing_libraries(job.sysroot, name):
-                left_out.append((name, f"the sysroot lacks {', '.join(missing)}"))
+                left_out[name] = f"the sysroot lacks {', '.join(missing)}"
                 continue
-            program, more = _program(job, name, linktree.PROGRAMS[name], include, library)
+            program, more = _program(job, name, include, library)
             programs.append(program)
             warnings += more
     else:
-        reason = "no sysroot (FreeBSD's headers and libraries) is at hand"
-        left_out.append(("libvmmapi", reason))
-        left_out += [(name, reason) for name in linktree.programs(job.series)]
-        if wants_tool:
-            left_out.append(("vmmls", reason))
-    reads = linktree.Reads((), ())
-    if job.series:
-        reads = linktree.reads(job.tree, job.series, job.source, job.objects, job.sandbox)
+        without = (parts.LIBRARY, *wanted, *((parts.COMMAND,) if wants_tool else ()))
+        left_out |= dict.fromkeys(
+            without, "no sysroot (FreeBSD's headers and libraries) is at hand"
+        )
+    return Made(
+        module,
+        library,
+        tool,
+        include,
+        warnings,
+        tuple(left_out.items()),
+        untested_files(job, reached, left_out),
+        symbols,
+        tuple(programs),
+        reached.names,
+    )
+
+
+def untested_files(
+    job: Job, reached: parts.Reached, left_out: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """The files of the series that nothing which was built is made of, each with the reason.
+
+    PatchError when the compilers read a touched file of the user's tree instead of the patched one.
+    """
+    if not job.series:
+        return ()
+    reads = linktree.reads(job.tree, job.series, job.source, job.objects, job.sandbox)
     if reads.unpatched:
         stale = ", ".join(reads.unpatched)
         raise PatchError(f"the build read {stale} unpatched; this is a fault of the workbench")
-    if not wants_tool:
-        left_out.append(("vmmls", "the source has no usr.sbin/vmmls"))
-    # What lies in a part that was left out is named by that part.
-    folders = {**linktree.COMPONENTS, **linktree.PROGRAMS}
-    skipped = tuple(f"{folders[name]}/" for name, _ in left_out)
-    unread = tuple(path for path in reads.unread if not path.startswith(skipped))
-    return Made(
-        module, library, tool, include, warnings, tuple(left_out), unread, symbols, tuple(programs)
-    )
+    unread = (path for path in job.series.touched if path not in reads.read)
+    reasons = ((path, parts.why_untested(path, reached, left_out)) for path in unread)
+    return tuple((path, why) for path, why in reasons if why)
 
 
 def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
@@ -166,27 +183,27 @@ def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
 
     For one more patch on a series that was built; where it touches more, everything is made.
     """
-    folders = {"module": "sys/", "libvmmapi": "lib/libvmmapi/", "vmmls": "usr.sbin/vmmls/"}
-    parts = {
-        next((name for name, folder in folders.items() if path.startswith(folder)), "")
-        if path.endswith(".c")
-        else ""
-        for path in touched
-    }
-    if len(parts) != 1 or "" in parts or before.library is None:
+    reached = parts.reach(job.source, touched)
+    plain = all(path.endswith(".c") for path in touched) and not reached.nothing
+    if not plain or len(reached.names) != 1 or before.library is None:
         return make_all(job)
+    only = reached.names[0]
     include = job.work / "include"
     _headers(job, include)
-    if parts == {"module"}:
+    if only == parts.MODULE:
         module, symbols, warnings = _module(job)
         return replace(before, module=module, symbols=symbols, include=include, warnings=warnings)
-    if parts == {"libvmmapi"}:
+    if only == parts.LIBRARY:
         library, warnings = _library(job, include)
         return replace(before, library=library, include=include, warnings=warnings)
     library = job.made / before.library.name
     shutil.copy(before.library, library)
     _linkable(library)
-    tool, warnings = _program(job, "vmmls", linktree.COMPONENTS["vmmls"], include, library)
+    if only in parts.PROGRAMS:
+        program, warnings = _program(job, only, include, library)
+        others = (it for it in before.programs if it.name != only)
+        return replace(before, programs=(*others, program), include=include, warnings=warnings)
+    tool, warnings = _program(job, parts.COMMAND, include, library)
     return replace(before, tool=tool, include=include, warnings=warnings)
 
 
@@ -228,7 +245,7 @@ def _taken(job: Job, folder: str, name: str, component: str) -> Path:
 
 
 def _module(job: Job) -> tuple[Path, Path, int]:
-    folder = linktree.COMPONENTS["module"]
+    folder = PARTS[parts.MODULE].folder
     options = job.work / "GENERIC"
     options.mkdir()
     kernconf.write_headers(job.config, options)
@@ -319,7 +336,7 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     compiler += _path_maps(job)
     return Make(
         component,
-        job.source / {**linktree.COMPONENTS, **linktree.PROGRAMS}[component],
+        job.source / PARTS[component].folder,
         (target,),
         (
             *_common(job),
@@ -337,12 +354,12 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
 
 def _missing_libraries(sysroot: Path, program: str) -> list[str]:
     """What a program of the system is linked with and the sysroot does not have."""
-    names = (f"lib{name}.so" for name in _LINKED.get(program, ()))
+    names = (f"lib{name}.so" for name in PARTS[program].libraries)
     return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
 
 
 def _library(job: Job, include: Path) -> tuple[Path, int]:
-    folder = linktree.COMPONENTS["libvmmapi"]
+    folder = PARTS[parts.LIBRARY].folder
     text = (job.source / folder / "Makefile").read_text(errors="replace")
     found = re.search(r"^SHLIB_MAJOR\s*=\s*(\d+)", text, re.M)
     if not found:
@@ -358,8 +375,8 @@ def _linkable(library: Path) -> Path:
     return library
 
 
-def _program(job: Job, name: str, folder: str, include: Path, library: Path) -> tuple[Path, int]:
+def _program(job: Job, name: str, include: Path, library: Path) -> tuple[Path, int]:
     # Doubled for make, quoted for the shell: the linker gets $ORIGIN.
     link = f"-L{job.inside(library.parent)} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
     warnings = _run(job, _userland(job, name, name, include, link))
-    return _taken(job, folder, name, name), warnings
+    return _taken(job, PARTS[name].folder, name, name), warnings

@@ -9,7 +9,6 @@ from harness import debian, files, host, progress
 from harness.build import builder, in_guest, linktree
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
-from harness.run import tested
 from harness.series import apply as treeapply
 from harness.series import check as series_check
 from harness.series import load, mailbox, refresh
@@ -211,8 +210,8 @@ def run_build(
     if loaded is not None:
         for note in (*loaded.notes, *built.drift):
             progress.say(f"note: {note}")
-        for path in tested.untested(loaded, built):
-            progress.say(f"note: {path} is touched, but nothing that is built here is made from it")
+    for path, why in built.untested:
+        progress.say(f"note: {path} is not tested: {why}")
     made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))
     made |= {path.name: path for path in built.programs}
     left_out = dict(built.not_built)

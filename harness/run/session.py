@@ -201,7 +201,7 @@ class Workbench:
             self.properties["beside the series"] = "; ".join(series.notes)
         if build.drift:
             self.properties["hunks that moved"] = "; ".join(build.drift)
-        if missed := tested.untested(series, build):
+        if missed := tested.untested(build):
             self.properties[NOT_TESTED] = f"{len(missed)} files of the patch: {tested.few(missed)}"
 
     def _compile_tools(self, build: builder.Build) -> None:

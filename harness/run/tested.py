@@ -6,53 +6,18 @@ same bytes as stock's.  Both are said, so that a verdict is about the patch that
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from harness.build.builder import Build
-from harness.build.linktree import COMPONENTS, PROGRAMS
 from harness.errors import CannotError
 from harness.series.load import Series
-
-_SOURCE = re.compile(r".*\.[chSm]\Z")
-_MANUAL = re.compile(r".*\.[1-9](\.in)?\Z|.*/README[^/]*\Z|.*\.md\Z")
-# What every build reads beside its own folder: make's rules, the kernel's options, the release.
-_ALWAYS = re.compile(
-    r"(share/mk/.*\.mk|sys/conf/(kmod|kern\..*|options.*|newvers\.sh|.*\.mk).*"
-    r"|sys/amd64/conf/(GENERIC|DEFAULTS)|sys/modules/Makefile\.inc|(lib|usr\.sbin)/Makefile\.inc"
-    r"|sys/sys/param\.h)\Z"
-)
-_OWN_CHECKS = "tests/sys/vmm/"
-"""FreeBSD's own checks of vmm: they are run as the series leaves them."""
 
 _NAMED = 6
 
 
-def untested(series: Series, built: Build) -> tuple[str, ...]:
-    """The files of a series that nothing was built from, sorted."""
-    folders = {name: f"{folder}/" for name, folder in {**COMPONENTS, **PROGRAMS}.items()}
-    left_out = {name for name, _ in built.not_built}
-    programs = {path.name for path in built.programs}
-    missing = tuple(
-        folder
-        for name, folder in folders.items()
-        if name in left_out or (name in PROGRAMS and name not in programs)
-    )
-    made = tuple(folder for folder in folders.values() if folder not in missing)
-    unread = set(built.unread)
-
-    def is_tested(path: str) -> bool:
-        if path.startswith(_OWN_CHECKS):
-            return built.library is not None
-        if path.startswith(missing):
-            return False
-        if _SOURCE.match(path):
-            return path not in unread
-        if _MANUAL.match(path):
-            return False
-        return bool(_ALWAYS.match(path)) or path.startswith(made)
-
-    return tuple(path for path in series.touched if not is_tested(path))
+def untested(built: Build) -> tuple[str, ...]:
+    """The files of a build's series that nothing was built from, sorted."""
+    return tuple(path for path, _ in built.untested)
 
 
 def same_as_stock(built: Build, stock: Build) -> tuple[str, ...]:
@@ -68,7 +33,7 @@ def require_difference(series: Series, built: Build, stock: Build | None) -> Non
     that was built is made from any of its files.
     """
     alike = stock is not None and len(same_as_stock(built, stock)) == len(built.digests)
-    missed = untested(series, built)
+    missed = untested(built)
     if not alike and (stock is not None or len(missed) < len(series.touched)):
         return
     why = (

@@ -181,7 +181,8 @@ def test_builds(tmp_path: Path) -> None:
         "series": None, "series_digest": None, "kernel_config": "GENERIC", "invariants": False,
         "compiler": "clang", "warnings": 0, "sandboxed": True,
         "seconds": 1.0, "module": "vmm.ko", "library": None,
-        "tool": None, "not_built": [["a", "b"]], "unread": ["x.c"], "drift": ["y"],
+        "tool": None, "not_built": [["a", "b"]], "untested": [["x.c", "y"]],
+        "reached": ["vmm.ko"], "drift": ["y"],
         "digests": {},
     }  # fmt: skip
     path = tmp_path / "manifest.json"

@@ -9,7 +9,7 @@ import pytest
 from faketree import NUMBERED, VMM_C, diff, mail, make_series, make_tree
 
 from harness import debian
-from harness.build import builder
+from harness.build import builder, parts
 from harness.build.builder import Build
 from harness.errors import CannotError
 from harness.report import NOT_TESTED, Check, Report
@@ -86,7 +86,7 @@ def test_a_patch_of_what_no_part_builds_has_no_verdict(
 
 def test_a_patch_that_changes_a_comment_alone_has_no_verdict(tree: Path, built: Built) -> None:
     series, with_it = built(header="/* one */\n" + ONE)
-    assert tested.untested(series, with_it) == ()
+    assert tested.untested(with_it) == ()
     with pytest.raises(CannotError, match="the same as without it, byte for byte"):
         tested.require_difference(series, with_it, builder.build(tree, None, None, "15.1"))
 
@@ -95,7 +95,7 @@ def test_the_files_that_nothing_is_built_from_are_named(tree: Path, built: Built
     series, with_it = built(
         header=TWO, bhyveload="int changed;\n", arm="int changed;\n", manual="x\n"
     )
-    missed = tested.untested(series, with_it)
+    missed = tested.untested(with_it)
     assert missed == (MANUAL, "sys/arm64/vmm/vmm.c", "usr.sbin/bhyveload/bhyveload.c")
     stock = builder.build(tree, None, None, "15.1")
     assert tested.same_as_stock(with_it, stock) == ()
@@ -103,9 +103,7 @@ def test_the_files_that_nothing_is_built_from_are_named(tree: Path, built: Built
         tested.require_difference(series, with_it, other)
 
 
-def test_makefiles_of_what_is_built_are_read_and_others_are_not(
-    tmp_path: Path, tree: Path, built: Built
-) -> None:
+def test_makefiles_of_what_is_built_are_read_and_others_are_not(tree: Path) -> None:
     paths = {
         "sys/modules/vmm/Makefile": True,
         "share/mk/bsd.x.mk": True,
@@ -119,13 +117,10 @@ def test_makefiles_of_what_is_built_are_read_and_others_are_not(
         "tests/sys/vmm/vmm_test.c": False,
         "etc/rc.d/x": False,
     }
-    added: dict[str, str | None] = dict.fromkeys(paths, "x\n")
-    (tmp_path / "p.patch").write_bytes(diff(tmp_path, {}, added))
-    _, with_it = built(header=TWO)
-    assert with_it.not_built
-    series = load.load_series(tmp_path / "p.patch", "15.1")
-    missed = tested.untested(series, with_it)
-    assert {path: path not in missed for path in paths} == paths
+    reached = parts.reach(tree, paths)
+    left_out = dict.fromkeys(("libvmmapi", "bhyveload"), "no sysroot")
+    found = {path: not parts.why_untested(path, reached, left_out) for path in paths}
+    assert found == paths
 
 
 def test_hunks_that_moved_are_kept_with_the_build(tmp_path: Path, tree: Path, built: Built) -> None:
