@@ -249,7 +249,7 @@ def test_endless_output_and_a_killed_make_end(
         builder.build(tree, None, series, "15.1")
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("name", ODD_NAMES, ids=[ascii(it) for it in ODD_NAMES])
 def test_odd_paths_do_no_harm(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the cache and of the source tree; and the place makes no difference to the bytes."""
     tree = make_tree(tmp_path / name / "tree")
