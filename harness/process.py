@@ -120,7 +120,9 @@ def run(
         raise
     end_group(child, at_once=in_time)
     output, errors = (bytes(exchange.read.get(it, b"")) for it in (child.stdout, child.stderr))
-    _log.debug("%s: exit code %d\n%s", shlex.join(words), child.returncode, _ends(output + errors))
+    # A name that is no UTF-8 must not break the log.
+    called = shlex.join(words).encode(errors="backslashreplace").decode()
+    _log.debug("%s: exit code %d\n%s", called, child.returncode, _ends(output + errors))
     if not in_time:
         raise Unfinished(
             f"{Path(words[0]).name} did not end within {deadline.limit_s:.0f} s and was ended",
