@@ -1,0 +1,139 @@
+"""Parts of bhyve(8) that need no virtual machine, tested alone in the guest.
+
+A part is one C file of the source tree under test.  It is compiled together with the tests of
+guest_src/bhyveunit, which play the rest of bhyve, and run in FreeBSD; what is found comes as TAP.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.build.builder import Build
+from harness.build.guest_programs import compile_program
+from harness.errors import GuestError
+from harness.guest.freebsd import Guest
+from harness.probe import tap
+from harness.series.load import Series
+from harness.series.staging import staged
+
+SOURCES = Path(__file__).parent / "guest_src" / "bhyveunit"
+_FOLDER = "usr.sbin/bhyve"
+# The files lie in one folder there; 14's bhyve had what is amd64's beside the others.
+_HEADER_FOLDERS = (_FOLDER, f"{_FOLDER}/amd64")
+_BY_FOLDER = re.compile(rb'^(\s*#\s*include\s*")amd64/', re.M)
+_SKIP = " # SKIP "
+# The tree's own warnings are not what is tested here.
+_FLAGS = ("-Wno-error", "-Wno-unused-parameter", "-Wno-pointer-sign")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: its file in the tree, and whether its tests play the I/O ports."""
+
+    name: str
+    file: str
+    ports: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Our files that its program is made of."""
+        return (f"test_{self.name}.c", "unit.c", *(("ports.c",) if self.ports else ()))
+
+
+PARTS = (
+    Part("iov", "iov.c"),
+    Part("e820", "e820.c"),
+    Part("fwcfg", "qemu_fwcfg.c", ports=True),
+    Part("fwctl", "fwctl.c", ports=True),
+    Part("xmsr", "xmsr.c"),
+    Part("ps2kbd", "ps2kbd.c"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one case did; `skipped` is why it says nothing, `notes` are its evidence."""
+
+    name: str
+    claim: str
+    held: bool
+    skipped: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        outcome = f"skipped: {self.skipped}" if self.skipped else "held" if self.held else "failed"
+        notes = "" if self.held else f": {'; '.join(self.notes)}"
+        return f"{self.name} ({self.claim}) {outcome}{notes}"
+
+
+def find(part: Part, tree: Path) -> str | None:
+    """Where the tree has the part, relative to its top; None where it has none."""
+    for folder in reversed(_HEADER_FOLDERS):
+        if (tree / folder / part.file).is_file():
+            return f"{folder}/{part.file}"
+    return None
+
+
+def compile_part(
+    part: Part, build: Build, tree: Path, series: Series | None, sysroot: Path
+) -> Path:
+    """The program that tests a part as the series leaves it.
+
+    PatchError: it does not compile, so it cannot be tested alone.
+    """
+    with _gathered(part, tree, series) as folder:
+        return compile_program(
+            build,
+            [folder / name for name in part.sources],
+            sysroot=sysroot,
+            name=f"bhyveunit-{part.name}",
+            libraries=("pthread",),
+            flags=_FLAGS,
+        )
+
+
+@contextmanager
+def _gathered(part: Part, tree: Path, series: Series | None) -> Iterator[Path]:
+    """A folder with our sources, bhyve's headers, and the part itself as part.h."""
+    place = find(part, tree)
+    assert place is not None
+    with tempfile.TemporaryDirectory(prefix="vmm-part-") as name:
+        folder = Path(name)
+        _gather(folder, tree, place)
+        if series is not None:
+            with staged(series, tree) as (changed, _):
+                _gather(folder, changed, place)
+        for source in SOURCES.iterdir():
+            (folder / source.name).write_bytes(source.read_bytes())
+        yield folder
+
+
+def _gather(folder: Path, tree: Path, place: str) -> None:
+    for headers in _HEADER_FOLDERS:
+        for header in sorted((tree / headers).glob("*.h")):
+            _copy(header, folder / header.name)
+    if (tree / place).is_file():
+        _copy(tree / place, folder / "part.h")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(_BY_FOLDER.sub(rb"\1", source.read_bytes()))
+
+
+def run(guest: Guest, program: str) -> tuple[Case, ...]:
+    """Run a part's program that is in the guest; GuestError when its report is not whole."""
+    result = guest.run([program], guest.deadline(120))
+    report = tap.parse(result.stdout)
+    if report.problem:
+        raise GuestError(f"{program}: {report.problem}", detail=result.describe())
+    return tuple(map(_case, report.tests))
+
+
+def _case(test: tap.Test) -> Case:
+    claim, _, skipped = test.what.partition(_SKIP)
+    return Case(test.name, claim, test.held, skipped, test.notes)

@@ -1,0 +1,35 @@
+"""Parts of bhyve(8) that need no virtual machine, each tested alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.bhyve import bhyveunit
+from harness.bhyve.bhyveunit import Part
+from harness.bhyve.vmm import Vmm
+from harness.errors import PatchError
+from harness.guest.freebsd import Guest
+from harness.run.session import Workbench, load_series
+
+pytestmark = [pytest.mark.tools]
+
+
+@pytest.mark.parametrize("part", bhyveunit.PARTS, ids=lambda part: part.name)
+def test_a_part_of_bhyve(workbench: Workbench, guest: Guest, vmm: Vmm, part: Part) -> None:
+    """a part of bhyve does what its callers and its guests rely on"""
+    record, build = workbench.record, vmm.build
+    assert record is not None
+    assert record.source is not None
+    assert record.sysroot is not None
+    if bhyveunit.find(part, record.source) is None:
+        pytest.skip(f"the tree has no {part.file}")
+    series = load_series(workbench.options) if build.series else None
+    try:
+        made = bhyveunit.compile_part(part, build, record.source, series, record.sysroot)
+    except PatchError as error:
+        pytest.skip(f"{part.file} cannot be compiled alone: {error.message}")
+    remote = f"{vmm.home}/{made.name}"
+    guest.put(made, remote, mode=0o755)
+    cases = bhyveunit.run(guest, remote)
+    print(*cases, sep="\n")
+    assert [str(case) for case in cases if not case.held] == []
