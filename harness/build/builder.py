@@ -33,6 +33,7 @@ from harness.build.bmake import Progress, Toolchain
 from harness.build.guest_programs import compile_program as compile_program
 from harness.build.in_guest import GuestBuilder
 from harness.errors import CannotError, PatchError, WorkbenchError
+from harness.image import trees
 from harness.series import apply
 from harness.series.load import PATCHES, Series
 
@@ -156,6 +157,7 @@ def build(
     root = files.cache_dir() / "builds"
     if sysroot is not None:
         sysroot = targets.require_sysroot(sysroot)
+        trees.require_same_major(sysroot, tree.osversion)
     sysroot_is = targets.sysroot_fingerprint(sysroot) if sysroot else "no sysroot"
     key = files.sha256_text(
         str(_RECIPE),
