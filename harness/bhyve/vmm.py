@@ -26,8 +26,10 @@ MIB = MiB
 Counts = dict[str, int]
 """What a helper's run counted, by name: cycles, reads, listings."""
 
-SYSCTLS = ("hw.vmm.mem_total", "hw.vmm.mem_allocated", "hw.vmm.mem_free")
+FIGURES = ("total", "allocated", "free", "device")
+SYSCTLS = tuple(f"hw.vmm.mem_{name}" for name in FIGURES)
 LIMIT = "hw.vmm.mem_limit"
+_SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
 _SOURCES = Path(__file__).parent / "guest_src"
 _HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
 
@@ -37,21 +39,30 @@ _HARDWARE = re.compile(r"^(?:vmx_modinit|vmx_init|svm_init|amdvi|SVM|VMX|ept_ini
 
 @dataclass(frozen=True)
 class Memory:
-    """The three figures at one moment, in bytes."""
+    """The host's figures at one moment, in bytes; `allocated_bytes` is system memory alone."""
 
     total_bytes: int
     allocated_bytes: int
     free_bytes: int
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A virtual machine as vmmls shows it; sizes are None where it may not look."""
+    """A virtual machine as vmmls -v shows it; all but name and owner are None if it may not look.
+
+    Sizes alone are None while the VM's memory is being changed.
+    """
 
     name: str
-    memory_bytes: int | None
-    lowmem_bytes: int | None
-    highmem_bytes: int | None
+    owner: str = "root"
+    vcpus: int | None = None
+    state: str | None = None
+    memory_bytes: int | None = None
+    wired_bytes: int | None = None
+    resident_bytes: int | None = None
+    lowmem_bytes: int | None = None
+    highmem_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +203,7 @@ class Vmm:
     def library_memory(self) -> Memory:
         """The same figures from libvmmapi's functions."""
         said = dict(line.split() for line in self._vmtool(["memory"]).splitlines())
-        return Memory(int(said["total"]), int(said["allocated"]), int(said["free"]))
+        return Memory(*(int(said[name]) for name in FIGURES))
 
     def vmmls(self, *arguments: str) -> Result:
         """Run vmmls; whatever its exit code."""
@@ -200,7 +211,24 @@ class Vmm:
 
     def listing(self, *names: str) -> Listing:
         """What vmmls says, from its JSON; CommandFailed when it exits with anything but 0."""
-        return parse_listing(self.guest.must([self.vmmls_path, "--libxo", "json", *names]))
+        return parse_listing(self.guest.must([self.vmmls_path, "--libxo", "json", "-v", *names]))
+
+    def lingering(self, name: str, memory_bytes: int) -> str:
+        """A VM is made and destroyed, but a process still has its memory: the process's number."""
+        return self._vmtool(["linger", name, str(memory_bytes)]).strip()
+
+    def end(self, process: str) -> None:
+        """End a process that `lingering` left, and wait until it is gone."""
+        self.guest.script('kill "$1"; pwait "$1"', process, check=False)
+
+    def domains(self, name: str, count: int, memory_bytes: int) -> Result:
+        """Give a VM, which is made if it is not there, so many NUMA domains of that size.
+
+        The VM stays whatever comes of it.
+        """
+        if name not in self._made:
+            self._made.append(name)
+        return self.guest.run([self.vmtool_path, "domains", name, str(count), str(memory_bytes)])
 
     def names(self) -> list[str]:
         """The virtual machines under /dev/vmm, looked up without vmmls."""
@@ -286,11 +314,14 @@ def parse_listing(text: str) -> Listing:
             vms=tuple(
                 Listed(
                     _of(str, row["name"]),
-                    *(_of(int, row.get(key), None) for key in ("memory", "lowmem", "highmem")),
+                    _of(str, row["owner"]),
+                    _of(int, row.get("vcpus"), None),
+                    _of(str, row.get("state"), None),
+                    *(_of(int, row.get(key), None) for key in _SIZES),
                 )
                 for row in rows
             ),
-            memory=Memory(*(_of(int, top[key]) for key in ("total", "allocated", "free"))),
+            memory=Memory(*(_of(int, top[key]) for key in FIGURES)),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandFailed(

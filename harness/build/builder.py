@@ -33,7 +33,6 @@ from harness.build.bmake import Progress, Toolchain
 from harness.build.guest_programs import compile_program as compile_program
 from harness.build.in_guest import GuestBuilder
 from harness.errors import CannotError, PatchError, WorkbenchError
-from harness.image import trees
 from harness.series import apply
 from harness.series.load import PATCHES, Series
 
@@ -157,7 +156,6 @@ def build(
     root = files.cache_dir() / "builds"
     if sysroot is not None:
         sysroot = targets.require_sysroot(sysroot)
-        trees.require_same_major(sysroot, tree.osversion)
     sysroot_is = targets.sysroot_fingerprint(sysroot) if sysroot else "no sysroot"
     key = files.sha256_text(
         str(_RECIPE),
@@ -266,8 +264,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "warnings": made.warnings,
             "sandboxed": job.fence is not None,
             "seconds": round(time.monotonic() - start, 1),
-            "source": _as_text(job.tree.path),
-            "sysroot": _as_text(job.sysroot) if job.sysroot else None,
+            "source": str(job.tree.path),
+            "sysroot": str(job.sysroot) if job.sysroot else None,
             "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "digests": {name: files.sha256_file(kept / name) for name in kept_names if name},
         }
@@ -277,11 +275,6 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
     if not built:
         raise CannotError(f"{target}: what was built cannot be read back; is the disk full?")
     return built
-
-
-def _as_text(path: Path) -> str:
-    """A path for the manifest; a name that is no UTF-8 could not be read back."""
-    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _fenced(job: _Job, shop: workdir.Workshop) -> tuple[ccache.Ccache, sandbox.Sandbox]:

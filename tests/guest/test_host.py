@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.patch, pytest.mark.vtx, pytest.mark.tools]
 
 WIRED = "vm.stats.vm.v_user_wire_count"
 MOST_WIRED = "vm.max_user_wired"
-EX_NOINPUT = 66
 LOADER = "/boot/loader.conf.local"
 
 Inside = Callable[..., Result]
@@ -36,9 +35,9 @@ def test_a_jail_sees_its_own_vms(vmm: Vmm, vm: Callable[..., None], inside: Insi
     try:
         seen = inside(vmm.vmmls_path, "-Hp")
         assert seen.ok, seen.describe()
-        assert seen.stdout == f"inside\t{32 * MIB}\t{32 * MIB}\t0\n"
+        assert seen.stdout == f"inside\troot\t1\tcreated\t{32 * MIB}\t0\t0\n"
         other = inside(vmm.vmmls_path, "-Hp", "outside")
-        assert (other.exit_code, other.stdout) == (EX_NOINPUT, "")
+        assert (other.exit_code, other.stdout) == (1, "")
         assert [listed.name for listed in vmm.listing().vms] == ["inside", "outside"]
         assert vmm.mem_allocated_bytes == 48 * MIB
     finally:

@@ -64,7 +64,12 @@ def test_figures_before_during_and_after_l2(vmm: Vmm, l2: Callable[..., L2]) -> 
     assert during.memory == vmm.memory
     assert during.memory.allocated_bytes == before.memory.allocated_bytes + 40 * MIB
     inner.touch(16)
-    assert vmm.listing() == during
+    touched = vmm.listing()
+    assert touched.memory == during.memory
+    assert [vm.memory_bytes for vm in touched.vms] == [40 * MIB]
+    assert [vm.state for vm in touched.vms] == ["running"]
+    resident = [vm.resident_bytes or 0 for vm in (*during.vms, *touched.vms)]
+    assert resident[1] >= resident[0] + 15 * MIB
     inner.end()
     assert vmm.listing() == before
     assert vmm.memory == before.memory

@@ -67,12 +67,14 @@ def thousand(vmm: Vmm) -> Iterator[list[str]]:
 def test_a_thousand_vms_are_listed(vmm: Vmm, thousand: list[str]) -> None:
     """a thousand VMs are listed, sorted, each with its memory, and add up; text and JSON agree"""
     listing = vmm.listing()
-    assert listing.vms == tuple(Listed(name, MIB, MIB, 0) for name in thousand)
+    assert listing.vms == tuple(
+        Listed(name, "root", 1, "created", MIB, 0, 0, MIB, 0) for name in thousand
+    )
     assert listing.memory == vmm.memory
     assert listing.memory.allocated_bytes == 1000 * MIB
     text = vmm.vmmls("-Hp")
     assert text.ok, text.describe()
-    assert text.stdout == "".join(f"{name}\t{MIB}\t{MIB}\t0\n" for name in thousand)
+    assert text.stdout == "".join(f"{name}\troot\t1\tcreated\t{MIB}\t0\t0\n" for name in thousand)
 
 
 @pytest.mark.patch

@@ -114,6 +114,7 @@ creator(void *arg)
 		held = get("hw.vmm.mem_allocated") - contest->before;
 		if (held < contest->bytes)
 			wrong(contest, "less allocated than one VM has", held);
+		forget_memory(vm);
 		vm_destroy(vm);
 		held = get("hw.vmm.mem_allocated") - contest->before;
 		if (held > (contest->creators - 1) * contest->bytes)

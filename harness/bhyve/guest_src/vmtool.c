@@ -9,7 +9,9 @@
  * be given memory without being run.  It outlives this program.
  */
 
-#include <sys/types.h>
+#include <sys/param.h>
+#include <sys/domainset.h>
+#include <sys/mman.h>
 
 #include <machine/vmm.h>
 /* Where 15.1 has VM_BOOTROM; 14 has it in vmmapi.h. */
@@ -34,14 +36,18 @@
 #pragma weak vmm_get_mem_total
 #pragma weak vmm_get_mem_free
 #pragma weak vmm_get_mem_allocated
+#pragma weak vmm_get_mem_device
 size_t	vmm_get_mem_total(void);
 size_t	vmm_get_mem_free(void);
 size_t	vmm_get_mem_allocated(void);
+size_t	vmm_get_mem_device(void);
 
 /* Device memory as bhyve makes it: the first segments past system memory. */
 #define	DEVMEM_SEGMENTS	{ VM_BOOTROM, VM_FRAMEBUFFER }
 #define	DEVMEM_NAMES	{ "bootrom", "framebuffer" }
 #define	DEVMEM_MAX	2
+
+#define	HIGHMEM_BASE	(4ULL * 1024 * 1024 * 1024)
 
 static void
 usage(void)
@@ -50,6 +56,8 @@ usage(void)
 	    "usage: vmtool create [-S] name [bytes [devmem-bytes ...]]\n"
 	    "       vmtool destroy name ...\n"
 	    "       vmtool clean name ...\n"
+	    "       vmtool linger name bytes\n"
+	    "       vmtool domains name count bytes\n"
 	    "       vmtool memory\n"
 	    "       vmtool churn prefix count bytes\n"
 	    "       vmtool many prefix count bytes\n"
@@ -93,6 +101,24 @@ undo(struct vmctx *vm, const char *name, const char *what)
 	err(EX_OSERR, "%s: %s", name, what);
 }
 
+static void
+forget_range(struct vmctx *vm, vm_paddr_t gpa, size_t len)
+{
+	void *base;
+
+	base = len == 0 ? NULL : vm_map_gpa(vm, gpa, len);
+	if (base != NULL && munmap(base, len) != 0)
+		err(EX_OSERR, "munmap");
+}
+
+/* While this process has a VM's memory, destroying the VM does not free it. */
+void
+forget_memory(struct vmctx *vm)
+{
+	forget_range(vm, 0, vm_get_lowmem_size(vm));
+	forget_range(vm, HIGHMEM_BASE, vm_get_highmem_size(vm));
+}
+
 /* A failure takes back what was made: the check looks at the host alone. */
 void
 create(const char *name, size_t bytes, bool wired, const size_t *devmem,
@@ -101,18 +127,23 @@ create(const char *name, size_t bytes, bool wired, const size_t *devmem,
 	static const int segments[] = DEVMEM_SEGMENTS;
 	static const char *const names[] = DEVMEM_NAMES;
 	struct vmctx *vm;
+	void *rom;
 
 	if (vm_create(name) != 0)
 		err(EX_OSERR, "%s: vm_create", name);
 	vm = open_vm(name);
 	if (wired)
 		vm_set_memflags(vm, VM_MEM_F_WIRED);
-	if (bytes != 0 && vm_setup_memory(vm, bytes, VM_MMAP_ALL) != 0)
-		undo(vm, name, "vm_setup_memory");
+	if (bytes != 0) {
+		if (vm_setup_memory(vm, bytes, VM_MMAP_ALL) != 0)
+			undo(vm, name, "vm_setup_memory");
+		forget_memory(vm);
+	}
 	for (int i = 0; i < ndevmem; i++) {
-		if (vm_create_devmem(vm, segments[i], names[i],
-		    devmem[i]) == (void *)-1)
+		rom = vm_create_devmem(vm, segments[i], names[i], devmem[i]);
+		if (rom == MAP_FAILED)
 			undo(vm, name, "vm_create_devmem");
+		(void)munmap(rom, devmem[i]);
 	}
 	vm_close(vm);
 }
@@ -133,6 +164,63 @@ create_command(int argc, char **argv)
 	for (int i = 0; i < ndevmem; i++)
 		devmem[i] = number(argv[2 + i]);
 	create(argv[0], argc > 1 ? number(argv[1]) : 0, wired, devmem, ndevmem);
+}
+
+/*
+ * A process that outlives this one has the memory of a VM that is destroyed,
+ * as a bhyve(8) that does not end has.  Print its number.
+ */
+static void
+linger(const char *name, size_t bytes)
+{
+	struct vmctx *vm;
+	pid_t pid;
+
+	if (vm_create(name) != 0)
+		err(EX_OSERR, "%s: vm_create", name);
+	vm = open_vm(name);
+	if (vm_setup_memory(vm, bytes, VM_MMAP_ALL) != 0)
+		undo(vm, name, "vm_setup_memory");
+	if ((pid = fork()) == -1)
+		undo(vm, name, "fork");
+	if (pid == 0) {
+		/* A reader of this program's output would wait for its end. */
+		(void)close(STDIN_FILENO);
+		(void)close(STDOUT_FILENO);
+		(void)close(STDERR_FILENO);
+		vm_close(vm);
+		for (;;)
+			(void)pause();
+	}
+	vm_destroy(vm);
+	(void)printf("%d\n", (int)pid);
+}
+
+/* The VM stays, so that the check sees what it has after a failure. */
+static void
+domains(const char *name, size_t count, size_t bytes)
+{
+#ifdef VM_MAXMEMDOM
+	struct vm_mem_domain doms[VM_MAXMEMDOM];
+	struct vmctx *vm;
+
+	if (count > VM_MAXMEMDOM)
+		usage();
+	if (vm_create(name) != 0 && errno != EEXIST)
+		err(EX_OSERR, "%s: vm_create", name);
+	vm = open_vm(name);
+	memset(doms, 0, sizeof(doms));
+	for (size_t i = 0; i < count; i++) {
+		doms[i].size = bytes;
+		doms[i].ds_policy = DOMAINSET_POLICY_INVALID;
+	}
+	if (vm_setup_memory_domains(vm, VM_MMAP_ALL, doms, count) != 0)
+		err(EX_OSERR, "%s: vm_setup_memory_domains", name);
+	vm_close(vm);
+#else
+	errx(EX_UNAVAILABLE, "%s: no %zu domains of %zu in this release", name,
+	    count, bytes);
+#endif
 }
 
 /* Names of equal length, so that they sort as they count. */
@@ -179,7 +267,12 @@ main(int argc, char **argv)
 	} else if (strcmp(argv[1], "memory") == 0 && argc == 2) {
 		print("total", vmm_get_mem_total);
 		print("allocated", vmm_get_mem_allocated);
+		print("device", vmm_get_mem_device);
 		print("free", vmm_get_mem_free);
+	} else if (strcmp(argv[1], "linger") == 0 && argc == 4) {
+		linger(argv[2], number(argv[3]));
+	} else if (strcmp(argv[1], "domains") == 0 && argc == 5) {
+		domains(argv[2], number(argv[3]), number(argv[4]));
 	} else if (strcmp(argv[1], "churn") == 0 && argc == 5) {
 		count = number(argv[3]);
 		for (size_t i = 0; i < count; i++) {

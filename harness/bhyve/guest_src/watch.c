@@ -68,6 +68,7 @@ comer(void *arg)
 		if (vm_setup_memory(vm, churn->bytes, VM_MMAP_ALL) != 0)
 			err(EX_OSERR, "%s: vm_setup_memory", name);
 		pause_a_little();
+		forget_memory(vm);
 		vm_destroy(vm);
 		atomic_fetch_add(&churn->cycles, 1);
 		pause_a_little();
@@ -110,30 +111,34 @@ list(char *vmmls, char *buf, size_t size)
 }
 
 /*
- * A VM that comes has no memory yet, or all of it; the mappings are read
- * first, so as much or less is mapped.
+ * A VM that comes has no memory yet, or all of it, or "-" while it gets it.
  */
 static const char *
 judge_line(const char *line, size_t bytes, size_t *stood, size_t *met)
 {
-	char name[256];
-	uintmax_t memory, low, high;
+	char name[256], owner[64], sizes[3][32], state[32], vcpus[16], all[32];
 	int end;
 
-	if (sscanf(line, "%255s\t%ju\t%ju\t%ju%n", name, &memory, &low, &high,
-	    &end) != 4 || line[end] != '\0')
+	end = 0;
+	if (sscanf(line, "%255s\t%63s\t%15s\t%31s\t%31s\t%31s\t%31s%n", name,
+	    owner, vcpus, state, sizes[0], sizes[1], sizes[2], &end) != 7 ||
+	    line[end] != '\0')
 		return ("a line that is none");
-	if (high != 0)
-		return ("memory above 4 GB");
+	if (strcmp(owner, "root") != 0 || strcmp(vcpus, "1") != 0 ||
+	    strcmp(state, "created") != 0)
+		return ("another VM than was made");
+	(void)snprintf(all, sizeof(all), "%zu", bytes);
 	if (strncmp(name, STANDING, strlen(STANDING)) == 0) {
 		(*stood)++;
-		return (memory == bytes && low == bytes ? NULL :
+		return (strcmp(sizes[0], all) == 0 &&
+		    strcmp(sizes[1], "0") == 0 ? NULL :
 		    "a standing VM with other memory than it has");
 	}
 	if (strncmp(name, COMING, strlen(COMING)) != 0)
 		return ("a VM that was never made");
 	(*met)++;
-	if ((memory != 0 && memory != bytes) || (low != 0 && low != memory))
+	if (strcmp(sizes[0], all) != 0 && strcmp(sizes[0], "0") != 0 &&
+	    strcmp(sizes[0], "-") != 0)
 		return ("memory that a VM never had");
 	return (NULL);
 }

@@ -102,15 +102,84 @@ def test_what_was_refused_is_not_held(
 def test_a_refused_vm_leaves_no_trace(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """a VM above the limit gets ENOMEM and changes nothing; device memory is not limited"""
+    """a VM above the limit gets ENOMEM and changes nothing"""
     limit(64 * MIB)
     before = vmm.memory
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
         vm("large", 65 * MIB)
     assert vmm.memory == before
     assert vmm.names() == []
-    vm("rom", 64 * MIB, 16 * MIB)
-    assert vmm.mem_free_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_device_memory_needs_room_as_well(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """the limit holds for system and device memory together: a name for a segment is no way out"""
+    limit(64 * MIB)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("named", 0, 65 * MIB)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("rom", 49 * MIB, 16 * MIB)
+    assert vmm.memory == Memory(64 * MIB, 0, 64 * MIB, 0)
+    vm("rom", 48 * MIB, 16 * MIB)
+    assert vmm.memory == Memory(64 * MIB, 48 * MIB, 0, 16 * MIB)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("page", PAGE_BYTES)
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_memory_of_a_vm_that_is_gone_is_no_room(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """a VM that was destroyed while a process has its memory leaves no room for another"""
+    limit(64 * MIB)
+    process = vmm.lingering("lingers", 48 * MIB)
+    try:
+        with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+            vm("late", 32 * MIB)
+        vm("small", 16 * MIB)
+    finally:
+        vmm.end(process)
+    vm("late", 32 * MIB)
+    assert vmm.memory == Memory(64 * MIB, 48 * MIB, 16 * MIB)
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_refused_domain_leaves_none_behind(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """of three NUMA domains the last is refused: the VM has no memory, and may try again"""
+    before = vmm.memory
+    limit(64 * MIB)
+    vm("numa")
+    for _ in range(2):
+        refused = vmm.domains("numa", 3, 24 * MIB)
+        assert "Cannot allocate memory" in refused.stderr, refused.describe()
+        assert vmm.memory == Memory(64 * MIB, 0, 64 * MIB)
+        assert [listed.memory_bytes for listed in vmm.listing().vms] == [0]
+    limit(72 * MIB)
+    given = vmm.domains("numa", 3, 24 * MIB)
+    assert given.ok, given.describe()
+    assert vmm.memory == Memory(72 * MIB, 72 * MIB, 0)
+    limit(0)
+    vmm.destroy("numa")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_refusal_is_told_on_the_console(
+    guest: Guest, vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """the kernel says that it was the limit, as ENOMEM may have other reasons"""
+    limit(32 * MIB)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("large", 33 * MIB)
+    assert any(f"{LIMIT} leaves no {33 * MIB} bytes" in line for line in guest.dmesg())
 
 
 @pytest.mark.vtx

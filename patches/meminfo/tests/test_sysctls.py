@@ -1,8 +1,8 @@
-"""hw.vmm.mem_*: what they are, and that the ledger is exact."""
+"""hw.vmm.mem_*: what they are, and that the account is exact and follows the memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_without_a_vm_nothing_is_allocated(vmm: Vmm) -> None:
     """without a VM, allocated is 0 and free equals total"""
     assert vmm.names() == []
     memory = vmm.memory
-    assert memory.allocated_bytes == 0
+    assert memory.allocated_bytes == memory.device_bytes == 0
     assert memory.free_bytes == memory.total_bytes > 0
 
 
@@ -99,15 +99,87 @@ def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) ->
 @pytest.mark.vtx
 @pytest.mark.tools
 @pytest.mark.parametrize("devices", [(16 * MIB,), (16 * MIB, 32 * MIB)], ids=["rom", "rom-fb"])
-def test_device_memory_is_not_counted(
+def test_device_memory_has_a_figure_of_its_own(
     vmm: Vmm, vm: Callable[..., None], devices: tuple[int, ...]
 ) -> None:
-    """a boot ROM's and a frame buffer's device memory are not counted, only system memory is"""
+    """a boot ROM's and a frame buffer's memory is no system memory, but it is held all the same"""
     before = vmm.memory
     vm("devices", 32 * MIB, *devices)
-    assert vmm.mem_allocated_bytes == before.allocated_bytes + 32 * MIB
+    during = vmm.memory
+    assert during.allocated_bytes == before.allocated_bytes + 32 * MIB
+    assert during.device_bytes == before.device_bytes + sum(devices)
+    assert during.free_bytes == before.free_bytes - 32 * MIB - sum(devices)
     vmm.destroy("devices")
     assert vmm.memory == before
+
+
+@pytest.fixture
+def lingering(vmm: Vmm) -> Iterator[Callable[[str, int], str]]:
+    """A VM that is destroyed while a process has its memory; the process ends with the test."""
+    processes: list[str] = []
+
+    def make(name: str, memory_bytes: int) -> str:
+        processes.append(vmm.lingering(name, memory_bytes))
+        return processes[-1]
+
+    yield make
+    for process in processes:
+        vmm.end(process)
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_memory_counts_until_nobody_has_it(vmm: Vmm, lingering: Callable[[str, int], str]) -> None:
+    """a VM's memory is counted after the VM is destroyed, while a process has it mapped"""
+    before = vmm.memory
+    first = lingering("lingers", 96 * MIB)
+    second = lingering("lingers", 32 * MIB)
+    assert vmm.names() == []
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 128 * MIB
+    assert vmm.listing().memory == vmm.memory
+    vmm.end(first)
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 32 * MIB
+    vmm.end(second)
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_the_module_stays_while_memory_lives(
+    guest: Guest, vmm: Vmm, lingering: Callable[[str, int], str], reloaded: None
+) -> None:
+    """the module cannot be unloaded, also not by force, while a process has a VM's memory"""
+    process = lingering("lingers", 16 * MIB)
+    for options in ((), ("-f",)):
+        refused = guest.run(["kldunload", *options, "vmm"])
+        assert not refused.ok
+        assert "Device busy" in refused.stderr
+    vmm.create("works", 16 * MIB)
+    vmm.destroy("works")
+    vmm.end(process)
+    vmm.reload()
+    assert vmm.mem_allocated_bytes == 0
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_memory_is_charged_to_its_user(
+    guest: Guest, vmm: Vmm, vm: Callable[..., None], lingering: Callable[[str, int], str]
+) -> None:
+    """memory of VMs is part of vm.swap_reserved until nobody has it"""
+
+    def reserved() -> int:
+        return int(guest.must(["sysctl", "-n", "vm.swap_reserved"]))
+
+    before = reserved()
+    vm("charged", 1024 * MIB, 16 * MIB)
+    assert 1040 * MIB <= reserved() - before < 1200 * MIB
+    vmm.destroy("charged")
+    assert abs(reserved() - before) < 160 * MIB
+    process = lingering("lingers", 1024 * MIB)
+    assert 1024 * MIB <= reserved() - before < 1200 * MIB
+    vmm.end(process)
+    assert abs(reserved() - before) < 160 * MIB
 
 
 @pytest.mark.vtx
@@ -136,8 +208,11 @@ def test_figures_beyond_32_bits_are_exact(vmm: Vmm, vm: Callable[..., None]) -> 
 def test_the_library_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
     """libvmmapi's functions give what the sysctls give"""
     assert vmm.library_memory() == vmm.memory
-    vm("lib", 128 * MIB)
-    assert vmm.library_memory() == vmm.memory
+    vm("lib", 128 * MIB, 16 * MIB)
+    memory = vmm.library_memory()
+    assert memory == vmm.memory
+    assert memory.allocated_bytes >= 128 * MIB
+    assert memory.device_bytes >= 16 * MIB
 
 
 @pytest.mark.tools

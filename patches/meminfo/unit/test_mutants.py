@@ -55,7 +55,7 @@ def test_a_mutant_applies_to_what_the_series_makes(mutant: mutants.Mutant, tmp_p
     top = source.tree("15.1")
     ours = [path for path in mutant.patch.touched if (top / path).is_file()]
     for path in ours:
-        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((top / path).read_bytes())
     if ours:
         done = subprocess.run(

@@ -30,10 +30,63 @@ def test_every_patch_is_in_a_series() -> None:
     assert {path for release in source.RELEASES for path in source.patches(release)} == set(ALL)
 
 
-def test_what_is_common_is_in_every_series() -> None:
+def test_what_is_common_is_in_more_than_one_series() -> None:
     for patch in ALL:
-        if patch.parent.name == "common":
-            assert all(patch in source.patches(release) for release in source.RELEASES)
+        users = [release for release in source.RELEASES if patch in source.patches(release)]
+        assert len(users) > 1 if patch.parent.name == "common" else users == [patch.parent.name]
+
+
+def test_no_patch_changes_the_date_of_a_manual_that_is_there() -> None:
+    """Whoever commits a patch sets the date; and the line differs from release to release."""
+    for patch in ALL:
+        assert not re.search(r"^-\.Dd ", patch.read_text(), re.MULTILINE), patch
+
+
+def test_the_first_patch_is_small_and_complete() -> None:
+    """The account itself, without its test and manual, is less than 200 lines."""
+    for release in source.RELEASES:
+        first = source.patches(release)[0]
+        text = first.read_text()
+        added = {
+            path: len(re.findall(r"^\+(?!\+\+)", source.hunks(first, path), re.MULTILINE))
+            for path in re.findall(r"^diff --git a/(\S+) ", text, re.MULTILINE)
+        }
+        assert added["sys/dev/vmm/vmm_acct.c"] < 200
+        assert "share/man/man4/vmm.4" in added
+        assert "tests/sys/vmm/vmm_mem_test.c" in added
+
+
+def test_tests_are_built_where_there_is_a_vmm_alone() -> None:
+    """MK_BHYVE is yes on armv7, i386 and powerpc, which have neither vmm.h nor libvmmapi."""
+    condition = '.if ${MK_BHYVE} != "no" && exists(${SRCTOP}/sys/${MACHINE}/include/vmm.h)'
+    for release in source.RELEASES:
+        first, *rest = (
+            source.hunks(patch, "tests/sys/vmm/Makefile")
+            for patch in source.patches(release)
+            if "b/tests/sys/vmm/Makefile" in patch.read_text()
+        )
+        guard = first.index("+" + condition)
+        assert guard < first.index("+ATF_TESTS_C+=	vmm_mem_test") < first.index("+.endif")
+        for hunks in rest:
+            assert ".if" not in hunks
+            assert not re.search(r"^\+ATF_TESTS_C\+=", hunks, re.MULTILINE)
+
+
+def test_the_cleanup_of_a_test_does_not_load_the_module() -> None:
+    """vm_open() and bhyvectl load it where it is not."""
+    top = source.tree("15.1")
+    text = (top / "tests/sys/vmm/vmm_mem_test.c").read_text()
+    functions = re.findall(r"^(?:create|destroy)_vm\(void\)\n\{.*?^\}", text, re.M | re.S)
+    assert len(functions) == 2
+    for function in functions:
+        opened = re.search(r"\bvm_(open|create)\(", function)
+        assert opened is not None
+        assert function.index('modfind("vmm")') < opened.start()
+    shell = (top / "tests/sys/vmm/vmmls_test.sh").read_text()
+    functions = re.findall(r"^(?:create|destroy)_vms?\(\)\n\{.*?^\}", shell, re.M | re.S)
+    assert len(functions) == 2
+    for function in functions:
+        assert function.index("kldstat -q -m vmm") < function.index("bhyvectl --vm")
 
 
 @by_name
@@ -112,5 +165,7 @@ def test_libvmmapi_returns_the_sysctls_or_minus_one(release: str) -> None:
         )
         return result.stdout.splitlines()
 
-    assert run(SHIM_ALLOCATED="4096", SHIM_TOTAL="8192", SHIM_FREE="0") == ["4096", "8192", "0"]
-    assert run(SHIM_TOTAL="1") == [f"errno {errno.ENOENT}", "1", f"errno {errno.ENOENT}"]
+    env = {"SHIM_ALLOCATED": "4096", "SHIM_DEVICE": "512", "SHIM_TOTAL": "8192", "SHIM_FREE": "0"}
+    assert run(**env) == ["4096", "512", "8192", "0"]
+    none = f"errno {errno.ENOENT}"
+    assert run(SHIM_TOTAL="1") == [none, none, "1", none]

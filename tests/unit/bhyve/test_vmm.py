@@ -162,22 +162,24 @@ def test_another_module_that_runs_is_found_out(loading: Loading, paths: tuple[st
 def listing(**changes: Any) -> str:
     top = {
         "virtual-machine": [
-            {"name": "one", "memory": 3, "lowmem": 2, "highmem": 1},
-            {"name": "closed"},
+            {"name": "one", "owner": "me", "vcpus": 2, "state": "running"}
+            | {"memory": 3, "wired": 1, "resident": 2, "lowmem": 2, "highmem": 1},
+            {"name": "closed", "owner": "root"},
         ],
         "total": 30,
         "allocated": 10,
-        "free": 20,
+        "device": 5,
+        "free": 15,
     }
     return json.dumps({"vmm": {**top, **changes}})
 
 
 def test_a_listing_is_read() -> None:
     assert parse_listing(listing()) == Listing(
-        vms=(Listed("one", 3, 2, 1), Listed("closed", None, None, None)),
-        memory=Memory(total_bytes=30, allocated_bytes=10, free_bytes=20),
+        vms=(Listed("one", "me", 2, "running", 3, 1, 2, 2, 1), Listed("closed", "root")),
+        memory=Memory(total_bytes=30, allocated_bytes=10, free_bytes=15, device_bytes=5),
     )
-    empty = json.dumps({"vmm": {"total": 1, "allocated": 0, "free": 1}})
+    empty = json.dumps({"vmm": {"total": 1, "allocated": 0, "device": 0, "free": 1}})
     assert parse_listing(empty).vms == ()
 
 
@@ -198,7 +200,10 @@ def test_a_listing_is_read() -> None:
         listing(**{"virtual-machine": {"name": "x"}}),
         listing(**{"virtual-machine": [{"memory": 1}]}),
         listing(**{"virtual-machine": [{"name": 7}]}),
-        listing(**{"virtual-machine": [{"name": "x", "memory": "1G"}]}),
+        listing(**{"virtual-machine": [{"name": "x"}]}),
+        listing(**{"virtual-machine": [{"name": "x", "owner": "y", "memory": "1G"}]}),
+        listing(**{"virtual-machine": [{"name": "x", "owner": "y", "vcpus": "1"}]}),
+        listing(device=None),
     ],
 )
 def test_a_listing_that_is_not_as_documented(text: str) -> None:
@@ -217,8 +222,8 @@ def tools(tmp_path: Path) -> Vmm:
     loaded = vmm.Loaded("/home/vmm.ko", BUILD_ID, "", virtualizes=True, refusal="")
     guest = FakeGuest(
         {
-            "sysctl -n hw.vmm": (0, "30\n10\n20\n", ""),
-            "/home/vmtool memory": (0, "total 30\nallocated 10\nfree 20\n", ""),
+            "sysctl -n hw.vmm": (0, "30\n10\n15\n5\n", ""),
+            "/home/vmtool memory": (0, "total 30\nallocated 10\ndevice 5\nfree 15\n", ""),
         }
     )
     return Vmm(guest, loaded, build, files["vmtool"])
@@ -228,8 +233,8 @@ def test_tools_lie_beside_the_module(tools: Vmm) -> None:
     guest = tools.guest
     assert isinstance(guest, FakeGuest)
     assert set(guest.files) == {"/home/libvmmapi.so.7", "/home/vmmls", "/home/vmtool"}
-    assert tools.memory == tools.library_memory() == Memory(30, 10, 20)
-    assert (tools.mem_total_bytes, tools.mem_allocated_bytes, tools.mem_free_bytes) == (30, 10, 20)
+    assert tools.memory == tools.library_memory() == Memory(30, 10, 15, 5)
+    assert (tools.mem_total_bytes, tools.mem_allocated_bytes, tools.mem_free_bytes) == (30, 10, 15)
 
 
 def test_what_was_made_is_destroyed(tools: Vmm) -> None:

@@ -5,15 +5,17 @@
  */
 
 /*
- * Many threads reserve and release while others read and set the limit.
+ * Many threads make memory and give it up while others read and set the limit.
  * Whatever is read must have been true at some moment:
  *
- * - Each walker holds one of two sizes of its own at any time: it reserves the
- *   other before it releases the first.  In every sum at least one of the two
+ * - Each walker holds one of two sizes of its own at any time: it makes the
+ *   other before it gives up the first.  In every sum at least one of the two
  *   must be found, and no other bit.
  * - What is free is one of the totals ever set, less such a sum, or 0.
  * - Once a lower limit was set, what is held only shrinks until it is met.
  * - A thread that is refused adds nothing: at the end nothing is held.
+ * - Once nothing is held the module can be unloaded, also while a thread that
+ *   gave up the last of it has not left the module's code.
  */
 
 #include <stdatomic.h>
@@ -22,7 +24,7 @@
 
 #include "shim.h"
 
-#include <dev/vmm/vmm_mem_acct.h>
+#include <dev/vmm/vmm_acct.h>
 
 #define	WALKERS		3
 #define	FIRST(i)	(1ULL << (12 + 2 * (i)))
@@ -79,6 +81,16 @@ set_limit(uint64_t limit)
 		die("set", limit, 0);
 }
 
+static vm_object_t
+make(uint64_t len)
+{
+	vm_object_t object;
+
+	if (vmm_acct_alloc(len, true, &object) != 0)
+		die("refused", len, 0);
+	return (object);
+}
+
 static bool
 possible(uint64_t sum)
 {
@@ -89,19 +101,20 @@ possible(uint64_t sum)
 	return ((sum & ~ALL) == 0);
 }
 
+static vm_object_t firsts[WALKERS];
+
 static void *
 walk(void *arg)
 {
+	vm_object_t second;
 	int i;
 
 	i = (int)(intptr_t)arg;
 	while (!stop) {
-		if (vmm_mem_acct_reserve(SECOND(i)) != 0)
-			die("refused", SECOND(i), 0);
-		vmm_mem_acct_release(FIRST(i));
-		if (vmm_mem_acct_reserve(FIRST(i)) != 0)
-			die("refused", FIRST(i), 0);
-		vmm_mem_acct_release(SECOND(i));
+		second = make(SECOND(i));
+		vm_object_deallocate(firsts[i]);
+		firsts[i] = make(FIRST(i));
+		vm_object_deallocate(second);
 	}
 	return (NULL);
 }
@@ -139,9 +152,11 @@ read_numbers(void *arg)
 static void *
 nibble(void *arg)
 {
+	vm_object_t object;
+
 	while (!stop) {
-		if (vmm_mem_acct_reserve(4096) == 0)
-			vmm_mem_acct_release(4096);
+		if (vmm_acct_alloc(4096, true, &object) == 0)
+			vm_object_deallocate(object);
 	}
 	return (arg);
 }
@@ -195,6 +210,39 @@ squeeze(int rounds)
 	}
 }
 
+static void
+take_time(void)
+{
+	const struct timespec moment = { .tv_nsec = 300000 };
+
+	nanosleep(&moment, NULL);
+}
+
+static void *
+give_up(void *arg)
+{
+	vm_object_deallocate(arg);
+	return (NULL);
+}
+
+/* The one who unloads waits for nobody but asks, as kldunload(8) does. */
+static void
+unload(int rounds)
+{
+	pthread_t threads[4];
+
+	for (int i = 0; i < rounds; i++) {
+		for (int j = 0; j < 4; j++)
+			pthread_create(&threads[j], NULL, give_up, make(4096));
+		while (vmm_acct_busy())
+			continue;
+		shim_unload();
+		for (int j = 0; j < 4; j++)
+			pthread_join(threads[j], NULL);
+		shim_reload();
+	}
+}
+
 int
 main(int argc, char **argv)
 {
@@ -202,27 +250,31 @@ main(int argc, char **argv)
 		walk, walk, walk, flip_limit, read_numbers
 	};
 	void *(*const nibblers[])(void *) = { nibble, nibble, nibble };
+	vm_object_t big;
 	int rounds;
 
 	rounds = argc > 1 ? atoi(argv[1]) : 1000;
 	shim_load();
 	shim_pause = dawdle;
 	set_limit(LIMIT_B);
-	for (int i = 0; i < WALKERS; i++) {
-		if (vmm_mem_acct_reserve(FIRST(i)) != 0)
-			die("refused", FIRST(i), 0);
-	}
+	for (int i = 0; i < WALKERS; i++)
+		firsts[i] = make(FIRST(i));
 	run(rounds, walkers, 5, look);
 	for (int i = 0; i < WALKERS; i++)
-		vmm_mem_acct_release(FIRST(i));
+		vm_object_deallocate(firsts[i]);
 	if (get("hw.vmm.mem_allocated") != 0)
 		die("left over", get("hw.vmm.mem_allocated"), 0);
 
-	if (vmm_mem_acct_reserve(1ULL << 20) != 0)
-		die("refused", 1ULL << 20, 0);
+	big = make(1ULL << 20);
 	run(rounds, nibblers, 3, squeeze);
-	vmm_mem_acct_release(1ULL << 20);
+	vm_object_deallocate(big);
 	if (get("hw.vmm.mem_allocated") != 0)
 		die("left over", get("hw.vmm.mem_allocated"), 0);
+
+	set_limit(0);
+	shim_inside = take_time;
+	unload(rounds / 20);
+	if (shim_swap_reserved != 0)
+		die("charged", shim_swap_reserved, 0);
 	return (0);
 }

@@ -14,10 +14,11 @@ int
 main(void)
 {
 	size_t (*const functions[])(void) = {
-		vmm_get_mem_allocated, vmm_get_mem_total, vmm_get_mem_free
+		vmm_get_mem_allocated, vmm_get_mem_device, vmm_get_mem_total,
+		vmm_get_mem_free
 	};
 
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 4; i++) {
 		size_t mem;
 
 		errno = 0;

@@ -16,15 +16,16 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PATCHES = HERE.parents[1]
-RELEASES = ("15.1", "14")
-SEGMENTS = {"15.1": 11, "14": 4}
+RELEASES = ("15.1", "15.0", "14", "main")
 
 ASAN = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1")
 TSAN = ("-fsanitize=thread", "-O1")
 PLAIN = ("-O2",)
+# vmmls has one option more on amd64, whatever this machine is.
+TARGET_CPU = ("-D__amd64__=1",)
 WARNINGS = ("-std=gnu17", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE")
 
-ACCT = "sys/dev/vmm/vmm_mem_acct.c"
+ACCT = "sys/dev/vmm/vmm_acct.c"
 VMMLS = "usr.sbin/vmmls/vmmls.c"
 
 
@@ -81,7 +82,7 @@ def tree(release: str) -> Path:
 def _write_libvmmapi(folder: Path, release: str) -> None:
     """libvmmapi's functions go into a file of the tree's own: take the lines that are added."""
     path = "lib/libvmmapi/vmmapi.c"
-    (patch,) = (p for p in patches(release) if f"b/{path}" in p.read_text())
+    (patch,) = (p for p in patches(release) if "\n+vmm_get_mem(" in p.read_text())
     body = hunks(patch, path).split("\n@@", 1)[1]
     lines = [line[1:] for line in body.splitlines()[1:] if line.startswith("+")]
     text = "\n".join(["#include <sys/sysctl.h>", "#include <vmmapi.h>", *lines, ""])
@@ -111,9 +112,11 @@ def _build(sources: list[Path], flags: tuple[str, ...]) -> Path:
     return program
 
 
-def compile_ledger(driver: str, flags: tuple[str, ...], source: Path | None = None) -> Path:
-    """A driver with the kernel's ledger, or with a changed copy of it."""
-    top = tree("15.1")
+def compile_ledger(
+    driver: str, flags: tuple[str, ...], source: Path | None = None, release: str = "15.1"
+) -> Path:
+    """A driver with the kernel's account of guest memory, or with a changed copy of it."""
+    top = tree(release)
     shim = HERE / "kernel"
     flags = (*flags, "-D_KERNEL", f"-I{shim}", f"-I{top / 'sys'}")
     return _build([shim / "shim.c", source or top / ACCT, HERE / driver], flags)
@@ -135,8 +138,7 @@ def compile_libvmmapi(release: str) -> Path:
 def _compile_user(release: str, main: Path) -> Path:
     top = tree(release)
     shim = HERE / "user"
-    number = release.split(".")[0]
-    flags = (*ASAN, f"-DSHIM_RELEASE={number}", f"-I{shim}", f"-I{(top / VMMLS).parent}")
+    flags = (*ASAN, *TARGET_CPU, f"-I{shim}", f"-I{(top / VMMLS).parent}")
     return _build([shim / "shim.c", top / "lib/libvmmapi/vmmapi_mem.c", main], flags)
 
 

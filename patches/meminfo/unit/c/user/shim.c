@@ -4,8 +4,14 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <pwd.h>
 #include <stddef.h>
 #include <unistd.h>
 
@@ -15,13 +21,14 @@
 
 #include "shim.h"
 
-/* The real ones; the shim's headers rename what vmmls calls. */
-int	open(const char *path, int flags, ...);
-void	*fts_open(char *const *paths, int options, void *compare);
+
+/* The real ones from here on; the shim's headers rename what vmmls calls. */
+#undef fstat
+#undef lstat
+#undef open
 
 #define	PATH_DEV_VMM	"/dev/vmm"
 #define	PATH_STAND_IN	"./././vm"	/* as long, so names begin alike */
-#define	MAXLINES	64
 
 FILE *shim_out, *shim_err;
 
@@ -48,87 +55,84 @@ err(void)
  * /dev/vmm and its ioctls.  One VM is open at a time: vmmls asks one by one.
  */
 
-struct seg {
-	int		id;
-	size_t		len;
-	char		name[16];
-};
-
-struct map {
-	uint64_t	gpa;
-	size_t		len;
-	int		id;
-};
-
 static struct {
 	int		fd;
-	struct seg	segs[MAXLINES];
-	struct map	maps[MAXLINES];
-	int		nsegs, nmaps;
+	struct vm_memstat mem;
+	struct vm_cpu_topology topology;
+	uint64_t	cpus[3];
+	bool		busy;
 	int		open_errno;
 	long		fail_after;
 	int		fail_errno;
-	char		path[PATH_MAX];
-	int		opens;		/* of this path, one after another */
+	bool		dies;
 } vm = { .fd = -1 };
 
 static void
 vm_load(FILE *fp)
 {
 	char line[256];
-	struct seg *seg;
-	struct map *map;
-	int dead_opens;
+	unsigned sockets, cores, threads;
 
-	vm.nsegs = vm.nmaps = vm.open_errno = vm.fail_errno = 0;
-	vm.fail_after = 0;
+	memset(&vm, 0, sizeof(vm));
+	vm.fd = -1;
+	vm.topology.sockets = vm.topology.cores = vm.topology.threads = 1;
 	while (fgets(line, sizeof(line), fp) != NULL) {
-		if (vm.nsegs == MAXLINES || vm.nmaps == MAXLINES)
-			bug("too many lines");
-		seg = &vm.segs[vm.nsegs];
-		map = &vm.maps[vm.nmaps];
-		if (sscanf(line, "seg %d %zu %15s", &seg->id, &seg->len,
-		    seg->name) == 3) {
-			if (strcmp(seg->name, "-") == 0)
-				seg->name[0] = '\0';
-			vm.nsegs++;
-		} else if (sscanf(line, "map %lu %zu %d", &map->gpa,
-		    &map->len, &map->id) == 3) {
-			vm.nmaps++;
-		} else if (sscanf(line, "dead %ld %d %d", &vm.fail_after,
-		    &vm.fail_errno, &dead_opens) == 3) {
-			if (vm.opens > dead_opens)
-				vm.fail_errno = 0;
-		} else if (sscanf(line, "open %d", &vm.open_errno) != 1 &&
-		    sscanf(line, "fail %ld %d", &vm.fail_after,
-		    &vm.fail_errno) != 2) {
-			bug("not a line that describes a VM");
+		if (sscanf(line, "mem %lu %lu %lu %lu %lu %lu", &vm.mem.sysmem,
+		    &vm.mem.devmem, &vm.mem.lowmem, &vm.mem.highmem,
+		    &vm.mem.wired, &vm.mem.resident) == 6)
+			continue;
+		if (sscanf(line, "cpus %u %u %u %lx %lx %lx", &sockets, &cores,
+		    &threads, &vm.cpus[VM_ACTIVE_CPUS],
+		    &vm.cpus[VM_SUSPENDED_CPUS], &vm.cpus[VM_DEBUG_CPUS]) == 6) {
+			vm.topology.sockets = sockets;
+			vm.topology.cores = cores;
+			vm.topology.threads = threads;
+			continue;
 		}
+		if (sscanf(line, "dead %ld %d", &vm.fail_after,
+		    &vm.fail_errno) == 2)
+			vm.dies = true;
+		else if (strcmp(line, "busy\n") == 0)
+			vm.busy = true;
+		else if (sscanf(line, "open %d", &vm.open_errno) != 1 &&
+		    sscanf(line, "fail %ld %d", &vm.fail_after,
+		    &vm.fail_errno) != 2)
+			bug("not a line that describes a VM");
 	}
+}
+
+static int
+stand_in(const char *path, char *buf, size_t size)
+{
+	size_t len;
+
+	len = strlen(PATH_DEV_VMM);
+	if (strncmp(path, PATH_DEV_VMM, len) != 0 ||
+	    (path[len] != '\0' && path[len] != '/'))
+		bug("a path outside /dev/vmm");
+	if (strlen(path) >= size) {
+		errno = ENAMETOOLONG;
+		return (-1);
+	}
+	strcpy(buf, path);
+	memcpy(buf, PATH_STAND_IN, strlen(PATH_STAND_IN));
+	return (0);
 }
 
 int
 shim_open(const char *path, int flags)
 {
-	char stand_in[PATH_MAX];
+	char real[PATH_MAX];
 	FILE *fp;
 	int fd;
 
-	if (strncmp(path, PATH_DEV_VMM "/", strlen(PATH_DEV_VMM "/")) != 0)
-		bug("opens a path outside /dev/vmm");
-	if ((flags & 3) != 0)
+	if ((flags & O_ACCMODE) != O_RDONLY)
 		bug("opens a device for writing");
-	if (strlen(path) >= sizeof(stand_in)) {
-		errno = ENAMETOOLONG;
+	if (stand_in(path, real, sizeof(real)) != 0)
 		return (-1);
-	}
-	vm.opens = strcmp(vm.path, path) == 0 ? vm.opens + 1 : 1;
-	strcpy(vm.path, path);
-	strcpy(stand_in, path);
-	memcpy(stand_in, PATH_STAND_IN, strlen(PATH_STAND_IN));
-	fd = open(stand_in, flags);
-	if (fd == -1)
-		return (-1);
+	fd = open(real, flags);
+	if (fd == -1 || (flags & O_DIRECTORY) != 0)
+		return (fd);
 	if ((fp = fdopen(dup(fd), "r")) == NULL)
 		bug("fdopen");
 	vm_load(fp);
@@ -142,41 +146,94 @@ shim_open(const char *path, int flags)
 	return (fd);
 }
 
-static int
-get_memseg(struct vm_memseg *ms)
+int
+shim_lstat(const char *path, struct stat *sb)
 {
-	if (ms->segid < 0 || ms->segid >= SHIM_SEGMENTS) {
-		errno = EINVAL;
+	char real[PATH_MAX];
+
+	if (stand_in(path, real, sizeof(real)) != 0)
+		return (-1);
+	return (lstat(real, sb));
+}
+
+/* A node that is dead has no status any more. */
+int
+shim_fstat(int fd, struct stat *sb)
+{
+	if (fd == vm.fd && vm.dies && vm.fail_after < 0) {
+		errno = EBADF;
 		return (-1);
 	}
-	ms->len = 0;
-	for (int i = 0; i < vm.nsegs; i++) {
-		if (vm.segs[i].id == ms->segid) {
-			ms->len = vm.segs[i].len;
-			memcpy(ms->name, vm.segs[i].name, sizeof(ms->name));
-		}
+	return (fstat(fd, sb));
+}
+
+/* As devfs does: all that fits, in one piece. */
+ssize_t
+shim_getdirentries(int fd, char *buf, size_t size, off_t *base)
+{
+	ssize_t got;
+	size_t used;
+
+	if (base != NULL)
+		bug("asks for more of a directory than it needs");
+	for (used = 0; size - used > sizeof(struct dirent); used += got) {
+		got = syscall(SYS_getdents64, fd, buf + used, size - used);
+		if (got == -1)
+			return (-1);
+		if (got == 0)
+			break;
+	}
+	return (used);
+}
+
+unsigned
+shim_sleep(unsigned seconds)
+{
+	const char *command;
+
+	(void)seconds;
+	command = getenv("SHIM_SLEEP");
+	if (command == NULL || system(command) != 0) {
+		fflush(NULL);
+		_exit(0);
 	}
 	return (0);
 }
 
-static int
-mmap_getnext(struct vm_memmap *mm)
+const char *
+shim_user_from_uid(uid_t uid, int nouser)
 {
-	struct map *next;
+	static char number[16];
+	struct passwd *pw;
 
-	next = NULL;
-	for (int i = 0; i < vm.nmaps; i++) {
-		if (vm.maps[i].len != 0 && vm.maps[i].gpa >= mm->gpa &&
-		    (next == NULL || vm.maps[i].gpa < next->gpa))
-			next = &vm.maps[i];
+	if (nouser != 0)
+		bug("no name for a user without one");
+	if ((pw = getpwuid(uid)) != NULL)
+		return (pw->pw_name);
+	(void)snprintf(number, sizeof(number), "%u", uid);
+	return (number);
+}
+
+bool
+shim_cpu_subset(const shim_cpuset_t *p, const shim_cpuset_t *c)
+{
+	for (size_t i = 0; i < sizeof(p->bits) / sizeof(p->bits[0]); i++) {
+		if ((c->bits[i] & ~p->bits[i]) != 0)
+			return (false);
 	}
-	if (next == NULL) {
-		errno = ENOENT;
+	return (true);
+}
+
+static int
+get_cpus(struct vm_cpuset *cpus)
+{
+	if (cpus->which < VM_ACTIVE_CPUS || cpus->which > VM_DEBUG_CPUS ||
+	    cpus->cpusetsize != sizeof(cpuset_t)) {
+		errno = EINVAL;
 		return (-1);
 	}
-	mm->gpa = next->gpa;
-	mm->len = next->len;
-	mm->segid = next->id;
+	memset(cpus->cpus, 0, cpus->cpusetsize);
+	cpus->cpus->bits[0] = vm.cpus[cpus->which];
 	return (0);
 }
 
@@ -190,26 +247,21 @@ shim_ioctl(int fd, unsigned long cmd, void *arg)
 		return (-1);
 	}
 	switch (cmd) {
-	case VM_GET_MEMSEG:
-		return (get_memseg(arg));
-	case VM_MMAP_GETNEXT:
-		return (mmap_getnext(arg));
+	case VM_GET_MEMSTAT:
+		if (vm.busy) {
+			errno = EBUSY;
+			return (-1);
+		}
+		memcpy(arg, &vm.mem, sizeof(vm.mem));
+		return (0);
+	case VM_GET_TOPOLOGY:
+		memcpy(arg, &vm.topology, sizeof(vm.topology));
+		return (0);
+	case VM_GET_CPUS:
+		return (get_cpus(arg));
 	default:
-		bug("an ioctl that may disturb a guest");
+		bug("an ioctl that may disturb a guest or wait for one");
 	}
-}
-
-void *
-shim_fts_open(char *const *paths, int options, void *compare)
-{
-	char stand_in[] = PATH_STAND_IN;
-	char *stand_ins[] = { stand_in, NULL, NULL };
-
-	if (strcmp(paths[0], PATH_DEV_VMM) != 0 || paths[1] != NULL)
-		bug("walks a path that is not /dev/vmm");
-	if (getenv("SHIM_TWICE") != NULL)
-		stand_ins[1] = stand_in;
-	return (fts_open(stand_ins, options, compare));
 }
 
 int
@@ -226,6 +278,40 @@ modfind(const char *name)
 	return (1);
 }
 
+/* The value of a sysctl, or NULL. */
+static const char *
+sysctl_value(const char *name)
+{
+	static const struct {
+		const char	*name;
+		const char	*variable;
+	} sysctls[] = {
+		{ "hw.vmm.mem_total", "SHIM_TOTAL" },
+		{ "hw.vmm.mem_allocated", "SHIM_ALLOCATED" },
+		{ "hw.vmm.mem_device", "SHIM_DEVICE" },
+		{ "hw.vmm.mem_free", "SHIM_FREE" },
+	};
+	static char line[128];
+	const char *value;
+	size_t len;
+	FILE *fp;
+
+	value = NULL;
+	len = strlen(name);
+	if ((fp = fopen("sysctls", "r")) != NULL) {
+		while (value == NULL && fgets(line, sizeof(line), fp) != NULL) {
+			if (strncmp(line, name, len) == 0 && line[len] == '=')
+				value = line + len + 1;
+		}
+		fclose(fp);
+	}
+	for (size_t i = 0; i < 4 && value == NULL; i++) {
+		if (strcmp(name, sysctls[i].name) == 0)
+			value = getenv(sysctls[i].variable);
+	}
+	return (value);
+}
+
 int
 sysctlbyname(const char *name, void *old, size_t *oldlen, const void *new,
     size_t newlen)
@@ -235,13 +321,7 @@ sysctlbyname(const char *name, void *old, size_t *oldlen, const void *new,
 
 	if (new != NULL || newlen != 0)
 		bug("sets a sysctl");
-	value = NULL;
-	if (strcmp(name, "hw.vmm.mem_total") == 0)
-		value = getenv("SHIM_TOTAL");
-	else if (strcmp(name, "hw.vmm.mem_allocated") == 0)
-		value = getenv("SHIM_ALLOCATED");
-	else if (strcmp(name, "hw.vmm.mem_free") == 0)
-		value = getenv("SHIM_FREE");
+	value = sysctl_value(name);
 	if (value == NULL) {
 		errno = ENOENT;
 		return (-1);
@@ -312,6 +392,21 @@ shim_strlcpy(char *dst, const char *src, size_t size)
 	if (size != 0)
 		(void)snprintf(dst, size, "%s", src);
 	return (strlen(src));
+}
+
+long long
+shim_strtonum(const char *text, long long min, long long max,
+    const char **errstrp)
+{
+	long long value;
+	char *end;
+
+	errno = 0;
+	value = strtoll(text, &end, 10);
+	*errstrp = end == text || *end != '\0' ? "invalid" :
+	    value < min ? "too small" :
+	    value > max || errno != 0 ? "too large" : NULL;
+	return (*errstrp == NULL ? value : 0);
 }
 
 /*
@@ -531,6 +626,19 @@ xo_emit(const char *fmt, ...)
 	}
 	va_end(ap);
 	return (0);
+}
+
+xo_style_t
+xo_get_style(xo_handle_t *handle)
+{
+	(void)handle;
+	return (json ? XO_STYLE_JSON : XO_STYLE_TEXT);
+}
+
+ssize_t
+xo_flush(void)
+{
+	return (fflush(out()) != 0 || ferror(out()) ? -1 : 0);
 }
 
 ssize_t

@@ -9,15 +9,18 @@
  * Linux.  The directory vm in the working directory stands in for /dev/vmm, and
  * each plain file in it for a VM.  Its lines say what the VM answers:
  *
- *	seg ID LENGTH NAME	a memory segment; the name "-" is none
- *	map GPA LENGTH ID	a mapping, in any order
+ *	mem SYSMEM DEVMEM LOWMEM HIGHMEM WIRED RESIDENT
+ *	cpus SOCKETS CORES THREADS ACTIVE HALTED DEBUG	the last three are masks
  *	open ERRNO		opening it fails
  *	fail COUNT ERRNO	all ioctls fail after COUNT of them
- *	dead COUNT ERRNO OPENS	so they do the first OPENS times it is opened
+ *	dead COUNT ERRNO	so they do because the VM was destroyed
+ *	busy			its memory is being changed
  *
- * $SHIM_MODULE=0 is a host without the module.  $SHIM_TOTAL, $SHIM_ALLOCATED
- * and $SHIM_FREE are the sysctls; one that is not set does not exist.  Where
- * $SHIM_TWICE is set, each VM is found twice.
+ * $SHIM_MODULE=0 is a host without the module.  $SHIM_TOTAL, $SHIM_ALLOCATED,
+ * $SHIM_DEVICE and $SHIM_FREE are the sysctls; one that is not set does not
+ * exist.  sleep() runs $SHIM_SLEEP in a shell and ends the program when that
+ * fails; what it wrote to the file sysctls, as NAME=VALUE lines, holds from
+ * then on.
  */
 
 #ifndef SHIM_H
@@ -33,45 +36,58 @@
 
 #define	__dead2		__attribute__((__noreturn__))
 
-/* machine/vmm.h and machine/vmm_dev.h; the structures differ by release */
-typedef uint64_t vm_paddr_t;
-typedef int64_t vm_ooffset_t;
-
-struct vm_memmap {
-	vm_paddr_t	gpa;
-	int		segid;
-	vm_ooffset_t	segoff;
-	size_t		len;
-	int		prot;
-	int		flags;
+/* machine/vmm.h and machine/vmm_dev.h */
+struct vm_memstat {
+	uint64_t	sysmem;
+	uint64_t	devmem;
+	uint64_t	lowmem;
+	uint64_t	highmem;
+	uint64_t	wired;
+	uint64_t	resident;
+	uint64_t	_reserved[2];
 };
 
-struct vm_memseg {
-	int		segid;
-	size_t		len;
-	char		name[16];
-#if SHIM_RELEASE >= 15
-	void		*ds_mask;
-	size_t		ds_mask_size;
-	int		ds_policy;
-#endif
+struct vm_cpu_topology {
+	uint16_t	sockets;
+	uint16_t	cores;
+	uint16_t	threads;
+	uint16_t	maxcpus;
 };
 
-#define	VM_MEMSEG_NAME(m)	((m)->name[0] != '\0' ? (m)->name : NULL)
-#if SHIM_RELEASE >= 15
-#define	SHIM_SEGMENTS	11
-#else
-#define	SHIM_SEGMENTS	4
-#endif
+/* sys/cpuset.h */
+typedef struct {
+	uint64_t	bits[16];
+} shim_cpuset_t;
+#define	cpuset_t	shim_cpuset_t
+#undef CPU_ZERO
+#define	CPU_ZERO(p)	memset((p), 0, sizeof(*(p)))
+#define	CPU_EMPTY(p)	shim_cpu_subset(&(shim_cpuset_t){ { 0 } }, (p))
+#define	CPU_SUBSET(p, c)	shim_cpu_subset((p), (c))
+bool	shim_cpu_subset(const shim_cpuset_t *p, const shim_cpuset_t *c);
+
+struct vm_cpuset {
+	int		which;
+	int		cpusetsize;
+	cpuset_t	*cpus;
+};
+#define	VM_ACTIVE_CPUS		0
+#define	VM_SUSPENDED_CPUS	1
+#define	VM_DEBUG_CPUS		2
 
 enum {
-	VM_GET_MEMSEG = 0x7601,
-	VM_MMAP_GETNEXT,
+	VM_GET_MEMSTAT = 0x7601,
+	VM_GET_TOPOLOGY,
+	VM_GET_CPUS,
 };
 
+struct stat;
 int	shim_open(const char *path, int flags);
 int	shim_ioctl(int fd, unsigned long cmd, void *arg);
-void	*shim_fts_open(char *const *paths, int options, void *compare);
+int	shim_fstat(int fd, struct stat *sb);
+int	shim_lstat(const char *path, struct stat *sb);
+ssize_t	shim_getdirentries(int fd, char *buf, size_t size, off_t *base);
+unsigned shim_sleep(unsigned seconds);
+const char *shim_user_from_uid(uid_t uid, int nouser);
 int	modfind(const char *name);
 int	sysctlbyname(const char *name, void *old, size_t *oldlen,
 	    const void *new, size_t newlen);
@@ -79,6 +95,9 @@ int	sysctlbyname(const char *name, void *old, size_t *oldlen,
 /* libc */
 size_t	shim_strlcpy(char *dst, const char *src, size_t size);
 #define	strlcpy	shim_strlcpy
+long long shim_strtonum(const char *s, long long min, long long max,
+	    const char **errstrp);
+#define	strtonum	shim_strtonum
 
 /* For the fuzzer: where output goes, and back to the start. */
 extern FILE *shim_out, *shim_err;

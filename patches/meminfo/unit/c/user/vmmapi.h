@@ -11,6 +11,7 @@
 
 /* libvmmapi, from the series */
 size_t	vmm_get_mem_allocated(void);
+size_t	vmm_get_mem_device(void);
 size_t	vmm_get_mem_total(void);
 size_t	vmm_get_mem_free(void);
 

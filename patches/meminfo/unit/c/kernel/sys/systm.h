@@ -4,4 +4,6 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-#include "shim.h"
+#include "../shim.h"
+
+#define	printf	shim_kprintf

@@ -7,5 +7,9 @@
 /* Plain files stand in for device nodes. */
 #include_next <sys/stat.h>
 
+#include "../shim.h"
+
 #undef S_ISCHR
 #define	S_ISCHR	S_ISREG
+#define	fstat	shim_fstat
+#define	lstat	shim_lstat

@@ -4,8 +4,4 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-#include_next <fts.h>
-
-#include "shim.h"
-
-#define	fts_open	shim_fts_open
+#include "../shim.h"
