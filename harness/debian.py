@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness import progress
+from harness import process, progress
+from harness.deadline import Deadline
 from harness.errors import CannotError
 
 # What a command line needs -> the package that brings it.  The compilers stand apart: any version
@@ -38,6 +38,7 @@ OTHER_BOCHS = "HARNESS_BOCHS"
 """The variable that names a Bochs which is not installed; none need be then."""
 # What makes things faster and is done without where it is not there.
 OPTIONAL: Mapping[str, str] = {"ccache": "ccache"}
+_INSTALL_S = 3600.0
 CLANG_VERSIONS = (19, 20, 21, 18, 17)
 
 
@@ -115,18 +116,15 @@ def _install(lacking: Missing) -> None:
     progress.say(f"setup: {lacking.line}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update", "-q"], lacking.line.split()):
-        done = subprocess.run(
+        done = process.run(
             [*prefix, *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
+            Deadline.after(_INSTALL_S),
+            environment=environment,
+            merged=True,
         )
-        if done.returncode:
+        if not done.ok:
             raise CannotError(
-                f"setup: {' '.join(command[:2])} failed; mend it and run: sudo {lacking.line}",
+                f"setup: {' '.join(command[:2])} failed; repair it and run: sudo {lacking.line}",
                 detail="\n".join(done.stdout.splitlines()[-15:]),
             )
 
@@ -134,8 +132,6 @@ def _install(lacking: Missing) -> None:
 def _root_prefix() -> list[str] | None:
     if os.geteuid() == 0:
         return []
-    if shutil.which("sudo"):
-        asked = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
-        if asked.returncode == 0:
-            return ["sudo"]
+    if shutil.which("sudo") and process.run(["sudo", "-n", "true"]).ok:
+        return ["sudo"]
     return None

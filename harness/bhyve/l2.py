@@ -8,15 +8,14 @@ bhyve's start have the exit code of a power-off.
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from harness import hostmake
 from harness.bhyve.vmm import Vmm
 from harness.deadline import Deadline
-from harness.errors import CannotError, GuestError, WaitTimeout
+from harness.errors import GuestError, WaitTimeout
 from harness.files import PROJECT, atomic_dir, cache_dir, locked, sha256_text
 
 SOURCE = PROJECT / "images" / "l2rom"
@@ -51,18 +50,8 @@ def build_rom() -> Path:
     with locked(cache_dir() / "l2rom.lock", "building l2rom", 60):
         if rom.exists():
             return rom
-        make = shutil.which("make")
-        if make is None:
-            raise CannotError("make is not installed; run ./inv setup")
         with atomic_dir(folder) as work:
-            done = subprocess.run(
-                [make, "-s", "-C", str(SOURCE), f"O={work}"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise CannotError("images/l2rom did not build", detail=done.stderr)
+            hostmake.make(SOURCE, result=rom.name, target=work / rom.name)
     return rom
 
 

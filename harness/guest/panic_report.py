@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from harness import debian
+from harness import debian, process
 from harness.deadline import Deadline
-from harness.errors import GuestError, GuestPanic
+from harness.errors import CannotError, GuestError, GuestPanic
 from harness.files import write_atomic
 from harness.machine.console import Console, clean_lines
 
@@ -311,10 +310,8 @@ def _lines_of(places: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], tupl
     for path, addresses in by_file.items():
         command = [f"llvm-symbolizer-{debian.clang_version()}", f"--obj={path}", "--inlines"]
         command += ["--output-style=JSON", *(f"{address:#x}" for address in addresses)]
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-            done = subprocess.run(
-                command, capture_output=True, check=True, timeout=_SYMBOLIZER_S, text=True
-            )
+        with contextlib.suppress(CannotError, ValueError):
+            done = process.run(command, Deadline.after(_SYMBOLIZER_S))
             for address, entry in zip(addresses, json.loads(done.stdout), strict=True):
                 known = [it for it in entry.get("Symbol", ()) if it.get("FileName")]
                 found[path, address] = tuple(

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
+from harness import process
 from harness.errors import CannotError, GuestError
 from harness.files import require_room, sha256_file
 
@@ -50,8 +50,7 @@ def helper(run_dir: Path) -> dict[str, str]:
     if compiler is None:
         return {}
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", _HELPER, str(_SOURCE)]
-    done = subprocess.run(command, cwd=run_dir, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if not process.run(command, cwd=run_dir).ok:
         return {}
     # A path with blanks or colons would be several; this one starts from Bochs's own folder.
     return {"LD_PRELOAD": ":".join(filter(None, (f"./{_HELPER}", os.environ.get("LD_PRELOAD"))))}
@@ -86,8 +85,8 @@ def complete(folder: Path, settings: str) -> None:
         if is_list and not path.read_bytes().endswith(b"}\n"):
             raise GuestError(f"Bochs saved only a part of {path}; is the disk full?")
     copying = ["cp", "--sparse=always", _MEMORY, _IMAGE]
-    done = subprocess.run(copying, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
+    done = process.run(copying, cwd=folder)
+    if not done.ok:
         raise GuestError(f"the guest's memory was not saved: {done.stderr.strip()}")
     # Bochs wants the file, and would copy what is in it.
     (folder / _MEMORY).write_bytes(b"")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness import process
 from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, MachineDied
 from harness.machine import qemu_state as state
@@ -24,6 +25,7 @@ TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False, saves=True)
 _TERMINATED = "terminating on signal"
 _PORT_TAKEN = "Could not set up host forwarding rule"
 _GDB_SOCKET = "gdb.sock"
+_IMAGE_S = 3600.0
 OVERLAY = "overlay.qcow2"
 
 
@@ -270,12 +272,11 @@ def flatten(overlay: Path, target: Path) -> None:
 
 
 def _qemu_img(about: Path, arguments: Sequence[str]) -> None:
-    try:
-        done = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise CannotError("qemu-img is not installed; run ./inv setup") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [describe_exit(done.returncode)]
+    if not shutil.which("qemu-img"):
+        raise CannotError("qemu-img is not installed; run ./inv setup")
+    done = process.run(["qemu-img", *arguments], Deadline.after(_IMAGE_S))
+    if not done.ok:
+        said = done.stderr.strip().splitlines() or [describe_exit(done.code)]
         raise CannotError(
             f"{about}: qemu-img {arguments[0]}: {said[0]}", detail="\n".join(said[1:])
         )

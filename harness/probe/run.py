@@ -7,14 +7,13 @@ asks for, then runs a guest of its own under EPT or nested paging, and reports o
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import files, progress
+from harness import files, hostmake, progress
 from harness.deadline import Deadline
 from harness.errors import EXIT_CANNOT, EXIT_OK, CannotError, GuestError, MachineDied, UsageError
 from harness.machine import Drive, Machine, Spec, make, traits
@@ -25,7 +24,6 @@ IMAGE = "vtxprobe.img"
 MEMORY_BYTES = 64 << 20
 
 _PARTS = ("*.c", "*.h", "*.S", "*.ld", "*.txt", "Makefile")
-_BUILD_LIMIT_S = 120.0
 _START_LIMIT_S = 10.0
 _STEP_S = 0.02
 # Once the verdict is there the machine switches itself off; what does not is ended after this.
@@ -104,7 +102,7 @@ class ProbeResult:
 
 def faults() -> tuple[str, ...]:
     """The names of the deliberate faults that the probe can be built with."""
-    return tuple(_make("list-faults").split())
+    return tuple(hostmake.make(SOURCE, "list-faults").split())
 
 
 def build(fault: str = "") -> Path:
@@ -127,38 +125,9 @@ def build(fault: str = "") -> Path:
         raise UsageError(f"--fault {fault}: there is no such fault; one of {', '.join(known)}")
     with files.locked(cache / "lock", "building the probe"):
         if not image.exists():
-            with (
-                tempfile.TemporaryDirectory(prefix=".build.", dir=cache) as workshop,
-                files.atomic_dir(image.parent) as target,
-            ):
-                _make("all", f"O={workshop}", f"FAULT={fault}")
-                shutil.copyfile(Path(workshop) / IMAGE, target / IMAGE)
+            with files.atomic_dir(image.parent) as target:
+                hostmake.make(SOURCE, "all", f"FAULT={fault}", result=IMAGE, target=target / IMAGE)
     return image
-
-
-def _make(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["make", "-s", "-j4", "--no-print-directory", "-C", str(SOURCE), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_BUILD_LIMIT_S,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise CannotError("make is not installed; run ./inv setup") from error
-    except subprocess.TimeoutExpired as error:
-        raise CannotError(f"building {SOURCE} took more than {_BUILD_LIMIT_S:.0f} s") from error
-    if done.returncode:
-        if full := files.out_of_room(files.cache_dir(), done.stderr):
-            raise full
-        raise CannotError(
-            f"building {SOURCE} failed; ./inv setup installs the compiler",
-            detail="\n".join((done.stdout + done.stderr).splitlines()[-20:]),
-        )
-    return done.stdout
 
 
 def run_probe(

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from pathlib import Path
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
-from harness import beneath
+from harness import beneath, process
+from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError
 from harness.series import diffs
 
@@ -42,6 +44,8 @@ _MODE = re.compile(
     re.M,
 )
 _SEARCH_LINES = 500
+_LIMIT_S = 600.0
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,12 @@ def environment(folder: Path) -> dict[str, str]:
     Inside a repository `git apply` would take paths as relative to it and skip, without a word,
     everything outside the current folder.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {
-        **kept,
+        **process.clean_environment(),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CEILING_DIRECTORIES": f"{folder.absolute().parent}:{folder.resolve().parent}",
         "GIT_TERMINAL_PROMPT": "0",
-        "LC_ALL": "C",
     }
 
 
@@ -78,17 +80,19 @@ def run_git(
     arguments: Sequence[str], folder: Path, data: bytes = b"", extra: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git in `folder` with `data` on its standard input.  CannotError where there is no git."""
-    try:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env={**environment(folder), **(extra or {})},
-            input=data,
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise CannotError("git is not installed; run ./inv setup") from error
+    if not shutil.which("git"):
+        raise CannotError("git is not installed; run ./inv setup")
+    done = process.run(
+        ["git", *arguments],
+        Deadline.after(_LIMIT_S),
+        cwd=folder,
+        environment={**environment(folder), **(extra or {})},
+        given=data,
+        most_bytes=_MOST_BYTES,
+    )
+    if done.cut:
+        raise CannotError(f"git {arguments[0]} printed more than {_MOST_BYTES >> 20} MiB")
+    return subprocess.CompletedProcess(done.command, done.code, done.output, done.errors)
 
 
 def text_of(data: bytes) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
+
+from harness import process
 
 _MANUAL = re.compile(r"(?:.*/)?[^/]+\.[1-9]\Z")
 _SAID = re.compile(
@@ -30,13 +31,7 @@ def lint(page: Path) -> Counter[str]:
     """What `mandoc -T lint` says of a page, line numbers left out; nothing for a missing page."""
     if not page.is_file():
         return Counter()
-    done = subprocess.run(
-        ["mandoc", "-T", "lint", "-I", "os=FreeBSD", str(page)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    done = process.run(["mandoc", "-T", "lint", "-I", "os=FreeBSD", str(page)])
     said = [_SAID.match(line) for line in (done.stdout + done.stderr).splitlines()]
     return Counter(
         found["text"]
