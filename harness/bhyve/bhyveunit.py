@@ -79,6 +79,11 @@ def find(part: Part, tree: Path) -> str | None:
     return None
 
 
+def concerns(series: Series) -> bool:
+    """Whether a series can change what the parts do: it touches bhyve, or a header."""
+    return any(path.startswith(f"{_FOLDER}/") or path.endswith(".h") for path in series.touched)
+
+
 def compile_part(
     part: Part, build: Build, tree: Path, series: Series | None, sysroot: Path
 ) -> Path:

@@ -83,6 +83,23 @@ def test_the_part_is_as_the_series_leaves_it(tree: Path, tmp_path: Path) -> None
     assert "int here;" in (tree / "usr.sbin/bhyve/qemu_fwcfg.c").read_text()
 
 
+@pytest.mark.parametrize(
+    ("path", "does"),
+    [
+        ("usr.sbin/bhyve/iov.c", True),
+        ("sys/amd64/include/vmm.h", True),
+        ("sys/amd64/vmm/vmm.c", False),
+        ("usr.sbin/bhyvectl/bhyvectl.c", False),
+    ],
+)
+def test_a_series_that_cannot_change_them(tmp_path: Path, path: str, does: bool) -> None:
+    patch = tmp_path / "x.patch"
+    patch.write_text(
+        f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-a\n+b\n"
+    )
+    assert bhyveunit.concerns(load_series([patch], "15.1")) is does
+
+
 def test_what_a_program_says() -> None:
     guest = FakeGuest({"/x/unit": (1, SAID, "")})
     held, failed, skipped = bhyveunit.run(guest, "/x/unit")
