@@ -13,6 +13,7 @@ from harness.bench import boots, builds, chart, phases, shell, subject, where
 from harness.bench.model import Live, Result
 from harness.errors import EXIT_CHECK_FAILED, EXIT_OK, CannotError, UsageError
 from harness.files import write_atomic
+from harness.machine.models import Backend
 from harness.run.session import new_run_dir
 
 Bench = Callable[[subject.Subject, int, Live], Result]
@@ -69,13 +70,13 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
     return EXIT_OK if held else EXIT_CHECK_FAILED
 
 
-def _backend(name: str, given: str) -> str:
+def _backend(name: str, given: str) -> Backend:
     if given != "auto":
         return host.decide(host.gather(), given).require()
     if name == "bochs":
-        return "bochs"
+        return Backend("bochs")
     chosen = host.decide(host.gather(), "auto").backend
-    return "kvm" if chosen == "kvm" else "tcg"
+    return chosen if chosen and chosen.name == "kvm" else Backend("tcg")
 
 
 def _data(results: Sequence[Result], here: dict[str, Any]) -> dict[str, Any]:

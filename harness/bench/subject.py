@@ -19,6 +19,7 @@ from harness.guest.freebsd import Access, Guest
 from harness.image import prepare, store
 from harness.image.model import ImageRecord
 from harness.machine import Drive, Machine, Spec
+from harness.machine.models import Backend
 
 _STANDIN = PROJECT / "images" / "standin" / "build.py"
 
@@ -31,12 +32,17 @@ class Subject:
     spec: Spec
     access: Access
     image_sha256: str
-    backend: str
+    chosen: Backend
     record: ImageRecord | None = None
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self.chosen.name
 
     def make(self, spec: Spec) -> Machine:
         """A machine that is not started yet."""
-        return machines.make(self.backend, spec)
+        return machines.make(self.chosen, spec)
 
     @contextmanager
     def up(self, *, cold: bool = False) -> Iterator[tuple[Guest, float, str]]:
@@ -63,14 +69,14 @@ class Subject:
             return how
 
 
-def find(backend: str, release: str) -> Subject:
+def find(backend: Backend, release: str) -> Subject:
     """The prepared release, or the stand-in where there is none."""
     if store.has_record(release):
         record = store.find(release)
         spec = Spec(
             run_dir=Path(),
             drive=Drive(record.disk),
-            cpus=1 if backend == "bochs" else 2,
+            cpus=1 if backend.name == "bochs" else 2,
             name=f"FreeBSD {release}",
         )
         access = Access(

@@ -28,6 +28,7 @@ from harness.errors import CannotError, PatchError, UsageError
 from harness.guest.freebsd import Access, Guest
 from harness.image.model import ImageRecord
 from harness.image.prepare import ANNOUNCEMENT
+from harness.machine.models import Backend
 
 BUILDERS = ("auto", "host", "guest")
 
@@ -67,8 +68,7 @@ class GuestBuilder:
     """Builds modules in a guest of `record`; `run_dir` gets its console and logs."""
 
     record: ImageRecord
-    backend: str
-    vendor_flag: str
+    backend: Backend
     run_dir: Path
 
     @property
@@ -107,7 +107,7 @@ class GuestBuilder:
             cpus=_CPUS,
             name=f"FreeBSD {self.record.release} for building",
         )
-        virtual = machine.make(self.backend, spec, vendor_flag=self.vendor_flag)
+        virtual = machine.make(self.backend, spec)
         record = self.record
         access = Access(record.private_key, record.host_key, record.login_user, ANNOUNCEMENT)
         try:
@@ -122,9 +122,7 @@ class GuestBuilder:
                 overlay.unlink(missing_ok=True)
 
 
-def choose(
-    asked: str, record: ImageRecord, backend: str, vendor_flag: str, run_dir: Path
-) -> GuestBuilder | None:
+def choose(asked: str, record: ImageRecord, backend: Backend, run_dir: Path) -> GuestBuilder | None:
     """Who builds: a guest, or None for the host.  `auto` takes the host where it has a compiler.
 
     A guest builds under TCG where the run itself is in Bochs.  UsageError for another word.
@@ -133,7 +131,7 @@ def choose(
         raise UsageError(f"--builder {asked}: one of {', '.join(BUILDERS)} is meant")
     if asked == "host" or (asked == "auto" and debian.clang_version() is not None):
         return None
-    return GuestBuilder(record, "tcg" if backend == "bochs" else backend, vendor_flag, run_dir)
+    return GuestBuilder(record, Backend("tcg") if backend.name == "bochs" else backend, run_dir)
 
 
 def require_compiler(guest: Guest, record: ImageRecord) -> None:

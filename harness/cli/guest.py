@@ -19,6 +19,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
         "name": "what it is to be called (default: guest); several may be up",
         "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm, bochs or tcg",
+        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
         "stock": "load the unpatched module",
         "series": "load the module of this series (a folder or a patch, may be given again)",
         "module": "--no-module builds and loads nothing",
@@ -35,6 +36,7 @@ def up(
     name: str = defaults.GUEST,
     release: str = defaults.RELEASE,
     backend: str = "auto",
+    cpu_vendor: str = "",
     stock: bool = False,
     module: bool = True,
     sandbox: bool = True,
@@ -51,7 +53,16 @@ def up(
     fence.choose(sandbox)
     debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
-    options = Options(release, backend, stock, given, offline=offline, module=module, cold=cold)
+    options = Options(
+        release,
+        backend,
+        stock,
+        given,
+        offline=offline,
+        module=module,
+        cold=cold,
+        cpu_vendor=cpu_vendor,
+    )
     return guest_commands.dry_run(options) if dry_run else guest_commands.up(options, name)
 
 

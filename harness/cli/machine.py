@@ -48,6 +48,7 @@ def doctor(_context: Context, json: bool = False) -> int:
 @task(
     help={
         "backend": "auto, kvm, bochs or tcg",
+        "cpu-vendor": "intel or amd (default: what the backend has; Intel in Bochs)",
         "cpu": "the emulator's name of a processor model (default: the backend's best)",
         "fault": "build a deliberate fault in; images/vtxprobe/faults.txt has the names",
         "json": "print the result as JSON",
@@ -55,19 +56,22 @@ def doctor(_context: Context, json: bool = False) -> int:
 )
 @run_task
 def probe(
-    _context: Context, backend: str = "auto", cpu: str = "", fault: str = "", json: bool = False
+    _context: Context,
+    backend: str = "auto",
+    cpu_vendor: str = "",
+    cpu: str = "",
+    fault: str = "",
+    json: bool = False,
 ) -> int:
     """Try VT-x and EPT (or SVM) in a backend by running a tiny guest: seconds, no download."""
     from harness import host
     from harness.probe import run as vtxprobe
 
-    decision = host.decide(host.gather(), backend)
+    decision = host.decide(host.gather(), backend, cpu_vendor)
     chosen = decision.require()
     progress.say(f"backend {chosen}: {decision.reason}")
     with progress.stage(f"probe on {chosen}") as stage:
-        result = vtxprobe.run_probe(
-            chosen, vendor_flag=decision.vendor_flag, cpu=cpu or None, fault=fault
-        )
+        result = vtxprobe.run_probe(chosen, cpu=cpu or None, fault=fault)
         stage.outcome = "ok" if result.held else "something is missing"
     if not result.held:
         progress.say(f"error: {result.reason}")

@@ -9,6 +9,7 @@ from harness import debian, files, host, progress
 from harness.build import builder, in_guest, linktree
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
+from harness.machine.models import Backend
 from harness.series import apply as treeapply
 from harness.series import check as series_check
 from harness.series import load, mailbox, refresh
@@ -175,9 +176,7 @@ def _guest_builder(by: str, release: str) -> in_guest.GuestBuilder | None:
         return None
     decision = host.decide(host.gather(), "auto")
     run_dir = files.cache_dir() / "builds" / "guest"
-    return in_guest.choose(
-        by, store.find(release), decision.backend or "tcg", decision.vendor_flag, run_dir
-    )
+    return in_guest.choose(by, store.find(release), decision.backend or Backend("tcg"), run_dir)
 
 
 def run_build(

@@ -22,6 +22,7 @@ from harness.errors import UsageError
         "known": "make the calls, too, that are known to harm the stock module",
         "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm or bochs",
+        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
         "series": "attack this series' module (a folder or a patch, may be given again)",
         "topic": f"a folder of patches/ (default: {defaults.TOPIC})",
         "offline": "fetch nothing: use what is in the cache",
@@ -40,6 +41,7 @@ def fuzz(
     known: bool = False,
     release: str = defaults.RELEASE,
     backend: str = "auto",
+    cpu_vendor: str = "",
     topic: str = defaults.TOPIC,
     offline: bool = False,
     sandbox: bool = True,
@@ -61,6 +63,7 @@ def fuzz(
         topic,
         offline=offline,
         side_by_side=not stock,
+        cpu_vendor=cpu_vendor,
     )
     try:
         chosen = int(seed, 0) if seed else fuzz_run.new_seed()
@@ -85,6 +88,7 @@ def fuzz(
         "topic": "a folder of patches/, whose series, if none is given, and checks to use",
         "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm, bochs or tcg",
+        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
         "full": "judge by the checks that take minutes, too",
         "offline": "fetch nothing: use what is in the cache",
         "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
@@ -101,6 +105,7 @@ def bisect(
     k: str = "",
     release: str = defaults.RELEASE,
     backend: str = "auto",
+    cpu_vendor: str = "",
     full: bool = False,
     offline: bool = False,
     sandbox: bool = True,
@@ -118,7 +123,14 @@ def bisect(
     if not given and not topic:
         raise UsageError("--series or --topic says in which patches to search")
     options = Options(
-        release, backend, series=given, topic=topic, offline=offline, full=full, only=k
+        release,
+        backend,
+        series=given,
+        topic=topic,
+        offline=offline,
+        full=full,
+        only=k,
+        cpu_vendor=cpu_vendor,
     )
     found = bisection.bisect(options, good, bad or None)
     if json:

@@ -17,6 +17,7 @@ from harness.errors import UsageError
     help={
         "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
         "backend": "auto (default), kvm, bochs or tcg",
+        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
         "series": "test this series (a folder or a patch, may be given again)",
         "topic": "a folder of patches/, whose series and checks to use (default: meminfo)",
@@ -40,6 +41,7 @@ def verify(
     series: list[str],
     release: str = defaults.RELEASE,
     backend: str = "auto",
+    cpu_vendor: str = "",
     stock: bool = False,
     offline: bool = False,
     full: bool = False,
@@ -80,6 +82,7 @@ def verify(
         go_on=go_on,
         only=only,
         builder=builder,
+        cpu_vendor=cpu_vendor,
     )
     result = run_verify(options, keep_as=name if keep else "")
     if json:
@@ -125,6 +128,7 @@ def show_report(
         "table": "with --regressions: also put the result into the tables of this page",
         "release": "with --regressions: the FreeBSD release (default: 15.1)",
         "backend": "auto (default), kvm or bochs",
+        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
         "all": "run every check over each variant, and name all that fail",
         "full": "also the checks that take minutes",
         "offline": "fetch nothing: use what is in the cache",
@@ -141,6 +145,7 @@ def mutation(
     table: str = "",
     release: str = "15.1",
     backend: str = "auto",
+    cpu_vendor: str = "",
     all: bool = False,  # noqa: A002  (it is the option's name)
     full: bool = False,
     offline: bool = False,
@@ -161,7 +166,9 @@ def mutation(
         raise UsageError(f"--at-least {at_least}: a rate from 0 to 100 per cent is meant")
     fence.choose(sandbox)
     debian.ensure()
-    options = Options(release=release, backend=backend, offline=offline, full=full)
+    options = Options(
+        release=release, backend=backend, offline=offline, full=full, cpu_vendor=cpu_vendor
+    )
     if not regressions:
         result = mutants.mutation(options, only, every=all)
         if json:

@@ -9,12 +9,17 @@ from harness.errors import CannotError, UsageError
 from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts
 from harness.host.kvm import API_VERSION
 from harness.host.requirements import required_lacking
-from harness.machine.models import BOCHS_MODEL
+from harness.machine.models import BOCHS_MODELS, Backend, Vendor, vendor_of
 
 ASKED = ("auto", "kvm", "bochs", "tcg")
 
 _QEMU = "qemu-system-x86_64"
 _SETUP = "./inv setup"
+_NAMES: dict[Vendor, str] = {"intel": "Intel", "amd": "AMD"}
+_EMULATED: dict[Vendor, str] = {
+    "intel": "VMX, EPT and unrestricted guest",
+    "amd": "SVM, nested paging and NRIP save",
+}
 _NESTED_ON = {"Y", "y", "1"}
 
 
@@ -31,17 +36,13 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Decision:
-    """The backend to take, or None with the reason; `kvm` says why KVM was not to be had.
-
-    `vendor_flag` is the processor's flag that guests there get: vmx or svm.
-    """
+    """The backend to take, or None with the reason; `kvm` says why KVM was not to be had."""
 
     asked: str
-    backend: str | None
+    backend: Backend | None
     reason: str
     mend: str = ""
     kvm: Refusal | None = None
-    vendor_flag: str = "vmx"
 
     @property
     def ok(self) -> bool:
@@ -54,44 +55,52 @@ class Decision:
 
         The probe proves it.
         """
-        return self.backend in {"kvm", "bochs"}
+        return self.backend is not None and self.backend.name in {"kvm", "bochs"}
 
-    def require(self) -> str:
+    @property
+    def name(self) -> str:
+        """The backend's name; empty where there is none."""
+        return self.backend.name if self.backend else ""
+
+    def require(self) -> Backend:
         """The backend; CannotError with cause and mend when there is none."""
         if self.backend is None:
             raise CannotError(f"{self.reason}; {self.mend}" if self.mend else self.reason)
         return self.backend
 
 
-def decide(facts: HostFacts, asked: str = "auto") -> Decision:
-    """Choose a backend.
+def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
+    """Choose a backend, and whose processor guests get: `vendor` is intel, amd or empty for any.
 
     "auto" takes KVM where a guest truly gets what vmm.ko asks for, else Bochs; it never takes TCG,
     which can run no virtual machines.  A backend asked for by name is that one or none.  Raises
     UsageError for a name that is none of ASKED.
     """
     if asked not in ASKED:
-        raise UsageError(f"--backend {asked}: one of {', '.join(ASKED)} is meant")
-    kvm = kvm_refusal(facts)
+        raise UsageError(f"--backend {asked}: no such backend; use one of {', '.join(ASKED)}")
+    wanted = vendor_of(vendor) if vendor else None
+    kvm = kvm_refusal(facts) or _vendor_refusal(facts, wanted)
     if asked == "tcg":
         refusal = _qemu_refusal(facts)
         if refusal:
             return Decision(asked, None, f"TCG: {refusal.cause}", refusal.mend, kvm)
-        return Decision(asked, "tcg", "asked for; it has no VMX, so no virtual machines inside")
+        reason = "asked for; it has no VMX, so no virtual machines inside"
+        return Decision(asked, Backend("tcg", wanted or "intel"), reason)
     if kvm is None and asked in {"auto", "kvm"}:
         if facts.kvm.guest and facts.kvm.guest.vmx:
-            return Decision(asked, "kvm", "KVM gives guests VMX, EPT and unrestricted guest")
+            reason = "KVM gives guests VMX, EPT and unrestricted guest"
+            return Decision(asked, Backend("kvm"), reason)
         reason = "KVM gives guests SVM, nested paging and NRIP save"
-        return Decision(asked, "kvm", reason, vendor_flag="svm")
+        return Decision(asked, Backend("kvm", "amd"), reason)
     if asked == "kvm":
         assert kvm is not None
         return Decision(asked, None, f"KVM cannot be used: {kvm.cause}", kvm.mend, kvm)
-    bochs = bochs_refusal(facts)
+    bochs = bochs_refusal(facts, wanted or "intel")
     if bochs is None:
-        reason = "Bochs emulates VMX, EPT and unrestricted guest"
+        reason = f"Bochs emulates {_EMULATED[wanted or 'intel']}"
         if asked == "auto" and kvm is not None:
             reason += f"; KVM is not taken: {kvm.cause}"
-        return Decision(asked, "bochs", reason, kvm=kvm)
+        return Decision(asked, Backend("bochs", wanted or "intel"), reason, kvm=kvm)
     if asked == "bochs":
         return Decision(asked, None, f"Bochs: {bochs.cause}", bochs.mend, kvm)
     assert kvm is not None
@@ -103,8 +112,19 @@ def kvm_refusal(facts: HostFacts) -> Refusal | None:
     return _device_refusal(facts) or _guest_refusal(facts) or _qemu_refusal(facts)
 
 
-def bochs_refusal(facts: HostFacts) -> Refusal | None:
-    """Why Bochs cannot be used, or None when it can."""
+def _vendor_refusal(facts: HostFacts, wanted: Vendor | None) -> Refusal | None:
+    """KVM's guests have this machine's processor, whatever was asked for."""
+    here: Vendor = "intel" if facts.kvm.guest and facts.kvm.guest.vmx else "amd"
+    if wanted is None or wanted == here:
+        return None
+    return Refusal(
+        f"this machine's processor is {_NAMES[here]}'s, and --cpu-vendor {wanted} was asked for",
+        "--backend bochs emulates both",
+    )
+
+
+def bochs_refusal(facts: HostFacts, vendor: Vendor = "intel") -> Refusal | None:
+    """Why Bochs cannot be used with a processor of `vendor`, or None when it can."""
     lacking = sorted(BOCHS & set(facts.packages_missing))
     if lacking:
         return Refusal(f"not installed: {', '.join(lacking)}", _SETUP)
@@ -116,10 +136,10 @@ def bochs_refusal(facts: HostFacts) -> Refusal | None:
         return Refusal(emulator.problem)
     if emulator.problem:
         return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --help cpu")
-    if BOCHS_MODEL not in emulator.cpu_models:
+    if (model := BOCHS_MODELS[vendor]) not in emulator.cpu_models:
         return Refusal(
-            f"version {emulator.version} has no processor model {BOCHS_MODEL}",
-            "install Bochs 2.7 or newer, built with VMX",
+            f"version {emulator.version} has no processor model {model}",
+            f"install Bochs 2.7 or newer, built with {_EMULATED[vendor].split(',')[0]}",
         )
     return None
 

@@ -16,8 +16,9 @@ from harness.image import disk as disks
 from harness.image import fetch, manifest, prepare, store, trees
 from harness.image.model import ImageRecord, Imported, Login, Prepared
 from harness.image.store import Live, Trees
+from harness.machine.models import Backend
 
-Preparer = Callable[[Imported, Path, str, Live], Prepared]
+Preparer = Callable[[Imported, Path, Backend, Live], Prepared]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def import_files(
     manifest.check_release(release)
     if brought.disk is None and brought.src is None and brought.sysroot is None:
         raise UsageError(f"nothing to import; run {store.import_line(release)}")
-    chosen = _preparing_backend(backend) if brought.disk else backend
+    chosen = _preparing_backend(backend) if brought.disk else Backend("tcg")
     home = store.folder(release)
     with store.lock(release), _raw(brought.disk, home, live) as disk:
         # The disk is looked at before an archive is unpacked for minutes.
@@ -160,20 +161,20 @@ def _for_preparing(backend: str) -> str:
     return "auto" if backend == "bochs" else backend
 
 
-def _preparing_backend(asked: str) -> str:
+def _preparing_backend(asked: str) -> Backend:
     """kvm where it works, tcg otherwise; what was asked for by name is not replaced."""
     if asked == "tcg":
-        return "tcg"
+        return Backend("tcg")
     if asked == "bochs":
         raise UsageError("--backend bochs: an image is prepared under kvm or tcg")
     decision = host.decide(host.gather(), "kvm")
     if asked == "kvm":
         return decision.require()
-    return "kvm" if decision.ok else "tcg"
+    return decision.backend or Backend("tcg")
 
 
 def _prepare(
-    preparer: Preparer, imported: Imported, folder: Path, *, backend: str, live: Live
+    preparer: Preparer, imported: Imported, folder: Path, *, backend: Backend, live: Live
 ) -> Prepared:
     return preparer(imported, folder, backend, live)
 

@@ -23,6 +23,7 @@ from harness.guest.serial_login import SerialLogin
 from harness.image.disk import ZFS_REFUSED
 from harness.image.model import Imported, Prepared
 from harness.machine.console import Console
+from harness.machine.models import Backend
 from harness.machine.qemu import QemuMachine, flatten
 
 VERSION = 8
@@ -51,14 +52,17 @@ _SSHD = (
 
 
 def prepare(
-    imported: Imported, folder: Path, backend: str, live: Callable[[str], None] = lambda _line: None
+    imported: Imported,
+    folder: Path,
+    backend: Backend,
+    live: Callable[[str], None] = lambda _line: None,
 ) -> Prepared:
     """Boot `imported` once under `backend` (kvm or tcg) and leave the prepared image in `folder`.
 
     `folder` gets `disk.raw`, the private key, the serial line's password and the boot's logs.
     Raises CannotError when the image cannot be entered, GuestError when it breaks.
     """
-    if backend == "bochs":
+    if backend.name == "bochs":
         raise CannotError("an image is prepared under kvm or tcg; use --backend tcg")
     require_room(folder, imported.disk_bytes, f"preparing {imported.disk.name}")
     key = folder / "id_ed25519"

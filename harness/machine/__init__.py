@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.errors import UsageError
 from harness.machine import bochs, qemu
-from harness.machine.base import BACKENDS, Drive, Machine, Spec, Traits
+from harness.machine.base import Drive, Machine, Spec, Traits
+from harness.machine.models import BACKENDS, BOCHS_MODELS, Backend
 
-__all__ = ["BACKENDS", "Drive", "Machine", "Spec", "Traits", "make", "traits"]
+__all__ = ["BACKENDS", "Backend", "Drive", "Machine", "Spec", "Traits", "make", "traits"]
 
 _TRAITS = {"kvm": qemu.KVM, "tcg": qemu.TCG, "bochs": bochs.TRAITS}
 
@@ -21,12 +24,13 @@ def traits(backend: str) -> Traits:
         ) from None
 
 
-def make(backend: str, spec: Spec, *, vendor_flag: str = "vmx") -> Machine:
-    """A machine that is not started yet.
+def make(backend: Backend | str, spec: Spec) -> Machine:
+    """A machine that is not started yet; a backend's name alone means Intel's processor.
 
-    `vendor_flag` is the processor flag that KVM must be able to give the guest: vmx or svm.
+    `spec.cpu` names another processor model than the backend's own.
     """
-    kind = traits(backend)
+    chosen = Backend(backend) if isinstance(backend, str) else backend
+    kind = traits(chosen.name)
     if kind is bochs.TRAITS:
-        return bochs.BochsMachine(spec)
-    return qemu.QemuMachine(spec, kind, vendor_flag)
+        return bochs.BochsMachine(replace(spec, cpu=spec.cpu or BOCHS_MODELS[chosen.vendor]))
+    return qemu.QemuMachine(spec, kind, chosen.flag)

@@ -26,8 +26,6 @@ _PORT_TRIES = 5
 # Somebody may stop an emulator for a moment; for longer nothing will come of waiting.
 _STOPPED_S = 5.0
 
-BACKENDS = ("kvm", "bochs", "tcg")
-
 
 @dataclass(frozen=True)
 class Traits:

@@ -22,7 +22,7 @@ from harness.errors import CannotError, DiskFull, MachineDied, WaitTimeout
 from harness.machine import bochs_program, bochs_state
 from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 from harness.machine.console import Console, clean_lines
-from harness.machine.models import BOCHS_MODEL
+from harness.machine.models import BOCHS_MODELS
 
 TRAITS = Traits(
     backend="bochs",
@@ -69,7 +69,7 @@ def configuration(spec: Spec, *, has_network: bool) -> str:
         # fastboot: the BIOS does not wait three seconds for a key.
         f"romimage: file={_BIOS}, options=fastboot",
         f"vgaromimage: file={_VGA_BIOS}",
-        f"cpu: model={spec.cpu or BOCHS_MODEL}, count=1, ips={_IPS}, "
+        f"cpu: model={spec.cpu or BOCHS_MODELS['intel']}, count=1, ips={_IPS}, "
         "reset_on_triple_fault=1, ignore_bad_msrs=1",
         f"memory: guest={mib}, host={mib}",
         # The guest's clock follows the instructions alone, so it leaps while the guest idles.

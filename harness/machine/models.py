@@ -1,10 +1,59 @@
-"""The processor models that emulators are given."""
+"""What a machine runs in: the backend, the processor's vendor, and the emulators' models."""
 
 from __future__ import annotations
 
-BOCHS_MODEL = "broadwell_ult"
-"""The processor model Bochs is run with.
+from dataclasses import dataclass
+from typing import Literal
 
-Of those that have all vmm.ko asks for it advertises the lowest frequency: FreeBSD takes its early
-delays from that number, and each is spent in instructions.
+from harness.errors import UsageError
+
+Vendor = Literal["intel", "amd"]
+
+VENDORS: tuple[Vendor, ...] = ("intel", "amd")
+BACKENDS = ("kvm", "bochs", "tcg")
+
+BOCHS_MODELS: dict[Vendor, str] = {"intel": "broadwell_ult", "amd": "zambezi"}
+"""The processor models Bochs is run with.
+
+Of Intel's models that have all vmm.ko asks for, broadwell_ult advertises the lowest frequency:
+FreeBSD takes its early delays from that number, and each is spent in instructions.  Of AMD's,
+`ryzen` announces TCE and refuses EFER.TCE, so FreeBSD resets for ever on it; zambezi boots.
 """
+
+_FLAGS: dict[Vendor, str] = {"intel": "vmx", "amd": "svm"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a machine runs in (kvm, bochs or tcg) and whose processor it has.
+
+    UsageError for a name or a vendor that does not exist.
+    """
+
+    name: str
+    vendor: Vendor = "intel"
+
+    def __post_init__(self) -> None:
+        if self.name not in BACKENDS:
+            raise UsageError(
+                f"--backend {self.name}: there is no such backend; use one of auto, "
+                f"{', '.join(BACKENDS)}"
+            )
+        vendor_of(self.vendor)
+
+    @property
+    def flag(self) -> str:
+        """The processor's flag for virtual machines: vmx or svm."""
+        return _FLAGS[self.vendor]
+
+    def __str__(self) -> str:
+        """The name, with the vendor where the backend could give another one."""
+        return f"{self.name} as AMD" if self.vendor == "amd" else self.name
+
+
+def vendor_of(text: str) -> Vendor:
+    """The vendor that a user named; UsageError for another word."""
+    for vendor in VENDORS:
+        if text == vendor:
+            return vendor
+    raise UsageError(f"--cpu-vendor {text}: no such vendor; use intel or amd")

@@ -17,6 +17,7 @@ from harness import files, hostmake, progress
 from harness.deadline import Deadline
 from harness.errors import EXIT_CANNOT, EXIT_OK, CannotError, GuestError, MachineDied, UsageError
 from harness.machine import Drive, Machine, Spec, make, traits
+from harness.machine.models import Backend
 from harness.probe import tap
 
 SOURCE = files.PROJECT / "images" / "vtxprobe"
@@ -34,8 +35,10 @@ _LINGER_S = 1.0
 class ProbeResult:
     """A probe that ran to its end.
 
-    `cpu` is the emulator's model that was asked for (None: the backend's default), `fault` the
-    deliberate fault that was built in, `seconds` the time from the emulator's start to its end.
+    `cpu` is the emulator's name of another processor model than the backend's own; `run_dir` keeps
+    the logs (default: a folder below `files.runs_dir` that goes away when everything held).  Raises
+    UsageError for a model or fault that does not exist, CannotError when the probe cannot be built,
+    GuestError with the console's tail when it did not come to its end.
     """
 
     backend: str
@@ -131,22 +134,20 @@ def build(fault: str = "") -> Path:
 
 
 def run_probe(
-    backend: str,
+    backend: Backend,
     *,
-    vendor_flag: str = "vmx",
     cpu: str | None = None,
     fault: str = "",
     run_dir: Path | None = None,
 ) -> ProbeResult:
     """Boot the probe in `backend` (kvm, bochs or tcg) and read its report.
 
-    `vendor_flag` is what `host.decide` said of KVM's guests, `cpu` the emulator's name of a
-    processor model; `run_dir` keeps the logs (default: a folder below `files.runs_dir` that goes
-    away when everything held).  Raises UsageError for a model or fault that does not exist,
-    CannotError when the probe cannot be built, GuestError with the console's tail when it did not
-    come to its end.
+    `cpu` is the emulator's name of another processor model than the backend's own; `run_dir` keeps
+    the logs (default: a folder below `files.runs_dir` that goes away when everything held).  Raises
+    UsageError for a model or fault that does not exist, CannotError when the probe cannot be built,
+    GuestError with the console's tail when it did not come to its end.
     """
-    scale = traits(backend).time_scale
+    scale = traits(backend.name).time_scale
     image = build(fault)
     folder = run_dir or Path(tempfile.mkdtemp(prefix="probe-", dir=files.runs_dir()))
     spec = Spec(
@@ -159,7 +160,7 @@ def run_probe(
         name="probe",
     )
     begun = time.monotonic()
-    machine = make(backend, spec, vendor_flag=vendor_flag)
+    machine = make(backend, spec)
     with machine:
         try:
             _start(machine, cpu)
@@ -183,7 +184,7 @@ def run_probe(
             f"is {spec.console_log}",
             detail="\n".join(filter(None, (words, machine.console.tail()))),
         )
-    result = ProbeResult(backend, report, seconds, cpu, fault)
+    result = ProbeResult(backend.name, report, seconds, cpu, fault)
     if run_dir is None and result.held:
         shutil.rmtree(folder, ignore_errors=True)
     return result

@@ -15,7 +15,7 @@ from harness.host.facts import Emulator, Folder, HostFacts, Image, Processor, to
 from harness.host.requirements import Need, lacking
 from harness.image import store
 from harness.image.manifest import available
-from harness.machine.models import BOCHS_MODEL
+from harness.machine.models import BOCHS_MODELS
 
 # What a whole verify takes: a run's folder with its overlay, the guest's memory and the emulator's.
 RUN_ROOM_BYTES = 1 << 30
@@ -27,7 +27,7 @@ _BUILD_TOOLS = ("bmake", "make", "gcc", "git")
 FASTER_BOCHS = "3.0"
 """The version that is faster than those that always run in their debugger."""
 # By these models Bochs has either, enough of it for vmm.ko.
-_BOCHS_KINDS = {"VMX": {BOCHS_MODEL}, "SVM": {"zambezi", "trinity_apu"}}
+_BOCHS_KINDS = {"VMX": {BOCHS_MODELS["intel"]}, "SVM": {"zambezi", "trinity_apu"}}
 _COMPILERS = {"gcc", "cc", "clang-19"}
 
 
@@ -84,7 +84,7 @@ class Verdict:
         """All of it for programs."""
         return {
             "possible": not self.blocking,
-            "backend": self.decision.backend,
+            "backend": self.decision.name or None,
             "reason": self.decision.reason,
             "blocking": [row.what for row in self.blocking],
             "rows": [dict(vars(row)) for row in self.rows],
@@ -261,7 +261,7 @@ def _bochs(bochs: Emulator, *, can_save: bool) -> Row:
 def _backend(decision: Decision) -> Row:
     if decision.backend is None:
         return Row("backend", "none", decision.reason, MISSING, decision.mend)
-    return Row("backend", decision.backend, "what auto takes (the probe proves it)", OK)
+    return Row("backend", str(decision.backend), "what auto takes (the probe proves it)", OK)
 
 
 def _tools(facts: HostFacts) -> Row:

@@ -51,6 +51,7 @@ class Options:
     guest that broke up anew, for the checks that are left; `only` is a pytest -k expression.
     `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
     it), or auto, which is the host where that has a compiler.
+    `cpu_vendor` is intel or amd; empty for what the backend has (Intel in Bochs).
     """
 
     release: str = defaults.RELEASE
@@ -66,6 +67,7 @@ class Options:
     go_on: bool = False
     only: str = ""
     builder: str = "auto"
+    cpu_vendor: str = ""
 
 
 class Workbench:
@@ -96,7 +98,7 @@ class Workbench:
     @property
     def backend(self) -> str:
         """The chosen backend; empty before one was chosen."""
-        return (self.decision.backend or "") if self.decision else ""
+        return self.decision.name if self.decision else ""
 
     def up(self) -> None:
         """Every step, in order."""
@@ -113,11 +115,12 @@ class Workbench:
         """Choose the backend; CannotError when none does what was asked."""
         with progress.stage("host", self.stages) as step:
             facts = host.gather()
-            self.decision = host.decide(facts, self.options.backend)
+            self.decision = host.decide(facts, self.options.backend, self.options.cpu_vendor)
             backend = self.decision.require()
             step.note = f"{backend}: {self.decision.reason}"
             self.properties["backend reason"] = self.decision.reason
-            self.properties.update(host.identity(facts, backend))
+            self.properties["processor"] = backend.vendor
+            self.properties.update(host.identity(facts, backend.name))
 
     def prove(self) -> None:
         """Run the bare-metal probe there; CannotError when the backend does not virtualize.
@@ -127,12 +130,10 @@ class Workbench:
         decision = _given(self.decision, "choose")
         backend = decision.require()
         with progress.stage("probe", self.stages) as step:
-            result = run.run_probe(
-                backend, vendor_flag=decision.vendor_flag, run_dir=self.run_dir / "probe"
-            )
+            result = run.run_probe(backend, run_dir=self.run_dir / "probe")
             step.note = result.reason
             self.properties["probe"] = result.reason
-            if machine.traits(backend).virtualizes:
+            if machine.traits(backend.name).virtualizes:
                 result.require()
 
     def find_image(self) -> None:
@@ -140,7 +141,7 @@ class Workbench:
         with progress.stage("image", self.stages) as step:
             self.record = obtain.obtain(
                 self.options.release,
-                backend=_given(self.decision, "choose").require(),
+                backend=_given(self.decision, "choose").require().name,
                 offline=self.options.offline,
                 live=step.live,
             )
@@ -222,8 +223,7 @@ class Workbench:
         return in_guest.choose(
             self.options.builder,
             record,
-            decision.require() if decision else "tcg",
-            decision.vendor_flag if decision else "",
+            decision.require() if decision else machine.Backend("tcg"),
             self.run_dir / "builder",
         )
 
@@ -242,7 +242,7 @@ class Workbench:
     def make_machine(self, spec: machine.Spec | None = None) -> machine.Machine:
         """The machine that `boot` starts, not started."""
         decision = _given(self.decision, "choose")
-        return machine.make(decision.require(), spec or self.spec, vendor_flag=decision.vendor_flag)
+        return machine.make(decision.require(), spec or self.spec)
 
     def boot(self) -> None:
         """Resume the machine or start it, and wait for SSH; GuestError when it does not come up."""

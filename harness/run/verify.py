@@ -56,7 +56,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     def so_far() -> Report:
         return Report(
             release=options.release,
-            backend=bench.backend,
+            backend=f"{bench.backend} as AMD" if options.cpu_vendor == "amd" else bench.backend,
             stock=options.stock,
             series=f"series {series.topic}" if not error and series else _series_name(options),
             started_at=started,

@@ -19,15 +19,17 @@ from harness import host, machine
 from harness.deadline import Deadline
 from harness.errors import GuestError, UsageError
 from harness.files import PROJECT
+from harness.machine import Backend
+from harness.machine.models import BOCHS_MODELS
 from harness.probe import run as probe
 from harness.probe import tap
 
-VMX_MODEL = host.BOCHS_MODEL
+VMX_MODEL = BOCHS_MODELS["intel"]
 SVM_MODEL = "ryzen"
 
 
 def run(backend: str, cpu: str | None = None, fault: str = "") -> probe.ProbeResult:
-    return probe.run_probe(backend, cpu=cpu, fault=fault)
+    return probe.run_probe(Backend(backend), cpu=cpu, fault=fault)
 
 
 def by_name(result: probe.ProbeResult) -> dict[str, tap.Test]:
@@ -190,7 +192,7 @@ def test_capability_lines_can_fail(fault: str, cpu: str) -> None:
 @pytest.mark.usefixtures("each_bochs")
 def test_a_probe_that_gives_up(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="it gave up: unexpected exception 6") as caught:
-        probe.run_probe("bochs", fault="trap", run_dir=tmp_path / "run")
+        probe.run_probe(Backend("bochs"), fault="trap", run_dir=tmp_path / "run")
     assert caught.value.exit_code == 4
     assert "Bail out!" in caught.value.detail
     assert "Bail out!" in (tmp_path / "run" / "console.log").read_text()
@@ -205,7 +207,7 @@ def test_an_emulator_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     monkeypatch.setattr(probe, "_wait", kill)
     with pytest.raises(GuestError, match=r"did not finish on bochs: .*ended with -9") as caught:
-        probe.run_probe("bochs", run_dir=tmp_path / "run")
+        probe.run_probe(Backend("bochs"), run_dir=tmp_path / "run")
     assert caught.value.exit_code == 4
 
 
@@ -217,7 +219,7 @@ def test_a_probe_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     wait = probe._wait
     monkeypatch.setattr(probe, "_wait", lambda running, _limit: wait(running, Deadline.after(1)))
     with pytest.raises(GuestError, match=r"it said nothing \(it was ended after \d s\)") as caught:
-        probe.run_probe("tcg", run_dir=tmp_path / "run")
+        probe.run_probe(Backend("tcg"), run_dir=tmp_path / "run")
     assert caught.value.exit_code == 4
 
 

@@ -28,6 +28,7 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
 from harness.guest.ssh import Result
 from harness.image.model import ImageRecord
+from harness.machine import Backend
 from harness.run.session import Options, Workbench
 
 pytestmark = pytest.mark.skipif(
@@ -106,7 +107,7 @@ def played(
         return guestbuild.build_in(LocalGuest(disk, shims), job, disk.stat().st_size)
 
     monkeypatch.setattr(GuestBuilder, "_module", module)
-    return lambda: GuestBuilder(record, "tcg", "vmx", tmp_path / "run")
+    return lambda: GuestBuilder(record, Backend("tcg"), tmp_path / "run")
 
 
 def test_the_module_is_the_guests_and_exports_what_the_hosts_does(
@@ -207,12 +208,12 @@ def test_modules_that_differ_in_what_they_export(tmp_path: Path) -> None:
 
 def test_who_builds(record: ImageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(asked: str, backend: str = "kvm") -> GuestBuilder | None:
-        return guestbuild.choose(asked, record, backend, "svm", tmp_path)
+        return guestbuild.choose(asked, record, Backend(backend, "amd"), tmp_path)
 
     assert choose("auto") is None
     assert choose("host") is None
-    assert choose("guest") == GuestBuilder(record, "kvm", "svm", tmp_path)
-    assert choose("guest", "bochs") == GuestBuilder(record, "tcg", "svm", tmp_path)
+    assert choose("guest") == GuestBuilder(record, Backend("kvm", "amd"), tmp_path)
+    assert choose("guest", "bochs") == GuestBuilder(record, Backend("tcg"), tmp_path)
     monkeypatch.setattr(debian, "clang_version", lambda: None)
     assert choose("auto") == choose("guest")
     assert choose("host") is None
@@ -222,7 +223,7 @@ def test_who_builds(record: ImageRecord, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_another_image_is_another_compiler(record: ImageRecord, tmp_path: Path) -> None:
     other = dataclasses.replace(record, disk_sha256="cd" * 32)
-    builders = [GuestBuilder(it, "tcg", "vmx", tmp_path) for it in (record, other)]
+    builders = [GuestBuilder(it, Backend("tcg"), tmp_path) for it in (record, other)]
     assert builders[0].identity != builders[1].identity
 
 

@@ -10,6 +10,7 @@ from harness import host
 from harness.errors import CannotError, UsageError
 from harness.files import PROJECT
 from harness.host.facts import load
+from harness.machine import Backend
 
 HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
 
@@ -74,7 +75,7 @@ def test_every_host_says_where_its_facts_come_from(name: str) -> None:
 def test_auto(name: str, expected: tuple[str | None, str, str]) -> None:
     backend, against, _ = expected
     decision = host.decide(facts_of(name))
-    assert decision.backend == backend
+    assert (decision.name or None) == backend
     assert decision.ok == (backend is not None)
     assert against in decision.reason
     if backend is None:
@@ -83,7 +84,7 @@ def test_auto(name: str, expected: tuple[str | None, str, str]) -> None:
         assert caught.value.exit_code == 3
         assert "Bochs" in caught.value.message
     else:
-        assert decision.require() == backend
+        assert decision.require().name == backend
         assert decision.virtualizes
 
 
@@ -92,7 +93,7 @@ def test_kvm_by_name_is_kvm_or_a_refusal(name: str, expected: tuple[str | None, 
     _, against, mend = expected
     decision = host.decide(facts_of(name), "kvm")
     if not against:
-        assert decision.backend == "kvm"
+        assert decision.name == "kvm"
         return
     assert decision.backend is None
     with pytest.raises(CannotError) as caught:
@@ -106,14 +107,14 @@ def test_kvm_by_name_is_kvm_or_a_refusal(name: str, expected: tuple[str | None, 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_tcg_is_taken_only_when_asked(name: str) -> None:
     facts = facts_of(name)
-    assert host.decide(facts).backend != "tcg"
+    assert host.decide(facts).name != "tcg"
     asked = host.decide(facts, "tcg")
-    assert asked.backend == ("tcg" if "qemu-system-x86_64" in facts.emulators else None)
+    assert asked.name == ("tcg" if "qemu-system-x86_64" in facts.emulators else "")
     assert not asked.virtualizes
 
 
 def test_bochs_by_name_where_kvm_would_do() -> None:
-    assert host.decide(facts_of("intel-nested"), "bochs").backend == "bochs"
+    assert host.decide(facts_of("intel-nested"), "bochs").name == "bochs"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +132,35 @@ def test_bochs_refused(name: str, cause: str) -> None:
 
 
 def test_which_flag_kvm_guests_get() -> None:
-    assert host.decide(facts_of("intel-nested")).vendor_flag == "vmx"
-    assert host.decide(facts_of("amd-nested")).vendor_flag == "svm"
+    assert host.decide(facts_of("intel-nested")).require().flag == "vmx"
+    assert host.decide(facts_of("amd-nested")).require().flag == "svm"
+
+
+@pytest.mark.parametrize("asked", ["auto", "bochs"])
+def test_bochs_emulates_either_vendor(asked: str) -> None:
+    facts = facts_of("no-rights")
+    assert host.decide(facts, asked).require() == Backend("bochs", "intel")
+    amd = host.decide(facts, asked, "amd")
+    assert amd.require() == Backend("bochs", "amd")
+    assert "SVM, nested paging and NRIP save" in amd.reason
+    assert str(amd.backend) == "bochs as AMD"
+
+
+def test_kvm_has_this_machine_s_processor() -> None:
+    facts = facts_of("intel-nested")
+    assert host.decide(facts, "auto", "amd").require() == Backend("bochs", "amd")
+    with pytest.raises(CannotError, match=r"processor is Intel's.*--backend bochs emulates both"):
+        host.decide(facts, "kvm", "amd").require()
+    assert host.decide(facts, "auto", "intel").require() == Backend("kvm", "intel")
+
+
+def test_unknown_vendor_is_a_wrong_call() -> None:
+    with pytest.raises(UsageError, match="--cpu-vendor via: no such vendor; use intel or amd"):
+        host.decide(facts_of("intel-nested"), "auto", "via")
 
 
 def test_unknown_backend_is_a_wrong_call() -> None:
-    with pytest.raises(UsageError, match="one of auto, kvm, bochs, tcg"):
+    with pytest.raises(UsageError, match="use one of auto, kvm, bochs, tcg"):
         host.decide(facts_of("intel-nested"), "xen")
 
 

@@ -22,6 +22,7 @@ from harness import keeper, progress
 from harness.errors import CannotError, GuestError, PatchError, WorkbenchError
 from harness.files import PROJECT
 from harness.guest.panic_report import Panic
+from harness.machine import Backend
 from harness.report import Report
 from harness.run import session, verify
 from harness.run.session import STAGES, Options
@@ -383,7 +384,7 @@ def test_no_image_and_no_network(
 
     def choose(self: session.Workbench) -> None:
         with progress.stage("host", self.stages):
-            self.decision = session.host.Decision("tcg", "tcg", "played")
+            self.decision = session.host.Decision("tcg", Backend("tcg"), "played")
 
     def prove(self: session.Workbench) -> None:
         with progress.stage("probe", self.stages):
