@@ -61,9 +61,11 @@ SKIPPED = frozenset(
 # What a build in place leaves beside the sources; make would take it for up to date, or write
 # through our link into it.
 _PRODUCT = re.compile(
-    r"(.*\.(o|a|ko|kld|debug|full|pico|so(\.\d+)?)|\.depend.*|opt_.*\.h|.*_if\.[ch]|export_syms"
+    r"(.*\.(o|a|ko|kld|debug|full|pico|so(\.\d+)?)|\.depend.*|opt_.*\.h|export_syms"
     r"|vnode_if_.*\.h|.*_assym\.h|offset\.inc|machine|x86|i386|obj(\..*)?|vmmls|bhyve(ctl|load)?|.*\.[1-9]\.gz)\Z"
 )
+# Made out of the kernel's *_if.m for a module; bhyve has sources that are called so.
+_INTERFACE = re.compile(r".*_if\.[ch]\Z")
 _OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
 _REVISION = re.compile(r"^REVISION=\"([0-9.]+)\"", re.M)
 _BRANCH = re.compile(r"^BRANCH=\"([^\"]+)\"", re.M)
@@ -135,7 +137,7 @@ def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[st
     component = root in _FOLDERS
     with os.scandir(folder) as entries:
         for entry in entries:
-            if component and _PRODUCT.match(entry.name):
+            if component and _is_product(root, entry.name):
                 continue
             path = f"{root}/{entry.name}"
             if not entry.is_dir():
@@ -144,6 +146,12 @@ def _below(source: Path, root: str, above: tuple[str, ...]) -> Iterator[tuple[st
                 yield from _below(source, path, above)
             elif (real := os.path.realpath(entry.path)) not in above:
                 yield from _below(source, path, (*above, real))
+
+
+def _is_product(folder: str, name: str) -> bool:
+    if _PRODUCT.match(name):
+        return True
+    return folder.startswith("sys/") and _INTERFACE.match(name) is not None
 
 
 def _folders_of(series: Series | None) -> tuple[str, ...]:
@@ -232,7 +240,7 @@ def _plant_folder(source: Path, folder: Path, path: str, real: frozenset[str]) -
     with os.scandir(source / path) as entries:
         for entry in entries:
             inner = f"{path}/{entry.name}"
-            if path in _FOLDERS and _PRODUCT.match(entry.name):
+            if path in _FOLDERS and _is_product(path, entry.name):
                 continue
             if entry.is_dir() and (inner in real or (expanded and not entry.is_symlink())):
                 _plant_folder(source, folder, inner, real)

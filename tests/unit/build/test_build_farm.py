@@ -116,6 +116,23 @@ def test_reading_an_unpatched_file_after_all_is_noticed(tmp_path: Path, tree: Pa
     )
 
 
+def test_what_a_build_in_place_left_is_not_taken_for_source(tmp_path: Path, tree: Path) -> None:
+    """bhyve's block_if.c is a source; the same kind of name in a module's folder is a product."""
+    (tree / "usr.sbin/bhyve").mkdir(parents=True, exist_ok=True)
+    sources = ("usr.sbin/bhyve/block_if.c", "usr.sbin/bhyve/block_if.h")
+    products = ("usr.sbin/bhyve/block_if.o", "sys/modules/vmm/pci_if.h", "sys/modules/vmm/vmm.ko")
+    for path in (*sources, *products):
+        (tree / path).write_text("x")
+    before = linktree.fingerprint(tree)
+    folder = planted(tmp_path, tree, None)
+    assert [path for path in sources if not (folder / path).is_file()] == []
+    assert [path for path in products if (folder / path).exists()] == []
+    (tree / products[0]).write_text("another")
+    assert linktree.fingerprint(tree) == before
+    (tree / sources[0]).write_text("another")
+    assert linktree.fingerprint(tree) != before
+
+
 def test_interfaces_are_found_behind_links(tmp_path: Path, tree: Path) -> None:
     assert linktree.interfaces(tree, tmp_path / "farm") == (tmp_path / "farm/sys/kern/bus_if.m",)
 
