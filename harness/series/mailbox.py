@@ -11,8 +11,11 @@ from harness.series.load import Patch, Series
 
 _MBOX_FROM = re.compile(rb"\AFrom [0-9a-f]{7,64} .*\r?\n")
 _SUBJECT = re.compile(rb"^Subject:[ \t]*(\[[^\]\n]*PATCH[^\]\n]*\][ \t]*)?", re.M | re.I)
-# What git am would take for the end of a message, or for a diff.
-_MISTAKEN = re.compile(rb"^(---|diff -|Index: |From |>+From |\* )", re.M)
+# What git am would take for the end of a message, for a diff, or for a line of the header.
+_MISTAKEN = re.compile(
+    rb"^(---|\+\+\+ |@@ |diff -|Index: |GIT binary|From |>+From |(?:From|Subject|Date):|-- >8)",
+    re.M,
+)
 
 
 def export(series: Series, target: Path) -> None:
@@ -51,5 +54,10 @@ def _written(patch: Patch) -> bytes:
         "MIME-Version: 1.0\nContent-Type: text/plain; charset=UTF-8\n"
         "Content-Transfer-Encoding: 8bit\n\n"
     )
-    message = _MISTAKEN.sub(rb" \1", patch.message.encode("utf-8", "replace"))
+    message = escaped(patch.message.encode("utf-8", "replace"))
     return head.encode("utf-8", "replace") + message + b"\n---\n\n" + patch.diff
+
+
+def escaped(message: bytes) -> bytes:
+    """A message with a blank before each line that looks like a part of a mail or of a diff."""
+    return _MISTAKEN.sub(rb" \1", message)

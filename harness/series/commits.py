@@ -1,0 +1,219 @@
+"""The commits of a checkout as a series: one patch a commit, and together exactly what they change.
+
+git format-patch is not used: its form depends on dozens of settings, it passes over merges, takes
+the edge of a shallow clone for the beginning of the world, and a diff in a commit's message looks
+like a part of the patch.  Here the patches are applied to the base again, and what comes out must
+be the head.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import files
+from harness.errors import CannotError, UsageError
+from harness.series import git
+from harness.series.mailbox import escaped
+
+# Nothing that a setting could change is left to git.
+_DIFF = (
+    "diff-tree", "-p", "-M", "-U3", "--inter-hunk-context=0", "--no-commit-id", "--root",
+    "--binary",
+    "--full-index", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/",
+    "--dst-prefix=b/", "--no-relative", "--submodule=short", "--ignore-submodules=none",
+    "--diff-algorithm=myers", "-O/dev/null", "--end-of-options",
+)  # fmt: skip
+_PINNED = (
+    "core.fsmonitor=false", "core.hooksPath=/dev/null", "core.quotePath=true",
+    "i18n.logOutputEncoding=UTF-8", "diff.renameLimit=10000", "log.showSignature=false",
+    "core.autocrlf=false", "gc.auto=0",
+)  # fmt: skip
+_DEEPER = "fetch more of the history (actions/checkout: fetch-depth: 0)"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit as a patch: a file's name, and the mail."""
+
+    name: str
+    mail: bytes
+
+
+def write_series(repo: Path, base: str, out: Path) -> tuple[Path, ...]:
+    """Write what `repo` has after the commit `base` to the folder `out`, new or empty.
+
+    Merges that change nothing of their own are passed over; where one does, all is one patch.
+    Returns the files.
+
+    UsageError: not a checkout, no such commit, nothing after it, `out` in use.  CannotError: the
+    history that is needed is not in a shallow clone, or git does not trust the checkout.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: there is something already; name a new folder with --out")
+    checkout = _Checkout(repo)
+    found = checkout.commits(base)
+    written = []
+    for commit in found:
+        files.write_atomic(out / commit.name, commit.mail)
+        written.append(out / commit.name)
+    return tuple(written)
+
+
+class _Checkout:
+    """A repository, asked with all settings pinned but those that say whom git trusts."""
+
+    def __init__(self, repo: Path) -> None:
+        if not repo.is_dir():
+            raise UsageError(f"{repo}: no such folder; name the checkout whose commits are meant")
+        self._repo = repo
+        self._settings = [f"safe.directory={it}" for it in _trusted()]
+        done = self._run("rev-parse", "--absolute-git-dir")
+        if done.returncode:
+            told = done.stderr.decode(errors="replace")
+            if "dubious ownership" in told:
+                raise CannotError(
+                    f"{repo}: it belongs to another user, so git does not read it; run "
+                    f"git config --global --add safe.directory {repo.resolve()}"
+                )
+            raise UsageError(f"{repo}: not a git checkout ({_last(told)})")
+        top = self._run("rev-parse", "--show-toplevel")
+        if not top.returncode:
+            self._repo = Path(git.text_of(top.stdout).rstrip("\n"))
+
+    def _run(
+        self, *arguments: str, data: bytes = b"", extra: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        settings = [word for it in (*_PINNED, *self._settings) for word in ("-c", it)]
+        # A folder of the checkout will do: git looks above it.
+        looking = {"GIT_CEILING_DIRECTORIES": "", **(extra or {})}
+        return git.run_git([*settings, *arguments], self._repo, data, looking)
+
+    def _ask(self, *arguments: str) -> str:
+        done = self._run(*arguments)
+        if done.returncode:
+            told = _last(done.stderr.decode(errors="replace"))
+            raise CannotError(f"{self._repo}: git {arguments[0]} failed: {told}")
+        return git.text_of(done.stdout).rstrip("\n")
+
+    def commits(self, base: str) -> tuple[Commit, ...]:
+        """The commits after `base`, as patches that make the head of the base."""
+        shallow = self._ask("rev-parse", "--is-shallow-repository") == "true"
+        head, first = self._commit("HEAD", shallow), self._commit(base, shallow)
+        done = self._run("merge-base", first, head)
+        if done.returncode:
+            if shallow:
+                raise CannotError(
+                    f"{self._repo}: a shallow clone in which {base} and HEAD have nothing in "
+                    f"common; {_DEEPER}"
+                )
+            raise UsageError(f"{self._repo}: {base} and HEAD have no commit in common")
+        start = done.stdout.decode().strip()
+        after = self._ask("rev-list", "--reverse", "--topo-order", f"{start}..{head}").split()
+        if shallow and (edge := set(after) & self._edges()):
+            raise CannotError(
+                f"{self._repo}: a shallow clone that ends between {base} and HEAD (at "
+                f"{min(edge)[:12]}), so what its commits change cannot be known; {_DEEPER}"
+            )
+        if not after:
+            raise UsageError(f"{self._repo}: no commit after {base}: nothing to test")
+        merges = set(self._ask("rev-list", "--merges", f"{start}..{head}").split())
+        plain = [(it, self._diff(it)) for it in after if it not in merges]
+        changes = [(it, diff) for it, diff in plain if diff]
+        if not self._makes(start, head, [diff for _, diff in changes]):
+            # A merge with changes of its own: only both ends are sure.
+            changes = [(head, self._diff(start, head))]
+        if not any(diff for _, diff in changes):
+            raise UsageError(f"{self._repo}: the commits after {base} change nothing")
+        total = len(changes)
+        return tuple(
+            self._mail(commit, diff, number, total)
+            for number, (commit, diff) in enumerate(changes, 1)
+        )
+
+    def _commit(self, name: str, shallow: bool) -> str:
+        done = self._run(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
+        )
+        if done.returncode or name.startswith("-"):
+            if shallow:
+                raise CannotError(
+                    f"{self._repo}: a shallow clone without the commit {name}; {_DEEPER}"
+                )
+            raise UsageError(f"{self._repo}: there is no commit {name!r}")
+        return done.stdout.decode().strip()
+
+    def _edges(self) -> set[str]:
+        """Commits whose parents a shallow clone does not have."""
+        path = Path(self._ask("rev-parse", "--git-path", "shallow"))
+        try:
+            return set((self._repo / path).read_text().split())
+        except OSError as error:
+            raise CannotError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def _diff(self, *commits: str) -> bytes:
+        done = self._run(*_DIFF, *commits)
+        if done.returncode:
+            told = _last(done.stderr.decode(errors="replace"))
+            raise CannotError(f"{self._repo}: git diff-tree failed: {told}")
+        return done.stdout
+
+    def _makes(self, start: str, head: str, diffs: Sequence[bytes]) -> bool:
+        """Whether the diffs, one on top of the other, make `head` of `start`."""
+        with tempfile.TemporaryDirectory(prefix="vmm-commits-") as name:
+            # An index and objects of our own: the checkout is only read.
+            (Path(name) / "objects").mkdir()
+            objects = self._repo / self._ask("rev-parse", "--git-path", "objects")
+            extra = {
+                "GIT_INDEX_FILE": f"{name}/index",
+                "GIT_OBJECT_DIRECTORY": f"{name}/objects",
+                "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects.resolve()),
+            }
+            if self._run("read-tree", start, extra=extra).returncode:
+                return False
+            for diff in diffs:
+                how = ("apply", "--cached", "--whitespace=nowarn", "-")
+                if self._run(*how, data=diff, extra=extra).returncode:
+                    return False
+            tree = self._run("write-tree", extra=extra).stdout
+        return tree.decode().strip() == self._ask("rev-parse", f"{head}^{{tree}}")
+
+    def _mail(self, commit: str, diff: bytes, number: int, total: int) -> Commit:
+        form = "--format=%an <%ae>%n%aD%n%s%n%b"
+        text = self._ask("log", "-1", form, "--no-show-signature", "--end-of-options", commit)
+        author, date, subject, message = (*text.split("\n", 3), "", "", "")[:4]
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", subject).strip("-.")[:52] or "patch"
+        count = f" {number}/{total}" if total > 1 else ""
+        head = (
+            f"From {commit} Mon Sep 17 00:00:00 2001\nFrom: {author}\nDate: {date}\n"
+            f"Subject: [PATCH{count}] {subject}\nMIME-Version: 1.0\n"
+            "Content-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\n\n"
+        )
+        raw = (head.encode("utf-8", "surrogateescape"), message.encode("utf-8", "surrogateescape"))
+        return Commit(
+            f"{number:04}-{slug}.patch", raw[0] + escaped(raw[1].strip()) + b"\n---\n\n" + diff
+        )
+
+
+def _trusted() -> list[str]:
+    """The folders of others that the user told git to trust."""
+    try:
+        done = subprocess.run(
+            ["git", "config", "--null", "--get-all", "safe.directory"],
+            cwd=os.sep,
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise CannotError("git is not installed; run ./inv setup") from error
+    return [git.text_of(it) for it in done.stdout.split(b"\0") if it]
+
+
+def _last(told: str) -> str:
+    lines = [line for line in told.splitlines() if line.strip()]
+    return lines[-1].removeprefix("fatal: ") if lines else "no reason given"
