@@ -4,8 +4,8 @@
 #
 #   RELEASE   FreeBSD release (15.1)
 #   BACKEND   auto, kvm, bochs or tcg (auto)
-#   SERIES    a folder of patches or one patch; empty for this project's own
-#   BASE      a commit: what the repository in REPO has after it is the series
+#   SERIES    a folder of patches, one patch or a mailbox; empty for this project's own
+#   BASE      a commit: what the checkout in REPO has after it is the series
 #   REPO      the checkout that BASE belongs to (the current folder)
 #   BUNDLE    a file of `./inv image.bundle`, for runners without a network
 #   OPTIONS   more options of `./inv verify`, separated by blanks
@@ -33,31 +33,39 @@ if [ -e /dev/kvm ] && [ ! -w /dev/kvm ] && sudo -n true 2>/dev/null; then
 	"$top/ci/kvm.sh" || say "/dev/kvm stays closed"
 fi
 
+# What ends before there is a verdict is one, too: whoever looks for it finds the reason.
+stop() {
+	say "$2"
+	echo "verdict: no verdict: $2" >"$out/verdict.txt"
+	exit "$1"
+}
+
 set --
 if [ -n "${BASE:-}" ]; then
+	# Its own form of a series: git format-patch follows the user's settings, and knows no shallow clones.
 	rm -rf "$out/series"
-	git -C "$repo" format-patch -q --no-signature -o "$out/series" "$BASE..HEAD"
-	if [ ! -d "$out/series" ] || [ -z "$(ls "$out/series")" ]; then
-		say "no commit after $BASE in $repo: nothing to test"
-		exit 2
+	code=0
+	"$top/inv" patch.commits "$repo" --base "$BASE" --out "$out/series" 2>"$out/commits.log" || code=$?
+	cat "$out/commits.log" >&2
+	if [ "$code" != 0 ]; then
+		reason=$(sed -n 's/^error: //p' "$out/commits.log" | tail -n 1)
+		stop "$code" "${reason:-the commits after $BASE could not be read}"
 	fi
 	SERIES=$out/series
 fi
 if [ -n "${SERIES:-}" ]; then
 	case $SERIES in /*) ;; *) SERIES=$here/$SERIES ;; esac
-	if [ -d "$SERIES" ] && [ ! -e "$SERIES/series" ]; then
-		# A folder that git format-patch filled has no list; its names are in order.
-		(cd "$SERIES" && ls -- *.patch >series)
-	fi
+	[ -e "$SERIES" ] || stop 2 "$SERIES: there is no such series"
 	set -- --series "$SERIES"
 fi
 
 cd "$top"
-./inv setup
+./inv setup || stop $? "the setup failed; the log says why"
 ./inv doctor || say "the doctor would not verify here as it is; see above"
 if [ -n "${BUNDLE:-}" ]; then
 	./inv image.info --release "$release" >/dev/null 2>&1 ||
-	    ./inv image.import --release "$release" --bundle "$BUNDLE"
+	    ./inv image.import --release "$release" --bundle "$BUNDLE" ||
+	    stop $? "the bundle $BUNDLE could not be imported; the log says why"
 	set -- "$@" --offline
 fi
 if [ "${OPTIONAL:-0}" = 1 ]; then
@@ -73,6 +81,8 @@ fi
 code=0
 # shellcheck disable=SC2086 # OPTIONS is a list of words
 ./inv verify --release "$release" --backend "$backend" "$@" ${OPTIONS:-} >"$out/verdict.txt" || code=$?
+grep -q '^verdict:' "$out/verdict.txt" ||
+    echo "verdict: no verdict: ./inv verify ended with exit code $code; the log says why" >>"$out/verdict.txt"
 cat "$out/verdict.txt"
 # What a guest wrote, and links to the image and to snapshots: who uploads the folder would follow them.
 [ ! -d "$HARNESS_RUNS/latest" ] ||

@@ -67,7 +67,7 @@ _PRODUCT = re.compile(
 # Made out of the kernel's *_if.m for a module; bhyve has sources that are called so.
 _INTERFACE = re.compile(r".*_if\.[ch]\Z")
 _OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
-_REVISION = re.compile(r"^REVISION=\"([0-9.]+)\"", re.M)
+_REVISION = re.compile(r"^REVISION=[\"']?(\d+\.\d+)[\"']?\s*$", re.M)
 _BRANCH = re.compile(r"^BRANCH=\"([^\"]+)\"", re.M)
 
 
@@ -87,18 +87,28 @@ class SourceTree:
 
 
 def revision(source: Path) -> str:
-    """The release a tree says it is ("15.1").  UsageError when it is not a source tree."""
-    staging.require_tree(source)
-    found = _REVISION.search((source / "sys/conf/newvers.sh").read_text(errors="replace"))
-    if not found:
-        raise UsageError(f"{source}: no REVISION in its sys/conf/newvers.sh")
-    return found[1]
+    """The release a tree is ("15.1").  UsageError when it is not a source tree."""
+    return read_tree(source).revision
 
 
 def identify(source: Path, release: str) -> SourceTree:
     """Read the tree's release and __FreeBSD_version.
 
     UsageError: not a source tree, or one of another major version than `release`.
+    """
+    tree = read_tree(source)
+    if tree.revision.split(".")[0] != release.split(".")[0]:
+        raise UsageError(
+            f"{source} is FreeBSD {tree.revision}, not {release}; name the right --src"
+        )
+    return tree
+
+
+def read_tree(source: Path) -> SourceTree:
+    """What a source tree is.  UsageError when it is none.
+
+    __FreeBSD_version says which FreeBSD it is; newvers.sh may have another product's name and
+    number, and is believed only where both agree.
     """
     source = source.absolute()
     staging.require_tree(source)
@@ -107,16 +117,19 @@ def identify(source: Path, release: str) -> SourceTree:
         param = (source / "sys/sys/param.h").read_text(errors="replace")
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    revision, version = _REVISION.search(newvers), _OSVERSION.search(param)
-    if not revision or not version:
+    found = _OSVERSION.search(param)
+    if not found:
         raise UsageError(
-            f"{source}: cannot tell its release (REVISION in sys/conf/newvers.sh, "
-            "__FreeBSD_version in sys/sys/param.h)"
+            f"{source}: cannot tell its release (__FreeBSD_version in sys/sys/param.h)"
         )
-    if revision[1].split(".")[0] != release.split(".")[0]:
-        raise UsageError(f"{source} is FreeBSD {revision[1]}, not {release}; name the right --src")
+    version = int(found[1])
+    major = str(version // 100_000)
+    named = _REVISION.search(newvers)
+    revision = named[1] if named else ""
+    if revision.split(".")[0] != major or "." not in revision:
+        revision = f"{major}.{version // 1000 % 100}"
     branch = _BRANCH.search(newvers)
-    return SourceTree(source, revision[1], branch[1] if branch else "", int(version[1]))
+    return SourceTree(source, revision, branch[1] if branch else "", version)
 
 
 def _walk(source: Path, roots: Iterable[str], flat: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from invoke.tasks import task
 from harness import progress
 from harness.cli.program import run_task
 from harness.errors import UsageError
+from harness.files import PROJECT
 
 SECTIONS = {"unit": ("tests/unit", "patches/meminfo/unit"), "machine": ("tests/machine",)}
 
@@ -31,7 +32,7 @@ def _style() -> int:
     failed = [
         name
         for name, command in STYLE.items()
-        if subprocess.call([sys.executable, *command], stdout=sys.stderr)
+        if subprocess.call([sys.executable, *command], stdout=sys.stderr, cwd=PROJECT)
     ]
     progress.say(f"style: {', '.join(failed)} failed" if failed else "style: ok")
     return 1 if failed else 0
@@ -58,14 +59,14 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     if only == "soak":
         # One after another, because what a test holds open is counted.
         soak = [sys.executable, "-m", "pytest", "tests/machine", "-m", "soak", "-s"]
-        return subprocess.call([*soak, *shlex.split(args)])
+        return subprocess.call([*soak, *shlex.split(args)], cwd=PROJECT)
     # Without the development packages (a wheel) there is nothing to check the style with.
     style = _style() if not only and find_spec("ruff") else 0
     folders = [it for name, paths in SECTIONS.items() if only in ("", name) for it in paths]
     # One worker for each processor; without pytest-xdist they run one after another.
     workers = ["-n", "logical", "--dist", "worksteal"] if find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", *folders, *workers, *shlex.split(args)]
-    return subprocess.call(command) or style
+    return subprocess.call(command, cwd=PROJECT) or style
 
 
 @task
@@ -81,7 +82,7 @@ def docs(_context: Context, check: bool = False) -> int:
     """Write docs/tasks.md and docs/inv-vmm.1 from the tasks themselves."""
     from harness.cli import docs as pages
     from harness.cli.tasks import namespace
-    from harness.files import PROJECT, write_atomic
+    from harness.files import write_atomic
 
     stale = []
     for name, write in (("tasks.md", pages.markdown), ("inv-vmm.1", pages.manual)):

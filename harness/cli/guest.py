@@ -171,10 +171,9 @@ def reload(
 
     fence.choose(sandbox)
     changes: dict[str, object] = {}
-    if stock:
-        changes = {"stock": True, "series": ()}
-    elif series:
-        changes = {"stock": False, "series": tuple(Path(path).absolute() for path in series)}
+    if stock or series:
+        given = tuple(Path(path).absolute() for path in series)
+        changes = {"stock": stock, "series": given}
     return guest_commands.reload(name, changes)
 
 

@@ -8,13 +8,14 @@ from invoke.tasks import task
 from harness.cli.program import run_task
 
 SERIES_HELP = {
-    "series": "a folder of patches or one patch, instead of a topic of this project",
+    "series": "a folder of patches, a patch or a mailbox, instead of a topic (may be given again)",
     "topic": "a folder of patches/ (default: meminfo)",
     "release": "15.1 or 14 (default: what the tree is, or 15.1)",
 }
 
 
 @task(
+    iterable=["series"],
     help={
         **SERIES_HELP,
         "stock": "build without any patch",
@@ -23,14 +24,14 @@ SERIES_HELP = {
         "builder": "auto (default), host, or guest: FreeBSD's own compiler, in a guest made for it",
         "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
         "json": "print what was built as JSON",
-    }
+    },
 )
 @run_task
 def build(
     _context: Context,
+    series: list[str],
     release: str = "",
     stock: bool = False,
-    series: str = "",
     topic: str = "",
     src: str = "",
     sysroot: str = "",
@@ -57,6 +58,7 @@ def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
 
 @task(
     name="check",
+    iterable=["series"],
     help={
         **SERIES_HELP,
         "release": "15.1 or 14 (default: every release, or what the tree is)",
@@ -67,9 +69,9 @@ def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
 @run_task
 def patch_check(
     _context: Context,
+    series: list[str],
     release: str = "",
     tree: str = "",
-    series: str = "",
     topic: str = "",
     json: bool = False,
 ) -> int:
@@ -79,10 +81,10 @@ def patch_check(
     return patch_commands.check(series, topic, release, tree, json)
 
 
-@task(name="apply", help={**SERIES_HELP, "tree": "the source tree to change"})
+@task(name="apply", iterable=["series"], help={**SERIES_HELP, "tree": "the source tree to change"})
 @run_task
 def patch_apply(
-    _context: Context, tree: str, release: str = "", series: str = "", topic: str = ""
+    _context: Context, tree: str, series: list[str], release: str = "", topic: str = ""
 ) -> int:
     """Apply a series to a source tree: all of it or nothing."""
     from harness.cli import patch_commands
@@ -92,6 +94,7 @@ def patch_apply(
 
 @task(
     name="refresh",
+    iterable=["series"],
     help={
         **SERIES_HELP,
         "tree": "the tree with the series applied and edits made",
@@ -103,9 +106,9 @@ def patch_apply(
 def patch_refresh(
     _context: Context,
     tree: str,
+    series: list[str],
     pristine: str = "",
     release: str = "",
-    series: str = "",
     topic: str = "",
     into: str = "",
 ) -> int:
@@ -115,10 +118,14 @@ def patch_refresh(
     return patch_commands.refresh_series(tree, pristine, series, topic, release, into)
 
 
-@task(name="export", help={**SERIES_HELP, "out": "the file to write (default: TOPIC-RELEASE.mbox)"})
+@task(
+    name="export",
+    iterable=["series"],
+    help={**SERIES_HELP, "out": "the file to write (default: TOPIC-RELEASE.mbox)"},
+)
 @run_task
 def patch_export(
-    _context: Context, release: str = "", series: str = "", topic: str = "", out: str = ""
+    _context: Context, series: list[str], release: str = "", topic: str = "", out: str = ""
 ) -> int:
     """Write a series as one mbox, ready for git am or a review tool."""
     from harness.cli import patch_commands
@@ -126,4 +133,21 @@ def patch_export(
     return patch_commands.export(series, topic, release, out)
 
 
-PATCH_TASKS = (patch_list, patch_check, patch_apply, patch_refresh, patch_export)
+@task(
+    name="commits",
+    positional=["repo"],
+    help={
+        "repo": "the checkout whose commits are meant",
+        "base": "the commit after which they begin",
+        "out": "the folder to write the patches to, new or empty",
+    },
+)
+@run_task
+def patch_commits(_context: Context, repo: str, base: str, out: str) -> int:
+    """Write the commits after --base as a series: one patch a commit, together exactly HEAD."""
+    from harness.cli import patch_commands
+
+    return patch_commands.commits(repo, base, out)
+
+
+PATCH_TASKS = (patch_list, patch_check, patch_apply, patch_refresh, patch_export, patch_commits)

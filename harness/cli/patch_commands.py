@@ -12,16 +12,19 @@ from harness.image import store
 from harness.machine.models import Backend
 from harness.series import apply as treeapply
 from harness.series import check as series_check
+from harness.series import commits as series_commits
 from harness.series import load, mailbox, refresh
 from harness.series.load import Series
 
 DEFAULT_RELEASE = "15.1"
 
 
-def where(series: str, topic: str) -> Path | str:
-    """What the options --series and --topic name, for patches.load_series."""
+def where(series: Sequence[str], topic: str) -> Path | str | list[Path]:
+    """What the options --series (which may be given again) and --topic name, for load_series."""
+    if series and topic:
+        raise UsageError("--series and --topic both name patches; leave out one of them")
     if series:
-        return Path(series)
+        return Path(series[0]) if len(series) == 1 else [Path(it) for it in series]
     return topic or load.DEFAULT_TOPIC
 
 
@@ -80,27 +83,42 @@ def _series_data(series: Series) -> dict[str, object]:
     }
 
 
-def check(series: str, topic: str, release: str, tree: str, json: bool) -> int:
-    """Check the series of one release, or of all a topic has; exit 5 if something is wrong."""
+def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool) -> int:
+    """Check a series for one release, or all that a topic has; exit 5 if something is wrong.
+
+    Without `release` a `tree` says which: it is held to the one series that is for it.
+    """
     place = where(series, topic)
-    folder = place if isinstance(place, Path) else load.PATCHES / place
-    wanted: Sequence[str] = (release,) if release else load.releases(folder)
+    folder = load.PATCHES / place if isinstance(place, str) else place
+    has = load.releases(folder) if isinstance(folder, Path) else ()
+    wanted: Sequence[str] = (release,) if release else has
     if tree and not release:
-        revision = linktree.revision(Path(tree))
-        major = revision.split(".")[0]
-        wanted = [it for it in wanted if it.split(".")[0] == major] or (revision,)
+        wanted = (_closest(linktree.revision(Path(tree)), has),)
     reports = []
     for each in wanted or (DEFAULT_RELEASE,):
+        source = Path(tree) if tree else _source(each)
         if tree:
             linktree.identify(Path(tree), each)
-        loaded = load.load_series(place, each)
-        reports.append(series_check.check(loaded, Path(tree) if tree else _source(each)))
+        reports.append(series_check.check(load.load_series(place, each, source), source))
     if json:
         progress.print_json([report.to_data() for report in reports])
     else:
         for report in reports:
             _show_report(report)
     return EXIT_OK if all(report.held for report in reports) else EXIT_PATCH
+
+
+def _closest(release: str, has: Sequence[str]) -> str:
+    """The release of a topic whose series is for `release`, or else the nearest of its branch."""
+    major, _, minor = release.partition(".")
+    if release in has or major in has:
+        return release
+    near = [it for it in has if it.split(".")[0] == major]
+    if not near:
+        return release
+    found = min(near, key=lambda it: abs(int(it.partition(".")[2] or 0) - int(minor or 0)))
+    progress.say(f"note: no series for FreeBSD {release}; the one for {found} is checked")
+    return found
 
 
 def _source(release: str) -> Path | None:
@@ -120,6 +138,7 @@ def _show_report(report: series_check.Report) -> None:
     against = f", against {report.tree}" if report.tree else ""
     title = f"{series.topic} for FreeBSD {series.release}{against}"
     progress.table(("patch", *series_check.KINDS), rows, title)
+    _say_notes(series)
     for finding in report.findings:
         mark = "wrong" if finding.wrong else "note"
         progress.say(f"{mark}: {finding.patch}: {finding.text}")
@@ -127,12 +146,13 @@ def _show_report(report: series_check.Report) -> None:
         progress.say(f"not run: {kind}: {reason}")
 
 
-def apply(tree: str, series: str, topic: str, release: str) -> int:
+def apply(tree: str, series: Sequence[str], topic: str, release: str) -> int:
     """Apply a series to a user's tree, all or nothing."""
     path = Path(tree)
     release = release or linktree.revision(path)
-    loaded = load.load_series(where(series, topic), release)
     linktree.identify(path, release)
+    loaded = load.load_series(where(series, topic), release, path)
+    _say_notes(loaded)
     applied = treeapply.apply(loaded, path)
     for drift in applied.drift:
         progress.say(str(drift))
@@ -143,12 +163,12 @@ def apply(tree: str, series: str, topic: str, release: str) -> int:
 
 
 def refresh_series(
-    tree: str, pristine: str, series: str, topic: str, release: str, into: str
+    tree: str, pristine: str, series: Sequence[str], topic: str, release: str, into: str
 ) -> int:
     """Bring the edits of a tree back into the series."""
     release = release or linktree.revision(Path(tree))
-    loaded = load.load_series(where(series, topic), release)
     base = sources(release, pristine, "")[0]
+    loaded = load.load_series(where(series, topic), release, base)
     done = refresh.refresh(loaded, base, Path(tree), into=into)
     for name in done.changed:
         progress.say(f"rewritten: {name}")
@@ -161,7 +181,19 @@ def refresh_series(
     return EXIT_OK
 
 
-def export(series: str, topic: str, release: str, out: str) -> int:
+def _say_notes(series: Series) -> None:
+    for note in series.notes:
+        progress.say(f"note: {note}")
+
+
+def commits(repo: str, base: str, out: str) -> int:
+    """Write the commits of a checkout as a series."""
+    written = series_commits.write_series(Path(repo or "."), base, Path(out))
+    progress.say(f"{out}: {len(written)} patches, from the commits after {base}")
+    return EXIT_OK
+
+
+def export(series: Sequence[str], topic: str, release: str, out: str) -> int:
     """Write a series as one mbox."""
     release = release or DEFAULT_RELEASE
     loaded = load.load_series(where(series, topic), release)
@@ -182,7 +214,7 @@ def _guest_builder(by: str, release: str) -> in_guest.GuestBuilder | None:
 def run_build(
     release: str,
     stock: bool,
-    series: str,
+    series: Sequence[str],
     topic: str,
     src: str,
     sysroot: str,
@@ -192,9 +224,9 @@ def run_build(
     """Build module, library and command; say where they are and what was not built."""
     if stock and series:
         raise UsageError("--stock builds without patches; leave out --series or --stock")
-    release = release or DEFAULT_RELEASE
-    loaded = None if stock else load.load_series(where(series, topic), release)
+    release = release or (linktree.revision(Path(src)) if src else DEFAULT_RELEASE)
     source, root = sources(release, src, sysroot)
+    loaded = None if stock else load.load_series(where(series, topic), release, source)
     with progress.stage(f"build for FreeBSD {release}") as step:
         built = builder.build(
             source, root, loaded, release, progress=step.live, in_guest=_guest_builder(by, release)
@@ -207,8 +239,9 @@ def run_build(
         progress.print_json(built.to_data())
         return EXIT_OK
     if loaded is not None:
-        for note in (*loaded.notes, *built.drift):
-            progress.say(f"note: {note}")
+        _say_notes(loaded)
+        for moved in built.drift:
+            progress.say(f"note: {moved}")
     for path, why in built.untested:
         progress.say(f"note: {path} is not tested: {why}")
     made = dict(zip(("vmm.ko", "libvmmapi", "vmmls"), built.files, strict=True))

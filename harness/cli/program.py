@@ -28,6 +28,7 @@ from harness.errors import (
     CannotError,
     WorkbenchError,
 )
+from harness.files import PROJECT
 
 # What may go wrong with any file anywhere and is no bug of ours: a line, not a traceback.
 _OF_THE_MACHINE = {
@@ -158,13 +159,29 @@ def spread(argv: list[str]) -> list[str]:
     return [*argv[:2], *named, *argv[2 + len(words) :]]
 
 
+def from_here(argv: list[str]) -> list[str]:
+    """The command line with this project's tasks named, wherever it was called."""
+    core = itertools.takewhile(lambda word: word.startswith("-"), argv[1:])
+    if any(word.partition("=")[0] in ("-r", "--search-root") for word in core):
+        return argv
+    return [*argv[:1], "--search-root", str(PROJECT), *argv[1:]]
+
+
+def make_places_absolute() -> None:
+    """Take HARNESS_CACHE and HARNESS_RUNS from the caller's folder; what we start has another."""
+    for name in ("HARNESS_CACHE", "HARNESS_RUNS"):
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.environ[name])
+
+
 def main() -> None:
     """Entry point of `./inv`."""
     # Whatever is made from here on, in the cache, in a run or in passing, is the user's alone.
     os.umask(0o077)
     open_standard_streams()
     end_on_signals()
-    WorkbenchProgram(name="inv", binary="inv").run(spread(sys.argv))
+    make_places_absolute()
+    WorkbenchProgram(name="inv", binary="inv").run(from_here(spread(sys.argv)))
 
 
 if __name__ == "__main__":

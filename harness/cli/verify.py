@@ -9,7 +9,7 @@ from invoke.tasks import task
 
 from harness import defaults, progress
 from harness.cli.program import run_task
-from harness.errors import UsageError
+from harness.errors import EXIT_USAGE, UsageError
 
 
 @task(
@@ -52,7 +52,7 @@ def verify(
     only: str = "",
     cold: bool = False,
     keep: bool = False,
-    name: str = "verify",
+    name: str = "",
     builder: str = "auto",
     sandbox: bool = True,
     json: bool = False,
@@ -63,11 +63,13 @@ def verify(
     from harness.run.session import Options
     from harness.run.verify import verify as run_verify
 
-    fence.choose(sandbox)
-    debian.ensure()
     given = tuple(Path(path).absolute() for path in series)
-    if stock and side_by_side:
-        raise UsageError("--stock is the stock module alone; leave out --stock or --side-by-side")
+    if alone and not given:
+        raise UsageError("--alone belongs to --series, which alone tries the stock module as well")
+    if alone and side_by_side:
+        raise UsageError("--alone leaves the stock module out; leave out --side-by-side or --alone")
+    if name and not keep:
+        raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
     options = Options(
         release,
         backend,
@@ -84,7 +86,12 @@ def verify(
         builder=builder,
         cpu_vendor=cpu_vendor,
     )
-    result = run_verify(options, keep_as=name if keep else "")
+    fence.choose(sandbox)
+    debian.ensure()
+    result = run_verify(options, keep_as=(name or "verify") if keep else "")
+    if result.error and result.error_exit_code == EXIT_USAGE and not json:
+        # Nothing was run: there are no stages to be shown.
+        raise UsageError(result.error)
     if json:
         progress.print_json(result.to_data())
     else:

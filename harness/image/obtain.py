@@ -79,6 +79,23 @@ def import_files(
         return store.add(imported, run, prepare.VERSION, live)
 
 
+def require_known(release: str) -> None:
+    """UsageError, with what would be needed, for a release that can neither be fetched nor booted.
+
+    What has a manifest can be fetched; what was imported is there.
+    """
+    manifest.check_release(release)
+    if manifest.find(release) is None and not store.has_record(release):
+        raise _unknown(release)
+
+
+def _unknown(release: str) -> UsageError:
+    return UsageError(
+        f"--release {release}: nothing is known of it and nothing was imported (there are manifests "
+        f"for {', '.join(manifest.available())}); bring your own: {store.import_line(release)}"
+    )
+
+
 def fetch_official(
     release: str, *, offline: bool = False, live: Live = lambda _line: None
 ) -> Files:
@@ -88,10 +105,7 @@ def fetch_official(
     """
     known = manifest.find(release)
     if known is None:
-        raise UsageError(
-            f"--release {release}: there is no manifest for it (there is for "
-            f"{', '.join(manifest.available())}); bring your own: {store.import_line(release)}"
-        )
+        raise _unknown(release)
     if known.image_filesystem == "zfs":
         raise UsageError(f"images/freebsd-{release}.toml: image.filesystem: {disks.ZFS_REFUSED}")
     folder = store.folder(release) / "downloads"

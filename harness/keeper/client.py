@@ -16,6 +16,7 @@ from harness import machine as machines
 from harness import progress
 from harness.deadline import Deadline
 from harness.errors import GuestError, MachineDied, UsageError, WorkbenchError
+from harness.files import PROJECT
 from harness.guest.freebsd import Access, Guest
 from harness.keeper import record as records
 from harness.keeper import wire
@@ -43,6 +44,8 @@ class Starter:
         with theirs, self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.keeper", str(theirs.fileno())],
+                # Not the caller's folder, which it would hold, and whose modules it would take.
+                cwd=PROJECT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

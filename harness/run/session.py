@@ -69,6 +69,16 @@ class Options:
     builder: str = "auto"
     cpu_vendor: str = ""
 
+    def __post_init__(self) -> None:
+        if self.stock and self.series:
+            raise UsageError(
+                "--stock is the stock module alone, without patches; leave out --series or --stock"
+            )
+        if self.stock and self.side_by_side:
+            raise UsageError(
+                "--stock is the stock module alone; leave out --stock or --side-by-side"
+            )
+
 
 class Workbench:
     """A run: its folder, its stages so far, and in the end a guest with the module loaded.
@@ -113,6 +123,7 @@ class Workbench:
 
     def choose(self) -> None:
         """Choose the backend; CannotError when none does what was asked."""
+        obtain.require_known(self.options.release)
         with progress.stage("host", self.stages) as step:
             facts = host.gather()
             self.decision = host.decide(facts, self.options.backend, self.options.cpu_vendor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,8 +132,11 @@ class Inv:
             (top / "ci" / name).write_bytes((PROJECT / "ci" / name).read_bytes())
             (top / "ci" / name).chmod(0o755)
         (top / "inv").write_text(
-            '#!/bin/sh\necho "$*" >>"$ASKED"\n'
-            'case $1 in verify) echo "verdict: played"; exit "${VERIFY:-0}";;\n'
+            f'#!/bin/sh\nPYTHON={sys.executable} PROJECT={PROJECT}\n'
+            'if [ "$1" = patch.commits ]; then PYTHONPATH=$PROJECT; export PYTHONPATH\n'
+            'exec "$PYTHON" -P -m harness.cli.program "$@"; fi\n'
+            'echo "$*" >>"$ASKED"\n'
+            'case $1 in verify) [ "${SILENT:-}" ] || echo "verdict: played"; exit "${VERIFY:-0}";;\n'
             'probe) exit "${PROBE:-0}";; doctor) exit "${DOCTOR:-0}";;\n'
             'image.info) exit "${INFO:-0}";; esac\n'
         )
@@ -208,8 +212,38 @@ def test_commits_after_a_base_become_the_series(inv: Inv, tmp_path: Path) -> Non
     code, asked = inv.run(repo, BASE="HEAD~2")
     series = repo / "vmm-report/series"
     assert (code, asked[-1]) == (0, f"verify --release 15.1 --backend auto --series {series}")
-    assert (series / "series").read_text().split() == ["0001-change-1.patch", "0002-change-2.patch"]
-    assert inv.run(repo, BASE="HEAD") == (2, [])
+    names = ["0001-change-1.patch", "0002-change-2.patch"]
+    assert sorted(path.name for path in series.iterdir()) == names
+    verdict = repo / "vmm-report/verdict.txt"
+    for base, code, reason in (
+        ("HEAD", 2, "no commit after HEAD: nothing to test"),
+        ("HAED", 2, "there is no commit 'HAED'"),
+    ):
+        assert inv.run(repo, BASE=base) == (code, [])
+        assert re.fullmatch(rf"verdict: no verdict: .*: {reason}\n", verdict.read_text())
+    git("clone", "-q", "--depth=1", repo.as_uri(), str(tmp_path / "shallow"))
+    assert inv.run(tmp_path / "shallow", BASE="HEAD~2") == (3, [])
+    assert "fetch-depth: 0" in (tmp_path / "shallow/vmm-report/verdict.txt").read_text()
+    assert inv.run(tmp_path, BASE="HEAD") == (2, [])
+    assert "not a git checkout" in (tmp_path / "vmm-report/verdict.txt").read_text()
+
+
+def test_what_ends_before_the_verdict_leaves_one(inv: Inv, tmp_path: Path) -> None:
+    verdict = tmp_path / "vmm-report/verdict.txt"
+    assert inv.run(tmp_path, SERIES="nowhere") == (2, [])
+    assert verdict.read_text() == f"verdict: no verdict: {tmp_path}/nowhere: there is no such series\n"
+    code, _ = inv.run(tmp_path, SILENT="1", VERIFY="2")
+    assert (code, verdict.read_text()) == (
+        2, "verdict: no verdict: ./inv verify ended with exit code 2; the log says why\n"
+    )  # fmt: skip
+
+
+def test_a_series_of_the_users_is_only_read(inv: Inv, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/1.patch").write_text("x")
+    _, asked = inv.run(tmp_path, SERIES="mine")
+    assert asked[-1].endswith(f"--series {tmp_path}/mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["1.patch"]
 
 
 def test_without_a_network_a_bundle_is_taken_in_once(inv: Inv, tmp_path: Path) -> None:
