@@ -82,7 +82,7 @@ code=0
 # shellcheck disable=SC2086 # OPTIONS is a list of words
 ./inv verify --release "$release" --backend "$backend" "$@" ${OPTIONS:-} >"$out/verdict.txt" || code=$?
 grep -q '^verdict:' "$out/verdict.txt" ||
-    echo "verdict: no verdict: ./inv verify ended with exit code $code; the log says why" >>"$out/verdict.txt"
+    echo "verdict: no verdict: verify ended with exit code $code; the log says why" >>"$out/verdict.txt"
 cat "$out/verdict.txt"
 # What a guest wrote, and links to the image and to snapshots: who uploads the folder would follow them.
 [ ! -d "$HARNESS_RUNS/latest" ] ||

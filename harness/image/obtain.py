@@ -91,8 +91,9 @@ def require_known(release: str) -> None:
 
 def _unknown(release: str) -> UsageError:
     return UsageError(
-        f"--release {release}: nothing is known of it and nothing was imported (there are manifests "
-        f"for {', '.join(manifest.available())}); bring your own: {store.import_line(release)}"
+        f"--release {release}: there is no manifest for it (there is for "
+        f"{', '.join(manifest.available())}) and nothing was imported; bring your own: "
+        f"{store.import_line(release)}"
     )
 
 
@@ -159,10 +160,11 @@ def obtain(
     try:
         brought = fetch_official(release, offline=offline, live=live)
     except WorkbenchError as error:
+        own = f"bring your own: {store.import_line(release)}"
         raise CannotError(
             f"no FreeBSD {release} to boot: no prepared image in {store.folder(release)}, and the "
-            f"official one is not to be had: {error.message}; bring your own: "
-            f"{store.import_line(release)}",
+            "official one is not to be had: "
+            f"{error.message if own in error.message else f'{error.message}; {own}'}",
             detail=error.detail,
         ) from missing
     made = import_files(release, brought, backend=_for_preparing(backend), live=live)

@@ -27,6 +27,7 @@ from harness.errors import (
     WorkbenchError,
 )
 from harness.files import PROJECT
+from harness.image import obtain
 from harness.report import Check, Report
 from harness.run.kept_session import KeptWorkbench, ways_in
 from harness.run.outcomes import Recorder
@@ -72,6 +73,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
 
     with bench:
         try:
+            obtain.require_known(options.release)
             # Read before anything is booted: a misspelt series must not cost a boot.
             series = load_series(options)
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faketree
 import pytest
 
 from harness import errors
@@ -75,19 +77,34 @@ namespace = Collection(fails, ends, sleeps, floods, whispers, shows, full, bug, 
 """
 
 
+# Nothing is to be installed for what cannot be done anyhow.
+WITHOUT_PACKAGES = """
+from harness import debian
+from harness.cli import program
+debian.ensure = lambda: None
+program.main()
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "tasks.py").write_text(TASKS)
     return tmp_path
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "harness.cli.program", *arguments]
+def command(folder: Path, *arguments: str) -> list[str]:
+    """The program with the tasks of `folder` instead of this project's."""
+    return [sys.executable, "-m", "harness.cli.program", f"--search-root={folder}", *arguments]
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        command(PROJECT, *arguments),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -140,16 +157,81 @@ def test_calling_it_wrongly(folder: Path, arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_called_from_nowhere(tmp_path: Path) -> None:
+def test_where_there_are_no_tasks(tmp_path: Path) -> None:
     done = run(tmp_path, "--list")
     assert done.returncode == 2
     assert done.stderr.endswith("run inv from the project's top folder\n")
     assert "Traceback" not in done.stderr
 
 
+def test_paths_are_meant_from_where_it_was_called(tmp_path: Path) -> None:
+    """And what lies there, tasks and modules of others, is none of our business."""
+    (tmp_path / "tasks.py").write_text("raise SystemExit(99)\n")
+    (tmp_path / "json.py").write_text("raise SystemExit(98)\n")
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness/__init__.py").write_text("raise SystemExit(97)\n")
+    (tmp_path / "mine").mkdir()
+    faketree.make_tree(tmp_path / "src")
+    (tmp_path / "mine/1.patch").write_bytes(
+        faketree.mail(faketree.diff(tmp_path, {}, {"sys/x.h": "x\n"}))
+    )
+    top = tmp_path / "a checkout"
+    top.mkdir()
+    for name in ("inv", "harness", "tasks.py", "requirements.lock", "pyproject.toml"):
+        (top / name).symlink_to(PROJECT / name)
+    (top / ".venv/bin").mkdir(parents=True)
+    (top / ".venv/bin/python").symlink_to(sys.executable)
+    for lock, digest in (("requirements.lock", "lock"), ("pyproject.toml", "project")):
+        text = hashlib.sha256((PROJECT / lock).read_bytes()).hexdigest()
+        (top / f".venv/{digest}.sha256").write_text(f"{text}\n")
+    (top / ".venv/bin/python").unlink()
+    (top / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (top / ".venv/bin/python").chmod(0o755)
+
+    def go(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HARNESS_CACHE": "kept", "HARNESS_RUNS": "ran"}
+        return subprocess.run(
+            [top / "inv", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    done = go("patch.apply", "src", "--series", "mine")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (tmp_path / "src/sys/x.h").read_text() == "x\n"
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["applies", "locks"]
+    done = go("patch.export", "--series", "mine", "--out", "out.mbox")
+    assert (done.returncode, (tmp_path / "out.mbox").is_file()) == (0, True), done.stderr
+    done = go("patch.check", "--series", "nowhere")
+    assert (done.returncode, done.stderr[:24]) == (2, "error: nowhere: no such ")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("verify --alone", "--alone belongs to --series"),
+        ("verify --name x", "--name x belongs to --keep"),
+        ("verify --series mine --alone --side-by-side", "leave out --side-by-side or --alone"),
+        ("verify --stock --series mine", "leave out --series or --stock"),
+        ("verify --stock --side-by-side", "leave out --stock or --side-by-side"),
+        ("up --stock --series mine", "leave out --series or --stock"),
+        ("fuzz --stock --series mine", "leave out --series or --stock"),
+        ("build --stock --series mine", "leave out --series or --stock"),
+        ("verify --series nowhere", "nowhere: no such series"),
+        ("verify --release 77.0", "there is no manifest for it"),
+    ],
+)
+def test_wrong_use_is_a_line_without_a_table(tmp_path: Path, words: str, reason: str) -> None:
+    environment = {**os.environ, "HARNESS_CACHE": "kept", "HARNESS_RUNS": "ran"}
+    program = [sys.executable, "-c", WITHOUT_PACKAGES, *words.split()]
+    done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith("error: ")
+    assert line.count(reason) == 1
+
+
 def test_ctrl_c(folder: Path) -> None:
     with subprocess.Popen(
-        command("sleeps"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(folder, "sleeps"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"asleep\n"
@@ -166,7 +248,7 @@ def test_a_reader_who_goes_is_no_error(folder: Path, arguments: tuple[str, ...])
     """And no failed check either: rich would exit with 1."""
     near, far = os.pipe()
     with subprocess.Popen(
-        command(*arguments), cwd=folder, stdout=far, stderr=subprocess.PIPE
+        command(folder, *arguments), cwd=folder, stdout=far, stderr=subprocess.PIPE
     ) as child:
         os.close(far)
         if arguments[0] == "floods":
@@ -180,7 +262,7 @@ def test_a_reader_who_goes_is_no_error(folder: Path, arguments: tuple[str, ...])
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_error(folder: Path, closed: str) -> None:
     """And no failed check either, as a traceback's exit code would say."""
-    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command("shows")]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(folder, "shows")]
     done = subprocess.run(
         shell, cwd=folder, capture_output=True, text=True, check=False, timeout=60
     )
@@ -191,7 +273,11 @@ def test_closed_streams_are_no_error(folder: Path, closed: str) -> None:
 
 def test_a_kill_is_ctrl_c(folder: Path) -> None:
     with subprocess.Popen(
-        command("sleeps"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, "sleeps"),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "asleep\n"
@@ -235,7 +321,7 @@ def test_each_task_of_the_project_has_a_line_of_help() -> None:
 )
 def test_a_name_that_is_none(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
-        command(*arguments),
+        command(PROJECT, *arguments),
         cwd=PROJECT,
         env={**os.environ, "HARNESS_RUNS": str(tmp_path), "HARNESS_CACHE": str(tmp_path)},
         capture_output=True,

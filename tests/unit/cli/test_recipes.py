@@ -132,11 +132,12 @@ class Inv:
             (top / "ci" / name).write_bytes((PROJECT / "ci" / name).read_bytes())
             (top / "ci" / name).chmod(0o755)
         (top / "inv").write_text(
-            f'#!/bin/sh\nPYTHON={sys.executable} PROJECT={PROJECT}\n'
+            f"#!/bin/sh\nPYTHON={sys.executable} PROJECT={PROJECT}\n"
             'if [ "$1" = patch.commits ]; then PYTHONPATH=$PROJECT; export PYTHONPATH\n'
             'exec "$PYTHON" -P -m harness.cli.program "$@"; fi\n'
             'echo "$*" >>"$ASKED"\n'
-            'case $1 in verify) [ "${SILENT:-}" ] || echo "verdict: played"; exit "${VERIFY:-0}";;\n'
+            'case $1 in verify) [ "${SILENT:-}" ] || echo "verdict: played"\n'
+            'exit "${VERIFY:-0}";;\n'
             'probe) exit "${PROBE:-0}";; doctor) exit "${DOCTOR:-0}";;\n'
             'image.info) exit "${INFO:-0}";; esac\n'
         )
@@ -231,10 +232,12 @@ def test_commits_after_a_base_become_the_series(inv: Inv, tmp_path: Path) -> Non
 def test_what_ends_before_the_verdict_leaves_one(inv: Inv, tmp_path: Path) -> None:
     verdict = tmp_path / "vmm-report/verdict.txt"
     assert inv.run(tmp_path, SERIES="nowhere") == (2, [])
-    assert verdict.read_text() == f"verdict: no verdict: {tmp_path}/nowhere: there is no such series\n"
+    assert (
+        verdict.read_text() == f"verdict: no verdict: {tmp_path}/nowhere: there is no such series\n"
+    )
     code, _ = inv.run(tmp_path, SILENT="1", VERIFY="2")
     assert (code, verdict.read_text()) == (
-        2, "verdict: no verdict: ./inv verify ended with exit code 2; the log says why\n"
+        2, "verdict: no verdict: verify ended with exit code 2; the log says why\n"
     )  # fmt: skip
 
 
