@@ -99,7 +99,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(PROJECT, *arguments),
+        command(folder, *arguments),
         cwd=folder,
         capture_output=True,
         text=True,
