@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO
 
 import paramiko
+from paramiko.ssh_exception import IncompatiblePeer
 
 from harness import limits
 from harness.deadline import Deadline
@@ -45,6 +46,10 @@ logging.getLogger("paramiko").propagate = False
 
 class SshRefused(GuestError):
     """The guest answered and does not let us in, or shows another host key than the pinned."""
+
+
+class _MoreAsked(Exception):
+    """Our key was good, and was not all that is asked for."""
 
 
 class CommandFailed(GuestError):
@@ -150,6 +155,21 @@ class Ssh:
                     f"the guest shows the host key {shown}, the prepared image's is {pinned}; "
                     f"import the image again, or find out who answers on port {self.address.port}"
                 ) from error
+            except IncompatiblePeer as error:
+                # What the two sides can do does not change by waiting.
+                client.close()
+                raise SshRefused(
+                    f"the guest's sshd and this side agree on no way to speak ({error}); take the "
+                    "lines KexAlgorithms, Ciphers, MACs and HostKeyAlgorithms out of the image's "
+                    "/etc/ssh/sshd_config and import it again"
+                ) from error
+            except _MoreAsked as error:
+                client.close()
+                raise SshRefused(
+                    f"the guest took our key for {self.address.user} and asks for more (two-step "
+                    "authentication); take AuthenticationMethods out of the image's "
+                    "/etc/ssh/sshd_config and import it again"
+                ) from error
             except paramiko.AuthenticationException as error:
                 client.close()
                 if not _broke_off(error):
@@ -202,6 +222,10 @@ class Ssh:
             banner_timeout=patience_s,
             auth_timeout=_TRY_S,
         )
+        # paramiko returns all the same when the key was only the first of several steps.
+        transport = client.get_transport()
+        if transport is not None and transport.is_active() and not transport.is_authenticated():
+            raise _MoreAsked
 
     def _transport(self) -> paramiko.Transport:
         transport = self._client.get_transport() if self._client else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.debian import BOCHS, OTHER_BOCHS
 from harness.errors import CannotError, UsageError
-from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts
+from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts, Kvm
 from harness.host.kvm import API_VERSION
 from harness.host.requirements import required_lacking
 from harness.machine.models import BOCHS_MODELS, Backend, Vendor, vendor_of
@@ -20,6 +21,7 @@ _EMULATED: dict[Vendor, str] = {
     "intel": "VMX, EPT and unrestricted guest",
     "amd": "SVM, nested paging and NRIP save",
 }
+_X86 = {"x86_64", "amd64", "i686"}
 _NESTED_ON = {"Y", "y", "1"}
 
 
@@ -156,6 +158,11 @@ def _qemu_refusal(facts: HostFacts) -> Refusal | None:
 def _device_refusal(facts: HostFacts) -> Refusal | None:
     """/dev/kvm itself: there, permitted, working."""
     kvm, cpu = facts.kvm, facts.cpu
+    if cpu.architecture not in _X86:
+        return Refusal(
+            f"this processor is {cpu.architecture}, and KVM makes guests of its own kind only",
+            "no setting changes that; Bochs emulates a processor with VT-x on any machine",
+        )
     if not kvm.present:
         if not cpu.vmx and not cpu.svm:
             where = "this virtual machine" if cpu.hypervisor else "this processor"
@@ -163,7 +170,7 @@ def _device_refusal(facts: HostFacts) -> Refusal | None:
                 f"there is no /dev/kvm, and {where} shows neither VMX nor SVM",
                 "turn on nested virtualization in the host below"
                 if cpu.hypervisor
-                else "turn on virtualization in the firmware's setup",
+                else "turn on virtualization in the firmware's setup, if this processor has it",
             )
         module = KVM_INTEL if cpu.vmx else KVM_AMD
         if module in kvm.modules:
@@ -198,6 +205,21 @@ def _device_refusal(facts: HostFacts) -> Refusal | None:
     return None
 
 
+def _setting(kvm: Kvm, module: str, names: Sequence[str]) -> str:
+    """How to switch settings of a module on; one that is built in cannot be loaded again."""
+    if module in kvm.built_in:
+        words = " ".join(f"{module}.{name}=1" for name in names)
+        return (
+            f"{module} is built into the kernel: add {words} to the kernel's command line (Debian: "
+            "GRUB_CMDLINE_LINUX in /etc/default/grub, then sudo update-grub) and reboot"
+        )
+    words = " ".join(f"{name}=1" for name in names)
+    return (
+        f"end all virtual machines, then: sudo modprobe -r {module} && sudo modprobe {module} "
+        f"{words}"
+    )
+
+
 def _guest_refusal(facts: HostFacts) -> Refusal | None:
     """The processor a guest would get: VMX or SVM, and all that vmm.ko wants of it."""
     kvm = facts.kvm
@@ -210,8 +232,7 @@ def _guest_refusal(facts: HostFacts) -> Refusal | None:
             if module in kvm.modules and nested is not None and nested not in _NESTED_ON:
                 return Refusal(
                     f"nesting is off ({module}.nested={nested})",
-                    f"end all virtual machines, then: sudo modprobe -r {module} && "
-                    f"sudo modprobe {module} nested=1",
+                    _setting(kvm, module, ["nested"]),
                 )
         if kvm.kind.startswith("software"):
             return Refusal(
@@ -238,7 +259,6 @@ def _guest_refusal(facts: HostFacts) -> Refusal | None:
         module = off[0].partition(".")[0]
         return Refusal(
             f"a guest would lack {names} ({', '.join(off)})",
-            f"end all virtual machines, then: sudo modprobe -r {module} && sudo modprobe {module} "
-            + " ".join(f"{item.partition('.')[2].partition('=')[0]}=1" for item in off),
+            _setting(kvm, module, [item.partition(".")[2].partition("=")[0] for item in off]),
         )
     return Refusal(f"a guest would lack {names}")

@@ -51,6 +51,7 @@ class Cpu:
     svm: bool = False
     hypervisor: bool = False
     count: int = 1
+    architecture: str = "x86_64"
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Kvm:
     """/dev/kvm and what lies beneath it.
 
     Errors are errno names, empty where there was none.  `modules` are the kernel modules whose name
-    begins with kvm; `parameters` some of their settings (`kvm_intel.nested`: "Y").  `guest` is the
-    processor a guest would get: None when KVM was not asked or did not say.
+    begins with kvm, `built_in` those of them that are parts of the kernel; `parameters` some of
+    their settings (`kvm_intel.nested`: "Y").  `guest` is the processor a guest would get: None when
+    KVM was not asked or did not say.
     """
 
     present: bool = False
@@ -70,6 +72,7 @@ class Kvm:
     msrs_error: str = ""
     problem: str = ""
     modules: tuple[str, ...] = ()
+    built_in: tuple[str, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     guest: Processor | None = None
 
@@ -181,7 +184,8 @@ def from_data(data: Mapping[str, Any]) -> HostFacts:
     """
     kvm = dict(data.get("kvm", {}))
     guest = kvm.pop("guest", None)
-    kvm["modules"] = tuple(kvm.get("modules", ()))
+    for name in ("modules", "built_in"):
+        kvm[name] = tuple(kvm.get(name, ()))
     rest = {
         key: data[key]
         for key in (

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def gather() -> HostFacts:
     found = kvm_device.finish(device, max(0.1, deadline.remaining_s))
     return HostFacts(
         cpu=cpu,
-        kvm=make_kvm(found, *_modules(Path("/sys/module"))),
+        kvm=make_kvm(found, _modules(Path("/sys/module"))),
         emulators=_emulators(answers, bochs),
         tools={
             name: version_in(answer)
@@ -202,26 +202,35 @@ def parse_cpuinfo(text: str) -> Cpu:
         svm="svm" in flags,
         hypervisor="hypervisor" in flags,
         count=len(os.sched_getaffinity(0)),
+        architecture=platform.machine(),
     )
 
 
-def _modules(folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-    """KVM's kernel modules (built in or loaded) and those of their settings that matter here."""
+@dataclass(frozen=True)
+class Modules:
+    """KVM's kernel modules, those that are built in, and the settings of theirs that matter."""
+
+    names: tuple[str, ...] = ()
+    built_in: tuple[str, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def _modules(folder: Path) -> Modules:
+    """What the kernel shows in /sys/module; one that was loaded has a state there."""
     with contextlib.suppress(OSError):
-        modules = tuple(sorted(path.name for path in folder.glob("kvm*")))
+        names = tuple(sorted(path.name for path in folder.glob("kvm*")))
         parameters = {
             f"{module}.{name}": text
-            for module in modules
+            for module in names
             for name in _PARAMETERS.get(module, ())
             if (text := _read(str(folder / module / "parameters" / name)).strip())
         }
-        return modules, parameters
-    return (), {}
+        built_in = tuple(name for name in names if not (folder / name / "initstate").exists())
+        return Modules(names, built_in, parameters)
+    return Modules()
 
 
-def make_kvm(
-    found: Mapping[str, Any], modules: tuple[str, ...], parameters: Mapping[str, str]
-) -> Kvm:
+def make_kvm(found: Mapping[str, Any], modules: Modules) -> Kvm:
     """Facts out of what the device said (see `kvm.look`) and what the kernel's modules are."""
     guest = None
     if "cpuid" in found:
@@ -241,8 +250,9 @@ def make_kvm(
         create_vm_error=found.get("create_vm_error", ""),
         msrs_error=found.get("msrs_error", ""),
         problem=found.get("problem", ""),
-        modules=modules,
-        parameters=parameters,
+        modules=modules.names,
+        built_in=modules.built_in,
+        parameters=modules.parameters,
         guest=guest,
     )
 

@@ -65,6 +65,24 @@ def test_another_host_key_is_refused_at_once_and_both_are_named(sshd: Sshd, tmp_
     assert all(text in caught.value.message for text in (*prints, str(sshd.port)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"KexAlgorithms": "sntrup761x25519-sha512@openssh.com"}, "agree on no way to speak"),
+        ({"AuthenticationMethods": "publickey,publickey"}, "two-step authentication"),
+    ],
+)
+def test_what_waiting_cannot_change_is_refused_at_once(
+    tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    with Sshd(tmp_path / "sshd", more=settings) as server:
+        start = time.monotonic()
+        with pytest.raises(SshRefused, match=said) as caught:
+            Ssh(server.address()).connect(Deadline.after(60))
+        assert time.monotonic() - start < 20
+        assert "import it again" in caught.value.message
+
+
 def test_nobody_listens(sshd: Sshd) -> None:
     address = Address(free_port(), sshd.key, sshd.host_key)
     start = time.monotonic()

@@ -25,12 +25,18 @@ EXPECTED: dict[str, tuple[str | None, str, str]] = {
     "amd-nesting-off": ("bochs", "nesting is off (kvm_amd.nested=0)", "modprobe kvm_amd nested=1"),
     "amd-no-npt": ("bochs", "svm.npt (kvm_amd.npt=N)", "modprobe kvm_amd npt=1"),
     "amd-no-nrips": ("bochs", "a guest would lack svm.nrip_save", ""),
+    "arm": ("bochs", "this processor is aarch64", "no setting changes that"),
     "bochs-without-broadwell": (None, "no /dev/kvm", "nested virtualization in the host below"),
     "container-without-kvm": ("bochs", "a container without the device", "--device /dev/kvm"),
     "full-disk": ("kvm", "", ""),
     "hanging-device": ("bochs", "did not answer within 1.2 s", "dmesg"),
     "hosted-ci-runner": ("bochs", "no right to open /dev/kvm (EACCES)", "chmod 666 /dev/kvm"),
     "hosted-ci-runner-permitted": ("kvm", "", ""),
+    "intel-built-in": (
+        "bochs",
+        "nesting is off (kvm_intel.nested=N)",
+        "add kvm_intel.nested=1 to the kernel's command line",
+    ),
     "intel-busy": ("bochs", "KVM_CREATE_VM: EBUSY", "VirtualBox"),
     "intel-nested": ("kvm", "", ""),
     "intel-nesting-off": (

@@ -92,8 +92,11 @@ def test_modules_and_their_settings(tmp_path: Path) -> None:
         folder = tmp_path / module / "parameters"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    assert survey._modules(tmp_path) == (("kvm", "kvm_intel"), {"kvm_intel.nested": "Y"})
-    assert survey._modules(tmp_path / "nowhere") == ((), {})
+    (tmp_path / "kvm_intel/initstate").write_text("live\n")
+    assert survey._modules(tmp_path) == survey.Modules(
+        ("kvm", "kvm_intel"), ("kvm",), {"kvm_intel.nested": "Y"}
+    )
+    assert survey._modules(tmp_path / "nowhere") == survey.Modules()
 
 
 def test_what_the_device_said() -> None:
@@ -104,7 +107,7 @@ def test_what_the_device_said() -> None:
         "cpuid": {"0x1": [1, 2, 1 << 5, 4], "0x8000000a": [1, 8, 0, 9]},
         "msrs": {"0x480": 1 << 54},
     }
-    made = survey.make_kvm(found, ("kvm", "kvm_intel"), {})
+    made = survey.make_kvm(found, survey.Modules(("kvm", "kvm_intel")))
     assert made.guest == host.Processor(leaf1_ecx=1 << 5, svm_edx=9, msrs={0x480: 1 << 54})
     assert made.kind == "Intel"
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +29,7 @@ class Sshd:
 
     folder: Path
     port: int = 0
+    more: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class Sshd:
 
     def _write_settings(self) -> None:
         settings = {
+            **self.more,
             "ListenAddress": "127.0.0.1",
             "Port": self.port,
             "HostKey": self.folder / "host_key",
