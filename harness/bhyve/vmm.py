@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.build.builder import Build, compile_program
+from harness.build.parts import LIBRARY, PROGRAMS
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, PatchError
 from harness.files import sha256_file
@@ -94,7 +95,8 @@ def load(guest: Guest, build: Build) -> Loaded:
     Raises PatchError when the kernel refuses the module, GuestError when another vmm stays loaded.
     A module that loads without the processor's help is no error here: see `Loaded.virtualizes`.
     """
-    home = f"{_HOME}/{build.build_id[:16]}"
+    # Two builds may have the same module and differ in library or programs.
+    home = f"{_HOME}/{build.key[:16]}"
     remote = f"{home}/vmm.ko"
     guest.must(["mkdir", "-p", home])
     if any(kld.name == "vmm.ko" for kld in guest.klds()):
@@ -152,11 +154,34 @@ def compile_vmtool(build: Build, sysroot: Path) -> Path:
     return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
 
 
-# For people who log in: login.conf(5) has ~/bin in the path.
-_IN_PATH = """
+# $0 the build's folder, $1 where the system's programs are, then those of them that are to use the
+# library that was built; those that were built find it by themselves.  For people who log in:
+# login.conf(5) has ~/bin in the path.
+_IN_PATH = r"""
+set -eu
+home=$0 system=$1; shift
+for name; do
+    [ -x "$system/$name" ] || continue
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$home" "$system/$name" >"$home/$name"
+    chmod 755 "$home/$name"
+done
 mkdir -p ~/bin
-if [ -e "$0" ]; then ln -sf "$0" ~/bin/vmmls; else rm -f ~/bin/vmmls; fi
+for name in vmmls bhyve bhyvectl bhyveload; do
+    if [ -e "$home/$name" ]; then ln -sf "$home/$name" ~/bin/; else rm -f ~/bin/"$name"; fi
+done
 """
+_SYSTEM = "/usr/sbin"
+
+
+def through_library(build: Build) -> tuple[str, ...]:
+    """The guest's own programs that are to run with the build's library, for a series changed it.
+
+    Those that its headers reach were built anyway.
+    """
+    if build.library is None or LIBRARY not in build.reached:
+        return ()
+    built = {path.name for path in build.programs}
+    return tuple(name for name in PROGRAMS if name not in built)
 
 
 class Vmm:
@@ -176,7 +201,7 @@ class Vmm:
             if local is not None:
                 guest.put(local, f"{self.home}/{local.name}", mode=0o755)
         self.vmmls_path = f"{self.home}/vmmls"
-        guest.run(["sh", "-c", _IN_PATH, self.vmmls_path])
+        guest.must(["sh", "-c", _IN_PATH, self.home, _SYSTEM, *through_library(build)])
         self.vmtool_path = f"{self.home}/vmtool"
 
     @property

@@ -155,7 +155,7 @@ def build(
     config = kernconf.read_config(tree.path, kernel_config, kernel_options)
     root = files.cache_dir() / "builds"
     if sysroot is not None:
-        sysroot = targets.require_sysroot(sysroot)
+        sysroot = targets.require_sysroot(sysroot, tree.osversion)
     sysroot_is = targets.sysroot_fingerprint(sysroot) if sysroot else "no sysroot"
     key = files.sha256_text(
         str(_RECIPE),

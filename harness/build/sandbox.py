@@ -27,7 +27,6 @@ from harness.errors import CannotError, UsageError
 PLACE = "/workbench"
 """What the folder of a build is called inside."""
 
-NO_SANDBOX = "--no-sandbox"
 _PROGRAM = "bwrap"
 _VARIABLE = "HARNESS_SANDBOX"
 # Read-only as they are; a link (/bin on a merged system) stays a link.
@@ -162,7 +161,7 @@ def find(wanted: bool = True) -> str | None:
     reason = unavailable()
     if reason:
         raise CannotError(
-            f"a patch's Makefiles are built in a sandbox, and {reason}; or give {NO_SANDBOX} if "
+            f"a patch's Makefiles are built in a sandbox, and {reason}; or give --no-sandbox if "
             "you trust the patch as you trust a program that you run"
         )
     return shutil.which(_PROGRAM)
@@ -191,7 +190,7 @@ def require_plain(path: Path, what: str) -> None:
     """UsageError for a path that make could not take without a sandbox."""
     if not _PLAIN_PATH.match(str(path)):
         raise UsageError(
-            f"{what} {str(path)!r} has characters that make cannot take; without {NO_SANDBOX} any "
+            f"{what} {str(path)!r} has characters that make cannot take; without --no-sandbox any "
             "path will do, or choose a path of letters, digits and ._+,@~-"
         )
 

@@ -39,6 +39,7 @@ _QUIET = (
     ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
 )  # fmt: skip
 
+_OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
 _TOOL_LIMIT_S = 300.0
 _OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
 
@@ -97,12 +98,23 @@ class Made:
     reached: tuple[str, ...] = ()
 
 
-def require_sysroot(sysroot: Path) -> Path:
-    """The sysroot, absolute.  UsageError unless it holds FreeBSD's headers and C library."""
+def require_sysroot(sysroot: Path, osversion: int = 0) -> Path:
+    """The sysroot, absolute.  UsageError unless it holds FreeBSD's headers and C library.
+
+    With `osversion` (__FreeBSD_version of the source) it must be of the same major release too.
+    """
     for needed in ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so"):
         if not (sysroot / needed).is_file():
             raise UsageError(
                 f"{sysroot}: not a FreeBSD sysroot ({needed} is not there); unpack base.txz"
+            )
+    if osversion:
+        header = sysroot / "usr/include/sys/param.h"
+        found = _OSVERSION.search(header.read_text(errors="replace"))
+        if found and int(found[1]) // 100000 != osversion // 100000:
+            raise UsageError(
+                f"{sysroot} is of FreeBSD {int(found[1]) // 100000}, the source of "
+                f"{osversion // 100000}; name the base.txz of the source's release (--sysroot)"
             )
     return sysroot.absolute()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,9 @@ class Loading:
     def __init__(self, tmp_path: Path, **answers: Answer) -> None:
         module = tmp_path / "vmm.ko"
         module.write_bytes(b"the module")
-        self.build: Any = SimpleNamespace(module=module, build_id=BUILD_ID, osversion=1501000)
+        self.build: Any = SimpleNamespace(
+            module=module, key=BUILD_ID, build_id=BUILD_ID, osversion=1501000
+        )
         digest = hashlib.sha256(b"the module").hexdigest()
         self.guest = FakeGuest(
             {
@@ -218,7 +221,9 @@ def tools(tmp_path: Path) -> Vmm:
     for name in ("libvmmapi.so.7", "vmmls", "vmtool"):
         files[name] = tmp_path / name
         files[name].write_bytes(name.encode())
-    build: Any = SimpleNamespace(library=files["libvmmapi.so.7"], tool=files["vmmls"], programs=())
+    build: Any = SimpleNamespace(
+        library=files["libvmmapi.so.7"], tool=files["vmmls"], programs=(), reached=()
+    )
     loaded = vmm.Loaded("/home/vmm.ko", BUILD_ID, "", virtualizes=True, refusal="")
     guest = FakeGuest(
         {
@@ -274,3 +279,41 @@ def test_kernel_and_module_may_disagree_about_invariants(
     said = vmm.invariants_differ(guest, build)
     assert said.startswith(words)
     assert bool(said) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("reached", "programs", "wrapped"),
+    [
+        ((), (), ()),
+        (("vmm.ko",), (), ()),
+        (("libvmmapi",), (), ("bhyve", "bhyvectl", "bhyveload")),
+        (("libvmmapi", "bhyve"), ("bhyve",), ("bhyvectl", "bhyveload")),
+    ],
+)
+def test_the_guest_s_programs_use_a_library_that_a_series_changed(
+    reached: tuple[str, ...], programs: tuple[str, ...], wrapped: tuple[str, ...]
+) -> None:
+    build: Any = SimpleNamespace(
+        library=Path("x"), programs=tuple(map(Path, programs)), reached=reached
+    )
+    assert vmm.through_library(build) == wrapped
+    build.library = None
+    assert vmm.through_library(build) == ()
+
+
+def test_the_wrapper_runs_the_system_s_program_with_the_library(tmp_path: Path) -> None:
+    home, system, user = (tmp_path / name for name in ("home", "sbin", "user"))
+    for folder in (home, system, user):
+        folder.mkdir()
+    (system / "bhyve").write_text('#!/bin/sh\necho "$LD_LIBRARY_PATH" "$@"\n')
+    (system / "bhyve").chmod(0o755)
+    (home / "vmmls").touch()
+    (user / "bin").mkdir()
+    (user / "bin/bhyvectl").symlink_to("of an earlier build")
+    command = ["sh", "-c", vmm._IN_PATH, home, system, "bhyve", "bhyveload"]
+    subprocess.run(command, env={"HOME": str(user), "PATH": "/usr/bin:/bin"}, check=True)
+    said = subprocess.run(
+        [user / "bin/bhyve", "a b", "c"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert said == f"{home} a b c\n"
+    assert sorted(path.name for path in (user / "bin").iterdir()) == ["bhyve", "vmmls"]

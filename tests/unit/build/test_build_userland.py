@@ -144,3 +144,43 @@ def test_programs_are_compiled_against_the_build(
     bare = builder.build(tree, None, series, "15.1")
     with pytest.raises(CannotError, match="libvmmapi was not built"):
         builder.compile_program(bare, [source], **options)
+
+
+@pytest.mark.parametrize(("version", "fits"), [(1402000, False), (1500000, True), (1600001, False)])
+def test_a_sysroot_of_another_major_release_is_refused(
+    tree: Path, sysroot: Path, version: int, fits: bool
+) -> None:
+    header = sysroot / "usr/include/sys/param.h"
+    header.write_text(f"/* x */\n#define __FreeBSD_version {version}\t/* y */\n")
+    if fits:
+        assert builder.build(tree, sysroot, None, "15.1").library
+        return
+    with pytest.raises(UsageError, match=rf"is of FreeBSD {version // 100000}, the source of 15;"):
+        builder.build(tree, sysroot, None, "15.1")
+
+
+def test_a_program_that_a_header_reaches_is_built_and_finds_the_library(
+    tmp_path: Path, tree: Path, sysroot: Path
+) -> None:
+    """The guest's own would go on with the old header."""
+    makefile = TOOL_MK.replace("vmmls", "bhyvectl")
+    for path, text in {
+        "usr.sbin/bhyvectl/Makefile": makefile,
+        "usr.sbin/bhyvectl/bhyvectl.c": TOOL_C.replace("vmm_new", "vmm_old"),
+        HEADER: "int vmm_old(void);\n",
+        "lib/libvmmapi/vmmapi.c": '#include "vmmapi.h"\nint vmm_old(void) { return (0); }\n',
+    }.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text)
+    before: dict[str, str | None] = {HEADER: "int vmm_old(void);\n"}
+    after: dict[str, str | None] = {HEADER: "int vmm_old(void);\n#define MORE\n"}
+    topic = make_series(tmp_path / "topic", {"1.patch": mail(diff(tmp_path, before, after))})
+    series = load.load_series(topic, "15.1")
+    lacking = builder.build(tree, sysroot, series, "15.1")
+    assert dict(lacking.not_built)["bhyvectl"] == "the sysroot lacks libutil.so"
+    (sysroot / "usr/lib/libutil.so").touch()
+    built = builder.build(tree, sysroot, series, "15.1")
+    assert built.reached == ("libvmmapi", "bhyvectl")
+    assert [path.name for path in built.programs] == ["bhyvectl"]
+    assert dynamic(built.programs[0]) == {"needed": ["libvmmapi.so.7"], "runpath": ["$ORIGIN"]}
+    assert builder.build(tree, sysroot, None, "15.1").programs == ()
