@@ -264,8 +264,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "warnings": made.warnings,
             "sandboxed": job.fence is not None,
             "seconds": round(time.monotonic() - start, 1),
-            "source": str(job.tree.path),
-            "sysroot": str(job.sysroot) if job.sysroot else None,
+            "source": _as_text(job.tree.path),
+            "sysroot": _as_text(job.sysroot) if job.sysroot else None,
             "built_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "digests": {name: files.sha256_file(kept / name) for name in kept_names if name},
         }
@@ -275,6 +275,11 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
     if not built:
         raise CannotError(f"{target}: what was built cannot be read back; is the disk full?")
     return built
+
+
+def _as_text(path: Path) -> str:
+    """A path for the manifest; a name that is no UTF-8 could not be read back."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _fenced(job: _Job, shop: workdir.Workshop) -> tuple[ccache.Ccache, sandbox.Sandbox]:

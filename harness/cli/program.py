@@ -14,6 +14,7 @@ import re
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -57,6 +58,18 @@ def fail(error: WorkbenchError) -> NoReturn:
     raise SystemExit(error.exit_code)
 
 
+def _our_fault(error: Exception) -> NoReturn:
+    """Print a traceback and a line; a bug must not pass for a check that failed (exit code 1)."""
+    traceback.print_exception(error)
+    what = str(error).partition("\n")[0][:200]
+    fail(
+        CannotError(
+            f"a fault of the workbench itself ({type(error).__name__}: {what}); nothing was found "
+            "out about the patch; report it with the lines above"
+        )
+    )
+
+
 def _reader_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more."""
     poll = select.poll()
@@ -83,9 +96,11 @@ def run_task(body: F) -> F:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise SystemExit(EXIT_READER_GONE) from None
             if error.errno not in _OF_THE_MACHINE:
-                raise
+                _our_fault(error)
             where = f"{error.filename}: " if error.filename else ""
             fail(CannotError(f"{where}{error.strerror}"))
+        except Exception as error:
+            _our_fault(error)
         if code:
             raise SystemExit(code)
 

@@ -324,7 +324,7 @@ def _enter(path: Path, index: _Index, scratch: Path, live: Live) -> ImageRecord:
     if _SOURCE in index.members:
         source = trees.source(scratch / _SOURCE, release, scratch / "source", live)
     if _SYSROOT in index.members:
-        sysroot = trees.sysroot(scratch / _SYSROOT, scratch / "sysroot", live)
+        sysroot = trees.sysroot(scratch / _SYSROOT, release, scratch / "sysroot", live)
     live("making keys of this machine's own")
     key = scratch / "id_ed25519"
     public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]

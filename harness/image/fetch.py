@@ -25,7 +25,8 @@ from harness.errors import CannotError, UsageError
 from harness.files import human_bytes, locked, require_room, sync, write_atomic
 from harness.image import network
 from harness.image.manifest import RemoteFile
-from harness.image.network import Broken, Limits, NothingMore
+from harness.image.network import Broken, Limits, NothingMore, patiently
+from harness.limits import LEAST_FREE_BYTES
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and the bytes there will be, None when nobody says."""
@@ -33,6 +34,9 @@ Progress = Callable[[int, int | None], None]
 LIMITS = Limits()
 _CHECKSUM_LIMIT_BYTES = 4 << 20
 _BREAKS_FORGIVEN = 3
+_LINE_CHARS = 8192
+_MOST_BYTES = 16 << 30
+_LOOK_BYTES = 64 << 20
 
 
 class FetchError(CannotError):
@@ -166,9 +170,13 @@ def _from_mirror(
         text = network.read_text(
             session, base + remote.checksums, limits, most_bytes=_CHECKSUM_LIMIT_BYTES
         )
-    found = next(
-        ((name, it) for name in remote.names if (it := published_digest(text, name, remote))), None
-    )
+    try:
+        found = next(
+            ((name, it) for name in remote.names if (it := published_digest(text, name, remote))),
+            None,
+        )
+    except ValueError as error:
+        raise FetchError(base + remote.checksums, str(error)) from error
     if found is None:
         raise FetchError(
             base + remote.checksums, f"it has no digest for {' or '.join(remote.names)}"
@@ -177,7 +185,7 @@ def _from_mirror(
     _compare(remote, url, target, published, noted)
     partial = target.with_name(f"{target.name}.partial")
     with _named(url), requests.Session() as session:
-        _download(session, url, partial, published, progress, limits)
+        _download(session, url, partial, published, progress, _most_bytes(remote), limits)
     digest = _digest(partial, remote.algorithm)
     if digest != published:
         partial.unlink()
@@ -236,21 +244,43 @@ def _named(url: str) -> Iterator[None]:
 
 
 def published_digest(text: str, file: str, remote: RemoteFile) -> str | None:
-    """The digest that a checksum file gives for `file`, or None.
+    """The digest that a checksum file gives for `file`, in lower case, or None.
 
-    Two kinds are understood: `SHA512 (file) = hex`, and the distribution sets' MANIFEST, whose
-    second column, after a tab, is SHA-256.
+    All forms are read that the common tools write: BSD's and openssl's `SHA512 (file) = hex`, GNU's
+    `hex  file` and `hex *file`, both also with GNU's backslash in front for odd names, and the
+    distribution sets' MANIFEST, whose second column, after a tab, is SHA-256.  A file with one
+    digest and nothing else is about the only file there is.  ValueError when two lines differ.
     """
-    digits = hashlib.new(remote.algorithm).digest_size * 2
-    name = re.escape(file)
-    for shape in (
-        rf"^{remote.algorithm.upper()} \({name}\) = ([0-9a-f]{{{digits}}})\s*$",
-        rf"^{name}\t([0-9a-f]{{{digits}}})(?:\t.*)?$",
-    ):
-        match = re.search(shape, text, re.MULTILINE)
-        if match:
-            return match[1]
-    return None
+    algorithm = remote.algorithm
+    digits = f"[0-9a-fA-F]{{{hashlib.new(algorithm).digest_size * 2}}}"
+    number = algorithm.removeprefix("sha")
+    shapes = [
+        re.compile(rf"(?i:SHA-?{number}|SHA2-{number}) ?\((?P<name>.+)\) ?= (?P<digest>{digits})"),
+        re.compile(rf"(?P<digest>{digits}) [ *?^U](?P<name>.+)"),
+        re.compile(rf"(?P<name>[^\t]+)\t(?P<digest>{digits})(?:\t.*)?"),
+    ]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if len(lines) == 1 and re.fullmatch(digits, lines[0].strip()):
+        return lines[0].strip().lower()
+    found = set()
+    for line in lines:
+        if len(line) > _LINE_CHARS:
+            continue
+        odd = line.startswith("\\")
+        for shape in shapes:
+            match = shape.fullmatch(line.removeprefix("\\").rstrip())
+            if match and _named_there(match["name"], odd).removeprefix("./") == file:
+                found.add(match["digest"].lower())
+    if len(found) > 1:
+        raise ValueError(f"it has two digests for {file}")
+    return found.pop() if found else None
+
+
+def _named_there(name: str, odd: bool) -> str:
+    """A name as a checksum file has it, with GNU's escapes undone."""
+    if not odd:
+        return name
+    return re.sub(r"\\(.)", lambda it: {"n": "\n", "r": "\r"}.get(it[1], it[1]), name)
 
 
 def _download(
@@ -259,6 +289,7 @@ def _download(
     partial: Path,
     published: str,
     progress: Progress,
+    most: int,
     limits: Limits,
 ) -> None:
     """Fill `partial`, going on where it ends.  What is there must be of the same published file."""
@@ -270,7 +301,7 @@ def _download(
     while True:
         have = partial.stat().st_size if partial.exists() else 0
         try:
-            _download_rest(session, url, partial, have, progress, limits)
+            patiently(lambda: _download_rest(session, url, partial, progress, most, limits), limits)
         except NothingMore as error:
             if error.total_bytes == have:
                 break  # an earlier run got all of it and ended before it could look
@@ -286,25 +317,41 @@ def _download(
     owner.unlink()
 
 
+def _most_bytes(remote: RemoteFile) -> int:
+    """How long the file may be: twice what the manifest says it is about, if it says anything."""
+    return 2 * remote.about_bytes if remote.about_bytes else _MOST_BYTES
+
+
 def _download_rest(
     session: requests.Session,
     url: str,
     partial: Path,
-    have: int,
     progress: Progress,
+    most: int,
     limits: Limits,
 ) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
     with network.get(session, url, limits, start=have) as response:
         if response.start == 0 and have:
             have = 0  # the server does not go on in the middle
         total = response.total_bytes
-        if total is not None:
-            require_room(partial.parent, max(0, total - have), f"fetching {partial.stem}")
+        if total is not None and total > most:
+            raise Broken(f"the server says {human_bytes(total)}, {human_bytes(most)} are the most")
+        require_room(partial.parent, max(0, (total or 0) - have), f"fetching {partial.stem}")
         with partial.open("r+b" if have else "wb") as stream:
             stream.seek(have)
             stream.truncate()
             progress(have, total)
             for chunk in response.chunks():
+                if have + len(chunk) > (most if total is None else total):
+                    stream.close()
+                    partial.unlink()
+                    raise Broken(f"it does not end after {human_bytes(have)}; nothing was kept")
+                if total is None and have % _LOOK_BYTES < len(chunk):
+                    # Nobody said how long it is: some room stays for everybody else.
+                    require_room(
+                        partial.parent, LEAST_FREE_BYTES, f"fetching more of {partial.stem}"
+                    )
                 try:
                     stream.write(chunk)
                 except OSError as error:

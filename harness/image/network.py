@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
+import os
+import random
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from urllib3 import exceptions as low
 
+T = TypeVar("T")
+
 _CHUNK_BYTES = 1 << 16
+_BUSY = (429, 500, 502, 503, 504)
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_DEEPEST = 20
 
 
 @dataclass(frozen=True)
 class Limits:
     """How long to wait: for a name or a connection, for an answer's next bytes.
 
-    A download that brings fewer than `least_bytes` within `stall_s` counts as stalled as well.
+    A download that brings fewer than `least_bytes` within `stall_s` counts as stalled as well, and
+    so does one that after `patience_s` came slower than `least_bytes_s` on the whole.  Where a
+    server is busy or hangs up before it answers, `tries` are made, the next after `pause_s` and
+    each later one after twice as long, or when the server says, if that is within `longest_s`.
     """
 
     connect_s: float = 5.0
     stall_s: float = 20.0
     least_bytes: int = 1024
+    patience_s: float = 60.0
+    least_bytes_s: int = 4096
+    tries: int = 4
+    pause_s: float = 1.0
+    longest_s: float = 60.0
 
 
 class Broken(Exception):
-    """A transfer failed; the text is the reason.  `midway`: an answer had begun to come."""
+    """A transfer failed; the text is the reason.  `midway`: an answer had begun to come.
 
-    def __init__(self, reason: str, *, midway: bool = False) -> None:
+    `busy`: the same may work in a moment, for instance after `wait_s`, if the server says so.
+    """
+
+    def __init__(
+        self, reason: str, *, midway: bool = False, busy: bool = False, wait_s: float = 0.0
+    ) -> None:
         super().__init__(reason)
         self.midway = midway
+        self.busy = busy
+        self.wait_s = wait_s
 
 
 class NothingMore(Broken):
@@ -69,6 +94,7 @@ class Answer:
         """The bytes as they come, never unpacked; Broken when they stop coming."""
         raw: urllib3.HTTPResponse = self._response.raw
         window_bytes, window_at = 0, time.monotonic()
+        all_bytes, began = 0, window_at
         while True:
             try:
                 chunk = raw.read1(_CHUNK_BYTES, decode_content=False)
@@ -78,7 +104,17 @@ class Answer:
                 return
             yield chunk
             window_bytes += len(chunk)
+            all_bytes += len(chunk)
             now = time.monotonic()
+            passed_s = now - began
+            if (
+                passed_s > self._limits.patience_s
+                and all_bytes < passed_s * self._limits.least_bytes_s
+            ):
+                raise Broken(
+                    f"too slow: {all_bytes} bytes in {passed_s:.0f} s, and at least "
+                    f"{self._limits.least_bytes_s} a second are asked for"
+                )
             if now - window_at > self._limits.stall_s:
                 if window_bytes < self._limits.least_bytes:
                     raise Broken(self._stalled(), midway=True)
@@ -104,8 +140,8 @@ def get(session: requests.Session, url: str, limits: Limits, *, start: int = 0) 
         response = session.get(
             url, headers=headers, stream=True, timeout=(limits.connect_s, limits.stall_s)
         )
-    except requests.RequestException as error:
-        raise Broken(_why(error, limits)) from error
+    except (requests.RequestException, low.HTTPError, OSError, ValueError) as error:
+        raise Broken(_why(error, limits), busy=_hung_up(error)) from error
     with response:
         hops = [*response.history, response]
         if url.startswith("https:") and any(not hop.url.startswith("https:") for hop in hops):
@@ -114,15 +150,39 @@ def get(session: requests.Session, url: str, limits: Limits, *, start: int = 0) 
             said = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
             raise NothingMore(int(said[1]) if said else None)
         if response.status_code not in (200, 206):
-            raise Broken(f"HTTP {response.status_code} {response.reason}".rstrip())
+            raise Broken(
+                f"HTTP {response.status_code} {response.reason}".rstrip(),
+                busy=response.status_code in _BUSY,
+                wait_s=_retry_after(response.headers.get("Retry-After", "")),
+            )
         answer = Answer(response, limits)
         if answer.start not in (0, start):
             raise Broken(f"asked for bytes from {start} on, the server sends from {answer.start}")
         yield answer
 
 
+def patiently(work: Callable[[], T], limits: Limits) -> T:
+    """What `work` gives, asked for again while the other side is busy; what it raises at last."""
+    for tried in itertools.count(1):
+        try:
+            return work()
+        except Broken as error:
+            if not error.busy or tried >= limits.tries:
+                raise
+            if error.wait_s > limits.longest_s:
+                raise Broken(f"{error}; it asks to come back in {error.wait_s:.0f} s") from error
+            pause_s = limits.pause_s * 2.0 ** (tried - 1)
+            # Not all who were turned away come back in the same moment.
+            time.sleep(max(error.wait_s, pause_s * random.uniform(0.75, 1.25)))  # noqa: S311
+    raise AssertionError("unreachable")
+
+
 def read_text(session: requests.Session, url: str, limits: Limits, *, most_bytes: int) -> str:
     """A short text file; Broken when it is longer than `most_bytes`."""
+    return patiently(lambda: _read_text(session, url, limits, most_bytes), limits)
+
+
+def _read_text(session: requests.Session, url: str, limits: Limits, most_bytes: int) -> str:
     data = bytearray()
     with get(session, url, limits) as answer:
         for chunk in answer.chunks():
@@ -156,8 +216,34 @@ def _resolve(session: requests.Session, url: str, limits: Limits) -> None:
         raise Broken(f"cannot find the host {host} ({failure[0]}); is there a network?")
 
 
-def _why(error: requests.RequestException, limits: Limits) -> str:
+def _hung_up(error: BaseException) -> bool:
+    """Whether a server that had taken the connection cut it before it answered."""
+    seen: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if seen is None:
+            break
+        if isinstance(seen, ConnectionResetError | http.client.RemoteDisconnected):
+            return True
+        if isinstance(seen, low.NewConnectionError):
+            return False
+        inner = next((it for it in seen.args if isinstance(it, BaseException)), None)
+        seen = inner or getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
+    return False
+
+
+def _retry_after(said: str) -> float:
+    """The seconds that a server asks to wait, 0 when it says nothing that can be read."""
+    try:
+        return float(max(0.0, urllib3.Retry().parse_retry_after(said))) if said else 0.0
+    except (low.HTTPError, ValueError, OverflowError):
+        return 0.0
+
+
+def _why(error: Exception, limits: Limits) -> str:
     """A requests error in a few words; the cause lies several exceptions deep."""
+    bundle = next((n for n in _BUNDLES if (p := os.environ.get(n)) and not os.path.exists(p)), None)
+    if bundle and not isinstance(error, requests.RequestException):
+        return f"{bundle}={os.environ[bundle]}: there is no such file; correct or unset it"
     if isinstance(error, requests.ConnectTimeout):
         return f"no answer within {limits.connect_s:.0f} s"
     if isinstance(error, requests.ReadTimeout):

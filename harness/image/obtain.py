@@ -55,11 +55,16 @@ def import_files(
         looked_at = disks.examine(disk) if disk else None
         source = trees.source(brought.src, release, home / "source", live) if brought.src else None
         sysroot = (
-            trees.sysroot(brought.sysroot, home / "sysroot", live) if brought.sysroot else None
+            trees.sysroot(brought.sysroot, release, home / "sysroot", live)
+            if brought.sysroot
+            else None
         )
         store.set_trees(release, Trees(source, sysroot))
         if looked_at is None or brought.disk is None:
             return store.find(release) if store.has_record(release) else None
+        if not store.has_record(release):
+            # Before the digest is taken: of a large disk that alone takes minutes.
+            require_room(home, looked_at.size_bytes, f"preparing {looked_at.path.name}")
         known = manifest.find(release)
         imported = Imported(
             release=release,

@@ -6,6 +6,7 @@ Each is a folder of the user's, referenced where it is and never written to, or 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from harness.image import unpack
 SYSROOT_PARTS = ("usr/include", "usr/lib", "lib")
 
 _ARCHIVES = (".txz", ".tar.xz", ".tgz", ".tar.gz", ".tar")
+_PER_MAJOR = 100_000
 _SOURCE_MARK = "sys/sys/param.h"
 _SYSROOT_MARKS = ("usr/include/sys/param.h", "usr/lib/libc.so")
 
@@ -52,17 +54,17 @@ def source(given: Path, release: str, folder: Path, live: Callable[[str], None])
     return folder / below
 
 
-def sysroot(given: Path, folder: Path, live: Callable[[str], None]) -> Path:
+def sysroot(given: Path, release: str, folder: Path, live: Callable[[str], None]) -> Path:
     """The sysroot in `given`, a folder or an archive of which headers and libraries are taken.
 
-    UsageError when it has no FreeBSD headers and libraries.
+    UsageError when it has no FreeBSD headers and libraries, or those of another major release.
     """
     if not _is_archive(given):
-        check_sysroot(given, given)
+        check_sysroot(given, release, given)
         return given.absolute()
     with atomic_dir(folder) as temporary:
         unpack.unpack(given, temporary, live, only=SYSROOT_PARTS)
-        check_sysroot(temporary, given)
+        check_sysroot(temporary, release, given)
     return folder
 
 
@@ -77,10 +79,10 @@ def version(root: Path) -> Version:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     revision = re.search(r'^REVISION="([^"]+)"', text, re.MULTILINE)
     branch = re.search(r'^BRANCH="?([^"\n]+)"?', text, re.MULTILINE)
-    number = re.search(r"^#define\s+__FreeBSD_version\s+(\d+)", defined, re.MULTILINE)
-    if not revision or not number:
+    number = _osversion(defined)
+    if not revision or number is None:
         raise UsageError(f"{named if not revision else param}: it does not say which FreeBSD it is")
-    return Version(revision[1], branch[1] if branch else "", int(number[1]))
+    return Version(revision[1], branch[1] if branch else "", number)
 
 
 def check_release(root: Path, release: str, given: Path | None = None) -> None:
@@ -112,11 +114,41 @@ def _source_root(folder: Path) -> Path | None:
     return next((path for path in candidates if (path / _SOURCE_MARK).is_file()), None)
 
 
-def check_sysroot(root: Path, given: Path | None = None) -> None:
-    """UsageError unless FreeBSD's headers and libraries are in it; `given` is what was named."""
+def check_sysroot(root: Path, release: str = "", given: Path | None = None) -> None:
+    """UsageError unless FreeBSD's headers and libraries are in it; `given` is what was named.
+
+    They have to be of the major release of `release`, if one is given.
+    """
     for mark in _SYSROOT_MARKS:
         if not (root / mark).is_file():
             raise UsageError(
                 f"{given or root}: no sysroot ({mark} is not in it); give base.txz, or a folder "
                 f"with {', '.join(SYSROOT_PARTS)} of the release"
             )
+    major = release.partition(".")[0]
+    if not major:
+        return
+    number = _osversion((root / _SYSROOT_MARKS[0]).read_text(errors="replace"))
+    if number is None:
+        raise UsageError(
+            f"{given or root}: {_SYSROOT_MARKS[0]} does not say which FreeBSD it is of; give "
+            "base.txz of the release"
+        )
+    require_same_major(root, int(major) * _PER_MAJOR, given)
+
+
+def require_same_major(root: Path, osversion: int, given: Path | None = None) -> None:
+    """UsageError when a sysroot is of another major release than a source of `osversion`."""
+    with contextlib.suppress(OSError):
+        number = _osversion((root / _SYSROOT_MARKS[0]).read_text(errors="replace"))
+        if number is not None and number // _PER_MAJOR != osversion // _PER_MAJOR:
+            raise UsageError(
+                f"{given or root}: this sysroot is of FreeBSD {number // _PER_MAJOR} ({number}), "
+                f"and the source is of FreeBSD {osversion // _PER_MAJOR}; what is built against it "
+                "would not fit the guest; give the base.txz of the source's release"
+            )
+
+
+def _osversion(text: str) -> int | None:
+    number = re.search(r"^#define\s+__FreeBSD_version\s+(\d{6,8})\b", text, re.MULTILINE)
+    return int(number[1]) if number else None

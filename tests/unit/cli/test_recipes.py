@@ -304,7 +304,7 @@ def test_a_summary_cannot_be_left_from_within(tmp_path: Path) -> None:
     token = re.fullmatch(r"::stop-commands::([0-9a-f]{32})", said[0])
     assert token is not None
     assert said[-1] == f"::{token[1]}::"
-    assert said[1:-2] == evil.splitlines()
+    assert said[1:-1] == evil.splitlines()
     written = summary.read_text().splitlines()
     assert written[0] == ""
     assert [line.removeprefix("    ") for line in written[1:]] == evil.splitlines()

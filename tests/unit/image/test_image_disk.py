@@ -89,8 +89,7 @@ def test_zfs_alone_is_refused_by_its_partition(tmp_path: Path) -> None:
 
 def test_qcow2_that_cannot_stand_alone(tmp_path: Path) -> None:
     path = tmp_path / "q"
-    assert "a backing file" in refused(qcow2(path, backing=512))
-    assert f"qemu-img convert -O qcow2 {path} whole.qcow2" in refused(qcow2(path, features=4))
+    assert "its data lie in another file" in refused(qcow2(path, features=4))
     assert "encrypted" in refused(qcow2(path, crypt=2))
     assert "not closed properly" in refused(qcow2(path, features=1))
     assert "version 9" in refused(qcow2(path, version=9))
@@ -113,6 +112,99 @@ def test_other_kinds_get_their_command(tmp_path: Path, head: bytes, said: str) -
     path = tmp_path / "disk"
     path.write_bytes(head.ljust(MIB, b"\0"))
     assert said in refused(path)
+
+
+@pytest.mark.parametrize("name", ["/etc/shadow", "json:{}", "\x1b[31mx\ny", "x" * 1000, ""])
+def test_a_backing_file_is_named_and_never_copied(tmp_path: Path, name: str) -> None:
+    """A remedy that flattens the disk would put any file of this machine into the image."""
+    path = qcow2(tmp_path / "q")
+    data = bytearray(path.read_bytes())
+    data[8:20] = struct.pack(">QI", 512, len(name))
+    data[512 : 512 + len(name)] = name.encode()
+    path.write_bytes(data)
+    said = refused(path)
+    assert repr(name[:200])[1:-1] in said
+    assert "convert" not in said
+    assert said.isprintable()
+    assert len(said) < 700
+    path.write_bytes(bytes(data[:8]) + struct.pack(">QI", 1 << 60, 11) + bytes(data[20:]))
+    assert "whose name is not in it" in refused(path)
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero"):
+        assert "no plain file" in refused(tmp_path / name)
+        with pytest.raises(UsageError, match="no plain file"):
+            disk.is_xz(tmp_path / name)
+
+
+def gpt(path: Path, size: int, *, last: int | None = None, copy_at: int | None = None) -> Path:
+    raw(path, size, gpt=True)
+    with path.open("r+b") as stream:
+        stream.seek(512 + 32)
+        stream.write(struct.pack("<Q", size // 512 - 1 if copy_at is None else copy_at))
+        stream.seek(1024)
+        kind = uuid.UUID("516e7cb6-6ecf-11d6-8ff8-00022d09712b").bytes_le
+        stream.write(kind + bytes(16) + struct.pack("<QQ", 64, last or size // 512 - 40))
+    return path
+
+
+def test_a_disk_cut_short_is_known_by_its_tables(tmp_path: Path) -> None:
+    assert disk.examine(gpt(tmp_path / "whole", 4 * MIB)).size_bytes == 4 * MIB
+    # One that was copied to something larger is good: a guest grows into it.
+    assert disk.examine(gpt(tmp_path / "grown", 4 * MIB, copy_at=2 * MIB // 512 - 1, last=900))
+    assert "cut short: its partition table speaks of 8.0 MiB, the file has 4.0 MiB" in refused(
+        gpt(tmp_path / "a", 4 * MIB, copy_at=8 * MIB // 512 - 1)
+    )
+    assert "cut short" in refused(gpt(tmp_path / "b", 4 * MIB, last=8 * MIB // 512 - 1))
+    path = raw(tmp_path / "mbr", 4 * MIB)
+    for kind, count, good in ((0xA5, 4096, True), (0xA5, 9000, False), (0xEE, 9000, True)):
+        with path.open("r+b") as stream:
+            stream.seek(446)
+            stream.write(struct.pack("<BxxxBxxxII", 0x80, kind, 63, count))
+        if good:
+            assert disk.examine(path)
+        else:
+            assert "cut short" in refused(path)
+
+
+def test_a_cd_that_boots_from_a_stick_too(tmp_path: Path) -> None:
+    """It has both partition tables, and is a CD all the same."""
+    path = raw(tmp_path / "disc1.iso", 16 * MIB, gpt=True)
+    with path.open("r+b") as stream:
+        stream.seek(0x8000)
+        stream.write(b"\x01CD001\x01")
+    assert "it is a CD image" in refused(path)
+
+
+def test_a_disk_larger_than_any(tmp_path: Path) -> None:
+    assert "more than any disk" in refused(raw(tmp_path / "d", 8 << 40))
+
+
+def test_xz_with_padding_is_whole_and_garbage_is_refused(tmp_path: Path) -> None:
+    """As xz -d has it, of which half was unpacked without a word."""
+    content = os.urandom(2 * MIB)
+    packed, target = tmp_path / "disk.raw.xz", tmp_path / "disk.raw"
+    halves = [lzma.compress(content[:MIB]), lzma.compress(content[MIB:])]
+    packed.write_bytes(halves[0] + bytes(8) + halves[1] + bytes(4))
+    disk.decompress(packed, target, lambda _line: None)
+    assert target.read_bytes() == content
+    for tail in (b"garbage!", bytes(3), halves[1][:-20], b"\xfd7zXZ"):
+        target.unlink(missing_ok=True)
+        packed.write_bytes(halves[0] + bytes(8) + tail)
+        with pytest.raises(CannotError, match="damaged or cut short"):
+            disk.decompress(packed, target, lambda _line: None)
+        assert not target.exists()
+
+
+def test_xz_longer_than_it_may_be(tmp_path: Path) -> None:
+    packed, target = tmp_path / "disk.raw.xz", tmp_path / "disk.raw"
+    packed.write_bytes(lzma.compress(bytes(8 * MIB)))
+    with pytest.raises(CannotError, match="it unpacks to more than"):
+        disk.decompress(packed, target, lambda _line: None, MIB)
+    assert not target.exists()
 
 
 def test_xz_is_unpacked_sparse_and_whole(tmp_path: Path) -> None:

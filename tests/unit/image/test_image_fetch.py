@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import badserver
 import pytest
 import requests
 from badserver import BadServer, Handler
+from urllib3.exceptions import LocationParseError
 
 from harness.errors import CannotError, UsageError
 from harness.image import fetch as fetching
@@ -25,7 +30,7 @@ DIGEST = hashlib.sha512(CONTENT).hexdigest()
 FILE = "/rel/disk.raw.xz"
 CHECKSUMS = "/rel/CHECKSUM.SHA512"
 REMOTE = RemoteFile("rel/", "disk.raw.xz", "CHECKSUM.SHA512", "sha512")
-QUICK = Limits(connect_s=2.0, stall_s=0.4, least_bytes=1024)
+QUICK = Limits(connect_s=2.0, stall_s=0.4, least_bytes=1024, pause_s=0.01)
 
 
 @pytest.fixture
@@ -366,3 +371,190 @@ def test_the_distribution_sets_manifest() -> None:
     )
     assert fetching.published_digest(text, "src.txz", remote) == digest
     assert fetching.published_digest(text.replace("\t", " "), "src.txz", remote) is None
+
+
+NAME = "disk.raw.xz"
+FORMS = {
+    "BSD": f"SHA512 ({NAME}) = {DIGEST}\n",
+    "BSD in capitals": f"SHA512 ({NAME}) = {DIGEST.upper()}\n",
+    "GNU": f"{DIGEST}  {NAME}\n",
+    "GNU binary": f"{DIGEST} *{NAME}\n",
+    "GNU escaped": f"\\{DIGEST}  {NAME}\n",
+    "GNU tag": f"SHA512 ({NAME}) = {DIGEST}",
+    "GNU folder": f"{DIGEST}  ./{NAME}\n",
+    "openssl": f"SHA512({NAME})= {DIGEST}\n",
+    "openssl 3": f"SHA2-512({NAME})= {DIGEST}\n",
+    "CRLF": f"SHA512 ({NAME}) = {DIGEST}\r\n",
+    "bare": f"{DIGEST}\n",
+    "among others": f"# sums\n{'0' * 128}  other\n\n{DIGEST}  {NAME}\n{'1' * 128} *{NAME}.sig\n",
+    "twice the same": f"{DIGEST}  {NAME}\nSHA512 ({NAME}) = {DIGEST}\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checksum_files_in_every_form(server: BadServer, tmp_path: Path, form: str) -> None:
+    server.files[CHECKSUMS] = FORMS[form].encode()
+    assert get(server, tmp_path).digest == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{DIGEST}  {NAME}\n{'0' * 128}  {NAME}\n", "two digests for"),
+        (f"{DIGEST}  other/{NAME}\n", "no digest for"),
+        (f"{DIGEST[:64]}  {NAME}\n", "no digest for"),
+        (f"SHA256 ({NAME}) = {DIGEST}\n", "no digest for"),
+        (f"{DIGEST}\n{'0' * 128}\n", "no digest for"),
+        (f"x SHA512 ({NAME}) = {DIGEST}\n", "no digest for"),
+        ("SHA512 (" * 200_000, "no digest for"),
+        ("\\" * 100_000 + f"  {NAME}", "no digest for"),
+    ],
+)
+def test_what_is_no_digest_of_the_file(
+    server: BadServer, tmp_path: Path, text: str, said: str
+) -> None:
+    server.files[CHECKSUMS] = text.encode()
+    assert said in refused(server, tmp_path)
+
+
+def test_escaped_names() -> None:
+    text = f"\\{DIGEST}  a\\\\b\\nc\n"
+    assert fetching.published_digest(text, "a\\b\nc", REMOTE) == DIGEST
+    assert fetching.published_digest(text, "a\\\\b\\nc", REMOTE) is None
+
+
+PATIENT = replace(QUICK, stall_s=10.0)
+
+
+def busy(status: int, headers: dict[str, str], times: int = 1) -> Callable[[Handler], None]:
+    def trick(handler: Handler) -> None:
+        asked = [path for path, _ in handler.bad.asked if path == handler.path]
+        if len(asked) <= times:
+            handler.head(status, {**headers, "Content-Length": "0"})
+        else:
+            handler.honest()
+
+    return trick
+
+
+def reset(handler: Handler) -> None:
+    """Cut the first connection before any answer."""
+    if [path for path, _ in handler.bad.asked].count(handler.path) == 1:
+        linger = struct.pack("ii", 1, 0)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        handler.connection.close()
+    else:
+        handler.honest()
+
+
+@pytest.mark.parametrize("path", [CHECKSUMS, FILE])
+@pytest.mark.parametrize(
+    "trick",
+    [
+        busy(503, {}),
+        busy(503, {}, times=3),
+        busy(429, {"Retry-After": "0"}),
+        busy(502, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        busy(503, {"Retry-After": "nonsense"}),
+        reset,
+    ],
+)
+def test_a_busy_server_is_asked_again(
+    server: BadServer, tmp_path: Path, path: str, trick: Callable[[Handler], None]
+) -> None:
+    server.tricks[path] = trick
+    got = fetch(REMOTE, (server.address,), tmp_path, limits=PATIENT)
+    assert got.path.read_bytes() == CONTENT
+
+
+def test_a_server_that_stays_busy_is_given_up(server: BadServer, tmp_path: Path) -> None:
+    server.tricks[FILE] = busy(503, {}, times=99)
+    with pytest.raises(FetchError, match="HTTP 503"):
+        fetch(REMOTE, (server.address,), tmp_path, limits=PATIENT)
+    assert [path for path, _ in server.asked].count(FILE) == PATIENT.tries
+    # What is plainly not there is asked for once, and a day is not waited for.
+    server.asked.clear()
+    server.tricks[FILE] = busy(404, {}, times=99)
+    with pytest.raises(FetchError, match="HTTP 404"):
+        fetch(REMOTE, (server.address,), tmp_path, limits=PATIENT)
+    server.tricks[FILE] = busy(503, {"Retry-After": "3600"}, times=99)
+    with pytest.raises(FetchError, match="asks to come back in 3600 s"):
+        fetch(REMOTE, (server.address,), tmp_path, limits=PATIENT)
+    assert [path for path, _ in server.asked].count(FILE) == 2
+
+
+def test_retry_after_is_waited_for(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("harness.image.network.time.sleep", slept.append)
+    server.tricks[CHECKSUMS] = busy(429, {"Retry-After": "7"})
+    fetch(REMOTE, (server.address,), tmp_path, limits=PATIENT)
+    assert [s for s in slept if s > 1] == [7.0]
+
+
+def endless(handler: Handler) -> None:
+    """A body without a length and without an end."""
+    handler.head(200, {})
+    with contextlib.suppress(OSError):
+        while not handler.bad.over.is_set():
+            handler.body(bytes(1 << 20))
+
+
+def test_a_body_without_end_is_not_kept(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.tricks[FILE] = endless
+    told = replace(REMOTE, about_bytes=4 << 20)
+    assert "does not end after" in refused(server, tmp_path, told)
+    assert not list(tmp_path.glob("*.partial"))
+    # Where nobody knows how long it is, some room on the disk stays.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=100 << 20))
+    with pytest.raises(CannotError, match=r"fetching more of .* needs 512"):
+        get(server, tmp_path)
+
+
+def test_a_length_that_no_such_file_has(server: BadServer, tmp_path: Path) -> None:
+    server.tricks[FILE] = lambda handler: handler.head(200, {"Content-Length": str(10**17)})
+    assert "are the most" in refused(server, tmp_path)
+
+
+@pytest.mark.parametrize("path", [CHECKSUMS, FILE])
+def test_a_trickle_is_not_waited_for_without_end(
+    server: BadServer, tmp_path: Path, path: str
+) -> None:
+    """Just enough to be no stall, and for ever."""
+
+    def trickle(handler: Handler) -> None:
+        handler.head(200, {})
+        with contextlib.suppress(OSError):
+            while not handler.bad.over.wait(0.05):
+                handler.body(b"x" * 200)
+
+    server.tricks[path] = trickle
+    limits = replace(QUICK, least_bytes=10, patience_s=0.5, least_bytes_s=100_000)
+    with pytest.raises(FetchError, match="too slow: "):
+        fetch(REMOTE, (server.address,), tmp_path, limits=limits)
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for other in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "/no/such/file")
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(FetchError, match=f"{name}=/no/such/file: there is no such file"):
+        fetch(REMOTE, ("https://127.0.0.1:9/",), tmp_path, limits=QUICK)
+
+
+@pytest.mark.parametrize("error", [OSError("odd"), ValueError("odd"), LocationParseError("odd")])
+def test_whatever_a_library_raises_is_a_line(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_args: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(requests.Session, "get", broken)
+    assert "odd" in refused(server, tmp_path)

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import badserver
 import pytest
@@ -90,7 +91,7 @@ def make_source(top: Path, revision: str = "15.1") -> Path:
 def make_sysroot(top: Path) -> Path:
     for name in ("usr/include/sys/param.h", "usr/lib/libc.so", "lib/libc.so.7", "bin/sh"):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).write_text("x")
+        (top / name).write_text(PARAM if name.endswith("param.h") else "x")
     return top
 
 
@@ -493,3 +494,36 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(CannotError, match="--offline"):
         obtain.fetch_official("15.1", offline=True)
     assert store.find("15.1") == record
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("param", "said"),
+    [
+        ("#define __FreeBSD_version 1402000\n", r"this sysroot is of FreeBSD 14 \(1402000\)"),
+        ("x", "does not say which FreeBSD it is of"),
+    ],
+)
+def test_a_sysroot_of_another_major_release(
+    tmp_path: Path, param: str, said: str, packed: bool
+) -> None:
+    tree = make_sysroot(tmp_path / "r")
+    (tree / "usr/include/sys/param.h").write_text(param)
+    given = pack(tmp_path / "base.txz", tree, ".") if packed else tree
+    with pytest.raises(UsageError, match=said) as caught:
+        bring(Files(sysroot=given))
+    assert str(given) in caught.value.message
+    assert store.trees("15.1").sysroot is None
+
+
+def test_room_is_asked_for_before_a_digest_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse disk of a TiB costs nothing to make, and hours to read."""
+    path = make_disk(tmp_path / "d")
+    with path.open("r+b") as stream:
+        stream.truncate(1 << 40)
+    monkeypatch.setattr(obtain, "_digest", lambda *_args: pytest.fail("it was read"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 30))
+    with pytest.raises(CannotError, match=r"preparing d needs 1024\.0 GiB"):
+        bring(Files(disk=path))
