@@ -121,16 +121,27 @@ def patch_refresh(
 @task(
     name="export",
     iterable=["series"],
-    help={**SERIES_HELP, "out": "the file to write (default: TOPIC-RELEASE.mbox)"},
+    help={
+        **SERIES_HELP,
+        "out": "the file to write (default: TOPIC-RELEASE.mbox)",
+        "author": 'who sends it, "Name <mail>", where the patches have a placeholder',
+        "signoff": "add that person's Signed-off-by to every patch",
+    },
 )
 @run_task
 def patch_export(
-    _context: Context, series: list[str], release: str = "", topic: str = "", out: str = ""
+    _context: Context,
+    series: list[str],
+    release: str = "",
+    topic: str = "",
+    out: str = "",
+    author: str = "",
+    signoff: bool = False,
 ) -> int:
     """Write a series as one mbox, ready for git am or a review tool."""
     from harness.cli import patch_commands
 
-    return patch_commands.export(series, topic, release, out)
+    return patch_commands.export(series, topic, release, out, author, signoff)
 
 
 @task(

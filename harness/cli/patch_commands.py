@@ -13,7 +13,7 @@ from harness.machine.models import Backend
 from harness.series import apply as treeapply
 from harness.series import check as series_check
 from harness.series import commits as series_commits
-from harness.series import load, mailbox, refresh
+from harness.series import load, mailbox, refresh, sender
 from harness.series.load import Series
 
 DEFAULT_RELEASE = "15.1"
@@ -193,12 +193,20 @@ def commits(repo: str, base: str, out: str) -> int:
     return EXIT_OK
 
 
-def export(series: Sequence[str], topic: str, release: str, out: str) -> int:
-    """Write a series as one mbox."""
+def export(
+    series: Sequence[str],
+    topic: str,
+    release: str,
+    out: str,
+    author: str = "",
+    signoff: bool = False,
+) -> int:
+    """Write a series as one mbox, from `author` where the patches have a placeholder."""
+    sent_by = sender.parse(author, signoff)
     release = release or DEFAULT_RELEASE
     loaded = load.load_series(where(series, topic), release)
     target = Path(out or f"{loaded.topic}-{loaded.release}.mbox")
-    mailbox.export(loaded, target)
+    mailbox.export(loaded, target, sent_by)
     progress.say(f"{target}: {len(loaded.patches)} patches, for git am")
     return EXIT_OK
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from harness import files
 from harness.errors import PatchError
+from harness.series import sender as senders
 from harness.series.load import Patch, Series
+from harness.series.sender import Sender
 
 _MBOX_FROM = re.compile(rb"\AFrom [0-9a-f]{7,64} .*\r?\n")
 _SUBJECT = re.compile(rb"^Subject:[ \t]*(\[[^\]\n]*PATCH[^\]\n]*\][ \t]*)?", re.M | re.I)
@@ -18,11 +20,12 @@ _MISTAKEN = re.compile(
 )
 
 
-def export(series: Series, target: Path) -> None:
+def export(series: Series, target: Path, sender: Sender | None = None) -> None:
     """Write the series to `target` as one mbox for `git am`, numbered [PATCH n/m].
 
-    PatchError for a patch without author and subject, which `git am` would refuse, and for one that
-    the series takes back.
+    `sender` takes the place of placeholders.  PatchError for a patch without author and subject,
+    which `git am` would refuse, for one whose author is a placeholder with no sender to take its
+    place, and for one that the series takes back.
     """
     parts = []
     total = len(series.patches)
@@ -37,7 +40,14 @@ def export(series: Series, target: Path) -> None:
                 f"{patch.name}: it has no From: and Subject: lines, so git am cannot take it; "
                 "make it with git format-patch"
             )
+        if sender is None and senders.is_placeholder(patch.author):
+            raise PatchError(
+                f"{patch.name}: its author, {patch.author}, is a placeholder; say who sends it: "
+                '--author "Name <mail>" --signoff'
+            )
         data = _MBOX_FROM.sub(b"", patch.data) if patch.plain else _written(patch)
+        if sender is not None:
+            data = senders.put(data, patch.author, sender)
         tag = f"{number}/{total}" if total > 1 else ""
         data = _SUBJECT.sub(f"Subject: {f'[PATCH {tag}'.strip()}] ".encode(), data, count=1)
         parts.append(b"From %s Mon Sep 17 00:00:00 2001\n" % (b"0" * 40) + data.rstrip() + b"\n\n")

@@ -1,0 +1,82 @@
+"""Who sends a patch: a person's name and address in place of the project's placeholder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+
+_SENDER = re.compile(r"([^<>\n@\"]*[^<>\n@\"\s])\s*<([^<>\s@]+@[^<>\s@]+\.[^<>\s@.]+)>\Z")
+# Where nobody reads mail: names that are reserved (RFC 2606), and hosts of mere labels.
+_NOBODY = re.compile(r"@(.*\.)?(example|invalid|noreply\..*)\Z", re.I)
+_FROM = re.compile(rb"^From:.*(\n[ \t].*)*", re.M)
+_ADDRESS = re.compile(r"<([^<>]*)>")
+_SIGN_OFF = re.compile(r"^Signed-off-by:\s*(.*)\n?", re.M | re.I)
+_END = b"\n---\n"
+
+
+@dataclass(frozen=True)
+class Sender:
+    """A person who owns what is sent, and signs it off or not."""
+
+    name: str
+    address: str
+    signs_off: bool
+
+    @property
+    def mailbox(self) -> str:
+        """As mail headers and sign-offs have it."""
+        return f"{self.name} <{self.address}>"
+
+
+def parse(author: str, signs_off: bool) -> Sender | None:
+    """The sender of `--author "Name <mail>"`; None without one.
+
+    UsageError: no name and address, an address nobody reads, a sign-off without an author.
+    """
+    if not author:
+        if signs_off:
+            raise UsageError('--signoff: whose? Give --author "Name <mail>" with it')
+        return None
+    found = _SENDER.match(author.strip())
+    if found is None:
+        raise UsageError(f'--author {author!r}: give it as "Name <mail@host>"')
+    if is_placeholder(author):
+        raise UsageError(f"--author {author!r}: nobody reads mail there; give your own address")
+    return Sender(found[1], found[2], signs_off)
+
+
+def is_placeholder(author: str) -> bool:
+    """Whether the address in `author` ("Name <mail>") is one that nobody reads mail at."""
+    found = _ADDRESS.search(author)
+    return found is not None and _NOBODY.search(found[1]) is not None
+
+
+def put(data: bytes, author: str, sender: Sender) -> bytes:
+    """The mail `data` as `sender` sends it.
+
+    Its author becomes the sender where it was a placeholder; the author of somebody else's patch
+    stays.  A placeholder's sign-off goes, and the sender's comes if the sender signs off.
+    """
+    head, blank, rest = data.partition(b"\n\n")
+    if is_placeholder(author):
+        head = _FROM.sub(b"From: " + _escaped(sender.mailbox), head, count=1)
+    body, end, diff = rest.partition(_END)
+    text = body.decode("utf-8", "surrogateescape")
+    text = _SIGN_OFF.sub(lambda it: "" if is_placeholder(it[1]) else it[0], text).rstrip()
+    signed = [it.strip().lower() for it in _SIGN_OFF.findall(text)]
+    if sender.signs_off and sender.mailbox.lower() not in signed:
+        text += f"{'' if signed and text.endswith(_last(text)) else chr(10)}\nSigned-off-by: "
+        text += sender.mailbox
+    return head + blank + text.encode("utf-8", "surrogateescape") + end + diff
+
+
+def _escaped(mailbox: str) -> bytes:
+    return mailbox.encode("utf-8").replace(b"\\", b"\\\\")
+
+
+def _last(text: str) -> str:
+    """The last line, if it is a sign-off; else what no text ends with."""
+    line = text.rsplit("\n", 1)[-1]
+    return line if _SIGN_OFF.match(line) else "\0"
