@@ -124,6 +124,7 @@ def build(
     maker: Maker = targets.make_all,
     in_guest: GuestBuilder | None = None,
     sandboxed: bool | None = None,
+    coverage: bool = False,
 ) -> Build:
     """Build what a series makes of `source`, or find that it is built already (`cached`).
 
@@ -132,7 +133,7 @@ def build(
     `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module by FreeBSD's
     own compiler; then a machine without one can build, the module alone.  `sandboxed` False runs
     the makes on this machine as they are, for patches that are trusted (default:
-    `sandbox.wanted()`).
+    `sandbox.wanted()`).  `coverage` builds a module that counts which of its lines ran.
 
     Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
     that does not apply, code that does not compile; names the log).
@@ -167,6 +168,7 @@ def build(
         json.dumps([config.name, config.options]),
         toolchain.identity,
         "sandboxed" if sandboxed else "not sandboxed",
+        "coverage" if coverage else "plain",
     )[:32]
     target = root / key
     with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
@@ -180,7 +182,17 @@ def build(
         if fence is None:
             sandbox.require_plain(root, "the cache's path")
         job = _Job(
-            tree, sysroot, sysroot_is, series, release, config, toolchain, progress, key, fence
+            tree,
+            sysroot,
+            sysroot_is,
+            series,
+            release,
+            config,
+            toolchain,
+            progress,
+            key,
+            fence,
+            coverage,
         )
         built = _make(job, target, maker)
     _prune(root, key)
@@ -199,6 +211,7 @@ class _Job:
     progress: Progress
     key: str
     fence: str | None
+    coverage: bool
 
 
 def _make(job: _Job, target: Path, maker: Maker) -> Build:
@@ -225,6 +238,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                     job.series,
                     launcher,
                     fence,
+                    job.coverage,
                 )
             )
             build_id = read_build_id(made.module)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -280,23 +280,33 @@ class Reads:
 
 
 def reads(
-    tree: SourceTree, series: Series, planted: Path, objects: Path, sandbox: Sandbox | None = None
+    tree: SourceTree,
+    series: Series,
+    planted: Path,
+    objects: Path,
+    sandbox: Sandbox | None = None,
+    copies: Mapping[Path, str] | None = None,
 ) -> Reads:
     """Which touched sources the compilers read, after the .depend files below `objects`.
 
-    `sandbox` is the one that the compilers ran in.  A link to a whole folder could make a compiler
-    read an unpatched file, when a header there includes "../x.h"; a module made half of unpatched
-    source proves nothing.  A file that the series removes counts as read.
+    `sandbox` is the one that the compilers ran in, `copies` says of which files there are copies.
+    A link to a whole folder could make a compiler read an unpatched file, when a header there
+    includes "../x.h"; a module made half of unpatched source proves nothing.  A file that the
+    series removes counts as read.
     """
     places = {}
     for path in series.touched:
         places[os.path.realpath(planted / path)] = (path, True)
         places.setdefault(os.path.realpath(tree.path / path), (path, False))
+    places |= {os.path.realpath(copy): (path, True) for copy, path in (copies or {}).items()}
     found: set[tuple[str, bool]] = set()
     for listing in _listings(objects):
-        for word in listing.read_text(errors="replace").split():
-            name = sandbox.outside(word) if sandbox else word
-            if "/" in word and (place := places.get(os.path.realpath(listing.parent / name))):
+        for word in set(listing.read_text(errors="replace").split()):
+            name = os.path.realpath(listing.parent / (sandbox.outside(word) if sandbox else word))
+            if sandbox:
+                # A link that make laid ("machine") leads to a name that is one inside.
+                name = os.path.realpath(sandbox.outside(name))
+            if "/" in word and (place := places.get(name)):
                 found.add(place)
     unpatched = {path for path, ours in found if not ours}
     gone = {path for path in series.touched if not (planted / path).is_file()}

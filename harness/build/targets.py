@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.build import bmake, kernconf, linktree, parts, workdir
+from harness.build import bmake, coverage, kernconf, linktree, parts, workdir
 from harness.build.bmake import Make, Progress, Toolchain
 from harness.build.ccache import NONE, Ccache
 from harness.build.parts import PARTS
@@ -61,6 +61,7 @@ class Job:
     series: Series | None
     ccache: Ccache = NONE
     sandbox: Sandbox = field(default_factory=lambda: Sandbox(None, Path()))
+    coverage: bool = False
 
     @property
     def source(self) -> Path:
@@ -181,7 +182,13 @@ def untested_files(
     """
     if not job.series:
         return ()
-    reads = linktree.reads(job.tree, job.series, job.source, job.objects, job.sandbox)
+    copies = {
+        job.work / "include" / installed / path.rpartition("/")[2]: path
+        for path in job.series.touched
+        for installed, folder in _HEADERS
+        if path.rpartition("/")[0] == folder
+    }
+    reads = linktree.reads(job.tree, job.series, job.source, job.objects, job.sandbox, copies)
     if reads.unpatched:
         stale = ", ".join(reads.unpatched)
         raise PatchError(f"the build read {stale} unpatched; this is a fault of the workbench")
@@ -263,6 +270,7 @@ def _module(job: Job) -> tuple[Path, Path, int]:
     kernconf.write_headers(job.config, options)
     clang = job.toolchain.tool("clang")
     compiler = [*job.ccache.launcher, clang, f"--target={job.tree.target}", *_path_maps(job)]
+    compiler += coverage.FLAGS if job.coverage else ()
     make = Make(
         "vmm.ko",
         job.source / folder,
@@ -282,16 +290,35 @@ def _module(job: Job) -> tuple[Path, Path, int]:
     )
     warnings = _run(job, make)
     symbols = _taken(job, folder, "vmm.ko", "vmm.ko").rename(job.made / SYMBOLS)
-    stripped = job.objects / "vmm.ko.stripped"
+    sections: tuple[str, ...] = ()
+    if job.coverage:
+        symbols = _with_counters(job, symbols)
+        sections = coverage.NOT_LOADED
     command = [job.toolchain.tool("llvm-objcopy"), "--strip-debug"]
-    command += [job.inside(symbols), job.inside(stripped)]
-    done = job.sandbox.run(command, job.work, Deadline.after(_TOOL_LIMIT_S))
+    command += [f"--remove-section={name}" for name in sections]
+    return _tool(job, command, symbols, "vmm.ko"), symbols, warnings
+
+
+def _with_counters(job: Job, module: Path) -> Path:
+    """The module linked again, with its counters in one piece."""
+    script = job.work / "counters.ld"
+    script.write_text(coverage.SCRIPT)
+    plain = module.rename(module.with_suffix(".plain"))
+    command = [linker(job.toolchain), "-m", "elf_x86_64_fbsd", "-r", "--build-id=sha1"]
+    command += ["-T", job.inside(script)]
+    return _tool(job, command, plain, SYMBOLS, "-o")
+
+
+def _tool(job: Job, command: Sequence[str], source: Path, name: str, *before: str) -> Path:
+    """What a tool makes of a file: `command`, the file, `before`, and where it is to go."""
+    out = job.objects / f"{name}.made"
+    words = [*command, job.inside(source), *before, job.inside(out)]
+    done = job.sandbox.run(words, job.work, Deadline.after(_TOOL_LIMIT_S))
     if not done.ok:
-        raise PatchError("vmm.ko: llvm-objcopy cannot strip it", detail=done.stderr)
-    module = job.made / "vmm.ko"
-    if not workdir.take(job.objects, stripped.name, module):
-        raise CannotError("llvm-objcopy ended well but wrote nothing")
-    return module, symbols, warnings
+        raise PatchError(f"{name}: {Path(command[0]).name} fails", detail=done.stderr)
+    if not workdir.take(job.objects, out.name, job.made / name):
+        raise CannotError(f"{Path(command[0]).name} ended well but wrote nothing")
+    return job.made / name
 
 
 def _path_maps(job: Job) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from faketree import diff, mail, make_series, make_tree, snapshot
 
 from harness.build import bmake, kernconf, linktree, targets
+from harness.build.sandbox import Sandbox
 from harness.errors import UsageError
 from harness.series import load
 from harness.series.load import Series
@@ -251,3 +252,31 @@ $ cd /c/builds/work/0123456789abcdef/src/sys/modules/vmm && bmake
         == {"sys/dev/vmm/vmm.c: warning: unused variable 'x' [-Wunused]": 1}
     )
     assert bmake.warning_lines(log + other) - bmake.warning_lines(log)
+
+
+def test_a_link_that_make_laid_and_a_copied_header_count_as_read(
+    tmp_path: Path, tree: Path
+) -> None:
+    """<machine/vmm.h> is found by a link among the objects whose text is a path in the sandbox."""
+    header = "sys/amd64/include/vmm.h"
+    (tree / header).parent.mkdir(parents=True)
+    (tree / header).write_text("1\n")
+    series = series_of(tmp_path, "1\n", "2\n", header)
+    work = tmp_path / "work"
+    work.mkdir()
+    linktree.plant(linktree.identify(tree, "15.1"), series, work / "src")
+    fence = Sandbox("bwrap", work)
+    (work / "obj/m").mkdir(parents=True)
+    (work / "obj/m/machine").symlink_to("/workbench/src/sys/amd64/include")
+    (work / "include/machine").mkdir(parents=True)
+    copies = {work / "include/machine/vmm.h": header}
+    source = linktree.identify(tree, "15.1")
+    for listed in ("machine/vmm.h", "/workbench/include/machine/vmm.h", f"/workbench/src/{header}"):
+        (work / "obj/m/.depend.x.o").write_text(f"x.o: {listed}\n")
+        found = linktree.reads(source, series, work / "src", work / "obj", fence, copies)
+        assert found == linktree.Reads((), frozenset({header})), listed
+    (work / "obj/m/machine").unlink()
+    (work / "obj/m/machine").symlink_to(tree / "sys/amd64/include")
+    (work / "obj/m/.depend.x.o").write_text("x.o: machine/vmm.h\n")
+    found = linktree.reads(source, series, work / "src", work / "obj", fence, copies)
+    assert found.unpatched == (header,)

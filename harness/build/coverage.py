@@ -1,0 +1,155 @@
+"""A vmm.ko that counts which of its lines ran: built with clang's source coverage.
+
+The counters are plain memory of the module, one 64-bit number for each region of the source.  There
+is no run time library in a kernel: a small program reads them out of /dev/kmem (guest_src/
+counters.c), and what they mean is in the module's file with symbols.  llvm-profdata and llvm-cov
+turn both into numbers of lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
+
+from harness.errors import CannotError
+
+FLAGS = (
+    "-fprofile-instr-generate", "-fcoverage-mapping", "-fprofile-update=atomic",
+    # The names are read here, without the compiler's own library.
+    "-mllvm", "-enable-name-compression=false",
+)  # fmt: skip
+
+START, END = "vmm_counters_start", "vmm_counters_end"
+"""Symbols of the module around its counters."""
+
+# The compiler makes a section for each function; the kernel's linker and we want one.  The run time
+# library's mark, which every object asks for, is nothing here.
+SCRIPT = f"""\
+SECTIONS {{
+    __llvm_prf_cnts : {{ {START} = .; *(__llvm_prf_cnts) {END} = .; }}
+    __llvm_prf_data : {{ *(__llvm_prf_data) }}
+    __llvm_prf_names : {{ *(__llvm_prf_names) }}
+    __llvm_covfun : {{ *(__llvm_covfun) }}
+    __llvm_covmap : {{ *(__llvm_covmap) }}
+}}
+__llvm_profile_runtime = 0;
+"""
+NOT_LOADED = ("__llvm_covfun", "__llvm_covmap", "__llvm_prf_names", "__llvm_prf_data")
+"""Sections that only the file with symbols needs."""
+
+_COUNTERS, _RECORDS, _NAMES = "__llvm_prf_cnts", "__llvm_prf_data", "__llvm_prf_names"
+# struct __llvm_profile_data of LLVM 17 to 21: name's digest, function's digest, where its counters
+# are, and how many.
+_RECORD = struct.Struct("<QQ")
+_WHERE, _HOW_MANY = 16, 48
+_RECORD_BYTES = 64
+_COUNTER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function's counters: `offset_bytes` into all of them, and how many."""
+
+    name: str
+    digest: int
+    offset_bytes: int
+    count: int
+
+
+def functions(symbols: Path) -> tuple[Function, ...]:
+    """What the counters of a module belong to, by its file with symbols.
+
+    CannotError when the file was not built for coverage, or by a compiler that is not known here.
+    """
+    try:
+        with symbols.open("rb") as stream:
+            return tuple(_functions(ELFFile(stream), symbols))
+    except (ELFError, struct.error, KeyError) as error:
+        raise CannotError(f"{symbols}: its counters cannot be read: {error!r}") from error
+
+
+def _functions(elf: ELFFile, symbols: Path) -> Iterable[Function]:
+    sections = {section.name: section for section in elf.iter_sections()}
+    if not {_COUNTERS, _RECORDS, _NAMES} <= sections.keys():
+        raise CannotError(f"{symbols}: was not built for coverage")
+    names = {_digest(name): name for name in _names(sections[_NAMES].data())}
+    records = sections[_RECORDS].data()
+    places = _places(elf)
+    if len(records) % _RECORD_BYTES:
+        raise CannotError(f"{symbols}: its counters are laid out in a way that is not known here")
+    for start in range(0, len(records), _RECORD_BYTES):
+        name, digest = _RECORD.unpack_from(records, start)
+        (count,) = struct.unpack_from("<I", records, start + _HOW_MANY)
+        # Relative to the record, so that the field's own place is taken off once more.
+        offset = places[start + _WHERE] - _WHERE
+        yield Function(names[name], digest, offset, count)
+
+
+def _places(elf: ELFFile) -> dict[int, int]:
+    """Offset of each field in the records -> offset into the counters that it leads to."""
+    records, counters = (elf.get_section_index(name) for name in (_RECORDS, _COUNTERS))
+    found = {}
+    for section in elf.iter_sections():
+        if not isinstance(section, RelocationSection) or section["sh_info"] != records:
+            continue
+        table = elf.get_section(section["sh_link"])
+        assert isinstance(table, SymbolTableSection)
+        for it in section.iter_relocations():
+            symbol = table.get_symbol(it["r_info_sym"])
+            if symbol["st_shndx"] == counters:
+                found[it["r_offset"]] = symbol["st_value"] + it["r_addend"]
+    return found
+
+
+def _names(data: bytes) -> Iterable[str]:
+    """The functions' names: blocks of (length, packed length, names between ones)."""
+    at = 0
+    while at < len(data):
+        length, at = _uleb128(data, at)
+        packed, at = _uleb128(data, at)
+        if packed:
+            raise CannotError("the names of the module's functions are compressed")
+        yield from data[at : at + length].decode(errors="replace").split("\x01")
+        at += length
+        while at < len(data) and data[at] == 0:
+            at += 1
+
+
+def _uleb128(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.md5(name.encode(), usedforsecurity=False).digest()[:8], "little")
+
+
+def profile(known: Sequence[Function], counters: bytes) -> str:
+    """llvm-profdata's text format for the counters as they were read.
+
+    CannotError when the memory that was read is not that of these functions.
+    """
+    needed = max((it.offset_bytes + it.count * _COUNTER_BYTES for it in known), default=0)
+    if len(counters) < needed:
+        raise CannotError(
+            f"{len(counters)} bytes of counters were read, the module has {needed}: it is not the "
+            "module that runs"
+        )
+    lines = []
+    for it in known:
+        values = struct.unpack_from(f"<{it.count}Q", counters, it.offset_bytes)
+        lines += [it.name, str(it.digest), str(it.count), *map(str, values), ""]
+    return "\n".join(lines) + "\n"
