@@ -154,6 +154,12 @@ def compile_vmtool(build: Build, sysroot: Path) -> Path:
     return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
 
 
+def compile_counters(build: Build, sysroot: Path) -> Path:
+    """What reads the counters of a module that was built for coverage."""
+    source = _SOURCES / "counters" / "counters.c"
+    return compile_program(build, [source], sysroot=sysroot, libraries=())
+
+
 # $0 the build's folder, $1 where the system's programs are, then those of them that are to use the
 # library that was built; those that were built find it by themselves.  For people who log in:
 # login.conf(5) has ~/bin in the path.

@@ -32,6 +32,7 @@ from harness.errors import EXIT_USAGE, UsageError
         "name": "what it is then called (default: verify)",
         "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
         "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        "coverage": "count which lines run, and say which changed lines did not",
         "json": "print the report as JSON",
     },
 )
@@ -55,6 +56,7 @@ def verify(
     name: str = "",
     builder: str = "auto",
     sandbox: bool = True,
+    coverage: bool = False,
     json: bool = False,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
@@ -84,6 +86,7 @@ def verify(
         go_on=go_on,
         only=only,
         builder=builder,
+        coverage=coverage,
         cpu_vendor=cpu_vendor,
     )
     fence.choose(sandbox)

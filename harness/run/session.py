@@ -51,6 +51,7 @@ class Options:
     guest that broke up anew, for the checks that are left; `only` is a pytest -k expression.
     `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
     it), or auto, which is the host where that has a compiler.
+    `coverage` builds a module that counts which of its lines ran.
     `cpu_vendor` is intel or amd; empty for what the backend has (Intel in Bochs).
     """
 
@@ -68,6 +69,7 @@ class Options:
     only: str = ""
     builder: str = "auto"
     cpu_vendor: str = ""
+    coverage: bool = False
 
     def __post_init__(self) -> None:
         if self.stock and self.series:
@@ -78,6 +80,8 @@ class Options:
             raise UsageError(
                 "--stock is the stock module alone; leave out --stock or --side-by-side"
             )
+        if self.coverage and self.builder == "guest":
+            raise UsageError("--coverage needs the compiler of this machine; leave out --builder")
 
 
 class Workbench:
@@ -179,6 +183,7 @@ class Workbench:
                 self.options.release,
                 progress=step.live,
                 in_guest=self._guest_builder(record),
+                coverage=self.options.coverage,
             )
             stock = None
             # Somebody's own series is compared with stock, although stock is not to be checked.
@@ -190,6 +195,7 @@ class Workbench:
                     self.options.release,
                     progress=step.live,
                     in_guest=self._guest_builder(record),
+                    coverage=self.options.coverage,
                 )
             if self.options.side_by_side:
                 self.stock_build = stock

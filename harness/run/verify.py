@@ -29,6 +29,7 @@ from harness.errors import (
 from harness.files import PROJECT
 from harness.image import obtain
 from harness.report import Check, Report
+from harness.run import coverage
 from harness.run.kept_session import KeptWorkbench, ways_in
 from harness.run.outcomes import Recorder
 from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
@@ -86,7 +87,12 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
                 if run_checks(bench, tests, stock, stock=True):
                     bench.revive()
                 bench.use(_built(bench))
-            run_checks(bench, tests, checks)
+            collector = _collector(bench)
+            try:
+                run_checks(bench, tests, checks, collector=collector)
+            finally:
+                if collector is not None:
+                    coverage.conclude(bench, collector, series)
         except WorkbenchError as caught:
             error = caught
             if error.detail:
@@ -105,6 +111,16 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
         error = error or CannotError(f"{run_dir}: no report was written: {failed.strerror}")
         return so_far()
     return result
+
+
+def _collector(bench: Workbench) -> coverage.Collector | None:
+    """What reads the counters, where the module has some."""
+    if not bench.options.coverage:
+        return None
+    sysroot = bench.record.sysroot if bench.record else None
+    if sysroot is None:
+        raise CannotError("--coverage needs a sysroot to compile what reads the counters")
+    return coverage.Collector(bench, sysroot)
 
 
 def _built(bench: Workbench) -> Build:
@@ -141,7 +157,13 @@ def _series_name(options: Options) -> str:
 
 
 def run_checks(
-    bench: Workbench, tests: Path, checks: list[Check], *, stock: bool = False, what: str = "checks"
+    bench: Workbench,
+    tests: Path,
+    checks: list[Check],
+    *,
+    stock: bool = False,
+    what: str = "checks",
+    collector: coverage.Collector | None = None,
 ) -> bool:
     """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
 
@@ -150,6 +172,9 @@ def run_checks(
     itself could not run.
     """
     recorder = Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
+    plugins: list[object] = [recorder]
+    if collector is not None:
+        plugins.append(collector)
     what = "checks on stock" if stock else what
     log = bench.run_dir / f"{what.replace('checks', 'pytest').replace(' ', '-')}.log"
     # pytest captures standard error while a check runs.
@@ -172,7 +197,7 @@ def run_checks(
             following(step, recorder.now),
             our_pytest(),
         ):
-            code = pytest.main(arguments, plugins=[recorder])
+            code = pytest.main(arguments, plugins=plugins)
         if recorder.interrupted:
             raise KeyboardInterrupt
         if recorder.broken and not bench.options.go_on:
