@@ -58,7 +58,8 @@ class Known:
     """What stock is known to get wrong.
 
     `calls`: certain calls bring it about, and vmmfuzz leaves them out by the story's `name`.
-    `seen`: it happened in a guest; otherwise the source says so.
+    `seen`: it happened in a guest; otherwise the source says so.  `who` can bring it about, and
+    whether it was `reported` to FreeBSD, in words.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Known:
     story: str
     calls: bool
     seen: bool
+    who: str
+    reported: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
                 data["story"].strip(),
                 bool(data["calls"]),
                 bool(data["seen"]),
+                data["who"].strip(),
+                data["reported"].strip(),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
             raise UsageError(f"{path}: not a story of something known: {error!r}") from error

@@ -101,7 +101,7 @@ def load(guest: Guest, build: Build) -> Loaded:
     guest.must(["mkdir", "-p", home])
     if any(kld.name == "vmm.ko" for kld in guest.klds()):
         guest.must(["kldunload", "vmm"])
-    running = int(guest.must(["sysctl", "-n", "kern.osreldate"]))
+    running = guest.number("kern.osreldate")
     if running // 100000 != build.osversion // 100000 or running < build.osversion:
         raise CannotError(
             f"the guest runs FreeBSD {running}, the source tree is {build.osversion}: the kernel "
@@ -213,8 +213,7 @@ class Vmm:
     @property
     def memory(self) -> Memory:
         """The three sysctls, read by one sysctl(8); GuestError where they do not exist."""
-        values = self.guest.must(["sysctl", "-n", *SYSCTLS]).split()
-        return Memory(*(int(value) for value in values))
+        return Memory(*self.guest.numbers(*SYSCTLS))
 
     @property
     def mem_total_bytes(self) -> int:
@@ -233,8 +232,14 @@ class Vmm:
 
     def library_memory(self) -> Memory:
         """The same figures from libvmmapi's functions."""
-        said = dict(line.split() for line in self._vmtool(["memory"]).splitlines())
-        return Memory(*(int(said[name]) for name in FIGURES))
+        text = self._vmtool(["memory"])
+        try:
+            said = dict(line.split() for line in text.splitlines())
+            return Memory(*(int(said[name]) for name in FIGURES))
+        except (KeyError, ValueError) as error:
+            raise CommandFailed(
+                f"libvmmapi's figures are not as they should be: {error!r}", detail=text
+            ) from error
 
     def vmmls(self, *arguments: str) -> Result:
         """Run vmmls; whatever its exit code."""

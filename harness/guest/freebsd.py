@@ -183,6 +183,20 @@ class Guest:
             return None
         raise GuestError(f"sysctl {name}: {result.stderr.strip()}")
 
+    def number(self, name: str) -> int:
+        """A sysctl whose value is a number; GuestError when the guest says something else."""
+        return self.numbers(name)[0]
+
+    def numbers(self, *names: str) -> tuple[int, ...]:
+        """Several such sysctls, asked for at once."""
+        said = self.must(["sysctl", "-n", *names]).split()
+        if len(said) != len(names) or not all(_NUMBER.fullmatch(word) for word in said):
+            raise GuestError(
+                f"sysctl {' '.join(names)}: the guest answers {' '.join(said)[:100]!r}, and "
+                f"{len(names)} whole number{'s are' if len(names) > 1 else ' is'} due"
+            )
+        return tuple(map(int, said))
+
     def exists(self, path: str) -> bool:
         """Whether a path is there."""
         return self.run(["test", "-e", path]).ok
@@ -259,6 +273,8 @@ class Guest:
         self.disconnect()
 
 
+# No more digits than 128 bits have: a longer one Python does not even read.
+_NUMBER = re.compile(r"-?[0-9]{1,39}")
 _KLD = re.compile(r"^\s*\d+\s+\d+\s+0x([0-9a-f]+)\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
 
 

@@ -92,7 +92,7 @@ def prepare(
             live("changing the image")
             done = guest.script(SCRIPT.read_text(), password, deadline=guest.deadline(60))
             uname = guest.must(["uname", "-a"]).strip()
-            osversion = int(guest.must(["sysctl", "-n", "kern.osreldate"]))
+            osversion = guest.number("kern.osreldate")
             live("shutting down")
             guest.shut_down()
         if not machine.powered_off():

@@ -95,6 +95,9 @@ def test_the_stories_that_ship() -> None:
     for story in stories:
         assert story.calls == (f'"{story.name}"' in source)
         assert story.title
+        # Who could do harm with it, and whether FreeBSD knows of it, stands beside the story.
+        assert "root" in story.who
+        assert story.reported
         assert len(story.story) > 100
         assert not any(it.search("panic: something new; VM_X") for it in story.signatures)
     assert fuzz.load_known("12.0") == ()

@@ -51,6 +51,26 @@ def test_sysctls() -> None:
         guest.sysctl("closed")
 
 
+@pytest.mark.parametrize(
+    "said", ["", "many", "12 34", "1e30", "0x10", "9" * 5000, "\x1b[31m", "None", "1\n::error::x"]
+)
+def test_a_sysctl_that_is_no_number(said: str) -> None:
+    """A guest may answer what it pleases; it is the guest that is at fault then, in one line."""
+    guest = FakeGuest({"sysctl -n kern.osreldate": (0, said + "\n", "")})
+    with pytest.raises(GuestError, match=r"sysctl kern\.osreldate: the guest answers") as caught:
+        guest.number("kern.osreldate")
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 250
+
+
+def test_sysctls_that_are_numbers() -> None:
+    two = (0, "-1\n1501000\n", "")
+    guest = FakeGuest({"sysctl -n a b": two, "sysctl -n a b c": two})
+    assert guest.numbers("a", "b") == (-1, 1501000)
+    with pytest.raises(GuestError, match="3 whole numbers are due"):
+        guest.numbers("a", "b", "c")
+
+
 def test_must_and_exists() -> None:
     guest = FakeGuest({"test -e /no": (1, "", ""), "cat": (2, "", "cat: no\n")})
     assert guest.exists("/yes")
