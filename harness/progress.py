@@ -71,7 +71,7 @@ def say(line: str) -> None:
     if _listener is not None:
         _listener("say", line, "")
     else:
-        err.print(Text(clean(line)))
+        err.print(Text(printable(line)))
 
 
 def say_detail(text: str) -> None:
