@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from harness.build.builder import Build, compile_program
-from harness.errors import GuestError
+from harness.errors import CannotError, GuestError
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
 from harness.series import staging
@@ -75,6 +75,7 @@ class Verdict:
         return f"{said}: {self.reason}" if self.reason else said
 
 
+_NEEDED = ("usr/include/atf-c.h", "usr/lib/libprivateatf-c.so")
 # A program's listing is blocks of `name: value`, the first of which says what it is.
 _LISTING = 'application/X-atf-tp; version="1"'
 _ASSIGNMENT = re.compile(r"^([\w.]+)\s*\+?=\s*(.*)$")
@@ -91,8 +92,13 @@ def install(
     """Make the programs of the tree's tests/sys/vmm, as the series leaves it, and bring them in.
 
     They go to `home`, beside the build's library and command.  Raises PatchError for one that
-    does not compile.
+    does not compile, CannotError when the sysroot has nothing to compile them with.
     """
+    if missing := [path for path in _NEEDED if not (sysroot / path).exists()]:
+        raise CannotError(
+            f"the sysroot lacks {', '.join(missing)}, which FreeBSD's own tests are built with (a "
+            "world made WITHOUT_TESTS); import one that has it: ./inv image.import --sysroot"
+        )
     before = read_makefile(_text(tree / FOLDER / "Makefile"))
     with _staged(tree, series) as folder, tempfile.TemporaryDirectory(prefix="vmm-atf-") as made:
         makefile = read_makefile(_text(folder / "Makefile"))

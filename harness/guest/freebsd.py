@@ -62,6 +62,10 @@ class Guest:
     transcript: Transcript | None = None
     """What takes down the commands that are run, while somebody wants them taken down."""
 
+    given_up: str = ""
+    """Why nothing is asked of it any more: it broke, or the run was interrupted.  Whoever cleans up
+    after that is not to wait for a guest that hangs."""
+
     def __init__(self, machine: Machine, access: Access) -> None:
         self.machine = machine
         self.access = access
@@ -140,6 +144,8 @@ class Guest:
     @property
     def ssh(self) -> Ssh:
         """The connection, made anew when it was cut; GuestRebooted if it leads to a new boot."""
+        if self.given_up:
+            raise GuestError(f"the guest is not asked any more: {self.given_up}")
         if self._ssh is None:
             raise RuntimeError("the guest was not waited for")
         if not self._ssh.connected:
@@ -205,9 +211,9 @@ class Guest:
         """What kldstat -v lists, the kernel first."""
         return parse_kldstat(self.must(["kldstat", "-v"]))
 
-    def dmesg(self) -> list[str]:
+    def dmesg(self, deadline: Deadline | None = None) -> list[str]:
         """The kernel's message buffer, a line each."""
-        return self.must(["dmesg"]).splitlines()
+        return self.must(["dmesg"], deadline).splitlines()
 
     def shut_down(self, deadline: Deadline | None = None) -> None:
         """Power off and wait for the emulator's end; WaitTimeout when it does not come."""

@@ -38,6 +38,7 @@ class Recorder:
         self._items: dict[str, tuple[bool, str]] = {}
         self._parts: dict[str, list[pytest.TestReport]] = {}
         self._errors: set[str] = set()
+        self._ended: set[str] = set()
         self._began_s: dict[str, float] = {}
         self._evidence: dict[str, Evidence] = {}
         self._config: pytest.Config | None = None
@@ -109,7 +110,43 @@ class Recorder:
         parts.append(report)
         if report.when == "teardown":
             self._checks.append(self._check(report.nodeid, parts))
+            self._ended.add(report.nodeid)
             self._tell(self._checks[-1])
+
+    def complete(self) -> None:
+        """Add what pytest came to no end with: the check at hand, and those that were not begun.
+
+        A check that hung is a result, and no check is missing without a word.
+        """
+        why = self.broken or ("interrupted" if self.interrupted else "pytest ended early")
+        for nodeid, (of_patch, title) in self._items.items():
+            if nodeid in self._ended:
+                continue
+            self._ended.add(nodeid)
+            if nodeid == self._at_hand:
+                self._checks.append(self._broken_off(nodeid, of_patch, title, why))
+                self._tell(self._checks[-1])
+            else:
+                message = f"not run: {why}"
+                self._checks.append(Check(_short(nodeid), title, "skipped", of_patch, 0.0, message))
+
+    def _broken_off(self, nodeid: str, of_patch: bool, title: str, why: str) -> Check:
+        """The check that was at hand when the run ended, with what it waited for."""
+        took_s = time.monotonic() - self._began_s[nodeid]
+        guest = self._bench.guest
+        heard = guest.transcript.kept if guest is not None and guest.transcript else ()
+        last = f"; the guest was last asked: {heard[-1].command[:100]}" if heard else ""
+        parts = self._parts.get(nodeid, [])
+        failed = next((part for part in parts if part.failed), None)
+        return Check(
+            name=_short(nodeid),
+            title=title,
+            outcome="error",
+            of_patch=of_patch,
+            seconds=took_s,
+            message=f"broken off after {took_s:.0f} s ({_reason(failed) if failed else why}){last}",
+            at_s=self._began_s[nodeid] - self._bench.stages[0].began_s,
+        )
 
     def now(self) -> str:
         """The check at hand, for the live line."""

@@ -10,13 +10,17 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import defaults, progress
 from harness.bhyve.l2 import L2
 from harness.bhyve.vmm import Vmm
+from harness.deadline import Deadline
 from harness.errors import (
+    EXIT_GUEST,
+    EXIT_OK,
     CannotError,
     GuestError,
     GuestPanic,
@@ -41,9 +45,15 @@ EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash once it was torn down: what was asked of the guest, and what it said."""
 
 _LOST = (GuestPanic, GuestRebooted, MachineDied)
+# How long a guest is asked for its messages at native speed when a check waited for it in vain.
+_ASK_S = 5.0
 _BROUGHT_UP = pytest.StashKey[bool]()
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
+_EVER_BROKE = pytest.StashKey[str]()
+"""In the session's stash and in that of the check under which the guest broke: why."""
+_UNREACHABLE = pytest.StashKey[tuple[int, str]]()
+"""The exit code and the reason when no guest was to be had, and one was insisted on."""
 _DMESG_BEFORE = pytest.StashKey[list[str]]()
 _DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
 
@@ -74,6 +84,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for mark, meaning in markers.MARKERS.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}")
+    config.pluginmanager.register(_Session(config), "vmm-session")
+
+
+class _Session:
+    """What a whole session comes to, whatever other plugins make of its single reports."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # Clean-up comes after this, and does not wait for a guest that may hang.
+        if isinstance(excinfo.value, KeyboardInterrupt):
+            _give_up(self._config, "the run was interrupted")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """A guest that broke is no success, although the check was repeated or expected to fail."""
+        config = self._config
+        code, reason = config.stash.get(_UNREACHABLE, (EXIT_OK, ""))
+        broke = config.stash.get(_EVER_BROKE, "")
+        if output := getattr(config, "workeroutput", None):
+            output["vmm"] = (code, reason, broke)
+        elif code:
+            session.exitstatus = code
+        elif broke and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = EXIT_GUEST
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """pytest-xdist: what a worker's own session came to."""
+        code, reason, broke = getattr(node, "workeroutput", {}).get("vmm", (EXIT_OK, "", ""))
+        if code:
+            self._config.stash[_UNREACHABLE] = (code, reason)
+        if broke:
+            self._config.stash[_EVER_BROKE] = broke
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say once why there was no guest, or why it broke."""
+        _, reason = self._config.stash.get(_UNREACHABLE, (EXIT_OK, ""))
+        if reason:
+            terminalreporter.write_line(f"no guest: {reason}", red=True)
+        if broke := self._config.stash.get(_EVER_BROKE, ""):
+            terminalreporter.write_line(f"the guest broke: {broke}", red=True)
+
+
+def _give_up(config: pytest.Config, reason: str) -> None:
+    """Ask nothing of the guest any more."""
+    bench = config.stash.get(WORKBENCH, None)
+    if bench is not None and bench.guest is not None:
+        bench.guest.given_up = reason
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -109,7 +169,12 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         except WorkbenchError as error:
             if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
                 pytest.skip(f"no FreeBSD guest can be had here: {error.message}")
-            pytest.exit(f"{error.detail}\n{error.message}".strip(), returncode=error.exit_code)
+            config.stash[_UNREACHABLE] = (error.exit_code, error.message)
+            reason = f"{error.detail}\n{error.message}".strip()
+            if hasattr(config, "workerinput"):
+                # pytest.exit in a worker of xdist ends as an internal error, without the reason.
+                pytest.fail(reason, pytrace=False)
+            pytest.exit(reason, returncode=error.exit_code)
         config.stash[WORKBENCH] = bench
         config.stash[_BROUGHT_UP] = True
         yield bench
@@ -150,7 +215,8 @@ def vmm(workbench: Workbench) -> Vmm:
 def vm(vmm: Vmm) -> Iterator[Callable[..., None]]:
     """Make virtual machines: `vm("name", memory_bytes)`; they are destroyed after the test."""
     yield vmm.create
-    vmm.destroy_all()
+    if not vmm.guest.given_up:
+        vmm.destroy_all()
 
 
 @pytest.fixture
@@ -164,7 +230,8 @@ def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
 
     yield make
     for guest in made:
-        guest.end()
+        if not vmm.guest.given_up:
+            guest.end()
 
 
 @pytest.fixture
@@ -217,6 +284,9 @@ def _guest(item: pytest.Item) -> Guest | None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Once the machine is broken, what comes after it names the first cause instead of its own."""
     broken = item.config.stash.get(_BROKEN, None)
+    if before := item.stash.get(_EVER_BROKE, ""):
+        # A plugin that repeats what failed: it broke the guest, whatever it does the next time.
+        pytest.fail(f"the guest broke under this check before: {before}", pytrace=False)
     if broken is not None and _is_ours(item):
         _revive(item.config, broken)
     _take_down(item)
@@ -231,6 +301,8 @@ def _revive(config: pytest.Config, broken: str) -> None:
     bench = config.stash.get(WORKBENCH, None)
     if bench is None or not bench.options.go_on:
         pytest.skip(f"not run, the machine broke before: {broken}")
+    if bench.guest is not None:
+        bench.guest.given_up = ""
     try:
         bench.revive()
     except WorkbenchError as error:
@@ -258,12 +330,12 @@ def _take_down(item: pytest.Item) -> None:
     guest.transcript = Transcript()
 
 
-def _dmesg(item: pytest.Item, guest: Guest) -> list[str]:
+def _dmesg(item: pytest.Item, guest: Guest, limit: Deadline | None = None) -> list[str]:
     """The kernel's messages; our own asking is no part of the test's transcript."""
     mark = guest.machine.console.mark
     transcript, guest.transcript = guest.transcript, None
     try:
-        dmesg = guest.dmesg()
+        dmesg = guest.dmesg(limit) if limit else guest.dmesg()
     finally:
         guest.transcript = transcript
     item.config.stash[_DMESG_SEEN] = (mark, dmesg)
@@ -308,10 +380,22 @@ def pytest_runtest_makereport(
     """Give a failure what the guest said meanwhile, and notice when the machine broke."""
     report = yield
     guest = _guest(item)
-    if not report.failed or guest is None or _CONSOLE_MARK not in item.stash:
+    if guest is None or _CONSOLE_MARK not in item.stash:
         return report
     machine = guest.machine
     error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, (*_LOST, WaitTimeout)) and not report.failed:
+        # Expected to fail is not expected to break the guest.
+        report.outcome = "failed"
+        report.longrepr = item.repr_failure(call.excinfo) if call.excinfo else str(error)
+        if hasattr(report, "wasxfail"):
+            del report.wasxfail
+    if isinstance(error, CannotError) and report.failed:
+        # The check could not be carried out here: that says nothing of the patch.
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {error.message}")
+    if not report.failed:
+        return report
     if isinstance(error, WorkbenchError) and error.detail:
         report.sections.append(("what it printed", error.detail))
     broken = str(error) if isinstance(error, _LOST) else None
@@ -325,8 +409,10 @@ def pytest_runtest_makereport(
     report.sections.append(("guest console meanwhile", said or "(nothing)"))
     if broken is None:
         before = item.stash.get(_DMESG_BEFORE, [])
+        # One that was waited for in vain already is asked, but not for minutes again.
+        limit = guest.deadline(_ASK_S) if isinstance(error, WaitTimeout) else None
         try:
-            news = new_lines(before, _dmesg(item, guest))
+            news = new_lines(before, _dmesg(item, guest, limit))
         except GuestError as found:
             report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
             if isinstance(found, (*_LOST, WaitTimeout)):
@@ -335,6 +421,9 @@ def pytest_runtest_makereport(
             report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
     if broken is not None:
         item.config.stash.setdefault(_BROKEN, broken)
+        item.config.stash.setdefault(_EVER_BROKE, f"{item.name}: {broken}")
+        item.stash.setdefault(_EVER_BROKE, broken)
+        _give_up(item.config, f"it broke: {broken}")
     return report
 
 

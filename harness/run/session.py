@@ -374,7 +374,8 @@ class Workbench:
             return
         try:
             # Worth having, not worth waiting for: the guest may hang, or be a panicked one.
-            if self.loaded is not None and self.guest.machine.pid and self.guest.connected:
+            alive = self.guest.machine.pid and self.guest.connected and not self.guest.given_up
+            if self.loaded is not None and alive:
                 with contextlib.suppress(GuestError, OSError):
                     text = self.guest.must(["dmesg"], Deadline.after(_GOODBYE_S))
                     files.write_atomic(self.guest_dir / "dmesg.txt", text)

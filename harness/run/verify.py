@@ -37,7 +37,8 @@ from harness.series import load
 
 CHECKS = PROJECT / "tests" / "guest"
 
-_PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS")
+_NO_OTHERS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+_PYTEST_VARIABLES = ("PYTEST_ADDOPTS", _NO_OTHERS, "PYTEST_PLUGINS")
 # What somebody would want to look into: not where nothing broke but something was not run.
 _WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
 
@@ -187,6 +188,8 @@ def run_checks(
             "--tb=short",
             "-o",
             "addopts=-ra",
+            # With what else is installed left out (see our_pytest), these two have to be named.
+            *("-p", "harness.run.plugin", "-p", "pytest_timeout"),
         ]
         arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
         if bench.options.only:
@@ -198,6 +201,7 @@ def run_checks(
             our_pytest(),
         ):
             code = pytest.main(arguments, plugins=plugins)
+        recorder.complete()
         if recorder.interrupted:
             raise KeyboardInterrupt
         if recorder.broken and not bench.options.go_on:
@@ -227,11 +231,16 @@ def run_checks(
 
 @contextlib.contextmanager
 def our_pytest() -> Iterator[None]:
-    """Without what somebody set for pytests of his own: it could leave checks out silently."""
+    """Without what somebody set or installed for pytests of their own.
+
+    It could leave checks out silently, repeat those that failed, or deal them out to processes.
+    """
     mine = {name: os.environ.pop(name) for name in _PYTEST_VARIABLES if name in os.environ}
+    os.environ[_NO_OTHERS] = "1"
     try:
         yield
     finally:
+        del os.environ[_NO_OTHERS]
         os.environ.update(mine)
 
 

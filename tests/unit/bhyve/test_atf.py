@@ -10,7 +10,7 @@ import pytest
 
 from harness.bhyve import atf
 from harness.deadline import Deadline
-from harness.errors import GuestError
+from harness.errors import CannotError, GuestError
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
 
@@ -175,3 +175,9 @@ def test_every_case_is_run_in_a_folder_of_its_own(home: Path) -> None:
     assert verdicts[1].detail == "in home\n"
     assert (home / "cleaned").read_text() == "cleaned\n"
     assert [path.name for path in home.iterdir() if path.is_dir()] == []
+
+
+def test_a_sysroot_without_atf_is_not_the_patch_s_fault(tmp_path: Path) -> None:
+    """It is no failure: the checks are not run, with this reason."""
+    with pytest.raises(CannotError, match=r"lacks usr/include/atf-c\.h, .*WITHOUT_TESTS"):
+        atf.install(None, "/home", tmp_path, None, None, tmp_path)  # type: ignore[arg-type]

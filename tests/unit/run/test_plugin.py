@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
-from harness.errors import CannotError, MachineDied
+from harness.errors import CannotError, GuestError, MachineDied
+from harness.files import PROJECT
 from harness.run import plugin
 
 pytest_plugins = ["pytester"]
+
+SUPPORT = PROJECT / "tests/unit/support"
 
 
 class Brought:
@@ -187,7 +191,7 @@ def test_a_guest_that_hangs_is_a_broken_machine(
         """
         from harness.errors import WaitTimeout
         def test_hangs(guest):
-            def hang(): raise WaitTimeout("no answer within 20 s")
+            def hang(*_): raise WaitTimeout("no answer within 20 s")
             guest.dmesg = hang
             raise WaitTimeout("`x` did not end")
         def test_after(guest): pass
@@ -372,3 +376,199 @@ def test_a_guest_that_does_not_come_back(pytester: pytest.Pytester, guest: FakeG
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", plugins=[brought])
     result.assert_outcomes(passed=1, errors=1, skipped=2)
     result.stdout.fnmatch_lines(["*did not come back: no memory*"])
+
+
+# What other plugins do to checks: each file of tests brings one along as its conftest.
+REPEATS = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    '''Twice what failed; the first time is not counted, as pytest-rerunfailures does it.'''
+    for last in (False, True):
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        again = not last and any(report.failed for report in reports)
+        for report in reports:
+            if again and report.failed:
+                report.outcome = "rerun"
+            item.ihook.pytest_runtest_logreport(report=report)
+        item._initrequest()
+        if not again:
+            return True
+"""
+
+
+@pytest.mark.parametrize("revived", [False, True])
+def test_a_guest_that_broke_is_no_success_by_being_repeated(
+    pytester: pytest.Pytester, guest: FakeGuest, revived: bool
+) -> None:
+    pytester.makeconftest(REPEATS)
+    pytester.makepyfile(
+        """
+        from harness.errors import MachineDied
+        tries = []
+        def test_breaks(guest):
+            tries.append(1)
+            if len(tries) == 1:
+                raise MachineDied("qemu was killed by SIGKILL")
+        def test_after(guest): pass
+        """
+    )
+    brought = Brought(guest)
+    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=revived)
+    brought.bench.revive = lambda: None
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*the guest broke under this check before: qemu was killed*"])
+
+
+def test_a_guest_that_broke_is_no_success_whatever_becomes_of_the_report(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    """A plugin that forgets failures altogether."""
+    pytester.makeconftest(
+        """
+        import pytest
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            report.outcome = "passed"
+            return report
+        """
+    )
+    text = """
+        from harness.errors import MachineDied
+        def test_breaks(guest):
+            raise MachineDied("qemu was killed by SIGKILL")
+        """
+    result = run(pytester, text, guest)
+    assert result.ret == 4
+    result.stdout.fnmatch_lines(["the guest broke: test_breaks: qemu was killed by SIGKILL"])
+
+
+@pytest.mark.parametrize("error", ["GuestPanic('it panicked')", "WaitTimeout('it hung')"])
+def test_expected_to_fail_is_not_expected_to_break_the_guest(
+    pytester: pytest.Pytester, guest: FakeGuest, error: str
+) -> None:
+    result = run(
+        pytester,
+        f"""
+        import pytest
+        from harness.errors import GuestPanic, WaitTimeout
+        @pytest.mark.xfail(reason="needs the patch", strict=True)
+        def test_breaks(guest):
+            raise {error}
+        @pytest.mark.xfail(reason="needs the patch", strict=True)
+        def test_fails(guest):
+            assert 0
+        """,
+        guest,
+    )
+    outcomes = result.parseoutcomes()
+    assert (result.ret, outcomes["failed"]) == (1, 1)
+    assert outcomes.get("xfailed", 0) + outcomes.get("skipped", 0) == 1
+
+
+def test_clean_up_asks_nothing_of_a_guest_that_broke(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    text = """
+        from harness.errors import WaitTimeout
+        def test_holds(guest, vm): pass
+        def test_hangs(guest, vm, vmm):
+            def hang(*_): raise WaitTimeout("no answer within 20 s")
+            guest.dmesg = hang
+            raise WaitTimeout("`x` did not end")
+        """
+    result = run(pytester, text, guest)
+    result.assert_outcomes(passed=1, failed=1)
+    assert guest.said.count("destroy all") == 1
+    assert guest.given_up == "it broke: it answers no more: no answer within 20 s"
+    with pytest.raises(GuestError, match=r"is not asked any more: it broke"):
+        _ = guest.ssh
+
+
+def test_clean_up_after_an_interrupt_asks_nothing(
+    pytester: pytest.Pytester, guest: FakeGuest
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(pytester, "def test_a(guest, vm): raise KeyboardInterrupt", guest)
+    assert "destroy all" not in guest.said
+    assert guest.given_up == "the run was interrupted"
+
+
+def test_what_cannot_be_carried_out_is_not_run(pytester: pytest.Pytester, guest: FakeGuest) -> None:
+    """It is not the patch's fault: a sysroot without ATF, say."""
+    text = """
+        import pytest
+        from harness.errors import CannotError
+        @pytest.fixture
+        def programs(guest): raise CannotError("the sysroot lacks atf-c.h")
+        def test_a(guest): raise CannotError("the sysroot lacks atf-c.h")
+        def test_b(programs): pass
+        """
+    result = run(pytester, text, guest)
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED*the sysroot lacks atf-c.h"])
+
+
+UNREACHABLE = """
+from harness.errors import CannotError
+from harness.run import plugin
+
+class Bench:
+    def __init__(self, *_): pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def up(self): raise CannotError("no image of FreeBSD 15.1; run ./inv image.fetch")
+
+plugin.Workbench = Bench
+plugin.new_run_dir = lambda _what: None
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("insist", [True, False])
+def test_no_guest_is_a_reason_and_an_exit_code_with_workers_too(
+    pytester: pytest.Pytester, workers: str, insist: bool
+) -> None:
+    pytest.importorskip("xdist")
+    pytester.makeconftest(UNREACHABLE)
+    pytester.makepyfile("def test_a(guest): pass\ndef test_b(guest): pass")
+    how = ["-p", "no:cacheprovider", "-rs", "-n", workers, *(["--vmm-insist"] if insist else [])]
+    result = pytester.runpytest_subprocess(*how)
+    said = result.stdout.str() + result.stderr.str()
+    assert result.ret == (3 if insist else 0)
+    assert "INTERNALERROR" not in said
+    assert "no image of FreeBSD 15.1; run ./inv image.fetch" in said
+
+
+def test_a_guest_that_broke_in_a_worker_is_no_success(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xdist")
+    pytester.makeconftest(
+        """
+        import pytest
+        from fakes import FakeGuest, bench
+        from harness.run import plugin
+
+        def pytest_configure(config):
+            if hasattr(config, "workerinput"):
+                config.stash[plugin.WORKBENCH] = bench(FakeGuest())
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            report.outcome = "passed"
+            return report
+        """
+    )
+    pytester.makepyfile(
+        "from harness.errors import MachineDied\n"
+        "def test_a(guest): raise MachineDied('qemu was killed')\ndef test_b(): pass"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{SUPPORT}:{os.environ.get('PYTHONPATH', '')}")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2")
+    assert result.ret == 4
+    result.stdout.fnmatch_lines(["the guest broke: test_a: qemu was killed"])

@@ -438,3 +438,51 @@ def test_a_report_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.M
     assert result.exit_code == 3
     assert result.error.endswith("no report was written: No space left on device")
     assert [check.outcome for check in result.checks] == ["passed"]
+
+
+HANGS = """
+import os, signal
+from harness.errors import WaitTimeout
+
+def test_holds(guest):
+    \"\"\"the first holds\"\"\"
+
+def test_hangs(guest, vm):
+    \"\"\"the second hangs\"\"\"
+    guest.run(["vmtool", "run", "x"])
+    {end}
+
+def test_after(guest):
+    \"\"\"the third is not begun\"\"\"
+"""
+
+
+def test_a_check_that_was_broken_off_is_named_with_what_it_waited_for(run: Run) -> None:
+    result = run(HANGS.format(end="raise KeyboardInterrupt"))
+    assert (result.exit_code, result.error) == (130, "interrupted")
+    assert status(result) == {"test_holds": "ok", "test_hangs": "FAILED", "test_after": "not run"}
+    hung, after = result.checks[1:]
+    assert hung.outcome == "error"
+    assert hung.message.startswith("broken off after 0 s (interrupted)")
+    assert after.message == "not run: interrupted"
+
+
+def test_a_check_that_hung_is_a_result(run: Run) -> None:
+    end = "guest.dmesg = lambda *_: (_ for _ in ()).throw(WaitTimeout('no answer within 20 s'))"
+    result = run(HANGS.format(end=f"{end}; raise WaitTimeout('`vmtool run x` did not end')"))
+    assert result.exit_code == 4
+    assert status(result) == {"test_holds": "ok", "test_hangs": "FAILED", "test_after": "not run"}
+    assert "vmtool run x" in result.checks[1].message
+    assert "no answer within 20 s" in result.error
+
+
+def test_no_plugin_that_is_installed_takes_part(run: Run) -> None:
+    """One that deals checks out, repeats or reorders them; pytest-xdist stands for all."""
+    pytest.importorskip("xdist")
+    text = """
+def test_alone(guest, request):
+    plugins = request.config.pluginmanager
+    assert not plugins.hasplugin("xdist")
+    assert plugins.hasplugin("harness.run.plugin") and plugins.hasplugin("pytest_timeout")
+"""
+    assert run(text).exit_code == 0

@@ -119,16 +119,21 @@ class FakeGuest(Guest):
     def wait_ready(self, deadline: Deadline | None = None, from_mark: int = 0) -> None:
         self.waited += 1
 
-    def dmesg(self) -> list[str]:
+    def dmesg(self, _deadline: Deadline | None = None) -> list[str]:
         self.machine.check()
         return ["old line", *self.machine.console.text.splitlines()]
 
 
 def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
     """A workbench whose guest is up, as the pytest plugin wants it."""
+    guest = guest or FakeGuest()
+
+    def clean() -> None:
+        guest.said.append("destroy all")
+
     return SimpleNamespace(
-        guest=guest or FakeGuest(),
-        vmm=SimpleNamespace(create=lambda *_a: None, destroy_all=lambda: None),
+        guest=guest,
+        vmm=SimpleNamespace(guest=guest, create=lambda *_a: None, destroy_all=clean),
         vmtool=Path("vmtool"),
         loaded=SimpleNamespace(virtualizes=True, refusal=""),
         backend="fake",
