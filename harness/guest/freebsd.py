@@ -88,6 +88,10 @@ class Guest:
         """
         limit = deadline or self.deadline(_BOOT_S)
         self.disconnect()
+        with self.machine.booting():
+            self._wait_up(limit, from_mark)
+
+    def _wait_up(self, limit: Deadline, from_mark: int) -> None:
         if self.access.announces:
             self.machine.console.talk(from_mark).expect_any(
                 [self.access.announces], "the guest's line that sshd is up", limit

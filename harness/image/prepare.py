@@ -74,6 +74,7 @@ def prepare(
         drive=machines.Drive(imported.disk, imported.disk_format),
         memory_bytes=_MEMORY_BYTES,
         cpus=2,
+        screen=True,
         name=f"preparing {imported.release}",
     )
     machine = machines.make(backend, spec)
@@ -82,7 +83,8 @@ def prepare(
     with machine:
         machine.start(Deadline.after(30))
         scale = machine.traits.time_scale
-        host_key = _let_ssh_in(machine.console, imported, public, scale, live)
+        with machine.booting():
+            host_key = _let_ssh_in(machine.console, imported, public, scale, live)
         with Guest(machine, Access(key, host_key, imported.login.user)) as guest:
             live("waiting for SSH")
             guest.wait_ready()

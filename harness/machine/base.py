@@ -14,12 +14,13 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, MachineDied
+from harness.machine.boot_watch import BootWatch
 from harness.machine.console import Console
 
 _PORT_TRIES = 5
@@ -61,7 +62,8 @@ class Spec:
     ends it with an exit code (Bochs has a port of its own for that).  `savable` says that the
     machine will be saved perhaps, which has to be known when it starts.  `resume_from` is a folder
     that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
-    what is in it.  `second` is one more disk, raw, which the guest can only read.
+    what is in it.  `second` is one more disk, raw, which the guest can only read.  `screen` asks
+    for a graphics card where there would be none, so that `Machine.screen` tells something.
     """
 
     run_dir: Path
@@ -76,6 +78,7 @@ class Spec:
     savable: bool = False
     resume_from: Path | None = None
     second: Drive | None = None
+    screen: bool = False
 
     @property
     def console_log(self) -> Path:
@@ -106,6 +109,7 @@ class Machine(ABC):
         self._console: Console | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped_since_s = 0.0
+        self._boot_watch: BootWatch | None = None
 
     @property
     def backend(self) -> str:
@@ -138,6 +142,33 @@ class Machine(ABC):
     def exit_code(self) -> int | None:
         """The emulator's exit code once it has ended (negative: the signal that ended it)."""
         return self._process.poll() if self._process else None
+
+    @property
+    def resets(self) -> int:
+        """How often the guest was reset since it started, as far as the emulator says."""
+        return 0
+
+    def screen(self) -> list[str]:
+        """The lines of the guest's text screen up to the last that is not empty.
+
+        None where it has no screen, or shows graphics there.
+        """
+        return []
+
+    @contextlib.contextmanager
+    def booting(self) -> Iterator[None]:
+        """While a boot is waited for: every check also tells a guest that will not come up.
+
+        GuestError where it stands still at a word on its screen or goes in circles, CannotError
+        where it only asks for a login on its screen.
+        """
+        self._boot_watch = BootWatch(
+            self.spec.name, self.console, self.screen, lambda: self.resets, self.last_words
+        )
+        try:
+            yield
+        finally:
+            self._boot_watch = None
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -254,6 +285,8 @@ class Machine(ABC):
         code = self.exit_code
         if code is None:
             self._check_running()
+            if self._boot_watch is not None:
+                self._boot_watch.look()
             return
         console = self._console
         if console is not None:

@@ -6,22 +6,19 @@ What is particular to one version and was found by running it is said where it i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pty
 import re
 import signal
-import struct
-import termios
-import threading
 import tty
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, MachineDied, WaitTimeout
-from harness.machine import bochs_program, bochs_state
+from harness.machine import bochs_program, bochs_screen, bochs_state
 from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
-from harness.machine.console import Console, clean_lines
+from harness.machine.bochs_screen import Screen
+from harness.machine.console import Console
 from harness.machine.models import BOCHS_MODELS
 
 TRAITS = Traits(
@@ -38,6 +35,7 @@ _IPS = 10_000_000
 
 _CONFIG = "bochsrc.txt"
 _DEBUGGER = "debugger.txt"
+_STOPS = 50
 _SLIRP = "slirp.txt"
 _LOG = "bochs.log"
 _DISK = "disk.img"
@@ -51,6 +49,7 @@ _TICKED = re.compile(r"^0*[1-9]\d*[ied]\[", re.MULTILINE)
 _START_LIMIT_S = 20.0
 _END_S = 5.0
 _POLL_S = 0.02
+_RESET = re.compile(rb"\]\s+bx_pc_system_c::Reset\(")
 _COMPLAINT = re.compile(r"^\d{11}[pe]\[")
 _CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALSA ")
 _POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown requested")
@@ -127,7 +126,9 @@ class BochsMachine(Machine):
         self._bochs = bochs_program.find()
         self._console_tty_fd = -1
         self._log_seen_bytes = 0
-        self._screen: _Screen | None = None
+        self._resets = 0
+        self._helped = bool(spec.savable or spec.resume_from)
+        self._screen: Screen | None = None
 
     def command(self) -> list[str]:
         begin = ["-r", bochs_state.STATE] if self.spec.resume_from else ["-f", _CONFIG]
@@ -145,8 +146,17 @@ class BochsMachine(Machine):
         return {
             _CONFIG: configuration(self.spec, has_network=self.spec.ssh),
             **(network if self.spec.ssh else {}),
-            **({_DEBUGGER: "c\n"} if self._in_debugger else {}),
+            **({_DEBUGGER: "c\n" * self._goes_on} if self._in_debugger else {}),
         }
+
+    @property
+    def _goes_on(self) -> int:
+        """How many times the debugger's script says to go on.
+
+        The debugger stops before the first instruction, and whenever a triple fault resets the
+        guest.  What saves a machine answers for itself, and has to be asked.
+        """
+        return 1 if self._helped else _STOPS
 
     def _prepare(self) -> None:
         parts = ((self._bochs.bios, "bochsbios"), (self._bochs.vga_bios, "vgabios"))
@@ -158,7 +168,7 @@ class BochsMachine(Machine):
     def _start_once(self, deadline: Deadline) -> None:
         run_dir = self.spec.run_dir
         (run_dir / _LOG).unlink(missing_ok=True)
-        self._log_seen_bytes = 0
+        self._log_seen_bytes = self._resets = 0
         links = {
             _DISK: self.spec.drive.path.absolute(),
             _BIOS: self._bochs.bios,
@@ -174,17 +184,20 @@ class BochsMachine(Machine):
             self.ssh_port = free_port()
         (run_dir / _TTY).unlink(missing_ok=True)
         (run_dir / _TTY).symlink_to(os.ttyname(self._console_tty_fd))
+        environment = {**bochs_screen.ENVIRONMENT, **self._bochs.environment}
+        if self.spec.savable or self.spec.resume_from:
+            helper = bochs_state.helper(run_dir)
+            self._helped = bool(helper)
+            environment |= helper
         for name, text in self.reads().items():
             (run_dir / name).write_text(text)
         if self.spec.resume_from:
             bochs_state.present(run_dir, self.spec.resume_from)
-        environment = {"TERM": "vt100", **self._bochs.environment}
-        if self.spec.savable or self.spec.resume_from:
-            environment |= bochs_state.helper(run_dir)
-        self._screen = _Screen()
+        self._screen = Screen()
         self._process = self._spawn(self.command(), stdio=self._screen.tty, environment=environment)
         self._screen.started()
         self._wait_running(deadline)
+        self._screen.running(self.spec.emulator_log)
         if self.spec.resume_from:
             bochs_state.require_memory(self._process.pid, self.spec.resume_from)
         # Bochs holds the terminal itself now.  Its end is to be seen at once.
@@ -232,18 +245,29 @@ class BochsMachine(Machine):
                     detail=self.last_words(),
                 )
             # A line may be written in two; the second half alone says nothing.
-            self._log_seen_bytes += said.rfind(b"\n") + 1
+            whole = said.rfind(b"\n") + 1
+            self._log_seen_bytes += whole
+            self._resets += len(_RESET.findall(said[:whole]))
+
+    @property
+    def resets(self) -> int:
+        # It is reset once before it runs.
+        return max(0, self._resets - 1)
+
+    def screen(self) -> list[str]:
+        return self._screen.lines() if self._screen else []
 
     def powered_off(self) -> bool:
         words = tail_of(self.spec.run_dir / _LOG, 60)
         return self.exit_code is not None and any(sign in words for sign in _POWERED_OFF)
 
     def last_words(self) -> str:
-        log = tail_of(self.spec.run_dir / _LOG, 60).splitlines()
+        # After what it complains of it may list its devices.
+        log = tail_of(self.spec.run_dir / _LOG, 400).splitlines()
         told = [line for line in log if _COMPLAINT.match(line)]
         printed = tail_of(self.spec.emulator_log, 40).splitlines()
         told += [line for line in printed if line and not _CHATTER.match(line)]
-        screen = self._screen.text() if self._screen and not told else ""
+        screen = self._screen.printed() if self._screen and not told else ""
         return "\n".join(told[-8:]) or screen
 
     def save(self, folder: Path, deadline: Deadline) -> None:
@@ -301,47 +325,3 @@ def _catches_alarm(pid: int) -> bool:
             if line.startswith("SigCgt:"):
                 return bool(int(line.split()[1], 16) >> (signal.SIGALRM - 1) & 1)
     return False
-
-
-class _Screen:
-    """The pseudo-terminal that Bochs draws its display on: read, so that it never blocks.
-
-    Only the last part is kept, for what Bochs prints before its log begins.
-    """
-
-    _KEEP_BYTES = 4096
-
-    def __init__(self) -> None:
-        self._master, self.tty = pty.openpty()
-        # Bochs refuses to draw on less than 25 lines.
-        fcntl.ioctl(self.tty, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        self._kept = b""
-        self._thread = threading.Thread(target=self._drain, name="screen", daemon=True)
-
-    def started(self) -> None:
-        """The emulator holds the terminal's other end now."""
-        self._close_tty()
-        self._thread.start()
-
-    def _close_tty(self) -> None:
-        if self.tty >= 0:
-            os.close(self.tty)
-            self.tty = -1
-
-    def _drain(self) -> None:
-        with contextlib.suppress(OSError):
-            while data := os.read(self._master, 65536):
-                self._kept = (self._kept + data)[-self._KEEP_BYTES :]
-
-    def text(self) -> str:
-        """What was drawn last, without the terminal's steering."""
-        return "\n".join(clean_lines(self._kept.decode("utf-8", "replace"))[-8:])
-
-    def close(self) -> None:
-        """Give the terminal back; the emulator has ended."""
-        self._close_tty()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2)
-        if self._master >= 0:
-            os.close(self._master)
-            self._master = -1

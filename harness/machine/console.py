@@ -67,7 +67,7 @@ class Console:
         self._data = bytearray()
         self._dropped = 0
         self._arrived = threading.Condition()
-        self._arrived_s = 0.0
+        self._arrived_s = time.monotonic()
         self._closed = False
         self._panic = PanicWatch()
         self.boots = 0
@@ -282,6 +282,12 @@ class Console:
             start = max(0, mark - self._dropped)
             data = bytes(self._data[start : start + size])
             return data, self._dropped + start + len(data)
+
+    @property
+    def quiet_s(self) -> float:
+        """How many seconds ago the last byte came, or the line was opened."""
+        with self._arrived:
+            return time.monotonic() - self._arrived_s
 
     @property
     def closed(self) -> bool:

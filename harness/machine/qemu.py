@@ -14,6 +14,7 @@ from harness import process
 from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, MachineDied
 from harness.machine import qemu_state as state
+from harness.machine import vga
 from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
 from harness.machine.console import Console
 from harness.machine.qemu_state import Memory
@@ -27,6 +28,10 @@ _PORT_TAKEN = "Could not set up host forwarding rule"
 _GDB_SOCKET = "gdb.sock"
 _IMAGE_S = 3600.0
 OVERLAY = "overlay.qcow2"
+_SCREEN = "screen.bin"
+_SCREEN_S = 2.0
+# Where a graphics card in text mode has its text.
+_TEXT_AT = 0xB8000
 
 
 def default_cpu(traits: Traits, vendor_flag: str = "vmx") -> str:
@@ -96,6 +101,8 @@ def command_line(
         ]  # fmt: skip
     if spec.resume_from:
         command += ["-incoming", "defer"]
+    if spec.screen:
+        command += ["-device", "VGA"]
     if spec.debug_exit:
         command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
     return command
@@ -198,7 +205,22 @@ class QemuMachine(Machine):
 
     @property
     def boots(self) -> int:
-        return super().boots + (self._qmp.resets if self._qmp is not None else 0)
+        return super().boots + self.resets
+
+    @property
+    def resets(self) -> int:
+        return self._qmp.resets if self._qmp is not None else 0
+
+    def screen(self) -> list[str]:
+        if self._qmp is None or not self.spec.screen:
+            return []
+        # QEMU runs in its run folder.
+        file = self.spec.run_dir / _SCREEN
+        text = {"val": _TEXT_AT, "size": vga.BYTES, "filename": _SCREEN}
+        with contextlib.suppress(GuestError, OSError):
+            self._qmp.execute("pmemsave", Deadline.after(_SCREEN_S), text)
+            return vga.lines(file.read_bytes())
+        return []
 
     def _check_running(self) -> None:
         super()._check_running()
