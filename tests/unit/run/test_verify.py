@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import sys
 import uuid
 import xml.etree.ElementTree as ET
@@ -463,7 +464,7 @@ def test_a_check_that_was_broken_off_is_named_with_what_it_waited_for(run: Run) 
     assert status(result) == {"test_holds": "ok", "test_hangs": "FAILED", "test_after": "not run"}
     hung, after = result.checks[1:]
     assert hung.outcome == "error"
-    assert hung.message.startswith("broken off after 0 s (interrupted)")
+    assert re.match(r"broken off after \d+ s \(interrupted\)", hung.message)
     assert after.message == "not run: interrupted"
 
 
