@@ -189,7 +189,7 @@ def checksum_sparse(path: Path) -> str:
     """A checksum of a file in which long runs of zeros cost nothing, be they holes or written.
 
     SHA-256 over the CRC-32 of each MiB: four times as fast as SHA-256 alone.  It tells damage, not
-    forgery; who could forge the file could write its checksum anew as well.
+    forgery; who could forge the file could write its checksum again as well.
     """
     sums = hashlib.sha256()
     zeros = bytes(_CHUNK_BYTES)

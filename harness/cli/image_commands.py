@@ -71,8 +71,8 @@ def fetch_release(release: str, backend: str, offline: bool, download_only: bool
         try:
             brought = obtain.fetch_official(release, offline=offline, live=step.live)
         except FetchError as error:
-            mend = f"{error.message}; bring your own: {store.import_line(release)}"
-            raise CannotError(mend, detail=error.detail) from error
+            remedy = f"{error.message}; bring your own: {store.import_line(release)}"
+            raise CannotError(remedy, detail=error.detail) from error
         step.note = f"{brought.disk}"
     if download_only:
         return 0
@@ -188,13 +188,13 @@ def verify(release: str, as_json: bool) -> int:
         progress.print_json([asdict(found) for found in findings])
     else:
         progress.table(
-            ("release", "what", "is", "evidence, and what mends it"),
+            ("release", "what", "is", "evidence, and the remedy"),
             [
                 (
                     found.release,
                     found.what,
                     "ok" if found.ok else "CORRUPT",
-                    found.evidence + (f"\n-> {found.mend}" if found.mend else ""),
+                    found.evidence + (f"\n-> {found.remedy}" if found.remedy else ""),
                 )
                 for found in findings
             ],

@@ -118,7 +118,7 @@ class Ssh:
         Where sshd is known to be `listening`, silence is slowness, and each try gets all the time.
 
         Raises SshRefused at once when the guest denies our key or shows another host key (waiting
-        would not mend it), CannotError when our key cannot be read, what `watch` raises when the
+        would not help), CannotError when our key cannot be read, what `watch` raises when the
         machine dies, and WaitTimeout with the last try's reason when time runs out.
         """
         key = keys.load(self.address.private_key)
@@ -397,7 +397,7 @@ def _broke_off(error: paramiko.AuthenticationException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a try failed, told apart: nobody listens, silence, no banner, cut off."""
+    """Why a try failed, each kind by its own words: nobody listens, silence, no banner, cut off."""
     text = str(error)
     if isinstance(error, ConnectionRefusedError) or "Unable to connect" in text:
         return "connection refused (sshd is not up, or the network is not)"

@@ -1,4 +1,4 @@
-"""Looking again at what the cache holds: every digest that was written down is taken anew."""
+"""Looking again at what the cache holds: every digest that was written down is taken again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, and what mends it when it is not as written down."""
+    """One thing looked at: what was found, and what helps when it is not as written down."""
 
     release: str
     what: str
     ok: bool
     evidence: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def release(name: str, live: Live = lambda _line: None) -> list[Finding]:
@@ -41,22 +41,22 @@ def release(name: str, live: Live = lambda _line: None) -> list[Finding]:
 def _image(name: str, live: Live) -> Iterator[Finding]:
     fetched = any("://" in note.url for note in fetch.notes(store.folder(name) / "downloads"))
     # A disk that is taken for the present one would not be prepared again.
-    mend = f"rm {store.folder(name) / 'image.json'}, then "
-    mend += (
+    remedy = f"rm {store.folder(name) / 'image.json'}, then "
+    remedy += (
         f"./inv image.fetch --release {name}" if fetched else store.import_line(name, trees=False)
     )
     try:
         record = store.find(name)
     except CannotError as error:
         if store.has_record(name):
-            yield Finding(name, "prepared disk", False, error.message, mend)
+            yield Finding(name, "prepared disk", False, error.message, remedy)
         return
     found = _digest(record.disk, "sha256", live)
-    yield _compared(name, "prepared disk", record.disk, record.disk_sha256, found, mend)
+    yield _compared(name, "prepared disk", record.disk, record.disk_sha256, found, remedy)
     try:
         public = rekey.public_key(record.private_key)
     except CannotError as error:
-        yield Finding(name, "private key", False, error.message, mend)
+        yield Finding(name, "private key", False, error.message, remedy)
         return
     open_to_others = record.private_key.stat().st_mode & 0o077
     yield Finding(
@@ -81,8 +81,8 @@ def _trees(name: str) -> Iterator[Finding]:
         try:
             look(path)
         except WorkbenchError as error:
-            mend = f"./inv image.import --release {name} {option}"
-            yield Finding(name, what, False, error.message, mend)
+            remedy = f"./inv image.import --release {name} {option}"
+            yield Finding(name, what, False, error.message, remedy)
         else:
             yield Finding(name, what, True, evidence)
 
@@ -91,17 +91,17 @@ def _downloads(name: str, live: Live) -> Iterator[Finding]:
     for note in fetch.notes(store.folder(name) / "downloads"):
         if not note.path.exists():
             continue
-        mend = f"rm {note.path}, then ./inv image.fetch --release {name}"
+        remedy = f"rm {note.path}, then ./inv image.fetch --release {name}"
         found = _digest(note.path, note.algorithm, live)
-        yield _compared(name, f"download {note.path.name}", note.path, note.digest, found, mend)
+        yield _compared(name, f"download {note.path.name}", note.path, note.digest, found, remedy)
 
 
-def _compared(name: str, what: str, path: Path, wanted: str, found: str, mend: str) -> Finding:
+def _compared(name: str, what: str, path: Path, wanted: str, found: str, remedy: str) -> Finding:
     size = human_bytes(path.stat().st_size)
     if found == wanted:
         return Finding(name, what, True, f"{path}: {size}, {wanted[:16]}…, as written down")
     return Finding(
-        name, what, False, f"{path}: {found[:16]}…, written down was {wanted[:16]}…", mend
+        name, what, False, f"{path}: {found[:16]}…, written down was {wanted[:16]}…", remedy
     )
 
 

@@ -63,7 +63,7 @@ def is_xz(path: Path) -> bool:
 
 
 def examine(path: Path) -> Disk:
-    """Look at a raw or qcow2 disk; UsageError says what is wrong with it, and the mend."""
+    """Look at a raw or qcow2 disk; UsageError says what is wrong with it, and the remedy."""
     head = _head(path)
     if head.startswith(b"QFI\xfb"):
         return _examine_qcow2(path, head)

@@ -211,7 +211,7 @@ def _compare(
     remote: RemoteFile, url: str, target: Path, published: str, noted: Fetched | None
 ) -> None:
     """DigestChanged unless what is published is what the manifest or the first fetch pinned."""
-    for pinned, whose, mend in (
+    for pinned, whose, remedy in (
         (remote.pin, "the manifest pins", "try another mirror (HARNESS_MIRROR)"),
         (
             noted.digest if noted else "",
@@ -227,7 +227,7 @@ def _compare(
         raise DigestChanged(
             url,
             f"its published digest is {published[:16]}…, but {whose} {pinned[:16]}…: the file was "
-            f"replaced or the mirror lies; {mend}",
+            f"replaced or the mirror lies; {remedy}",
             detail=f"pinned {remote.algorithm}: {pinned}\n{first}published now:  {published}\n"
             "A release's files do not change once published.  Compare both with the signed "
             "checksums in FreeBSD's release announcement before anything is removed.",

@@ -144,7 +144,7 @@ def obtain(
     """The prepared release: the one in the cache, or the official one, fetched and prepared.
 
     When neither is to be had, CannotError's one line says what is missing, where it was looked
-    for, why it could not be fetched, and what mends it.
+    for, why it could not be fetched, and the remedy.
     """
     missing: CannotError | None = None
     try:

@@ -71,7 +71,7 @@ def import_line(release: str, *, trees: bool = True) -> str:
 def find(release: str) -> ImageRecord:
     """The prepared release.
 
-    CannotError says what is missing, where it was looked for and what mends it.
+    CannotError says what is missing, where it was looked for and the remedy.
     """
     where = folder(release)
     record = read(release)
@@ -96,7 +96,7 @@ def find(release: str) -> ImageRecord:
 def require_untouched(record: ImageRecord, live: Live) -> None:
     """CannotError when the prepared disk is not what it was.
 
-    Its digest takes as long as a boot, so it is taken only when the file's time stamp tells of a
+    Its digest takes as long as a boot, so it is taken only when the file's time stamp speaks of a
     change; what changed it may have been a copy of the cache.
     """
     noted = folder(record.release) / _RECORD
@@ -118,21 +118,21 @@ def has_record(release: str) -> bool:
 
 
 def source(release: str) -> Path:
-    """The release's source tree; CannotError with the mend when none was given or it is gone."""
+    """The release's source tree; CannotError with the remedy when none was given or it is gone."""
     return _tree(release, trees(release).source, "source tree", "--src DIR-or-src.txz")
 
 
 def sysroot(release: str) -> Path:
-    """The release's sysroot; CannotError with the mend when none was given or it is gone."""
+    """The release's sysroot; CannotError with the remedy when none was given or it is gone."""
     return _tree(release, trees(release).sysroot, "sysroot", "--sysroot DIR-or-base.txz")
 
 
 def _tree(release: str, path: Path | None, what: str, option: str) -> Path:
-    mend = f"./inv image.import --release {release} {option}"
+    remedy = f"./inv image.import --release {release} {option}"
     if path is None:
-        raise CannotError(f"no {what} was imported for FreeBSD {release}; run {mend}")
+        raise CannotError(f"no {what} was imported for FreeBSD {release}; run {remedy}")
     if not path.is_dir():
-        raise CannotError(f"{path}: the {what} of FreeBSD {release} is gone; run {mend}")
+        raise CannotError(f"{path}: the {what} of FreeBSD {release} is gone; run {remedy}")
     return path
 
 

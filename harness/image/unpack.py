@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from harness import limits
 from harness.errors import CannotError
 from harness.files import require_room, write_sparse
-from harness.image.beneath import Beneath, NotBeneath, Outside
+from harness.image.inside import Inside, NotInside, Outside
 from harness.image.packed import DAMAGED, Member, decompressed, members
 
 _CHUNK_BYTES = 1 << 20
@@ -57,9 +57,9 @@ def unpack(
         with (
             archive.open("rb") as packed,
             decompressed(packed) as plain,
-            Beneath(folder) as beneath,
+            Inside(folder) as inside,
         ):
-            writer = _Writer(name, folder, beneath, of_a_system)
+            writer = _Writer(name, folder, inside, of_a_system)
             for count, member in enumerate(members(plain)):
                 if count % _EVERY_MEMBERS == 0:
                     _require_files(folder, name)
@@ -90,10 +90,10 @@ class _Foreign(Exception):
 
 
 class _Writer:
-    def __init__(self, archive: str, folder: Path, beneath: Beneath, of_a_system: bool) -> None:
+    def __init__(self, archive: str, folder: Path, inside: Inside, of_a_system: bool) -> None:
         self._archive = archive
         self._folder = folder
-        self._beneath = beneath
+        self._inside = inside
         self._of_a_system = of_a_system
         self.written = 0
         self.left_out: list[str] = []
@@ -129,7 +129,7 @@ class _Writer:
             return
         try:
             self._write(member, path)
-        except NotBeneath:
+        except NotInside:
             raise self._refuse(
                 info.name, "would be written outside its folder through a link, or below a file"
             ) from None
@@ -142,8 +142,8 @@ class _Writer:
 
     def _write(self, member: Member, path: PurePosixPath) -> None:
         info = member.info
-        parent = self._beneath.folder(path.parent, make=True)
-        there = self._beneath.kind(path)
+        parent = self._inside.folder(path.parent, make=True)
+        there = self._inside.kind(path)
         if info.isdir():
             if stat.S_ISDIR(there):
                 return
@@ -171,7 +171,7 @@ class _Writer:
 
     def _unlink(self, path: PurePosixPath, there: int) -> None:
         if there:
-            os.unlink(path.name, dir_fd=self._beneath.folder(path.parent, make=False))
+            os.unlink(path.name, dir_fd=self._inside.folder(path.parent, make=False))
 
     def _write_file(self, member: Member, name: str, parent: int) -> None:
         info = member.info
@@ -207,15 +207,15 @@ class _Writer:
 
     def _hard_link(self, info: tarfile.TarInfo, path: PurePosixPath, there: int) -> None:
         existing = self._path_of(info.linkname)
-        if not stat.S_ISREG(self._beneath.kind(existing)):
+        if not stat.S_ISREG(self._inside.kind(existing)):
             raise _Foreign(f"is another name of {info.linkname!r}, which is no file of the archive")
         if existing == path:
             return
         self._unlink(path, there)
         # A descriptor of the one folder is good only until the other is asked for.
-        source = os.dup(self._beneath.folder(existing.parent, make=False))
+        source = os.dup(self._inside.folder(existing.parent, make=False))
         try:
-            parent = self._beneath.folder(path.parent, make=False)
+            parent = self._inside.folder(path.parent, make=False)
             os.link(
                 existing.name,
                 path.name,
@@ -228,9 +228,9 @@ class _Writer:
 
     def look_at_links(self) -> None:
         """The last pass: every link that stayed leads nowhere outside, by way of others too."""
-        for path, target in list(self._beneath.links()):
+        for path, target in list(self._inside.links()):
             try:
-                self._beneath.follow(path, target)
+                self._inside.follow(path, target)
             except Outside:
                 why = f"is a link out of its folder, to {target[:_SHOWN]!r}"
                 if self._of_a_system:

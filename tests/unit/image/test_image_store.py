@@ -356,7 +356,7 @@ def test_removed_but_for_what_is_the_users(tmp_path: Path, cache: Path) -> None:
 
 
 def findings(release: str = "15.1") -> dict[str, tuple[bool, str, str]]:
-    return {it.what: (it.ok, it.evidence, it.mend) for it in check.release(release)}
+    return {it.what: (it.ok, it.evidence, it.remedy) for it in check.release(release)}
 
 
 def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) -> None:
@@ -405,7 +405,7 @@ def test_snapshots_are_looked_at_too(
     assert image_commands.verify("", True) == 1
     said = capsys.readouterr().out
     (finding,) = [it for it in json.loads(said[said.rindex("\n[") :]) if not it["ok"]]
-    assert (finding["what"], finding["mend"]) == ("snapshot abcdef01", f"rm -r {folder}")
+    assert (finding["what"], finding["remedy"]) == ("snapshot abcdef01", f"rm -r {folder}")
 
 
 def test_small_guests_of_old_are_pruned(cache: Path) -> None:

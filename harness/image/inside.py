@@ -1,7 +1,9 @@
 """A folder that is only reached through descriptors, so that no name and no link leads out of it.
 
-Paths are walked a step at a time from the folder's own descriptor, and the kernel is asked not to
-follow a link at any step.  Nothing here compares texts of paths: names may be as long as they like.
+It is for folders that are filled from an archive, links and all; `harness.beneath` reads and
+replaces single files below a folder that is there.  Paths are walked a step at a time from the
+folder's own descriptor, and the kernel is asked not to follow a link at any step.  Nothing here
+compares texts of paths: names may be as long as they like.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _MOST_LINKS = 40
 """How many links Linux follows for one path."""
 
 
-class NotBeneath(Exception):
+class NotInside(Exception):
     """A step of a path is a link, or a file, where a folder has to be."""
 
 
@@ -27,7 +29,7 @@ class Outside(Exception):
     """A link leads out of the folder."""
 
 
-class Beneath:
+class Inside:
     """A folder by its descriptor; use it as a context manager.
 
     Whoever may write to the folder at the same time can make calls fail, not lead them outside.
@@ -37,7 +39,7 @@ class Beneath:
         # The chain of folders that was opened last, from the top: archives come in order.
         self._chain: list[tuple[str, int]] = [("", os.open(folder, _STEP))]
 
-    def __enter__(self) -> Beneath:
+    def __enter__(self) -> Inside:
         return self
 
     def __exit__(
@@ -55,7 +57,7 @@ class Beneath:
     def folder(self, path: PurePosixPath, *, make: bool) -> int:
         """A descriptor of the folder at `path`, good until the next call; made where `make`.
 
-        NotBeneath when a step is no real folder; FileNotFoundError when it is absent.
+        NotInside when a step is no real folder; FileNotFoundError when it is absent.
         """
         same = 1
         for (name, _), part in zip(self._chain[1:], path.parts, strict=False):
@@ -66,7 +68,7 @@ class Beneath:
         for part in path.parts[same - 1 :]:
             here = self._chain[-1][1]
             if part == os.pardir:
-                raise NotBeneath(f"{path} goes up")
+                raise NotInside(f"{path} goes up")
             try:
                 step = _step(part, here)
             except FileNotFoundError:
@@ -153,7 +155,7 @@ def _step(part: str, here: int) -> int:
         return os.open(part, _STEP, dir_fd=here)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise NotBeneath(f"{part} is no folder") from error
+            raise NotInside(f"{part} is no folder") from error
         raise
 
 
