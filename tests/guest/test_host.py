@@ -74,7 +74,7 @@ def test_wired_memory_is_counted_once(guest: Guest, vmm: Vmm, vm: Callable[..., 
 
 
 def test_memory_that_cannot_be_wired_leaves_no_trace(guest: Guest, vmm: Vmm) -> None:
-    """a VM refused because its memory cannot be wired leaves nothing in the ledger"""
+    """a VM refused because its memory cannot be wired leaves nothing in the account"""
     before = vmm.memory
     most, wired = guest.must(["sysctl", "-n", MOST_WIRED, WIRED]).split()
     guest.must(["sysctl", f"{MOST_WIRED}={int(wired) + 1024}"])

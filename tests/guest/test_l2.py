@@ -1,4 +1,4 @@
-"""A guest inside the guest: VMs truly run under the module, and the ledger follows them."""
+"""A guest inside the guest: VMs truly run under the module, and the account follows them."""
 
 from __future__ import annotations
 
