@@ -72,6 +72,44 @@ def test_tests_are_built_where_there_is_a_vmm_alone() -> None:
             assert not re.search(r"^\+ATF_TESTS_C\+=", hunks, re.MULTILINE)
 
 
+@pytest.mark.skipif(shutil.which("bmake") is None, reason="bmake is not installed")
+@by_release
+def test_make_agrees_where_tests_and_vmmls_are_built(release: str, tmp_path: Path) -> None:
+    for machine in ("amd64", "arm64"):
+        (tmp_path / "sys" / machine / "include").mkdir(parents=True)
+        (tmp_path / "sys" / machine / "include" / "vmm.h").touch()
+    for path, variable, wanted in (
+        ("tests/sys/vmm/Makefile", "ATF_TESTS_C", "vmm_mem_test"),
+        ("usr.sbin/Makefile", "SUBDIR.yes", "vmmls"),
+    ):
+        lines = [
+            line[1:]
+            for patch in source.patches(release)
+            if f"b/{path}\n" in patch.read_text()
+            for line in source.hunks(patch, path).splitlines()
+            if re.match(r"\+(?!\+\+|\.include)", line)
+        ]
+        makefile = tmp_path / "Makefile"
+        makefile.write_text("\n".join([*lines, "all:", ""]))
+        built = {
+            (machine, bhyve): subprocess.run(
+                [
+                    *("bmake", "-f", str(makefile), "-V", variable),
+                    *(f"MK_BHYVE={bhyve}", f"MACHINE={machine}", f"SRCTOP={tmp_path}"),
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
+            for machine in ("amd64", "arm64", "arm", "i386", "powerpc")
+            for bhyve in ("yes", "no")
+        }
+        assert [machine for (machine, bhyve), names in built.items() if wanted in names] == [
+            "amd64",
+            "arm64",
+        ]
+
+
 def test_the_cleanup_of_a_test_does_not_load_the_module() -> None:
     """vm_open() and bhyvectl load it where it is not."""
     top = source.tree("15.1")
