@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -196,6 +197,7 @@ def test_a_workbench_whose_name_is_taken_leaves_the_guest_alone() -> None:
 
 
 @pytest.mark.usefixtures("two")
+@pytest.mark.skipif(not shutil.which("gdb"), reason="gdb is not installed: apt-get install gdb")
 def test_gdb_stops_the_kernel_and_lets_it_go_on(capfd: pytest.CaptureFixture[str]) -> None:
     commands = ["print/x $cs & 0xfff0", "detach", "quit"]
     assert guest_commands.gdb("a", "", commands) == 0
