@@ -16,6 +16,7 @@ writes them to his copy of the disk (rekey.py).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import lzma
 import shutil
@@ -296,11 +297,15 @@ def _extract(path: Path, parts: Iterator[Member], index: _Index, scratch: Path, 
             raise CannotError(f"{path}: {member.name!r} is not as {_INDEX} says; nothing was kept")
         require_room(scratch, size, f"unpacking {path.name}")
         live(f"unpacking {member.name}: {human_bytes(size)}")
+        found = hashlib.sha256()
         with (scratch / member.name).open("wb") as out:
-            shutil.copyfileobj(member.content(), out, _CHUNK_BYTES)
-        if (found := sha256_file(scratch / member.name)) != wanted.sha256:
+            content = member.content()
+            while chunk := content.read(_CHUNK_BYTES):
+                found.update(chunk)
+                out.write(chunk)
+        if found.hexdigest() != wanted.sha256:
             raise CannotError(
-                f"{path}: {member.name} is damaged: its digest is {found[:16]}…, not "
+                f"{path}: {member.name} is damaged: its digest is {found.hexdigest()[:16]}…, not "
                 f"{wanted.sha256[:16]}…; copy the bundle again; nothing was kept"
             )
     if missing:

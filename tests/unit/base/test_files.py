@@ -321,3 +321,30 @@ def test_what_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
         [sys.executable, "-c", code], input=str(tmp_path / "made"), text=True, check=True
     )
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_many_files_are_synced_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """One by one they would take minutes; where the kernel cannot, each is synced after all."""
+    synced: list[Path] = []
+    whole: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    real = files._sync_file_system
+
+    def sync_all(folder: Path) -> bool:
+        whole.append(folder)
+        return real(folder) and there
+
+    monkeypatch.setattr(files, "_sync_file_system", sync_all)
+    for count in (5, 50):
+        with files.atomic_dir(tmp_path / str(count)) as folder:
+            for number in range(count):
+                (folder / f"d{number}").mkdir()
+                (folder / f"d{number}" / "f").write_text("x")
+        assert len(list((tmp_path / str(count)).rglob("f"))) == count
+        each = sum(path.name == "f" for path in synced)
+        assert each == (count if count == 5 or not there else 0)
+        synced.clear()
+    assert len(whole) == 1
