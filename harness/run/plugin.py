@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,6 @@ from harness.bhyve.l2 import L2
 from harness.bhyve.vmm import Vmm
 from harness.deadline import Deadline
 from harness.errors import (
-    EXIT_GUEST,
-    EXIT_OK,
     CannotError,
     GuestError,
     GuestPanic,
@@ -37,9 +34,13 @@ from harness.machine.console import clean_lines
 from harness.run import markers
 from harness.run.kept_session import KeptWorkbench, ways_in
 from harness.run.session import Options, Workbench, new_run_dir
-
-WORKBENCH = pytest.StashKey[Workbench]()
-"""Set in `config.stash` by whoever has brought a guest up already (`inv verify`)."""
+from harness.run.whole_session import (
+    EVER_BROKE,
+    UNREACHABLE,
+    WholeSession,
+    give_up,
+)
+from harness.run.whole_session import WORKBENCH as WORKBENCH
 
 EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash once it was torn down: what was asked of the guest, and what it said."""
@@ -50,10 +51,6 @@ _ASK_S = 5.0
 _BROUGHT_UP = pytest.StashKey[bool]()
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
-_EVER_BROKE = pytest.StashKey[str]()
-"""In the session's stash and in that of the check under which the guest broke: why."""
-_UNREACHABLE = pytest.StashKey[tuple[int, str]]()
-"""The exit code and the reason when no guest was to be had, and one was insisted on."""
 _DMESG_BEFORE = pytest.StashKey[list[str]]()
 _DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
 
@@ -84,56 +81,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for mark, meaning in markers.MARKERS.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}")
-    config.pluginmanager.register(_Session(config), "vmm-session")
-
-
-class _Session:
-    """What a whole session comes to, whatever other plugins make of its single reports."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Clean-up comes after this, and does not wait for a guest that may hang.
-        if isinstance(excinfo.value, KeyboardInterrupt):
-            _give_up(self._config, "the run was interrupted")
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """A guest that broke is no success, although the check was repeated or expected to fail."""
-        config = self._config
-        code, reason = config.stash.get(_UNREACHABLE, (EXIT_OK, ""))
-        broke = config.stash.get(_EVER_BROKE, "")
-        if output := getattr(config, "workeroutput", None):
-            output["vmm"] = (code, reason, broke)
-        elif code:
-            session.exitstatus = code
-        elif broke and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-            session.exitstatus = EXIT_GUEST
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """pytest-xdist: what a worker's own session came to."""
-        code, reason, broke = getattr(node, "workeroutput", {}).get("vmm", (EXIT_OK, "", ""))
-        if code:
-            self._config.stash[_UNREACHABLE] = (code, reason)
-        if broke:
-            self._config.stash[_EVER_BROKE] = broke
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say once why there was no guest, or why it broke."""
-        _, reason = self._config.stash.get(_UNREACHABLE, (EXIT_OK, ""))
-        if reason:
-            terminalreporter.write_line(f"no guest: {reason}", red=True)
-        if broke := self._config.stash.get(_EVER_BROKE, ""):
-            terminalreporter.write_line(f"the guest broke: {broke}", red=True)
-
-
-def _give_up(config: pytest.Config, reason: str) -> None:
-    """Ask nothing of the guest any more."""
-    bench = config.stash.get(WORKBENCH, None)
-    if bench is not None and bench.guest is not None:
-        bench.guest.given_up = reason
+    config.pluginmanager.register(WholeSession(config), "vmm-session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -169,7 +117,7 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         except WorkbenchError as error:
             if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
                 pytest.skip(f"no FreeBSD guest can be had here: {error.message}")
-            config.stash[_UNREACHABLE] = (error.exit_code, error.message)
+            config.stash[UNREACHABLE] = (error.exit_code, error.message)
             reason = f"{error.detail}\n{error.message}".strip()
             if hasattr(config, "workerinput"):
                 # pytest.exit in a worker of xdist ends as an internal error, without the reason.
@@ -284,7 +232,7 @@ def _guest(item: pytest.Item) -> Guest | None:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Once the machine is broken, what comes after it names the first cause instead of its own."""
     broken = item.config.stash.get(_BROKEN, None)
-    if before := item.stash.get(_EVER_BROKE, ""):
+    if before := item.stash.get(EVER_BROKE, ""):
         # A plugin that repeats what failed: it broke the guest, whatever it does the next time.
         pytest.fail(f"the guest broke under this check before: {before}", pytrace=False)
     if broken is not None and _is_ours(item):
@@ -421,9 +369,9 @@ def pytest_runtest_makereport(
             report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
     if broken is not None:
         item.config.stash.setdefault(_BROKEN, broken)
-        item.config.stash.setdefault(_EVER_BROKE, f"{item.name}: {broken}")
-        item.stash.setdefault(_EVER_BROKE, broken)
-        _give_up(item.config, f"it broke: {broken}")
+        item.config.stash.setdefault(EVER_BROKE, f"{item.name}: {broken}")
+        item.stash.setdefault(EVER_BROKE, broken)
+        give_up(item.config, f"it broke: {broken}")
     return report
 
 
