@@ -26,7 +26,7 @@ _BROKE = (GuestPanic, GuestRebooted, MachineDied, WaitTimeout, SshRefused)
 
 
 class Recorder:
-    """A pytest plugin: hands pytest the guest, and takes down what came of each check."""
+    """A pytest plugin: hands pytest the guest, and records the outcome of each check."""
 
     def __init__(self, bench: Workbench, checks: list[Check], tests: Path, *, beside: bool) -> None:
         self._bench = bench

@@ -245,7 +245,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _revive(config: pytest.Config, broken: str) -> None:
-    """Bring the guest that broke up anew, where that was asked for; skip the test where not."""
+    """Bring the guest that broke up again, where that was asked for; skip the test where not."""
     bench = config.stash.get(WORKBENCH, None)
     if bench is None or not bench.options.go_on:
         pytest.skip(f"not run, the machine broke before: {broken}")

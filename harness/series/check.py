@@ -1,6 +1,6 @@
 """Is a series fit to be sent: does it apply, does it read like FreeBSD's own code, is it signed.
 
-Drift (a hunk that fits some lines away) is told but is not wrong: a patch in common/ cannot have
+Drift (a hunk that fits some lines away) is reported, but not wrong: a patch in common/ cannot have
 the line numbers of every release.  What needs a source tree is marked as not run without one.
 """
 

@@ -2,7 +2,7 @@
 
 `git apply` works without a repository, refuses paths that leave the folder, and changes nothing
 when one hunk does not fit.  Here it never guesses: no fuzz, no white space repair; a hunk that
-fits some lines away (an offset) is told as drift.
+fits some lines away (an offset) is reported as drift.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The way to work: `patch.apply TREE`, edit there, `patch.refresh TREE --pristine SRC`.  The edited
 tree is compared with the pristine one, file by file, no git needed.  An edit goes into the last
 patch of the series that touches the file, so no other patch has to move; its message stays.  Files
-that no patch touches are told, and taken in with `into`, the patch they shall belong to.
+that no patch touches are named, and taken in with `into`, the patch they shall belong to.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _rewrite(
     edited: Path,
     work: Path,
 ) -> bytes:
-    """The patch anew: its own header, and the difference from `before` to its new result."""
+    """The patch written again: its header, and the difference from `before` to its new result."""
     after = states[states.index(before) + 1]
     repository = work / f"diff-{patch.digest[:12]}"
     repository.mkdir()
