@@ -116,8 +116,14 @@ def test_it_lists_again(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None
     """with -w the list is printed again and again, each time as it is then"""
     vm("first", 16 * MIB)
     script = """
-until_seen() { for _ in $(jot 300); do grep -q "$1" "$2" && break; sleep 0.1; done; }
 "$1" -Hp -w 1 >"$2" & pid=$!
+until_seen() {
+    for _ in $(jot 300); do
+        grep -q "$1" "$2" && return
+        kill -0 $pid || exit 1
+        sleep 0.1
+    done
+}
 until_seen first "$2"
 "$3" create second 16777216
 until_seen second "$2"
