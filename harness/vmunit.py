@@ -1,0 +1,127 @@
+"""vmunit in a guest: unit tests of vmm.ko, run by one command for each family, told as TAP.
+
+The program's sources are in tests/guest/src/vmunit; tests/guest/vmunit.txt lists its cases, a name
+and a claim a line, so that pytest knows them before there is a guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import patches, tap
+from .build import Build, compile_program
+from .console import clean_lines
+from .errors import CannotError, GuestError, PatchError
+from .files import PROJECT, sha256_file
+from .guest import Guest
+from .patches import Series
+
+SOURCES = PROJECT / "tests" / "guest" / "src" / "vmunit"
+LIST = PROJECT / "tests" / "guest" / "vmunit.txt"
+
+_EMULATION = Path("sys/amd64/vmm/vmm_instruction_emul.c")
+_SKIP = " # SKIP "
+_TOOK = re.compile(r"took ([\d.]+) s")
+_BEGUN = re.compile(r"^VMUNIT ([\w.]+)$")
+_FAMILY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What came of a case: `skipped` says why it said nothing, `notes` are its evidence."""
+
+    name: str
+    claim: str
+    held: bool
+    skipped: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def family(name: str) -> str:
+    """The family of a case: the word before the point."""
+    return name.partition(".")[0]
+
+
+def read_list(path: Path = LIST) -> Mapping[str, str]:
+    """The cases that are to be there: name and claim, in the program's order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split(": ", 1) for line in lines if line)
+
+
+@contextlib.contextmanager
+def _tree_file(tree: Path, series: Series | None, path: Path) -> Iterator[Path]:
+    """A file of the source tree, as the series leaves it."""
+    if series is None or str(path) not in series.touched:
+        yield tree / path
+        return
+    with patches.staged(series, tree) as (changed, _):
+        yield changed / path
+
+
+def compile_vmunit(build: Build, tree: Path, series: Series | None, sysroot: Path | None) -> Path:
+    """vmunit for a build's headers and library, with the tree's own instruction emulation in it.
+
+    Raises CannotError without a sysroot, PatchError when it does not compile.
+    """
+    if sysroot is None:
+        raise CannotError(
+            "vmunit needs FreeBSD's headers and libraries: import the image with --sysroot"
+        )
+    with _tree_file(tree, series, _EMULATION) as emulation:
+        if not emulation.is_file():
+            raise PatchError(f"the source tree has no {_EMULATION}")
+        # The digest is there for the key of what is cached.
+        flags = (f"-I{emulation.parent}", f"-DTREE_SHA256={sha256_file(emulation)}")
+        return compile_program(
+            build,
+            [*sorted(SOURCES.glob("*.c")), SOURCES / "guest.S"],
+            sysroot=sysroot,
+            name="vmunit",
+            libraries=("vmmapi", "util", "pthread"),
+            flags=flags,
+        )
+
+
+def run(guest: Guest, program: str, wanted: str, *, emulated: bool) -> dict[str, Case]:
+    """Run the cases whose names begin with `wanted`, with a program that is in the guest.
+
+    Raises GuestError, naming the case, when the guest breaks or the program does not end well.
+    """
+    console = guest.machine.console
+    mark = console.mark
+    command = [program, "-c", "/dev/console", *(["-e"] if emulated else []), wanted]
+    try:
+        result = guest.run(command, guest.deadline(_FAMILY_S))
+    except GuestError as error:
+        begun = [m[1] for line in clean_lines(console.since(mark)) if (m := _BEGUN.match(line))]
+        error.args = (f"{error}; last case of vmunit: {begun[-1] if begun else 'none'}",)
+        raise
+    report = tap.parse(result.stdout)
+    if report.problem:
+        raise GuestError(f"vmunit {wanted}: {report.problem}", detail=result.describe())
+    return {case.name: case for case in map(_case, report.tests)}
+
+
+def _case(test: tap.Test) -> Case:
+    claim, _, skipped = test.what.partition(_SKIP)
+    took = next((m for note in test.notes if (m := _TOOK.fullmatch(note))), None)
+    notes = tuple(note for note in test.notes if not _TOOK.fullmatch(note))
+    return Case(test.name, claim, test.held, skipped, notes, float(took[1]) if took else 0.0)
+
+
+def listed(guest: Guest, program: str) -> dict[str, str]:
+    """The cases that the program itself lists."""
+    said = guest.must([program, "-l"])
+    return dict(line.split(": ", 1) for line in said.splitlines())
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Sequence[str]:
+    """What has to change in the list for it to be the program's."""
+    gone = [f"-{name}: {claim}" for name, claim in ours.items() if theirs.get(name) != claim]
+    new = [f"+{name}: {claim}" for name, claim in theirs.items() if ours.get(name) != claim]
+    return gone + new

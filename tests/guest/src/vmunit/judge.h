@@ -1,0 +1,33 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+#ifndef _JUDGE_H_
+#define	_JUDGE_H_
+
+#include <stdatomic.h>
+
+#include "vmunit.h"
+
+#define	NOTE_BYTES	4096
+
+/* What the process of a group shares with the one that watches it. */
+struct shared {
+	_Atomic unsigned running;	/* the test at hand, + 1; 0: none */
+	_Atomic unsigned next;		/* the first test not begun */
+	_Atomic bool failed;
+	char		notes[NOTE_BYTES];
+	char		skipped[256];
+	unsigned	number;		/* of the last line of TAP */
+	unsigned	failures;
+};
+
+extern struct shared *shared;
+extern volatile sig_atomic_t late;
+
+void	judge(const struct test *);
+void	report(const struct test *, bool, double);
+
+#endif /* !_JUDGE_H_ */

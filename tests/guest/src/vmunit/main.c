@@ -1,0 +1,235 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/*
+ * Unit tests for vmm.ko: makes virtual machines, runs a few instructions in
+ * each, and judges every exit.
+ *
+ * The tests of a group run in a process of their own.  One that crashes, or
+ * does not come to an end, costs that test alone: the process is ended, its
+ * virtual machines destroyed, and the next test begun in another.
+ */
+
+#include <sys/mman.h>
+#include <sys/param.h>
+#include <sys/sysctl.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+
+#include <dirent.h>
+#include <err.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "judge.h"
+
+#define	LATE_S		8		/* a test is told to give up */
+#define	KILL_S		14		/* ... and is killed */
+#define	TICK_US		20000
+
+extern const struct group modrm_group, string_group;
+
+static const struct group *const groups[] = {
+	&modrm_group, &string_group,
+};
+
+struct shared *shared;
+volatile sig_atomic_t late;
+bool intel, emulated;
+
+static int console = -1;
+
+static void
+on_alarm(int number __unused)
+{
+	late = 1;
+}
+
+static bool
+chosen(const char *name, char **prefixes)
+{
+	if (*prefixes == NULL)
+		return (true);
+	for (; *prefixes != NULL; prefixes++) {
+		if (strncmp(name, *prefixes, strlen(*prefixes)) == 0)
+			return (true);
+	}
+	return (false);
+}
+
+/* A process of its own: the tests from `shared->next` on. */
+static void
+run_tests(const struct test *tests, size_t count, char **prefixes)
+{
+	struct sigaction alarm_action = { .sa_handler = on_alarm };
+	/* Repeated, as a signal between two system calls would be lost. */
+	struct itimerval timer = { .it_value = { .tv_sec = LATE_S },
+	    .it_interval = { .tv_usec = 500000 } };
+
+	/* No SA_RESTART: what sleeps in the kernel returns. */
+	(void)sigaction(SIGALRM, &alarm_action, NULL);
+	for (unsigned i = atomic_load(&shared->next); i < count; i++) {
+		atomic_store(&shared->next, i + 1);
+		if (!chosen(tests[i].name, prefixes))
+			continue;
+		atomic_store(&shared->running, i + 1);
+		/* If the kernel dies, this is what remains. */
+		if (console >= 0)
+			(void)dprintf(console, "VMUNIT %s\n", tests[i].name);
+		(void)setitimer(ITIMER_REAL, &timer, NULL);
+		judge(&tests[i]);
+		atomic_store(&shared->running, 0);
+	}
+	vm_forget_shared();
+	_exit(0);
+}
+
+/* Destroy what a process of ours left behind. */
+static void
+clean_up(pid_t pid)
+{
+	char prefix[32];
+	struct dirent *entry;
+	DIR *directory;
+
+	(void)snprintf(prefix, sizeof(prefix), "vmunit%d.", (int)pid);
+	if ((directory = opendir("/dev/vmm")) == NULL)
+		return;
+	while ((entry = readdir(directory)) != NULL) {
+		if (strncmp(entry->d_name, prefix, strlen(prefix)) == 0)
+			(void)sysctlbyname("hw.vmm.destroy", NULL, NULL,
+			    entry->d_name, strlen(entry->d_name));
+	}
+	(void)closedir(directory);
+}
+
+/* Wait for a process, which is killed when a test takes too long. */
+static void
+watch(pid_t pid, const struct test *tests)
+{
+	unsigned running, seen = 0;
+	double since = uptime();
+	int status;
+	bool killed = false;
+
+	while (waitpid(pid, &status, WNOHANG) != pid) {
+		(void)usleep(TICK_US);
+		running = atomic_load(&shared->running);
+		if (running != seen) {
+			seen = running;
+			since = uptime();
+		}
+		if (uptime() - since > KILL_S && !killed) {
+			(void)kill(pid, SIGKILL);
+			killed = true;
+		}
+		if (uptime() - since > 2 * KILL_S) {
+			(void)printf("Bail out! %s does not end, not even by "
+			    "SIGKILL\n", seen == 0 ? "the end of a group" :
+			    tests[seen - 1].name);
+			exit(EX_SOFTWARE);
+		}
+	}
+	running = atomic_load(&shared->running);
+	atomic_store(&shared->running, 0);
+	if (running != 0) {
+		if (killed)
+			note("it did not come to an end within %d s", KILL_S);
+		else if (WIFSIGNALED(status))
+			note("it died of signal %d (%s)", WTERMSIG(status),
+			    strsignal(WTERMSIG(status)));
+		else
+			note("it exited with %d", WEXITSTATUS(status));
+		report(&tests[running - 1], false, uptime() - since);
+	}
+	clean_up(pid);
+}
+
+static void
+run_group(const struct group *group, char **prefixes)
+{
+	const struct test *tests;
+	size_t count;
+	pid_t pid;
+
+	tests = group->tests(&count);
+	atomic_store(&shared->next, 0);
+	while (atomic_load(&shared->next) < count) {
+		(void)fflush(stdout);
+		if ((pid = fork()) == 0)
+			run_tests(tests, count, prefixes);
+		if (pid < 0)
+			err(EX_OSERR, "fork");
+		watch(pid, tests);
+	}
+}
+
+static size_t
+list(char **prefixes, bool print)
+{
+	const struct test *tests;
+	size_t count, total = 0;
+
+	for (size_t g = 0; g < nitems(groups); g++) {
+		tests = groups[g]->tests(&count);
+		for (size_t i = 0; i < count; i++) {
+			if (!chosen(tests[i].name, prefixes))
+				continue;
+			total++;
+			if (print)
+				(void)printf("%s: %s\n", tests[i].name,
+				    tests[i].what);
+		}
+	}
+	return (total);
+}
+
+int
+main(int argc, char **argv)
+{
+	uint32_t leaf[4];
+	int option;
+
+	while ((option = getopt(argc, argv, "c:el")) != -1) {
+		switch (option) {
+		case 'c':
+			console = open(optarg, O_WRONLY | O_NOCTTY);
+			if (console < 0)
+				err(EX_NOINPUT, "%s", optarg);
+			break;
+		case 'e':
+			emulated = true;
+			break;
+		case 'l':
+			(void)list(argv + optind, true);
+			return (0);
+		default:
+			(void)fprintf(stderr, "usage: vmunit [-el] "
+			    "[-c console] [prefix ...]\n");
+			return (EX_USAGE);
+		}
+	}
+	argv += optind;
+	if (access("/dev/vmmctl", F_OK) != 0)
+		errx(EX_UNAVAILABLE, "/dev/vmmctl is not there: vmm is not loaded");
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+	    MAP_ANON | MAP_SHARED, -1, 0);
+	if (shared == MAP_FAILED)
+		err(EX_OSERR, "mmap");
+	h_cpuid(0, 0, leaf);
+	intel = leaf[1] == 0x756e6547;		/* "Genu" */
+	(void)printf("TAP version 13\n1..%zu\n", list(argv, false));
+	for (size_t g = 0; g < nitems(groups); g++)
+		run_group(groups[g], argv);
+	(void)printf("# verdict failed=%u total=%u\n", shared->failures,
+	    shared->number);
+	return (shared->failures != 0);
+}

@@ -1,0 +1,64 @@
+"""vmm.ko piece by piece: what vmunit finds, a case a check."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import vmunit
+from harness.guest import Guest
+from harness.vmm import Vmm
+from harness.vmunit import Case
+from harness.workbench import Workbench, load_series
+
+pytestmark = [pytest.mark.vtx, pytest.mark.tools, pytest.mark.freebsd("15.0")]
+
+CASES = vmunit.read_list()
+
+
+@pytest.fixture(scope="module")
+def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
+    """vmunit in the guest, linked with the running module's own library."""
+    record, build = workbench.record, workbench.running
+    assert record is not None
+    assert record.source is not None
+    assert build is not None
+    series = load_series(workbench.options) if build.series else None
+    made = vmunit.compile_vmunit(build, record.source, series, record.sysroot)
+    remote = f"{vmm.home}/{made.name}"
+    guest.put(made, remote, mode=0o755)
+    return remote
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Case]]:
+    """What came of the families that have run."""
+    return {}
+
+
+def test_the_list_is_vmunits(guest: Guest, program: str) -> None:
+    """tests/guest/vmunit.txt names the cases that vmunit has, no more and no fewer"""
+    assert vmunit.differences(CASES, vmunit.listed(guest, program)) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vmunit(
+    workbench: Workbench,
+    guest: Guest,
+    program: str,
+    results: dict[str, dict[str, Case]],
+    name: str,
+) -> None:
+    """vmm.ko does what the processors' and devices' manuals say"""
+    family = vmunit.family(name)
+    if family not in results:
+        # One command for all of a family; what breaks the guest there breaks it for all of them.
+        results[family] = {}
+        emulated = workbench.backend == "bochs"
+        results[family] = vmunit.run(guest, program, f"{family}.", emulated=emulated)
+    case = results[family].get(name)
+    if case is None:
+        pytest.fail(f"vmunit said nothing about {name}")
+    if case.skipped:
+        pytest.skip(case.skipped)
+    print(*case.notes, sep="\n")
+    assert case.held, f"{case.claim}: {'; '.join(case.notes)}"
