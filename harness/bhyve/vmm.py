@@ -31,6 +31,7 @@ FIGURES = ("total", "allocated", "free", "device")
 SYSCTLS = tuple(f"hw.vmm.mem_{name}" for name in FIGURES)
 LIMIT = "hw.vmm.mem_limit"
 _SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
+_MAX_VCPUS = 4
 _SOURCES = Path(__file__).parent / "guest_src"
 _HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
 
@@ -114,6 +115,8 @@ def load(guest: Guest, build: Build) -> Loaded:
         arrived = guest.must(["sha256", "-q", remote]).strip()
         if arrived != digest:
             raise GuestError(f"{remote} arrived as {arrived}, not as {digest}")
+    # By default a VM may have as many vCPUs as the guest has CPUs, which may be one.
+    guest.must(["kenv", f"hw.vmm.maxcpu={_MAX_VCPUS}"])
     mark = guest.machine.console.mark
     result = guest.run(["kldload", remote], guest.deadline(30))
     said = [line.strip() for line in guest.machine.console.since(mark).splitlines() if line.strip()]

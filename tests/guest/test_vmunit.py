@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness import vmunit
-from harness.guest import Guest
-from harness.vmm import Vmm
-from harness.vmunit import Case
-from harness.workbench import Workbench, load_series
+from harness.bhyve import vmunit
+from harness.bhyve.vmm import Vmm
+from harness.bhyve.vmunit import Case
+from harness.guest.freebsd import Guest
+from harness.run.session import Workbench, load_series
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools, pytest.mark.freebsd("15.0")]
 
@@ -36,7 +36,7 @@ def results() -> dict[str, dict[str, Case]]:
 
 
 def test_the_list_is_vmunits(guest: Guest, program: str) -> None:
-    """tests/guest/vmunit.txt names the cases that vmunit has, no more and no fewer"""
+    """harness/bhyve/vmunit.txt names the cases that vmunit has, no more and no fewer"""
     assert vmunit.differences(CASES, vmunit.listed(guest, program)) == []
 
 

@@ -1,7 +1,7 @@
 """vmunit in a guest: unit tests of vmm.ko, run by one command for each family, told as TAP.
 
-The program's sources are in tests/guest/src/vmunit; tests/guest/vmunit.txt lists its cases, a name
-and a claim a line, so that pytest knows them before there is a guest.
+The program's sources are in guest_src/vmunit; vmunit.txt lists its cases, a name and a claim a line,
+so that pytest knows them before there is a guest.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import patches, tap
-from .build import Build, compile_program
-from .console import clean_lines
-from .errors import CannotError, GuestError, PatchError
-from .files import PROJECT, sha256_file
-from .guest import Guest
-from .patches import Series
+from harness.build.builder import Build, compile_program
+from harness.errors import CannotError, GuestError, PatchError
+from harness.files import sha256_file
+from harness.guest.freebsd import Guest
+from harness.machine.console import clean_lines
+from harness.probe import tap
+from harness.series import load
+from harness.series.load import Series
 
-SOURCES = PROJECT / "tests" / "guest" / "src" / "vmunit"
-LIST = PROJECT / "tests" / "guest" / "vmunit.txt"
+SOURCES = Path(__file__).parent / "guest_src" / "vmunit"
+LIST = Path(__file__).parent / "vmunit.txt"
 
 _EMULATION = Path("sys/amd64/vmm/vmm_instruction_emul.c")
 _SKIP = " # SKIP "
@@ -59,7 +60,7 @@ def _tree_file(tree: Path, series: Series | None, path: Path) -> Iterator[Path]:
     if series is None or str(path) not in series.touched:
         yield tree / path
         return
-    with patches.staged(series, tree) as (changed, _):
+    with load.staged(series, tree) as (changed, _):
         yield changed / path
 
 

@@ -35,10 +35,27 @@
 #define	KILL_S		14		/* ... and is killed */
 #define	TICK_US		20000
 
-extern const struct group modrm_group, string_group;
-
 static const struct group *const groups[] = {
-	&modrm_group, &string_group,
+	&modrm_group,
+	&string_group,
+	&cpuid_group,
+	&msr_group,
+	&exception_group,
+	&state_group,
+	&instruction_group,
+	&lapic_group,
+	&ioapic_group,
+	&legacy_group,
+	&hpet_group,
+	&rtc_group,
+	&memory_group,
+	&gla_group,
+	&capability_group,
+	&smp_group,
+	&second_group,
+	&end_group,
+	&access_group,
+	&wear_group,
 };
 
 struct shared *shared;
@@ -92,19 +109,18 @@ run_tests(const struct test *tests, size_t count, char **prefixes)
 	_exit(0);
 }
 
-/* Destroy what a process of ours left behind. */
+/* Destroy what our processes left behind. */
 static void
-clean_up(pid_t pid)
+clean_up(void)
 {
-	char prefix[32];
+	static const char prefix[] = "vmunit";
 	struct dirent *entry;
 	DIR *directory;
 
-	(void)snprintf(prefix, sizeof(prefix), "vmunit%d.", (int)pid);
 	if ((directory = opendir("/dev/vmm")) == NULL)
 		return;
 	while ((entry = readdir(directory)) != NULL) {
-		if (strncmp(entry->d_name, prefix, strlen(prefix)) == 0)
+		if (strncmp(entry->d_name, prefix, sizeof(prefix) - 1) == 0)
 			(void)sysctlbyname("hw.vmm.destroy", NULL, NULL,
 			    entry->d_name, strlen(entry->d_name));
 	}
@@ -150,7 +166,7 @@ watch(pid_t pid, const struct test *tests)
 			note("it exited with %d", WEXITSTATUS(status));
 		report(&tests[running - 1], false, uptime() - since);
 	}
-	clean_up(pid);
+	clean_up();
 }
 
 static void
