@@ -8,6 +8,7 @@ bhyve's start have the exit code of a power-off.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -17,10 +18,16 @@ from harness.bhyve.vmm import Vmm
 from harness.deadline import Deadline
 from harness.errors import GuestError, WaitTimeout
 from harness.files import PROJECT, atomic_dir, cache_dir, locked, sha256_text
+from harness.probe import tap
 
 SOURCE = PROJECT / "images" / "l2rom"
 _READY = re.compile(r"L2ROM ready, memory: low (\d+) MiB, high (\d+) MiB")
 _START_S = 10.0
+_PLATFORM_S = 30.0
+PLATFORM = (
+    "-c", "2", "-A", "-s", "3,virtio-rnd", "-s", "4,nvme,ram=1", "-s", "5,xhci,tablet",
+)  # fmt: skip
+"""The arguments of bhyve for the machine that images/l2rom/platform.c looks at."""
 
 
 class Exit(IntEnum):
@@ -57,22 +64,24 @@ def build_rom() -> Path:
 
 _ENDED = "bhyve ended with"
 
-# $1 folder, $2 name, $3 MiB, $4 rom.  A bhyve that was built lies two folders above.  The status
-# appears when bhyve has ended, whole, and then the line that ends every wait for words which will
-# not come.
+# $1 folder, $2 name, $3 MiB, $4 rom, and more of bhyve's arguments.  A bhyve that was built lies
+# two folders above.  The status appears when bhyve has ended, whole, and then the line that ends
+# every wait for words which will not come.
 _LAUNCH = (
     r"""
 set -eu
 rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
 cat >"$1/run" <<'END'
 PATH="${1%/l2/*}:$PATH"
-bhyve -H -c 1 -m "$3M" -s 0,hostbridge -s 31,lpc -l com1,stdio -l bootrom,"$4" "$2" \
-    <>"$1/in" >>"$1/out" 2>>"$1/err" &
-echo $! >"$1/pid"
+folder=$1 name=$2 mib=$3 rom=$4
+shift 4
+bhyve -H -m "${mib}M" -s 0,hostbridge -s 31,lpc -l com1,stdio -l bootrom,"$rom" "$@" "$name" \
+    <>"$folder/in" >>"$folder/out" 2>>"$folder/err" &
+echo $! >"$folder/pid"
 wait $!
-echo $? >"$1/status.part"; mv "$1/status.part" "$1/status"
+echo $? >"$folder/status.part"; mv "$folder/status.part" "$folder/status"
 """
-    rf"""printf '\n{_ENDED} %s\n' "$(cat "$1/status")" >>"$1/out"
+    rf"""printf '\n{_ENDED} %s\n' "$(cat "$folder/status")" >>"$folder/out"
 END
 nohup /bin/sh "$1/run" "$@" </dev/null >/dev/null 2>&1 &
 """
@@ -113,10 +122,13 @@ if [ -e "/dev/vmm/$2" ]; then bhyvectl --destroy --vm="$2"; fi
 class L2:
     """One such guest; it exists from `start` until its VM is destroyed."""
 
-    def __init__(self, vmm: Vmm, name: str, memory_mib: int) -> None:
+    def __init__(
+        self, vmm: Vmm, name: str, memory_mib: int, arguments: Sequence[str] = ("-c", "1")
+    ) -> None:
         self.vmm = vmm
         self.name = name
         self.memory_mib = memory_mib
+        self.arguments = tuple(arguments)
         self._folder = f"{vmm.home}/l2/{name}"
         self._guest = vmm.guest
 
@@ -128,12 +140,14 @@ class L2:
         rom = f"{self.vmm.home}/l2rom.bin"
         if not self._guest.exists(rom):
             self._guest.put(build_rom(), rom)
-        self._guest.script(_LAUNCH, self._folder, self.name, str(self.memory_mib), rom)
+        self._guest.script(
+            _LAUNCH, self._folder, self.name, str(self.memory_mib), rom, *self.arguments
+        )
         match = self.ask("", _READY)
         return Found(int(match[1]), int(match[2]))
 
     def tell(self, line: str) -> None:
-        """Type a command: t and a number of MiB, s, h, p, r or f."""
+        """Type a command: t and a number of MiB, s, h, p, r, f or u."""
         self._talk(line, "")
 
     def output(self) -> str:
@@ -179,6 +193,11 @@ class L2:
         limit = self._guest.deadline(_START_S + mib / 16)
         answer = re.compile(rf"touched {mib} MiB, bad pages: (\d+)")
         return int(self.ask(f"t{mib}", answer, limit)[1])
+
+    def platform(self) -> tap.Report:
+        """What L2 finds of bhyve's own devices; it wants the machine that PLATFORM makes."""
+        self.ask("u", re.compile(r"# verdict failed=\d+"), self._guest.deadline(_PLATFORM_S))
+        return tap.parse(self.output() + "\n")
 
     def exit_code(self) -> int | None:
         """bhyve's exit code, or None while it runs."""

@@ -15,10 +15,10 @@
  *	p	power off
  *	r	reset
  *	f	triple fault
+ *	u	look at bhyve's own devices (platform.c)
  */
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "rom.h"
 
 #define	COM1		0x3f8
 #define	COM_DATA	(COM1 + 0)
@@ -53,27 +53,6 @@
 void	rom_main(void);
 void	triple_fault(void);
 
-static inline void
-outb(uint16_t port, uint8_t value)
-{
-	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static inline void
-outw(uint16_t port, uint16_t value)
-{
-	__asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static inline uint8_t
-inb(uint16_t port)
-{
-	uint8_t value;
-
-	__asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-	return (value);
-}
-
 static void
 put_char(char c)
 {
@@ -82,7 +61,7 @@ put_char(char c)
 	outb(COM_DATA, (uint8_t)c);
 }
 
-static void
+void
 put(const char *text)
 {
 	for (; *text != '\0'; text++) {
@@ -92,7 +71,7 @@ put(const char *text)
 	}
 }
 
-static void
+void
 put_number(uint32_t value)
 {
 	char digits[11];
@@ -105,6 +84,14 @@ put_number(uint32_t value)
 		value /= 10;
 	} while (value != 0);
 	put(&digits[at]);
+}
+
+void
+put_hex(uint32_t value)
+{
+	put("0x");
+	for (int shift = 28; shift >= 0; shift -= 4)
+		put_char("0123456789abcdef"[value >> shift & 0xf]);
 }
 
 /*
@@ -245,11 +232,14 @@ rom_main(void)
 			put("L2ROM faults\n");
 			triple_fault();
 			break;
+		case 'u':
+			platform();
+			break;
 		case '\r':
 		case '\n':
 			break;
 		default:
-			put("L2ROM error: t, s, h, p, r or f\n");
+			put("L2ROM error: t, s, h, p, r, f or u\n");
 			break;
 		}
 	}

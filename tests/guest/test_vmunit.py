@@ -30,8 +30,8 @@ def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Case]]:
-    """What came of the families that have run."""
+def results() -> dict[str, dict[str, Case] | None]:
+    """What came of the families that have run; None for one that did not end."""
     return {}
 
 
@@ -45,19 +45,21 @@ def test_vmunit(
     workbench: Workbench,
     guest: Guest,
     program: str,
-    results: dict[str, dict[str, Case]],
+    results: dict[str, dict[str, Case] | None],
     name: str,
 ) -> None:
     """vmm.ko does what the processors' and devices' manuals say"""
     family = vmunit.family(name)
     if family not in results:
-        # One command for all of a family; what breaks the guest there breaks it for all of them.
-        results[family] = {}
+        # One command for all of a family.
+        results[family] = None
         emulated = workbench.backend == "bochs"
         results[family] = vmunit.run(guest, program, f"{family}.", emulated=emulated)
-    case = results[family].get(name)
-    if case is None:
-        pytest.fail(f"vmunit said nothing about {name}")
+    cases = results[family]
+    if cases is None:
+        pytest.skip(f"not run: vmunit did not come to the end of {family}")
+    case = cases.get(name)
+    assert case is not None, f"vmunit said nothing about {name}"
     if case.skipped:
         pytest.skip(case.skipped)
     print(*case.notes, sep="\n")

@@ -54,7 +54,7 @@ def test_what_runs_in_an_emulator_is_told_so() -> None:
 )
 def test_what_breaks_off_is_an_error(printed: str, problem: str) -> None:
     guest = FakeGuest({COMMAND: (1, printed, "words")})
-    with pytest.raises(GuestError, match=f"vmunit lapic.: .*{re.escape(problem)}"):
+    with pytest.raises(GuestError, match=rf"vmunit lapic\.: .*{re.escape(problem)}"):
         vmunit.run(guest, "/x/vmunit", "lapic.", emulated=False)
 
 
@@ -68,7 +68,7 @@ def test_a_panic_names_the_last_case() -> None:
         raise GuestPanic("the guest panicked: x")
 
     guest.answers = {COMMAND: panics}
-    with pytest.raises(GuestPanic, match="the guest panicked: x; last case of vmunit: lapic.msi"):
+    with pytest.raises(GuestPanic, match=r"the guest panicked: x; last case of vmunit: lapic\.msi"):
         vmunit.run(guest, "/x/vmunit", "lapic.", emulated=False)
 
 

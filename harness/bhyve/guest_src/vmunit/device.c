@@ -56,6 +56,18 @@ write_device(struct vcpu *vcpu __unused, uint64_t gpa, uint64_t value,
 	return (access_device(arg, gpa, &value, size, true));
 }
 
+/* What the tree's code wants of whoever compiles it in. */
+void	vm_inject_fault(struct vcpu *, int, int, int);
+
+void
+vm_inject_fault(struct vcpu *vcpu, int vector, int has_error, int error)
+{
+	if (vm_inject_exception(vcpu, vector, has_error, (uint32_t)error,
+	    1) != 0)
+		note("exception %d cannot be injected: %s", vector,
+		    strerror(errno));
+}
+
 /* What `struct vm` calls; 0 or an errno. */
 int
 emulate_access(struct vm *vm)

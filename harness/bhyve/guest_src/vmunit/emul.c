@@ -26,7 +26,7 @@ struct outcome {
 	uint64_t	gpr[16], rip, rflags;
 	uint8_t		data[2 * AROUND], stack[AROUND], far[AROUND];
 	int		vector;
-	uint64_t	error;
+	uint64_t	error, cr2;
 	int		reads, writes;
 };
 
@@ -228,6 +228,10 @@ execute(struct vm *vm, const struct point *point, enum window window,
 	bool done;
 
 	enter(vm, point->mode, window);
+	if (point->access != 0)
+		/* Its base is memory in every window. */
+		set_segment(vm, point->segment, A_DATA + 0x3800, point->limit,
+		    point->access);
 	lay_data(vm, point, window);
 	lay_code(vm, point, window);
 	memcpy(values, point->gpr, sizeof(point->gpr));
@@ -254,13 +258,13 @@ execute(struct vm *vm, const struct point *point, enum window window,
 	outcome->rflags = done ? values[17] : vm->fault.rflags;
 	outcome->vector = vm->fault.vector;
 	outcome->error = done ? 0 : vm->fault.error;
+	outcome->cr2 = vm->fault.vector == 14 ? reg(vm, VM_REG_GUEST_CR2) : 0;
 	outcome->reads = device.reads;
 	outcome->writes = device.writes;
 	fetch_data(vm, point, window, outcome);
-	if (!done) {
-		/* The handler has its own CS: set all of it again. */
+	/* The handler has its own CS: set all of it again. */
+	if (!done || point->access != 0)
 		vm->mode = NO_MODE;
-	}
 	return (true);
 }
 
@@ -282,10 +286,9 @@ differ(const struct point *point, enum window window, const struct outcome *a,
 	SAME("exception", (uint64_t)(int64_t)a->vector,
 	    (uint64_t)(int64_t)b->vector);
 	SAME("error code", a->error, b->error);
-	if (a->vector < 0) {
-		for (unsigned i = 0; i < (point->mode == LONG64 ? 16 : 8); i++)
-			SAME(names[i], a->gpr[i] & mask, b->gpr[i] & mask);
-	}
+	SAME("CR2", a->cr2, b->cr2);
+	for (unsigned i = 0; i < (point->mode == LONG64 ? 16 : 8); i++)
+		SAME(names[i], a->gpr[i] & mask, b->gpr[i] & mask);
 	SAME("RIP", a->rip, b->rip);
 	SAME("RFLAGS", a->rflags & ~(point->undefined | PSL_RF),
 	    b->rflags & ~(point->undefined | PSL_RF));

@@ -59,6 +59,9 @@ struct point {
 	uint64_t	undefined;	/* flags */
 	unsigned	cross;		/* bytes before a page's end; 0: none */
 	unsigned	reads, writes;	/* of the device; 0: not counted */
+	/* A data segment of its own; access 0: none. */
+	int		segment;
+	uint32_t	limit, access;
 	const char	*about;
 };
 

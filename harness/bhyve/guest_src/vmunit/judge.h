@@ -28,11 +28,11 @@ extern struct shared *shared;
 extern volatile sig_atomic_t late;
 
 /* Everything there is, in order. */
-extern const struct group modrm_group, string_group, cpuid_group,
+extern const struct group modrm_group, string_group, fault_group, cpuid_group,
     msr_group, exception_group, state_group, instruction_group, lapic_group,
     ioapic_group, legacy_group, hpet_group, rtc_group, memory_group,
     gla_group, capability_group, smp_group, second_group, end_group,
-    access_group, wear_group;
+    access_group, wear_group, interrupt_group, library_group;
 
 void	judge(const struct test *);
 void	report(const struct test *, bool, double);

@@ -38,6 +38,7 @@
 static const struct group *const groups[] = {
 	&modrm_group,
 	&string_group,
+	&fault_group,
 	&cpuid_group,
 	&msr_group,
 	&exception_group,
@@ -56,6 +57,8 @@ static const struct group *const groups[] = {
 	&end_group,
 	&access_group,
 	&wear_group,
+	&interrupt_group,
+	&library_group,
 };
 
 struct shared *shared;

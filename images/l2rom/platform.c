@@ -1,0 +1,98 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/*
+ * bhyve's own platform as a guest sees it, told as TAP: a claim a line, and
+ * what was wrong below it.  The machine is the one that harness/bhyve/l2.py
+ * makes for this: a host bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5,
+ * the LPC bridge at 31, two vCPUs.
+ */
+
+#include "rom.h"
+
+#define	MAX_FAILURES	6u
+
+/* What the claim at hand got wrong; the first few are told. */
+static uint32_t wrongs;
+static struct {
+	const char	*what;
+	uint32_t	got, wanted;
+} all[MAX_FAILURES];
+
+void
+wrong(const char *what, uint32_t got, uint32_t wanted)
+{
+	if (wrongs < MAX_FAILURES) {
+		all[wrongs].what = what;
+		all[wrongs].got = got;
+		all[wrongs].wanted = wanted;
+	}
+	wrongs++;
+}
+
+void
+equal(const char *what, uint32_t got, uint32_t wanted)
+{
+	if (got != wanted)
+		wrong(what, got, wanted);
+}
+
+static const struct {
+	const char	*name;
+	void		(*func)(void);
+} claims[] = {
+	{ "pci_devices: what the command line asked for is there",
+	    pci_devices },
+	{ "pci_widths: configuration reads the same by every width",
+	    pci_widths },
+	{ "pci_writes: what can be written of configuration", pci_writes },
+	{ "pci_bars: BARs can be sized", pci_bars },
+	{ "pci_moved: an I/O BAR moves", pci_moved },
+	{ "pci_memory: a memory BAR moves", pci_memory },
+	{ "pci_capabilities: capabilities end", pci_capabilities },
+	{ "firmware: fwctl answers, odd lengths too", firmware },
+	{ "acpi_registers: ACPI's registers", acpi_registers },
+	{ "serial_line: the 16550", serial_line },
+	{ "keyboard: the 8042", keyboard },
+	{ "nothing: where nothing is", nothing },
+	{ "acpi_tables: ACPI's tables", acpi_tables },
+	{ "other_tables: the MP table and SMBIOS", other_tables },
+};
+
+void
+platform(void)
+{
+	const uint32_t count = sizeof(claims) / sizeof(claims[0]);
+	uint32_t failures = 0;
+
+	put("TAP version 13\n1..");
+	put_number(count);
+	put("\n");
+	for (uint32_t number = 1; number <= count; number++) {
+		wrongs = 0;
+		claims[number - 1].func();
+		failures += wrongs != 0;
+		put(wrongs != 0 ? "not ok " : "ok ");
+		put_number(number);
+		put(" - platform.");
+		put(claims[number - 1].name);
+		put("\n");
+		for (uint32_t i = 0; i < wrongs && i < MAX_FAILURES; i++) {
+			put("# ");
+			put(all[i].what);
+			put(" is ");
+			put_hex(all[i].got);
+			put(", not ");
+			put_hex(all[i].wanted);
+			put("\n");
+		}
+	}
+	put("# verdict failed=");
+	put_number(failures);
+	put(" total=");
+	put_number(count);
+	put("\n");
+}

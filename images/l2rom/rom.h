@@ -1,0 +1,84 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+#ifndef _ROM_H_
+#define	_ROM_H_
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What the ROM's parts share: ports, and words on the serial line. */
+static inline void
+outb(uint16_t port, uint8_t value)
+{
+	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline void
+outw(uint16_t port, uint16_t value)
+{
+	__asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline void
+outl(uint16_t port, uint32_t value)
+{
+	__asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static inline uint8_t
+inb(uint16_t port)
+{
+	uint8_t value;
+
+	__asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+	return (value);
+}
+
+static inline uint16_t
+inw(uint16_t port)
+{
+	uint16_t value;
+
+	__asm__ volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
+	return (value);
+}
+
+static inline uint32_t
+inl(uint16_t port)
+{
+	uint32_t value;
+
+	__asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
+	return (value);
+}
+
+void	put(const char *);
+void	put_number(uint32_t);
+void	put_hex(uint32_t);
+
+/* platform.c: bhyve's own devices, told as TAP. */
+void	platform(void);
+void	wrong(const char *, uint32_t, uint32_t);
+void	equal(const char *, uint32_t, uint32_t);
+
+/* Its claims: pci.c and firmware.c. */
+void	pci_devices(void);
+void	pci_widths(void);
+void	pci_writes(void);
+void	pci_bars(void);
+void	pci_moved(void);
+void	pci_memory(void);
+void	pci_capabilities(void);
+void	firmware(void);
+void	acpi_registers(void);
+void	serial_line(void);
+void	keyboard(void);
+void	nothing(void);
+void	acpi_tables(void);
+void	other_tables(void);
+
+#endif /* !_ROM_H_ */

@@ -1,0 +1,44 @@
+"""bhyve's own devices, as a guest sees them: PCI, fwctl, ACPI, and what else is on the board."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.bhyve.l2 import L2, PLATFORM
+from harness.bhyve.vmm import Vmm
+from harness.probe import tap
+
+pytestmark = [pytest.mark.vtx, pytest.mark.freebsd("15.0")]
+
+CLAIMS = (
+    "pci_devices", "pci_widths", "pci_writes", "pci_bars", "pci_moved", "pci_memory",
+    "pci_capabilities", "firmware", "acpi_registers", "serial_line", "keyboard", "nothing",
+    "acpi_tables", "other_tables",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(vmm: Vmm) -> Iterator[tap.Report]:
+    """All that the boot ROM found, in one run of bhyve."""
+    inner = L2(vmm, "platform", 64, PLATFORM)
+    try:
+        inner.start()
+        yield inner.platform()
+    finally:
+        inner.end()
+
+
+def test_the_rom_told_all_it_looked_at(report: tap.Report) -> None:
+    """the boot ROM looked at everything, and its report is whole"""
+    assert report.problem == ""
+    assert [test.name for test in report.tests] == [f"platform.{name}" for name in CLAIMS]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_platform(report: tap.Report, name: str) -> None:
+    """a guest of bhyve's finds the board that the manuals describe"""
+    test = next((it for it in report.tests if it.name == f"platform.{name}"), None)
+    assert test is not None, f"the ROM said nothing about {name}"
+    assert test.held, f"{test.what}: {'; '.join(test.notes)}"
