@@ -219,6 +219,10 @@ class L2:
         """SIGKILL bhyve if it runs, and wait until it is gone; the VM stays."""
         self._guest.script(_KILL, self._folder)
 
+    def destroy(self) -> None:
+        """Destroy the VM, whether bhyve runs it or not."""
+        self._guest.script(_DESTROY, self._folder, self.name)
+
     def end(self) -> None:
         """End bhyve if it runs, and destroy the VM if it is there."""
         self._guest.script(_KILL + _DESTROY, self._folder, self.name)

@@ -120,6 +120,12 @@ serial_line(void)
 	equal("loopback", inb(0x3fe) & 0xf0, 0xf0);
 	outb(0x3fc, 0x10);
 	equal("loopback, none", inb(0x3fe) & 0xf0, 0);
+	while ((inb(0x3fd) & 1) != 0)
+		(void)inb(0x3f8);
+	outb(0x3f8, 'Z');
+	equal("a character, looped back", inb(0x3fd) & 1, 1);
+	equal("which one", inb(0x3f8), 'Z');
+	equal("no other", inb(0x3fd) & 1, 0);
 	outb(0x3fc, 0x03);
 	equal("modem control", inb(0x3fc), 0x03);
 	equal("the transmitter is empty", inb(0x3fd) & 0x60, 0x60);
@@ -157,6 +163,46 @@ nothing(void)
 	outb(0x5000, 1);
 	equal("memory that is not there",
 	    *(volatile uint32_t *)(uintptr_t)0xdf000000u, 0xffffffff);
+}
+
+#define	LAPIC		0xfee00000u
+#define	AP_PAGE		0x6000u
+
+static void
+set_lapic(uint32_t offset, uint32_t value)
+{
+	*(volatile uint32_t *)(uintptr_t)(LAPIC + offset) = value;
+}
+
+/*
+ * INIT and SIPI to the second processor: it begins in real mode at the page
+ * that the vector names (SDM 3, 9.4.4), here with: mov $0x1234, %ax;
+ * mov %ax, %cs:0x100; mov %cs, %ax; mov %ax, %cs:0x102; sti; hlt
+ */
+void
+second_processor(void)
+{
+	static const uint8_t code[] = { 0xb8, 0x34, 0x12, 0x2e, 0xa3, 0x00,
+	    0x01, 0x8c, 0xc8, 0x2e, 0xa3, 0x02, 0x01, 0xfb, 0xf4, 0xeb, 0xfc };
+	volatile uint8_t *page = (volatile uint8_t *)(uintptr_t)AP_PAGE;
+	volatile uint16_t *mark =
+	    (volatile uint16_t *)(uintptr_t)(AP_PAGE + 0x100);
+
+	for (uint32_t i = 0; i < sizeof(code); i++)
+		page[i] = code[i];
+	mark[0] = mark[1] = 0;
+	set_lapic(0xf0, 0x1ff);
+	set_lapic(0x310, 1u << 24);
+	set_lapic(0x300, 0x4600 | AP_PAGE >> 12);	/* SIPI too early */
+	set_lapic(0x310, 1u << 24);
+	set_lapic(0x300, 0x4500);			/* INIT */
+	equal("the processor before its SIPI", mark[0], 0);
+	set_lapic(0x310, 1u << 24);
+	set_lapic(0x300, 0x4600 | AP_PAGE >> 12);
+	for (uint32_t i = 0; i < 20000000 && mark[1] == 0; i++)
+		__asm__ volatile("pause");
+	equal("what it wrote", mark[0], 0x1234);
+	equal("its CS", mark[1], AP_PAGE >> 4);
 }
 
 static uint8_t

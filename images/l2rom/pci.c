@@ -54,6 +54,9 @@ pci_devices(void)
 	equal("xhci's class", config(5, 8) >> 8, 0x0c0330);
 	equal("the LPC bridge", config(31, 0), 0x70008086);
 	equal("its class", config(31, 8) >> 16, 0x0601);
+	/* A firmware decides on what is decoded; nothing is before. */
+	for (uint32_t slot = 3; slot < 6; slot++)
+		equal("decoding at power-on", config(slot, 4) & 3, 0);
 	for (uint32_t slot = 6; slot < 31; slot++)
 		equal("an empty slot", config(slot, 0), 0xffffffff);
 	address(3, 1, 0);

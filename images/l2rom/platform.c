@@ -60,6 +60,8 @@ static const struct {
 	{ "nothing: where nothing is", nothing },
 	{ "acpi_tables: ACPI's tables", acpi_tables },
 	{ "other_tables: the MP table and SMBIOS", other_tables },
+	{ "second_processor: it starts where its SIPI says",
+	    second_processor },
 };
 
 void

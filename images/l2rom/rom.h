@@ -80,5 +80,6 @@ void	keyboard(void);
 void	nothing(void);
 void	acpi_tables(void);
 void	other_tables(void);
+void	second_processor(void);
 
 #endif /* !_ROM_H_ */

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.bhyve.l2 import L2, PLATFORM
+from harness.bhyve.l2 import L2, PLATFORM, Exit
 from harness.bhyve.vmm import Vmm
 from harness.probe import tap
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vtx, pytest.mark.freebsd("15.0")]
 CLAIMS = (
     "pci_devices", "pci_widths", "pci_writes", "pci_bars", "pci_moved", "pci_memory",
     "pci_capabilities", "firmware", "acpi_registers", "serial_line", "keyboard", "nothing",
-    "acpi_tables", "other_tables",
+    "acpi_tables", "other_tables", "second_processor",
 )  # fmt: skip
 
 
@@ -34,6 +34,14 @@ def test_the_rom_told_all_it_looked_at(report: tap.Report) -> None:
     """the boot ROM looked at everything, and its report is whole"""
     assert report.problem == ""
     assert [test.name for test in report.tests] == [f"platform.{name}" for name in CLAIMS]
+
+
+def test_a_vm_destroyed_under_bhyve_ends_it(l2: Callable[..., L2]) -> None:
+    """a VM destroyed under bhyve ends it, with the exit code of an error"""
+    inner = l2("doomed")
+    inner.start()
+    inner.destroy()
+    assert inner.wait_exit() == Exit.ERROR
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -225,6 +225,23 @@ counted(const void *arg __unused)
 	vm_free(vm);
 }
 
+/* What the kernel does by itself does not count as bhyve's. */
+static void
+userspace_counted(const void *arg __unused)
+{
+	static const char name[] = "number of vm exits handled in userspace";
+	struct vm *vm = vm_with_lapic(H_EOI_LAPIC);
+	uint64_t before;
+
+	set_lapic(vm, L_ICR, 0x40000 | 0x61);
+	before = statistic(vm, name);
+	/* sti; hlt; cli, and ports of the PIC: all are the kernel's. */
+	RUN(vm, 0xfb, 0xf4, 0xfa, 0xe4, 0x21, 0xe4, 0x21);
+	expect_done(vm);
+	equal("exits for bhyve", statistic(vm, name) - before, 1);
+	vm_free(vm);
+}
+
 static void
 devices_counted(const void *arg __unused)
 {
@@ -276,6 +293,8 @@ static const struct test tests[] = {
 	{ "capability.rflags_tf", "one instruction at a time on AMD",
 	    rflags_tf, NULL },
 	{ "statistic.counted", "exits are counted exactly", counted, NULL },
+	{ "statistic.userspace_counted", "exits for bhyve alone count as such",
+	    userspace_counted, NULL },
 	{ "statistic.devices_counted", "what devices do is counted",
 	    devices_counted, NULL },
 	{ "statistic.names", "statistics have names", names, NULL },

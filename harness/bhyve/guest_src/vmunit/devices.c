@@ -87,5 +87,6 @@ wait_ms(unsigned milliseconds)
 	struct timespec time = { .tv_sec = milliseconds / 1000,
 	    .tv_nsec = (long)(milliseconds % 1000) * 1000000 };
 
-	(void)nanosleep(&time, NULL);
+	while (nanosleep(&time, &time) != 0)
+		continue;
 }

@@ -98,6 +98,23 @@ cr8_lowered(const void *arg __unused)
 	vm_free(vm);
 }
 
+/* Raised in time, it holds off what is pending already. */
+static void
+cr8_raised(const void *arg __unused)
+{
+	struct vm *vm = vm_with_lapic(H_EXIT);
+
+	set_lapic(vm, L_ICR, 0x40000 | 0x31);
+	/* mov $5, %eax; mov %rax, %cr8; sti; nop; nop; cli */
+	RUN(vm, 0xb8, 5, 0, 0, 0, 0x44, 0x0f, 0x22, 0xc0, 0xfb, 0x90, 0x90,
+	    0xfa);
+	expect_done(vm);
+	equal("held off", count(vm, 0x31), 0);
+	RUN(vm, 0x31, 0xc0, 0x44, 0x0f, 0x22, 0xc0, 0xfb, 0x90, 0x90, 0xfa);
+	equal("let in", count(vm, 0x31), 1);
+	vm_free(vm);
+}
+
 static void
 injected_twice(const void *arg __unused)
 {
@@ -174,6 +191,8 @@ static const struct test tests[] = {
 	    pending_at_halt, NULL },
 	{ "interrupt.cr8_lowered", "lowering CR8 lets in what it held off",
 	    cr8_lowered, NULL },
+	{ "interrupt.cr8_raised", "raising CR8 holds off what is pending",
+	    cr8_raised, NULL },
 	{ "interrupt.injected_twice", "one vector twice is one interrupt",
 	    injected_twice, NULL },
 	{ "interrupt.lint_while_off", "LINT1 while the APIC is off",

@@ -80,6 +80,13 @@ edge(const void *arg __unused)
 	equal("after a pulse while masked", count(vm, 0x91), 2);
 	check((ioapic(vm, REDIR(9)) & REMOTE_IRR) == 0, "Remote IRR is set");
 	check(!lapic_bit(vm, L_TMR, 0x91), "TMR's bit is set");
+	/* Up while masked and when it is unmasked: no edge then, either. */
+	set_ioapic(vm, REDIR(9), MASKED | 0x91);
+	check(vm_ioapic_assert_irq(vm->ctx, 9) == 0, "assert is refused");
+	set_ioapic(vm, REDIR(9), 0x91);
+	window(vm);
+	equal("unmasked while it is up", count(vm, 0x91), 2);
+	check(vm_ioapic_deassert_irq(vm->ctx, 9) == 0, "deassert is refused");
 	/* Somebody else's. */
 	set_ioapic(vm, REDIR(9) + 1, 5u << 24);
 	check(vm_ioapic_pulse_irq(vm->ctx, 9) == 0, "a pulse is refused");
@@ -134,6 +141,25 @@ level_masked(const void *arg __unused)
 	check((ioapic(vm, REDIR(21)) & REMOTE_IRR) == 0,
 	    "Remote IRR stays for an edge");
 	check(!lapic_bit(vm, L_TMR, 0x93), "TMR's bit stays for an edge");
+	vm_free(vm);
+}
+
+/* Asserted again before the EOI, and gone: one interrupt. */
+static void
+level_again(const void *arg __unused)
+{
+	struct vm *vm = vm_with_lapic(H_EXIT);
+
+	route(vm, 23, LEVEL | 0x95);
+	(void)vm_ioapic_assert_irq(vm->ctx, 23);
+	window(vm);
+	(void)vm_ioapic_deassert_irq(vm->ctx, 23);
+	(void)vm_ioapic_assert_irq(vm->ctx, 23);
+	check(!lapic_bit(vm, L_IRR, 0x95), "it is requested before the EOI");
+	(void)vm_ioapic_deassert_irq(vm->ctx, 23);
+	set_lapic(vm, L_EOI, 0);
+	window(vm);
+	equal("interrupts", count(vm, 0x95), 1);
 	vm_free(vm);
 }
 
@@ -262,6 +288,8 @@ static const struct test tests[] = {
 	{ "ioapic.level", "levels, Remote IRR and EOI", level, NULL },
 	{ "ioapic.level_masked", "a level that is masked, or becomes an edge",
 	    level_masked, NULL },
+	{ "ioapic.level_again", "a level that comes again before the EOI",
+	    level_again, NULL },
 	{ "ioapic.shared_pin", "two devices on one pin", shared_pin, NULL },
 	{ "timer.lapic_one_shot", "the local APIC's timer, once", one_shot,
 	    NULL },

@@ -6,6 +6,8 @@
 
 /* One test is run and judged, and its line of TAP written. */
 
+#include <sys/time.h>
+
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -106,6 +108,18 @@ equal_at(const char *what, uint64_t where, uint64_t got, uint64_t wanted)
 	return (false);
 }
 
+/* The test at hand may take so many seconds from now on. */
+void
+patience(unsigned seconds)
+{
+	/* Repeated, as a signal between two system calls would be lost. */
+	struct itimerval timer = { .it_value = { .tv_sec = seconds },
+	    .it_interval = { .tv_usec = 500000 } };
+
+	atomic_store(&shared->patience, seconds);
+	(void)setitimer(ITIMER_REAL, &timer, NULL);
+}
+
 /* Run a test to its end, in a process that may not survive it. */
 void
 judge(const struct test *test)
@@ -115,6 +129,7 @@ judge(const struct test *test)
 	shared->notes[0] = shared->skipped[0] = '\0';
 	atomic_store(&shared->failed, false);
 	late = 0;
+	patience(PATIENCE_S);
 	if (setjmp(leave) == 0)
 		test->func(test->arg);
 	if (atomic_load(&shared->failed))

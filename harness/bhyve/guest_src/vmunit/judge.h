@@ -18,6 +18,7 @@ struct shared {
 	_Atomic unsigned running;	/* the test at hand, + 1; 0: none */
 	_Atomic unsigned next;		/* the first test not begun */
 	_Atomic bool failed;
+	_Atomic unsigned patience;	/* seconds the test at hand may take */
 	char		notes[NOTE_BYTES];
 	char		skipped[256];
 	unsigned	number;		/* of the last line of TAP */
@@ -30,9 +31,12 @@ extern volatile sig_atomic_t late;
 /* Everything there is, in order. */
 extern const struct group modrm_group, string_group, fault_group, cpuid_group,
     msr_group, exception_group, state_group, instruction_group, lapic_group,
-    ioapic_group, legacy_group, hpet_group, rtc_group, memory_group,
+    ioapic_group, legacy_group, hpet_group, rtc_group, clock_group, memory_group,
     gla_group, capability_group, smp_group, second_group, end_group,
-    access_group, wear_group, interrupt_group, library_group;
+    access_group, wear_group, interrupt_group, library_group,
+    fresh_group, sleep_group;
+
+#define	PATIENCE_S	8
 
 void	judge(const struct test *);
 void	report(const struct test *, bool, double);

@@ -291,6 +291,10 @@ illegal_lvt(const void *arg __unused)
 	check(vm_lapic_local_irq(vm->vcpu[0], 4) == 0, "PMC is refused");
 	set_lapic(vm, L_ESR, 0);
 	equal("ESR", lapic(vm, L_ESR), 0x20);
+	/* ... nor for an IPI with an illegal vector. */
+	set_lapic(vm, L_ICR, 0x40000 | 0x03);
+	set_lapic(vm, L_ESR, 0);
+	equal("ESR after an IPI", lapic(vm, L_ESR), 0x20);
 	vm_free(vm);
 }
 

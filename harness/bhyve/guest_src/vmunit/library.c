@@ -64,6 +64,11 @@ high_memory(const void *arg __unused)
 	    "memory at 3 GiB can be mapped");
 	check(vm_map_gpa(vm->ctx, 4 * GIB + 2 * MIB - 1, 2) == NULL,
 	    "memory beyond the end can be mapped");
+	/* Lengths with which the end wraps around. */
+	check(vm_map_gpa(vm->ctx, 0x1000, (size_t)-0x800) == NULL,
+	    "a length that wraps can be mapped");
+	check(vm_map_gpa(vm->ctx, 4 * GIB + MIB, (size_t)-MIB) == NULL,
+	    "a length that wraps can be mapped above 4 GiB");
 	check(vm_map_gpa(vm->ctx, 4 * GIB - 1, 1) == NULL,
 	    "memory below 4 GiB can be mapped");
 	if (high != NULL) {

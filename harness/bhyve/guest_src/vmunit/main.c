@@ -16,7 +16,6 @@
 #include <sys/mman.h>
 #include <sys/param.h>
 #include <sys/sysctl.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 
 #include <dirent.h>
@@ -31,8 +30,7 @@
 
 #include "judge.h"
 
-#define	LATE_S		8		/* a test is told to give up */
-#define	KILL_S		14		/* ... and is killed */
+#define	KILL_S		6		/* after a test was told to give up */
 #define	TICK_US		20000
 
 static const struct group *const groups[] = {
@@ -49,6 +47,7 @@ static const struct group *const groups[] = {
 	&legacy_group,
 	&hpet_group,
 	&rtc_group,
+	&clock_group,
 	&memory_group,
 	&gla_group,
 	&capability_group,
@@ -59,6 +58,8 @@ static const struct group *const groups[] = {
 	&wear_group,
 	&interrupt_group,
 	&library_group,
+	&fresh_group,
+	&sleep_group,
 };
 
 struct shared *shared;
@@ -90,9 +91,6 @@ static void
 run_tests(const struct test *tests, size_t count, char **prefixes)
 {
 	struct sigaction alarm_action = { .sa_handler = on_alarm };
-	/* Repeated, as a signal between two system calls would be lost. */
-	struct itimerval timer = { .it_value = { .tv_sec = LATE_S },
-	    .it_interval = { .tv_usec = 500000 } };
 
 	/* No SA_RESTART: what sleeps in the kernel returns. */
 	(void)sigaction(SIGALRM, &alarm_action, NULL);
@@ -104,7 +102,6 @@ run_tests(const struct test *tests, size_t count, char **prefixes)
 		/* If the kernel dies, this is what remains. */
 		if (console >= 0)
 			(void)dprintf(console, "VMUNIT %s\n", tests[i].name);
-		(void)setitimer(ITIMER_REAL, &timer, NULL);
 		judge(&tests[i]);
 		atomic_store(&shared->running, 0);
 	}
@@ -135,7 +132,7 @@ static void
 watch(pid_t pid, const struct test *tests)
 {
 	unsigned running, seen = 0;
-	double since = uptime();
+	double since = uptime(), limit;
 	int status;
 	bool killed = false;
 
@@ -146,11 +143,12 @@ watch(pid_t pid, const struct test *tests)
 			seen = running;
 			since = uptime();
 		}
-		if (uptime() - since > KILL_S && !killed) {
+		limit = atomic_load(&shared->patience) + KILL_S;
+		if (uptime() - since > limit && !killed) {
 			(void)kill(pid, SIGKILL);
 			killed = true;
 		}
-		if (uptime() - since > 2 * KILL_S) {
+		if (uptime() - since > 2 * limit) {
 			(void)printf("Bail out! %s does not end, not even by "
 			    "SIGKILL\n", seen == 0 ? "the end of a group" :
 			    tests[seen - 1].name);
@@ -161,7 +159,8 @@ watch(pid_t pid, const struct test *tests)
 	atomic_store(&shared->running, 0);
 	if (running != 0) {
 		if (killed)
-			note("it did not come to an end within %d s", KILL_S);
+			note("it did not come to an end within %u s",
+			    atomic_load(&shared->patience) + KILL_S);
 		else if (WIFSIGNALED(status))
 			note("it died of signal %d (%s)", WTERMSIG(status),
 			    strsignal(WTERMSIG(status)));
@@ -181,6 +180,7 @@ run_group(const struct group *group, char **prefixes)
 
 	tests = group->tests(&count);
 	atomic_store(&shared->next, 0);
+	atomic_store(&shared->patience, PATIENCE_S);
 	while (atomic_load(&shared->next) < count) {
 		(void)fflush(stdout);
 		if ((pid = fork()) == 0)

@@ -73,6 +73,10 @@ static const struct msr msrs[] = {
 	    NON_CANONICAL },
 	{ "KERNEL_GS_BASE", 0xc0000102, BOTH, KEPT, 0, 0x123456789000,
 	    NON_CANONICAL },
+	/* Behind the last fixed and the last variable range is nothing. */
+	{ "no MTRR 270", 0x270, BOTH, LEFT, 0, 0, 0 },
+	{ "no MTRR 214", 0x214, BOTH, LEFT, 0, 0, 0 },
+	{ "MISC_FEATURE_ENABLES", 0x140, INTEL, LEFT, 0, 0, 0 },
 	{ "FEATURE_CONTROL", 0x3a, INTEL, LEFT, 0, 0, 0 },
 	{ "BIOS_SIGN_ID", 0x8b, INTEL, LEFT, 0, 0, 0 },
 	{ "VMX_BASIC", 0x480, INTEL, LEFT, 0, 0, 0 },
@@ -82,6 +86,7 @@ static const struct msr msrs[] = {
 	{ "PERF_GLOBAL_CTRL", 0x38f, INTEL, LEFT, 0, 0, 0 },
 	{ "SYSCFG", 0xc0010010, AMD, IGNORED, 0, 0xff, 0 },
 	{ "INT_PENDING", 0xc0010055, AMD, IGNORED, 0, 0xff, 0 },
+	{ "EXTFEATURES", 0xc0011005, AMD, IGNORED, 0, 0xff, 0 },
 	{ "VM_CR", 0xc0010114, AMD, LEFT, 0, 0, 0 },
 	{ "VM_HSAVE_PA", 0xc0010117, AMD, LEFT, 0, 0, 0 },
 	{ "HWCR", 0xc0010015, AMD, LEFT, 0, 0, 0 },
@@ -240,6 +245,18 @@ efer(const void *arg __unused)
 	vm_free(vm);
 }
 
+/* AMD's microcode is not a guest's to change; writing it is ignored. */
+static void
+microcode(const void *arg __unused)
+{
+	struct vm *vm = vm_new();
+
+	if (intel)
+		skip("Intel's microcode is bhyve's business");
+	check(g_wrmsr(vm, 0xc0010020, 0x12345678), "a write is not ignored");
+	vm_free(vm);
+}
+
 /* x2APIC: SDM 3, table 11-6.  The MSRs answer in that mode only. */
 static void
 x2apic(const void *arg __unused)
@@ -287,6 +304,8 @@ static const struct test tests[] = {
 	{ "msr.misc_enable", "MISC_ENABLE and PLATFORM_INFO", misc_enable,
 	    NULL },
 	{ "msr.efer", "EFER's bits and consistency checks", efer, NULL },
+	{ "msr.microcode", "AMD's microcode update is ignored", microcode,
+	    NULL },
 	{ "msr.x2apic", "the x2APIC's registers", x2apic, NULL },
 };
 

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The real-time clock (MC146818A), and every clock's speed against L1's. */
+/* The real-time clock (MC146818A). */
 
 #include <errno.h>
 #include <string.h>
@@ -202,102 +202,6 @@ interrupts(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A clock: what it shows, at a moment between two of L1's. */
-struct clock {
-	const char	*name;
-	double		hz;
-	uint64_t	(*read)(struct vm *);
-	uint64_t	mask;
-	bool		down;
-};
-
-static uint64_t
-read_pmtimer(struct vm *vm)
-{
-	return (g_in(vm, 0x408, 4));
-}
-
-static uint64_t
-read_hpet(struct vm *vm)
-{
-	return (hpet(vm, 0xf0, 4));
-}
-
-static uint64_t
-read_lapic(struct vm *vm)
-{
-	return (lapic(vm, L_CURRENT));
-}
-
-static const struct clock clocks[] = {
-	{ "the ACPI timer", 3579545.0, read_pmtimer, 0xffffffff, false },
-	{ "the HPET", 16777216.0, read_hpet, 0xffffffff, false },
-	{ "the local APIC's timer", 1048576.0, read_lapic, 0xffffffff, true },
-};
-
-/*
- * One part in 10,000 is told apart: 0.017 % was a real fault.  What it takes
- * to read is allowed for; idle time passes quickly in an emulator.
- */
-static void
-speed(const void *arg __unused)
-{
-	double at[nitems(clocks)][2][2], least, most, ticks, most_wait;
-	uint64_t shown[nitems(clocks)][2];
-	struct vm *vm = vm_with_lapic(0);
-
-	set_hpet(vm, 0x10, 4, 1);
-	set_lapic(vm, L_TIMER, MASKED | 0x61);
-	set_lapic(vm, L_DIVIDE, 0xa);
-	set_lapic(vm, L_COUNT, 0xffffffff);
-	for (int end = 0; end < 2; end++) {
-		if (end == 1)
-			wait_ms(5000);
-		for (size_t i = 0; i < nitems(clocks); i++) {
-			/* The shortest of some readings. */
-			most_wait = 1e9;
-			for (int again = 0; again < 5; again++) {
-				double before = uptime(), after;
-				uint64_t value = clocks[i].read(vm);
-
-				after = uptime();
-				if (after - before >= most_wait)
-					continue;
-				most_wait = after - before;
-				at[i][end][0] = before;
-				at[i][end][1] = after;
-				shown[i][end] = value;
-			}
-		}
-	}
-	for (size_t i = 0; i < nitems(clocks); i++) {
-		ticks = (double)((clocks[i].down ? shown[i][0] - shown[i][1] :
-		    shown[i][1] - shown[i][0]) & clocks[i].mask);
-		least = (at[i][1][0] - at[i][0][1]) * clocks[i].hz * 0.99995;
-		most = (at[i][1][1] - at[i][0][0]) * clocks[i].hz * 1.00005;
-		check(ticks >= least - 2 && ticks <= most + 2,
-		    "%s: %.0f ticks in %.4f s, not %.0f to %.0f",
-		    clocks[i].name, ticks, at[i][1][0] - at[i][0][1], least,
-		    most);
-	}
-	vm_free(vm);
-}
-
-/* The ACPI timer is read by 32 bits alone. */
-static void
-pmtimer(const void *arg __unused)
-{
-	struct vm *vm = vm_new();
-	uint64_t first = read_pmtimer(vm), second;
-
-	wait_ms(10);
-	second = read_pmtimer(vm);
-	check(second - first >= 35000 && second > first,
-	    "it goes from %#jx to %#jx in 10 ms", (uintmax_t)first,
-	    (uintmax_t)second);
-	vm_free(vm);
-}
-
 /* The RTC's second is a second: it turns over at the same moment each time. */
 static void
 rtc_speed(const void *arg __unused)
@@ -331,9 +235,6 @@ static const struct test tests[] = {
 	{ "rtc.interrupts", "periodic, update and alarm interrupts",
 	    interrupts, NULL },
 	{ "rtc.speed", "its seconds, and its divider", rtc_speed, NULL },
-	{ "timer.pmtimer", "the ACPI timer runs", pmtimer, NULL },
-	{ "timer.speed", "every clock keeps L1's time to 0.01 %", speed,
-	    NULL },
 };
 
 GROUP(rtc, tests);

@@ -61,6 +61,7 @@ bool	equal_at(const char *, uint64_t, uint64_t, uint64_t);
 		miss(__VA_ARGS__);					\
 } while (0)
 double	uptime(void);
+void	patience(unsigned);
 
 /*
  * Where things are in the 2 MiB of a guest's memory.  Everything below 4 GiB is

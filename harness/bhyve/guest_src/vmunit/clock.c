@@ -1,0 +1,138 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Copyright (c) 2026 The vmm-workbench authors
+ */
+
+/* Every clock's speed against L1's own. */
+
+#include "devices.h"
+
+#define	PIT_COUNT	0xf000u
+
+/* A clock: code that leaves what it shows in EAX, ticks up to `span`. */
+struct clock {
+	const char	*name;
+	double		hz;
+	double		slow, fast;	/* allowed, as parts of one */
+	double		span;
+	bool		down;
+	uint8_t		code[20];
+	size_t		length;
+};
+
+#define	EXACT	0.00005
+#define	CODE(...)	{ __VA_ARGS__ }, sizeof((const uint8_t []){ __VA_ARGS__ })
+static const struct clock clocks[] = {
+	/*
+	 * Stock's is fast: its period is cut to 2^-32 s, which is 0.0716 %.
+	 * mov $0x408, %edx; in (%dx), %eax
+	 */
+	{ "the ACPI timer", 3579545.0, EXACT, 0.00080, 4294967296.0, false,
+	    CODE(0xba, 0x08, 0x04, 0, 0, 0xed) },
+	/* mov $HPET + 0xf0, %ecx; mov (%rcx), %eax */
+	{ "the HPET", 16777216.0, EXACT, EXACT, 4294967296.0, false,
+	    CODE(0xb9, 0xf0, 0x00, 0xd0, 0xfe, 0x8b, 0x01) },
+	/* mov $LAPIC + 0x390, %ecx; mov (%rcx), %eax */
+	{ "the local APIC's timer", 1048576.0, EXACT, EXACT, 4294967296.0,
+	    true, CODE(0xb9, 0x90, 0x03, 0xe0, 0xfe, 0x8b, 0x01) },
+	/*
+	 * Channel 2 is latched and read: mov $0x80, %al; out %al, $0x43;
+	 * in $0x42, %al; mov %al, %cl; in $0x42, %al; mov %al, %ch;
+	 * movzx %cx, %eax
+	 */
+	{ "the PIT", 1193182.0, EXACT, EXACT, PIT_COUNT, true,
+	    CODE(0xb0, 0x80, 0xe6, 0x43, 0xe4, 0x42, 0x88, 0xc1, 0xe4, 0x42,
+	    0x88, 0xc5, 0x0f, 0xb7, 0xc1) },
+};
+
+struct reading {
+	uint64_t	shown;
+	double		before, after;	/* L1's time around it */
+};
+
+/* The shortest of some readings. */
+static struct reading
+look(struct vm *vm, const struct clock *clock)
+{
+	struct reading best = { .after = 1e9 }, now;
+
+	for (int again = 0; again < 8; again++) {
+		code(vm, clock->code, clock->length);
+		now.before = uptime();
+		(void)run(vm);
+		now.after = uptime();
+		expect_done(vm);
+		now.shown = reg(vm, VM_REG_GUEST_RAX) & 0xffffffff;
+		if (now.after - now.before < best.after - best.before)
+			best = now;
+	}
+	return (best);
+}
+
+/*
+ * How long a reading takes is allowed for: the ticks are at least those
+ * between the end of the first and the beginning of the second.  In an
+ * emulator that is long, but 20 s of idleness pass in one.
+ */
+static void
+speed(const void *arg __unused)
+{
+	struct reading first[nitems(clocks)], second;
+	struct vm *vm = vm_with_lapic(0);
+	double ticks, least, most;
+
+	set_hpet(vm, 0x10, 4, 1);
+	set_lapic(vm, L_TIMER, MASKED | 0x61);
+	set_lapic(vm, L_DIVIDE, 0xa);
+	set_lapic(vm, L_COUNT, 0xffffffff);
+	outb(vm, 0x43, 0xb4);			/* channel 2, mode 2 */
+	outb(vm, 0x42, PIT_COUNT & 0xff);
+	outb(vm, 0x42, PIT_COUNT >> 8);
+	for (size_t i = 0; i < nitems(clocks); i++)
+		first[i] = look(vm, &clocks[i]);
+	patience(40);
+	wait_ms(emulated ? 20000 : 5000);
+	for (size_t i = 0; i < nitems(clocks); i++) {
+		const struct clock *clock = &clocks[i];
+
+		second = look(vm, clock);
+		ticks = (double)second.shown - (double)first[i].shown;
+		if (clock->down)
+			ticks = -ticks;
+		least = (second.before - first[i].after) * clock->hz *
+		    (1 - clock->slow) - 2;
+		most = (second.after - first[i].before) * clock->hz *
+		    (1 + clock->fast) + 2;
+		/* It may have begun again some times. */
+		while (ticks < least)
+			ticks += clock->span;
+		check(ticks <= most, "%s: %.0f ticks in %.4f s, not %.0f to "
+		    "%.0f", clock->name, ticks,
+		    second.before - first[i].after, least, most);
+	}
+	vm_free(vm);
+}
+
+/* The ACPI timer is read by 32 bits alone. */
+static void
+pmtimer(const void *arg __unused)
+{
+	struct vm *vm = vm_new();
+	uint64_t first = g_in(vm, 0x408, 4), second;
+
+	wait_ms(10);
+	second = g_in(vm, 0x408, 4);
+	check(second - first >= 35000 && second > first,
+	    "it goes from %#jx to %#jx in 10 ms", (uintmax_t)first,
+	    (uintmax_t)second);
+	vm_free(vm);
+}
+
+static const struct test tests[] = {
+	{ "timer.pmtimer", "the ACPI timer runs", pmtimer, NULL },
+	{ "timer.speed", "every clock keeps the host's time to 0.01 %",
+	    speed, NULL },
+};
+
+GROUP(clock, tests);
