@@ -31,7 +31,7 @@ code(struct vm *vm, const uint8_t *bytes, size_t length)
 	memcpy(vm->mem + A_CODE, bytes, length);
 	memcpy(vm->mem + A_CODE + length, end, sizeof(end));
 	/* A run before may have ended in a handler, with its stack. */
-	if (vm_set_register_set(vm->vcpu[0], nitems(numbers), numbers,
+	if (vm_set_register_set(vm->vcpu[vm->cpu], nitems(numbers), numbers,
 	    values) != 0)
 		fail("RIP, RSP and RFLAGS cannot be set");
 }
@@ -43,7 +43,7 @@ set_regs(struct vm *vm, uint64_t rax, uint64_t rcx, uint64_t rdx)
 	    VM_REG_GUEST_RDX };
 	uint64_t values[] = { rax, rcx, rdx };
 
-	if (vm_set_register_set(vm->vcpu[0], nitems(numbers), numbers,
+	if (vm_set_register_set(vm->vcpu[vm->cpu], nitems(numbers), numbers,
 	    values) != 0)
 		fail("registers cannot be set");
 }

@@ -114,7 +114,10 @@ other_sizes(const void *arg __unused)
 	RUN(vm, 0x8a, 0x01);			/* mov (%rcx), %al */
 	expect_done(vm);
 	equal("8 bits of the version", reg(vm, VM_REG_GUEST_RAX), 0x1114);
-	equal("64 bits of SVR", (uint32_t)g_read(vm, LAPIC + L_SVR, 8), 0x1ff);
+	/* 64 bits are no access that a processor's own APIC page takes. */
+	if (!apicv)
+		equal("64 bits of SVR", (uint32_t)g_read(vm, LAPIC + L_SVR, 8),
+		    0x1ff);
 	vm_free(vm);
 }
 

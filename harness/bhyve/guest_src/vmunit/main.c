@@ -64,7 +64,7 @@ static const struct group *const groups[] = {
 
 struct shared *shared;
 volatile sig_atomic_t late;
-bool intel, emulated;
+bool intel, emulated, apicv;
 
 static int console = -1;
 
@@ -191,6 +191,15 @@ run_group(const struct group *group, char **prefixes)
 	}
 }
 
+static int
+sysctl_int(const char *name)
+{
+	int value = 0;
+	size_t size = sizeof(value);
+
+	return (sysctlbyname(name, &value, &size, NULL, 0) == 0 ? value : -1);
+}
+
 static size_t
 list(char **prefixes, bool print)
 {
@@ -245,6 +254,7 @@ main(int argc, char **argv)
 		err(EX_OSERR, "mmap");
 	h_cpuid(0, 0, leaf);
 	intel = leaf[1] == 0x756e6547;		/* "Genu" */
+	apicv = sysctl_int("hw.vmm.vmx.cap.virtual_interrupt_delivery") == 1;
 	(void)printf("TAP version 13\n1..%zu\n", list(argv, false));
 	for (size_t g = 0; g < nitems(groups); g++)
 		run_group(groups[g], argv);

@@ -27,43 +27,47 @@ vm_with(int vcpus)
 		skip("hw.vmm.maxcpu is %u", most);
 	vm = vm_with_lapic(H_EOI_LAPIC);
 	for (int i = 1; i < vcpus; i++) {
-		uint64_t enabled = 0x1ff;
-
 		(void)vm_cpu(vm, i);
-		if (vm_readwrite_kernemu_device(vm->vcpu[i], LAPIC + L_SVR,
-		    true, 4, &enabled) != 0)
-			fail("vCPU %d's APIC cannot be reached: %s", i,
-			    strerror(errno));
+		vm->cpu = i;
+		vm_mode(vm, LONG64);
+		set_lapic(vm, L_SVR, 0x1ff);
 	}
+	vm->cpu = 0;
 	return (vm);
 }
 
 static uint32_t
 lapic_of(struct vm *vm, int vcpu, unsigned offset)
 {
-	uint64_t value = 0;
+	uint32_t value;
 
-	if (vm_readwrite_kernemu_device(vm->vcpu[vcpu], LAPIC + offset, false,
-	    4, &value) != 0)
-		fail("vCPU %d's APIC cannot be read: %s", vcpu,
-		    strerror(errno));
-	return ((uint32_t)value);
+	vm->cpu = vcpu;
+	value = lapic(vm, offset);
+	vm->cpu = 0;
+	return (value);
 }
 
 static void
-set_lapic_of(struct vm *vm, int vcpu, unsigned offset, uint64_t value)
+set_lapic_of(struct vm *vm, int vcpu, unsigned offset, uint32_t value)
 {
-	if (vm_readwrite_kernemu_device(vm->vcpu[vcpu], LAPIC + offset, true,
-	    4, &value) != 0)
-		fail("vCPU %d's APIC cannot be written: %s", vcpu,
-		    strerror(errno));
+	vm->cpu = vcpu;
+	set_lapic(vm, offset, value);
+	vm->cpu = 0;
 }
 
+/*
+ * Asked by that vCPU itself: where the processor delivers interrupts, one is
+ * in its IRR only when it runs.
+ */
 static bool
 requested(struct vm *vm, int vcpu, unsigned vector)
 {
-	return ((lapic_of(vm, vcpu, L_IRR + vector / 32 * 16) >> vector % 32 &
-	    1) != 0);
+	bool there;
+
+	vm->cpu = vcpu;
+	there = lapic_bit(vm, L_IRR, vector);
+	vm->cpu = 0;
+	return (there);
 }
 
 static void
@@ -108,7 +112,7 @@ fixed(const void *arg __unused)
 
 	/* Logical ids 10, 20, 40, 80, flat. */
 	for (int i = 0; i < 4; i++)
-		set_lapic_of(vm, i, L_LDR, 0x10ul << i << 24);
+		set_lapic_of(vm, i, L_LDR, 0x10u << i << 24);
 	for (size_t i = 0; i < nitems(ipis); i++) {
 		set_lapic(vm, L_ICR_HIGH, ipis[i].high);
 		set_lapic(vm, L_ICR, ipis[i].low);
@@ -169,7 +173,7 @@ from_devices(const void *arg __unused)
 		    cpu);
 	/* Lowest priority, logical: one of them. */
 	for (int i = 0; i < 4; i++)
-		set_lapic_of(vm, i, L_LDR, 1ul << i << 24);
+		set_lapic_of(vm, i, L_LDR, 1u << i << 24);
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0xeu << 12 | 0xc, 0x183) == 0,
 	    "an MSI is refused");
 	for (int cpu = 0; cpu < 4; cpu++)

@@ -135,7 +135,7 @@ reg(struct vm *vm, int number)
 {
 	uint64_t value;
 
-	if (vm_get_register(vm->vcpu[0], number, &value) != 0)
+	if (vm_get_register(vm->vcpu[vm->cpu], number, &value) != 0)
 		fail("register %d cannot be read: %s", number,
 		    strerror(errno));
 	return (value);
@@ -144,7 +144,7 @@ reg(struct vm *vm, int number)
 void
 set_reg(struct vm *vm, int number, uint64_t value)
 {
-	if (vm_set_register(vm->vcpu[0], number, value) != 0)
+	if (vm_set_register(vm->vcpu[vm->cpu], number, value) != 0)
 		fail("register %d cannot be set to %#jx: %s", number,
 		    (uintmax_t)value, strerror(errno));
 }
@@ -153,7 +153,7 @@ static void
 set_desc(struct vm *vm, int number, uint64_t base, uint32_t limit,
     uint32_t access)
 {
-	if (vm_set_desc(vm->vcpu[0], number, base, limit, access) != 0)
+	if (vm_set_desc(vm->vcpu[vm->cpu], number, base, limit, access) != 0)
 		fail("descriptor %d cannot be set: %s", number,
 		    strerror(errno));
 }
@@ -166,7 +166,7 @@ set_desc(struct vm *vm, int number, uint64_t base, uint32_t limit,
 #define	ACCESS_UNUSABLE	0x10000
 
 /*
- * Put vCPU 0 into a mode, with paging but in real mode.  Selectors are those
+ * Put the vCPU at hand into a mode, with paging but in real mode.  Selectors are those
  * of the GDT in paging.c.
  */
 void
@@ -246,7 +246,7 @@ read_fault(struct vm *vm)
 
 	if (vm->mode == REAL)
 		rsp &= 0xffff;
-	if (vm->mode != LONG64 && vm_get_desc(vm->vcpu[0], VM_REG_GUEST_SS,
+	if (vm->mode != LONG64 && vm_get_desc(vm->vcpu[vm->cpu], VM_REG_GUEST_SS,
 	    &base, &limit, &access) == 0)
 		rsp += base;
 	for (unsigned i = 0; i < nitems(word); i++) {
@@ -259,7 +259,7 @@ read_fault(struct vm *vm)
 }
 
 /*
- * Run vCPU 0 up to the next exit that says something; true when it is the end
+ * Run the vCPU at hand up to the next exit that says something; true when it is the end
  * of a piece of code (PORT_DONE).
  */
 bool
@@ -272,7 +272,7 @@ run(struct vm *vm)
 		if (late)
 			fail("the guest runs and does not come to an end, at "
 			    "%#jx", (uintmax_t)reg(vm, VM_REG_GUEST_RIP));
-		if ((error = step(vm, vm->vcpu[0])) != 0) {
+		if ((error = step(vm, vm->vcpu[vm->cpu])) != 0) {
 			note("VM_RUN fails: %s", strerror(error));
 			vm->exit.exitcode = VM_EXITCODE_MAX;
 			return (false);

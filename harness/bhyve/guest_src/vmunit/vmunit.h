@@ -50,6 +50,7 @@ const struct group _name##_group = { #_name, _name##_tests }
 /* Judging; judge.c. */
 extern bool intel;		/* the processor's maker, else AMD */
 extern bool emulated;		/* L1 runs in Bochs */
+extern bool apicv;		/* the processor delivers interrupts itself */
 void	note(const char *, ...) __printflike(1, 2);
 void	fail(const char *, ...) __printflike(1, 2) __dead2;
 void	miss(const char *, ...) __printflike(1, 2);
@@ -122,6 +123,7 @@ struct vm {
 	char		name[32];
 	struct vmctx	*ctx;
 	struct vcpu	*vcpu[MAX_VCPUS];
+	int		cpu;		/* the one that is meant */
 	int		fd;
 	char		*mem;
 	enum mode	mode;
