@@ -18,7 +18,7 @@ from harness.files import sha256_file
 from harness.guest.freebsd import Guest
 from harness.machine.console import clean_lines
 from harness.probe import tap
-from harness.series import load
+from harness.series import staging
 from harness.series.load import Series
 
 SOURCES = Path(__file__).parent / "guest_src" / "vmunit"
@@ -60,7 +60,7 @@ def _tree_file(tree: Path, series: Series | None, path: Path) -> Iterator[Path]:
     if series is None or str(path) not in series.touched:
         yield tree / path
         return
-    with load.staged(series, tree) as (changed, _):
+    with staging.staged(series, tree) as (changed, _):
         yield changed / path
 
 
