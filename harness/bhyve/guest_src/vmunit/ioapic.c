@@ -19,8 +19,9 @@ registers(const void *arg __unused)
 
 	equal("version and pins", ioapic(vm, 1), 0x001f0011);
 	set_ioapic(vm, 0, 0xffffffff);
-	equal("the id", ioapic(vm, 0), 0x0f000000);
-	equal("the arbitration id", ioapic(vm, 2), 0x0f000000);
+	/* Bits 27 to 24; there may be more of them. */
+	equal("the id", ioapic(vm, 0) & 0x0fffffff, 0x0f000000);
+	equal("the arbitration id", ioapic(vm, 2), ioapic(vm, 0));
 	set_ioapic(vm, 1, 0);
 	equal("the version, written", ioapic(vm, 1), 0x001f0011);
 	g_write(vm, IOAPIC, 4, 0x31);

@@ -320,11 +320,11 @@ pit_status(const void *arg __unused)
 	outb(vm, 0x43, 0xb0);			/* channel 2, mode 0 */
 	outb(vm, 0x43, 0xe8);			/* status of channel 2 */
 	equal("null count before it is loaded", inb(vm, 0x42) & 0x40, 0x40);
-	load(vm, 2, 0, 5000);			/* some 4 ms */
+	load(vm, 2, 0, 60000);			/* some 50 ms */
 	outb(vm, 0x43, 0xe8);
 	equal("null count when loaded", inb(vm, 0x42) & 0x40, 0);
 	equal("OUT at port 61", inb(vm, 0x61) & 0x20, 0);
-	wait_ms(10);
+	wait_ms(100);
 	equal("OUT at port 61 at the end", inb(vm, 0x61) & 0x20, 0x20);
 	outb(vm, 0x43, 0xe8);
 	equal("OUT in the status", inb(vm, 0x42) & 0x80, 0x80);

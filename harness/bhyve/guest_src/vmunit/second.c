@@ -19,8 +19,11 @@
 #define	IPI_INIT	0x500
 #define	IPI_STARTUP	0x600
 
-/* Code for it: jmp .; sti and hlt; cli and hlt. */
-static const uint8_t spin[] = { 0xeb, 0xfe, 0x90, 0x90 };
+/*
+ * Code for it: sti and jmp .; sti and hlt; cli and hlt.  In Bochs 2.7 nothing
+ * interrupts a guest that spins with interrupts off, not even its host.
+ */
+static const uint8_t spin[] = { 0xfb, 0xeb, 0xfe, 0x90 };
 static const uint8_t halt[] = { 0xfb, 0xf4, 0xeb, 0xfc };
 static const uint8_t dead[] = { 0xfa, 0xf4, 0xeb, 0xfc };
 

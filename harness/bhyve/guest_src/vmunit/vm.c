@@ -328,9 +328,11 @@ expect_done(struct vm *vm)
 			    (uintmax_t)vm->fault.rip);
 	}
 	if (exit->exitcode == VM_EXITCODE_VMX)
-		fail("VMX exit: status %d, reason %u, qualification %#jx",
-		    exit->u.vmx.status, exit->u.vmx.exit_reason,
-		    (uintmax_t)exit->u.vmx.exit_qualification);
+		fail("VMX exit: status %d, reason %u, qualification %#jx, "
+		    "error %d of %d", exit->u.vmx.status,
+		    exit->u.vmx.exit_reason,
+		    (uintmax_t)exit->u.vmx.exit_qualification,
+		    exit->u.vmx.inst_error, exit->u.vmx.inst_type);
 	if (exit->exitcode == VM_EXITCODE_SVM)
 		fail("SVM exit: %#jx, %#jx, %#jx",
 		    (uintmax_t)exit->u.svm.exitcode,
