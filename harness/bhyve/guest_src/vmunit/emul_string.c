@@ -185,7 +185,10 @@ run_stos(const void *arg)
 	}
 }
 
-/* A1 and A3: an offset as wide as addresses are, SDM 2, 2.2.1.4. */
+/*
+ * A1 and A3: an offset as wide as addresses are, SDM 2, 2.2.1.4.  In real mode
+ * the tree decodes strings alone.
+ */
 static void
 run_moffs(const void *arg)
 {
@@ -300,8 +303,6 @@ static const struct test tests[] = {
 	    IN(PROT32) },
 	{ "emul.stos_64", "emulated as executed: STOS and REP STOS", run_stos,
 	    IN(LONG64) },
-	{ "emul.moffs_real", "emulated as executed: MOV of an absolute offset",
-	    run_moffs, IN(REAL) },
 	{ "emul.moffs_16", "emulated as executed: MOV of an absolute offset",
 	    run_moffs, IN(PROT16) },
 	{ "emul.moffs_32", "emulated as executed: MOV of an absolute offset",
