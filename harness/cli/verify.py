@@ -28,6 +28,7 @@ from harness.errors import EXIT_USAGE, UsageError
         "offline": "fetch nothing: use what is in the cache",
         "cold": "boot, though a snapshot could be resumed, and save none",
         "full": "also run the checks with a guest inside the guest, minutes in Bochs",
+        "guests": "in how many guests at once the checks run (default: one for each processor)",
         "keep": "leave the guest up if the verdict is bad, and say how to enter it",
         "name": "what it is then called (default: verify)",
         "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
@@ -46,6 +47,7 @@ def verify(
     stock: bool = False,
     offline: bool = False,
     full: bool = False,
+    guests: int = 0,
     topic: str = "",
     side_by_side: bool = False,
     alone: bool = False,
@@ -72,6 +74,8 @@ def verify(
         raise UsageError("--alone leaves the stock module out; leave out --side-by-side or --alone")
     if name and not keep:
         raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
+    if guests < 0:
+        raise UsageError(f"--guests {guests}: how many guests is at least 1")
     options = Options(
         release,
         backend,
@@ -88,6 +92,7 @@ def verify(
         builder=builder,
         coverage=coverage,
         cpu_vendor=cpu_vendor,
+        guests=guests,
     )
     fence.choose(sandbox)
     debian.ensure()

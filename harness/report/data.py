@@ -40,7 +40,7 @@ class Check:
 
     Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is what came of the
     same check there, and empty for a check that has no counterpart there.  `at_s` is when it began,
-    in seconds of the run.
+    in seconds of the run; `guest` is the number of the guest it ran in.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Check:
     stock_message: str = ""
     at_s: Seconds = 0.0
     evidence: Evidence = NO_EVIDENCE
+    guest: int = 1
 
 
 @dataclass(frozen=True)

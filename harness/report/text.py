@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from harness import progress
 from harness.report.data import KEPT, Report
 
+# How many of the slowest checks are named.
+_SLOWEST = 5
+
 
 def show(report: Report) -> None:
     """Print the checks, the stages with their seconds, and the verdict."""
@@ -24,6 +27,10 @@ def show(report: Report) -> None:
         ("stage", "result", "took", "note"),
         [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],
     )
+    if len(report.checks) > _SLOWEST:
+        slow = sorted(report.checks, key=lambda check: -check.seconds)[:_SLOWEST]
+        named = ", ".join(f"{check.name} {check.seconds:.1f} s" for check in slow)
+        progress.out.print(progress.clean(f"slowest: {named}"), markup=False)
     for check in report.checks:
         if report.status(check)[0] == "FAILED" and check.detail:
             progress.out.print(progress.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)

@@ -57,7 +57,7 @@ def of_stages(report: Report) -> Chart | None:
 
 
 def of_checks(report: Report, ids: dict[str, str]) -> Chart | None:
-    """The stretch in which the checks ran, a row for each file of them."""
+    """The stretch in which the checks ran: a row for each guest; with one, for each file."""
     timed = _in_order(report.checks)
     if not timed:
         return None
@@ -66,8 +66,12 @@ def of_checks(report: Report, ids: dict[str, str]) -> Chart | None:
     if not whole_s:
         return None
     rows: dict[str, list[tuple[float, Check]]] = {}
+    several = len({check.guest for check in report.checks}) > 1
     for at_s, check in timed:
-        rows.setdefault(check.name.partition("::")[0], []).append((at_s, check))
+        lane = f"guest {check.guest}" if several else check.name.partition("::")[0]
+        rows.setdefault(lane, []).append((at_s, check))
+    if several:
+        rows = dict(sorted(rows.items(), key=lambda row: row[1][0][1].guest))
     return Chart(
         tuple(
             Row(
@@ -78,7 +82,8 @@ def of_checks(report: Report, ids: dict[str, str]) -> Chart | None:
                         check.seconds,
                         whole_s,
                         _tone(report.status(check)[0]),
-                        f"{check.name.partition('::')[2]}, {duration(check.seconds)}",
+                        f"{check.name if several else check.name.partition('::')[2]}, "
+                        f"{duration(check.seconds)}",
                         ids.get(check.name, ""),
                     )
                     for at_s, check in checks

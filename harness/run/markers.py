@@ -13,6 +13,7 @@ MARKERS = {
     "tools": "needs programs built for the guest, so a sysroot must have been imported",
     "minutes": "takes minutes in an emulator; --full (of `inv verify`) or --vmm-full runs it",
     "beside": "compares with the stock module; `inv verify --side-by-side` or --series runs it",
+    "together(key)": "runs in the same guest as the others of its file with this key",
     "freebsd(release)": "needs FreeBSD of this release or a newer one, like 15.0",
 }
 """Each mark, as `pytest --markers` shows it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Generator
@@ -113,14 +114,22 @@ class Recorder:
             self._ended.add(report.nodeid)
             self._tell(self._checks[-1])
 
-    def complete(self) -> None:
+    def took(self, nodeid: str, check: Check) -> None:
+        """A check that ran in another guest of this run has ended."""
+        self._ended.add(nodeid)
+        of_patch, title = self._items.get(nodeid, (check.of_patch, check.title))
+        self._checks.append(dataclasses.replace(check, of_patch=of_patch, title=title))
+        self._tell(self._checks[-1])
+
+    def complete(self, *, begun_only: bool = False) -> None:
         """Add what pytest came to no end with: the check at hand, and those that were not begun.
 
-        A check that hung is a result, and no check is missing without a word.
+        A check that hung is a result, and no check is missing without a word.  With `begun_only`
+        those that were not begun are somebody else's business.
         """
         why = self.broken or ("interrupted" if self.interrupted else "pytest ended early")
         for nodeid, (of_patch, title) in self._items.items():
-            if nodeid in self._ended:
+            if nodeid in self._ended or (begun_only and nodeid != self._at_hand):
                 continue
             self._ended.add(nodeid)
             if nodeid == self._at_hand:

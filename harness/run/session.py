@@ -52,6 +52,7 @@ class Options:
     `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
     it), or auto, which is the host where that has a compiler.
     `coverage` builds a module that counts which of its lines ran.
+    `guests` is in how many guests at once the checks run; 0 for what this machine has room for.
     `cpu_vendor` is intel or amd; empty for what the backend has (Intel in Bochs).
     """
 
@@ -70,6 +71,7 @@ class Options:
     builder: str = "auto"
     cpu_vendor: str = ""
     coverage: bool = False
+    guests: int = 0
 
     def __post_init__(self) -> None:
         if self.stock and self.series:

@@ -27,9 +27,10 @@ from harness.errors import (
     WorkbenchError,
 )
 from harness.files import PROJECT
+from harness.host.survey import available_memory_bytes
 from harness.image import obtain
 from harness.report import Check, Report
-from harness.run import coverage
+from harness.run import coverage, dealing, shards
 from harness.run.kept_session import KeptWorkbench, ways_in
 from harness.run.outcomes import Recorder
 from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
@@ -84,16 +85,19 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
                 if bench.stages and bench.stages[-1].name == "image":
                     _without_guest(bench)
                 raise
-            if bench.stock_build is not None:
-                if run_checks(bench, tests, stock, stock=True):
-                    bench.revive()
-                bench.use(_built(bench))
-            collector = _collector(bench)
-            try:
-                run_checks(bench, tests, checks, collector=collector)
-            finally:
-                if collector is not None:
-                    coverage.conclude(bench, collector, series)
+            with _pool(bench, tests) as pool:
+                if bench.stock_build is not None:
+                    if run_checks(bench, tests, stock, stock=True, pool=pool):
+                        bench.revive()
+                    bench.use(_built(bench))
+                collector = _collector(bench)
+                try:
+                    run_checks(bench, tests, checks, pool=pool, collector=collector)
+                finally:
+                    if collector is not None:
+                        coverage.conclude(bench, collector, series)
+                for note in pool.notes if pool else ():
+                    progress.say(f"note: {note}")
         except WorkbenchError as caught:
             error = caught
             if error.detail:
@@ -105,6 +109,8 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
             if record is not None:
                 bench.properties[report.KEPT] = ways_in(record)
     result = so_far()
+    if checks:
+        dealing.note_times(bench.backend, {check.name: check.seconds for check in checks})
     try:
         report.save(result)
     except OSError as failed:
@@ -122,6 +128,24 @@ def _collector(bench: Workbench) -> coverage.Collector | None:
     if sysroot is None:
         raise CannotError("--coverage needs a sysroot to compile what reads the counters")
     return coverage.Collector(bench, sysroot)
+
+
+@contextlib.contextmanager
+def _pool(bench: Workbench, tests: Path) -> Iterator[shards.Pool | None]:
+    """The further guests of a run, where more than one is asked for or worth it."""
+    count = bench.options.guests
+    if bench.options.coverage:
+        # Each guest has counters of its own, and one is read.
+        count = 1
+    # Nothing virtualizes under TCG, so hardly a check runs there.
+    if not count and bench.backend != "tcg":
+        cpus = len(os.sched_getaffinity(0)) // bench.spec.cpus
+        count = shards.how_many(available_memory_bytes(), cpus)
+    if count <= 1:
+        yield None
+        return
+    with shards.Pool(bench, tests, count) as pool:
+        yield pool
 
 
 def _built(bench: Workbench) -> Build:
@@ -165,10 +189,13 @@ def run_checks(
     stock: bool = False,
     what: str = "checks",
     collector: coverage.Collector | None = None,
+    pool: shards.Pool | None = None,
+    dealt: shards.Dealt | None = None,
 ) -> bool:
     """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
 
-    `stock`: the stock module is loaded, to compare with; `what` names the stage.  Returns whether
+    `stock`: the stock module is loaded, to compare with; `what` names the stage.  `pool` has
+    further guests that take part; in one of those, `dealt` says what to run here.  Returns whether
     the machine is broken now, which without `go_on` raises GuestError; CannotError when pytest
     itself could not run.
     """
@@ -200,20 +227,28 @@ def run_checks(
             following(step, recorder.now),
             our_pytest(),
         ):
-            code = pytest.main(arguments, plugins=plugins)
-        recorder.complete()
+            phase = pool.phase(stock=stock, took=recorder.took) if pool else None
+            if shared := phase.plugin() if phase else dealt:
+                plugins.append(shared)
+            with _going_on(bench) if phase else contextlib.nullcontext():
+                code = pytest.main(arguments, plugins=plugins)
+            if phase and not recorder.ended_early:
+                phase.end()
+        recorder.complete(begun_only=dealt is not None)
         if recorder.interrupted:
             raise KeyboardInterrupt
-        if recorder.broken and not bench.options.go_on:
+        if recorder.broken and phase is None and not bench.options.go_on:
             under = "under the stock module: " if stock else ""
             raise GuestError(f"the guest broke: {under}{recorder.broken}")
         if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError(f"--only {bench.options.only}: no check matches")
+        if dealt and code == pytest.ExitCode.NO_TESTS_COLLECTED:
+            code = pytest.ExitCode.OK
         early = recorder.ended_early or code not in (
             pytest.ExitCode.OK,
             pytest.ExitCode.TESTS_FAILED,
         )
-        if early or not checks:
+        if early or not (checks or dealt):
             # What ran may have held, and what did not run would be missing without a word.
             tail = "\n".join(log.read_text().splitlines()[-15:])
             what = "ended early" if checks else "ran no check"
@@ -226,7 +261,21 @@ def run_checks(
             bench.properties[report.LEFT_OUT] = left
         if bench.breaks:
             bench.properties["guest broke"] = f"{bench.breaks} times, and was brought up anew"
+        if phase is not None:
+            step.note += f"; in {pool.guests} guests" if pool and pool.guests > 1 else ""
+            shards.require_unbroken(bench, phase.done, recorder.broken or "")
         return recorder.broken is not None
+
+
+@contextlib.contextmanager
+def _going_on(bench: Workbench) -> Iterator[None]:
+    """With several guests one that breaks is brought up again, whatever was asked for."""
+    before = bench.options
+    bench.options = dataclasses.replace(before, go_on=True)
+    try:
+        yield
+    finally:
+        bench.options = before
 
 
 @contextlib.contextmanager

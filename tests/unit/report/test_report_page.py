@@ -202,6 +202,10 @@ def test_the_picture_shows_where_the_seconds_went() -> None:
         (0.0, 25.0, "ok"),
         (25.0, 75.0, "failed"),
     ]
+    split = run(dataclasses.replace(checks[0], guest=2), checks[1])
+    lanes = timeline.of_checks(split, {})
+    assert lanes is not None
+    assert [row.label for row in lanes.rows] == ["guest 1, 6.0 s", "guest 2, 2.0 s"]
     assert timeline.of_stages(run(stages=())) is None
     assert timeline.of_checks(run(), {}) is None
 

@@ -110,7 +110,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             monkeypatch.setattr(verify, "KeptWorkbench", Bench)
         else:
             monkeypatch.setattr(verify, "Workbench", Bench)
-        result = verify.verify(Options(**options), tests, keep_as)
+        result = verify.verify(Options(**{"guests": 1, **options}), tests, keep_as)
         assert played.guest.machine.stopped
         assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
         saved = json.loads((result.run_dir / "report.json").read_text())

@@ -1,0 +1,387 @@
+"""The checks of one run in several guests at once.
+
+The first guest belongs to this process, as in a run with one guest.  Each further guest belongs to
+a process of its own, `python -m harness.run.shards`, which resumes it from the snapshot that the
+first one left or came from, loads the same module, and asks for checks until there are none.  What
+a check showed comes back over a socket.  A guest that breaks loses its check alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from harness import host, progress
+from harness.build.builder import Build
+from harness.errors import GuestError, WorkbenchError
+from harness.files import PROJECT
+from harness.guest.panic_report import Panic
+from harness.image.model import ImageRecord
+from harness.report import Check
+from harness.run import dealing
+from harness.run.session import Options, Workbench
+
+# What a guest of 1 GiB takes with its emulator, and what is left to everything else.
+_GUEST_BYTES = 3 << 29
+_SPARE_BYTES = 1 << 30
+# Another guest takes about this long to come up; less work than that is not shared.
+_WORTH_S = 20.0
+
+COMMAND = (sys.executable, "-m", "harness.run.shards")
+"""What runs a further guest; the number of its socket follows."""
+
+Line: TypeAlias = "Connection[Any, Any]"
+
+
+def how_many(memory_available_bytes: int, cpus: int) -> int:
+    """How many guests to run checks in: one for each processor, as far as there is memory."""
+    room = (memory_available_bytes - _SPARE_BYTES) // _GUEST_BYTES
+    return max(1, min(cpus, room))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a further guest's process is given."""
+
+    number: int
+    options: Options
+    run_dir: Path
+    decision: host.Decision
+    record: ImageRecord
+    build: Build
+    stock_build: Build | None
+    began_s: float
+    tests: Path
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a phase went in a further guest: how often it broke, and what ended it early."""
+
+    breaks: int = 0
+    panic: Panic | None = None
+    error: str = ""
+
+
+class Dealt:
+    """A pytest plugin: runs what it is dealt, group after group, instead of everything in order."""
+
+    def __init__(
+        self,
+        next_group: Callable[[list[pytest.Item]], tuple[str, ...]],
+        begun: Callable[[str], None],
+        bench: Workbench,
+    ) -> None:
+        self._next = next_group
+        self._begun = begun
+        self._bench = bench
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> object:
+        if session.testsfailed and not session.config.option.continue_on_collection_errors:
+            raise session.Interrupted("errors during collection")
+        items = {item.nodeid: item for item in session.items}
+        # The plugin takes go_on back when a guest that broke does not come up again.
+        while self._bench.options.go_on and (names := self._next(session.items)):
+            for name, after in itertools.zip_longest(names, names[1:]):
+                self._begun(name)
+                item = items[name]
+                # The last of a group gives back what the group shared.
+                following = items[after] if after else None
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.shouldfail:
+                    raise session.Failed(session.shouldfail)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+        return True
+
+
+def key(item: pytest.Item) -> str:
+    """What keeps checks together: their mark `together`, else nothing."""
+    mark = item.get_closest_marker("together")
+    return f"{item.path}::{mark.args[0]}" if mark and mark.args else item.nodeid
+
+
+class _Worker:
+    """A further guest's process, as the parent sees it."""
+
+    def __init__(self, job: Job) -> None:
+        self.number = job.number
+        self.state = "coming up"
+        job.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with theirs, (job.run_dir / "process.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno())],
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self.line: Line = Connection(ours.detach())
+        self.line.send(job)
+
+    def end(self) -> None:
+        """Let it end its guest; it ends as soon as the line is closed."""
+        self.line.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+class Pool:
+    """The further guests of a run; as a context manager it ends them."""
+
+    def __init__(self, bench: Workbench, tests: Path, count: int) -> None:
+        """At most `count` guests in all, the bench's own included."""
+        self.bench = bench
+        self._tests = tests
+        self._count = count
+        self.workers: list[_Worker] = []
+        self.notes: list[str] = []
+
+    @property
+    def guests(self) -> int:
+        """How many guests take part, the bench's own included."""
+        return 1 + len(self.workers)
+
+    def start(self, groups: Sequence[dealing.Group]) -> None:
+        """Start the further guests that so many checks are worth; they come up meanwhile.
+
+        Nothing happens where they are up already.
+        """
+        bench = self.bench
+        if self.workers or sum(group.seconds for group in groups) < _WORTH_S:
+            return
+        assert bench.decision is not None
+        assert bench.record is not None
+        assert bench.build is not None
+        for number in range(2, min(self._count, len(groups)) + 1):
+            job = Job(
+                number,
+                dataclasses.replace(bench.options, go_on=True),
+                bench.run_dir / f"guest-{number}",
+                bench.decision,
+                bench.record,
+                bench.build,
+                bench.stock_build,
+                bench.stages[0].began_s,
+                self._tests,
+            )
+            self.workers.append(_Worker(job))
+
+    def phase(self, *, stock: bool, took: Callable[[str, Check], None]) -> Phase:
+        """One round over the checks; `took` gets what the other guests' checks showed."""
+        return Phase(self, stock=stock, took=took)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.line.close()
+        for worker in self.workers:
+            worker.end()
+
+
+class Phase:
+    """One round over all checks in all guests: this process's plugin, the other guests' answers."""
+
+    def __init__(self, pool: Pool, *, stock: bool, took: Callable[[str, Check], None]) -> None:
+        self._pool = pool
+        self._stock = stock
+        self._took = took
+        self._dealer: dealing.Dealer | None = None
+        self._threads: list[threading.Thread] = []
+        self.done: dict[int, Done] = {}
+
+    def plugin(self) -> Dealt:
+        """For this process's own pytest."""
+        return Dealt(self._next, lambda name: self._deal().begun(1, name), self._pool.bench)
+
+    def _deal(self) -> dealing.Dealer:
+        assert self._dealer is not None
+        return self._dealer
+
+    def _next(self, items: list[pytest.Item]) -> tuple[str, ...]:
+        if self._dealer is None:
+            known = dealing.known_times(self._pool.bench.backend)
+            todo = dealing.groups([(key(item), item.nodeid) for item in items], known)
+            self._dealer = dealing.Dealer(todo)
+            self._pool.start(todo)
+            for worker in self._pool.workers:
+                thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        return self._dealer.next(1)
+
+    def _serve(self, worker: _Worker) -> None:
+        """Answer one guest's process until it has ended this round."""
+        dealer, at_hand = self._deal(), ""
+        try:
+            worker.line.send(("run", self._stock))
+            while True:
+                kind, value = worker.line.recv()
+                if kind == "next":
+                    worker.line.send(dealer.next(worker.number))
+                elif kind == "begun":
+                    at_hand = value
+                    dealer.begun(worker.number, value)
+                elif kind == "check":
+                    self._took(at_hand, dataclasses.replace(value, guest=worker.number))
+                    at_hand = ""
+                elif kind == "done":
+                    self.done[worker.number] = value
+                    break
+        except (EOFError, OSError):
+            why = f"the process of guest {worker.number} ended; see guest-{worker.number}/"
+            self.done[worker.number] = Done(error=why)
+            if at_hand:
+                self._took(at_hand, _lost(at_hand, why, worker.number))
+        finally:
+            dealer.gone(worker.number)
+            if (done := self.done.get(worker.number)) and done.error:
+                self._pool.notes.append(f"guest {worker.number}: {done.error}")
+
+    def end(self) -> None:
+        """Wait for the other guests' last checks."""
+        if self._dealer is None:
+            return
+        self._dealer.gone(1)
+        for thread in self._threads:
+            thread.join()
+
+
+def _lost(nodeid: str, why: str, guest: int) -> Check:
+    name = dealing.short(nodeid)
+    return Check(name, name, "error", of_patch=False, seconds=0.0, message=why, guest=guest)
+
+
+class _Shard(Workbench):
+    """A further guest of a run that has chosen, found and built everything already."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job.options, job.run_dir)
+        self.decision, self.record = job.decision, job.record
+        self.build, self.stock_build = job.build, job.stock_build
+        self.stages.append(progress.Stage("host", outcome="ok", began_s=job.began_s))
+
+
+class _Sent(list[Check]):
+    """Where a recorder puts checks: they go to the parent as well."""
+
+    def __init__(self, send: Callable[[tuple[str, object]], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def append(self, check: Check) -> None:
+        super().append(check)
+        self._send(("check", check))
+
+
+def _work(line: Line) -> None:
+    """The process of a further guest, from its job to the line's end."""
+    # Imported here because it imports this module.
+    from harness.run import verify
+
+    job: Job = line.recv()
+    answers: list[Any] = []
+    arrived = threading.Condition()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                said = line.recv()
+                with arrived:
+                    answers.append(said)
+                    arrived.notify()
+        # The parent has ended or wants this to end: whatever runs here is broken off.
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def hear() -> Any:
+        with arrived:
+            while not answers:
+                arrived.wait()
+            return answers.pop(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+    def ask(_items: list[pytest.Item]) -> tuple[str, ...]:
+        line.send(("next", None))
+        names: tuple[str, ...] = hear()
+        return names
+
+    failed = ""
+    with _Shard(job) as bench:
+        while True:
+            _, stock = hear()
+            try:
+                if bench.guest is None and not failed:
+                    bench.boot()
+                wanted = bench.stock_build if stock else bench.build
+                assert wanted is not None
+                if not failed and (bench.running is not wanted or bench.loaded is None):
+                    bench.use(wanted)
+            except WorkbenchError as error:
+                failed = f"it did not come up: {error.message}"
+            if failed:
+                line.send(("done", Done(error=failed)))
+                continue
+            dealt = Dealt(ask, lambda name: line.send(("begun", name)), bench)
+            checks = _Sent(line.send)
+            error_text = ""
+            try:
+                broken = verify.run_checks(bench, job.tests, checks, stock=stock, dealt=dealt)
+            except WorkbenchError as error:
+                broken, error_text = False, error.message
+            line.send(("done", Done(bench.breaks + broken, bench.tell_panic(), error_text)))
+
+
+def _broken(bench: Workbench, done: Mapping[int, Done]) -> Iterator[str]:
+    """Note in the run what broke in the other guests; yields a line for each that did."""
+    for number, each in sorted(done.items()):
+        if each.panic is not None and bench.panic is None:
+            bench.panic = each.panic
+        if each.breaks:
+            yield f"guest {number} broke {each.breaks} times"
+
+
+def require_unbroken(bench: Workbench, done: Mapping[int, Done], broken: str = "") -> None:
+    """GuestError when a guest of the run broke and nobody asked to go on in spite of it.
+
+    `broken` says why the bench's own guest is broken now, if it is.
+    """
+    times = list(_broken(bench, done))
+    if own := bench.breaks + bool(broken):
+        times.insert(0, f"guest 1 broke {own} times" + (f" ({broken})" if broken else ""))
+    if times:
+        bench.properties["guest broke"] = "; ".join(times)
+        if not bench.options.go_on:
+            story = f": {bench.panic.summary}" if bench.panic else ""
+            raise GuestError(f"a guest broke, and its check with it: {'; '.join(times)}{story}")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        # The name of the module that is imported, so that what is sent is of the same classes.
+        from harness.run import shards
+
+        shards._work(Connection(int(sys.argv[1])))

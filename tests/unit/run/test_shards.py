@@ -1,0 +1,218 @@
+"""Checks in several guests: each runs once, and a guest or a process that breaks loses one."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeGuest
+from fakes import bench as fake_bench
+
+from harness import progress
+from harness.errors import GuestError
+from harness.files import PROJECT
+from harness.report import Check
+from harness.run import shards, verify
+from harness.run.session import Options
+
+# A further guest's process, with the guest played: everything but the guest is the real thing.
+PROCESS = """
+import sys
+sys.path[:0] = [{project!r}, {support!r}]
+from multiprocessing.connection import Connection
+from fakes import FakeGuest, bench
+from harness import progress
+from harness.run import shards
+
+class Shard:
+    def __init__(self, job):
+        self.__dict__.update(vars(bench(FakeGuest())), run_dir=job.run_dir, options=job.options,
+                             stages=[progress.Stage("host", began_s=job.began_s)], build=job.build,
+                             stock_build=job.stock_build, running=None, loaded=None)
+        if "no-guest" in job.record:
+            raise shards.GuestError("nothing boots here")
+    def boot(self): pass
+    def use(self, build): self.running = self.loaded = build
+    def revive(self):
+        self.guest.machine.console.panic = ""
+        self.breaks += 1
+    def tell_panic(self): return None
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+shards._Shard = Shard
+shards._work(Connection(int(sys.argv[1])))
+"""
+
+# Checks wait until as many processes as there are guests have begun one.
+MANY = """
+import os, time, pytest
+from pathlib import Path
+HERE = Path({folder!r})
+
+@pytest.fixture(autouse=True)
+def everybody():
+    (HERE / f"pid.{{os.getpid()}}").touch()
+    while len(list(HERE.glob("pid.*"))) < {guests}:
+        time.sleep(0.02)
+
+@pytest.mark.parametrize("number", range(12))
+def test_each(guest, number):
+    (HERE / f"{{number}}.{{os.getpid()}}").touch()
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.together("x")
+def test_together(guest, number):
+    (HERE / f"t{{number}}.{{os.getpid()}}").touch()
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shards, "_WORTH_S", 0.0)
+    script = tmp_path / "process.py"
+    support = str(PROJECT / "tests" / "unit" / "support")
+    script.write_text(PROCESS.format(project=str(PROJECT), support=support))
+    monkeypatch.setattr(shards, "COMMAND", (sys.executable, str(script)))
+    played = fake_bench(FakeGuest())
+    (tmp_path / "run").mkdir()
+    played.__dict__.update(
+        run_dir=tmp_path / "run",
+        options=Options(topic=""),
+        stages=[progress.Stage("host", outcome="ok")],
+        build="series",
+        stock_build=None,
+        decision="bochs",
+        record="an image",
+        panic=None,
+    )
+
+    def revive() -> None:
+        played.guest.machine.console.panic = ""
+        played.breaks += 1
+
+    played.revive = revive
+    return played
+
+
+def run(bench: Any, tmp_path: Path, text: str, guests: int = 2) -> tuple[list[Check], shards.Pool]:
+    tests = tmp_path / f"test_{uuid.uuid4().hex}.py"
+    tests.write_text(text)
+    checks: list[Check] = []
+    with shards.Pool(bench, tests, guests) as pool, contextlib.suppress(GuestError):
+        verify.run_checks(bench, tests, checks, pool=pool)
+    return checks, pool
+
+
+def test_every_check_runs_once_and_both_guests_work(bench: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    checks, pool = run(bench, tmp_path, MANY.format(folder=str(folder), guests=2))
+    assert pool.notes == []
+    assert [check.outcome for check in checks] == ["passed"] * 17
+    names = [path.name.partition(".") for path in folder.iterdir() if path.name[:3] != "pid"]
+    assert len(names) == len({first for first, _, _ in names}) == 17
+    assert len({pid for _, _, pid in names}) == 2
+    assert len({pid for first, _, pid in names if first.startswith("t")}) == 1
+    assert {check.guest for check in checks} == {1, 2}
+    assert len({check.name for check in checks}) == 17
+    assert bench.stages[-1].note == "17 run, 0 failed; in 2 guests"
+
+
+DIES = """
+import os, signal, time, pytest
+from pathlib import Path
+PARENT, HERE = {parent}, Path({folder!r})
+
+@pytest.mark.parametrize("number", range(8))
+def test_one(guest, number):
+    if os.getpid() != PARENT:
+        (HERE / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not (HERE / "died").exists():
+        time.sleep(0.02)
+"""
+
+
+def test_a_process_that_is_killed_loses_the_check_at_hand_alone(bench: Any, tmp_path: Path) -> None:
+    import os
+
+    checks, pool = run(bench, tmp_path, DIES.format(parent=os.getpid(), folder=str(tmp_path)))
+    assert len(checks) == 8
+    lost = [check for check in checks if check.outcome == "error"]
+    assert len(lost) == 1
+    assert "the process of guest 2 ended" in lost[0].message
+    assert sum(check.outcome == "passed" for check in checks) == 7
+    assert len(pool.notes) == 1
+
+
+BREAKS = """
+import os, pytest
+from harness.errors import MachineDied
+
+@pytest.mark.parametrize("number", range(6))
+def test_one(guest, number):
+    if number == 3:
+        raise MachineDied("the emulator ended")
+"""
+
+
+def test_a_guest_that_breaks_loses_its_check_and_the_run_says_so(
+    bench: Any, tmp_path: Path
+) -> None:
+    tests = tmp_path / f"test_{uuid.uuid4().hex}.py"
+    tests.write_text(BREAKS)
+    checks: list[Check] = []
+    with (
+        shards.Pool(bench, tests, 2) as pool,
+        pytest.raises(GuestError, match=r"a guest broke, and its check with it: guest [12] broke"),
+    ):
+        verify.run_checks(bench, tests, checks, pool=pool)
+    assert [check.message for check in checks if check.message] == ["the emulator ended"]
+    assert len(checks) == 6
+
+
+def test_a_guest_that_does_not_come_up_is_named_and_the_others_do_its_work(
+    bench: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    bench.record = "no-guest"
+    checks, pool = run(bench, tmp_path, MANY.format(folder=str(folder), guests=1))
+    assert [check.outcome for check in checks] == ["passed"] * 17
+    assert {check.guest for check in checks} == {1}
+    assert len(pool.notes) == 1
+    assert pool.notes[0].startswith("guest 2: ")
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "cpus", "guests"), [(24, 2, 2), (24, 16, 15), (3, 8, 1), (1, 8, 1), (24, 0, 1)]
+)
+def test_how_many(memory_gib: int, cpus: int, guests: int) -> None:
+    assert shards.how_many(memory_gib << 30, cpus) == guests
+
+
+LOST = """
+from harness.errors import MachineDied
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_one(guest, number):
+    raise MachineDied("the emulator ended")
+"""
+
+
+def test_where_no_guest_comes_up_again_the_rest_is_not_run(bench: Any, tmp_path: Path) -> None:
+    def revive() -> None:
+        raise GuestError("no more")
+
+    bench.revive = revive
+    bench.record = "no-guest"
+    checks, _ = run(bench, tmp_path, LOST)
+    assert len(checks) == 4
+    assert sorted({check.outcome for check in checks}) == ["error", "skipped"]
