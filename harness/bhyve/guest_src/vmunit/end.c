@@ -264,9 +264,6 @@ debug_stop(const void *arg __unused)
 	    strerror(errno));
 	check(vm_debug_cpus(vm->ctx, &cpus) == 0 && CPU_ISSET(0, &cpus),
 	    "vCPU 0 is not among those that are stopped");
-	errno = 0;
-	check(vm_suspend_cpu(vm->vcpu[0]) != 0 && errno == EBUSY,
-	    "stopped twice: %s", strerror(errno));
 	RUN(vm, 0x90);
 	check(vm->exit.exitcode == VM_EXITCODE_DEBUG &&
 	    vm->exit.rip == A_CODE, "exit %s at %#jx",
