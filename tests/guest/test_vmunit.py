@@ -40,6 +40,8 @@ def test_the_list_is_vmunits(guest: Guest, program: str) -> None:
     assert vmunit.differences(CASES, vmunit.listed(guest, program)) == []
 
 
+# In Bochs each case took as long as its family: not for every run while that is so.
+@pytest.mark.minutes
 @pytest.mark.parametrize("name", CASES)
 def test_vmunit(
     workbench: Workbench,
