@@ -8,6 +8,7 @@ error while work is under way, so that standard output holds the result alone.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -35,6 +36,8 @@ class _Console(Console):
 err = _Console(stderr=True, highlight=False, soft_wrap=True)
 out = _Console(highlight=False, soft_wrap=True)
 
+
+_log = logging.getLogger(__name__)
 
 Listener = Callable[[str, str, str], None]
 """Gets `say`, `detail`, `begin`, `live` or `end`, and two texts: a line or a stage's name; for
@@ -68,6 +71,7 @@ def apart() -> Iterator[None]:
 
 def say(line: str) -> None:
     """One line about the work under way, on standard error."""
+    _log.info("%s", line)
     if _listener is not None:
         _listener("say", line, "")
     else:
@@ -76,6 +80,7 @@ def say(line: str) -> None:
 
 def say_detail(text: str) -> None:
     """What belongs below or above a line, a log's end for instance, on standard error."""
+    _log.debug("%s", text)
     if _listener is not None:
         _listener("detail", text, "")
     else:
@@ -121,6 +126,7 @@ class Stage:
 def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
     """Run a block as a named stage; its time and outcome go to `record` whatever happens."""
     step = Stage(name, began_s=time.monotonic())
+    _log.info("%s: begins", name)
     if record is not None:
         record.append(step)
     listener = _listener
@@ -144,6 +150,7 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
         raise
     finally:
         step.seconds = time.monotonic() - step.began_s
+        _log.info("%s: %s after %.3f s; %s", name, step.outcome, step.seconds, step.note)
         step._live = lambda _line: None
         if listener is not None:
             listener("end", step.outcome, step.note)

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from invoke.exceptions import Exit, ParseError
+from invoke.parser.argument import Argument
 from invoke.program import Program
 
-from harness import progress
+from harness import log, progress
 from harness.errors import (
     EXIT_INTERRUPTED,
     EXIT_READER_GONE,
@@ -140,6 +141,22 @@ def end_on_signals() -> None:
 
 class WorkbenchProgram(Program):
     """Invoke's program, except that calling it wrongly exits 2 and Ctrl-C 130."""
+
+    def core_args(self) -> list[Argument]:
+        """Invoke's own options, and `-v`."""
+        verbose = Argument(
+            names=("verbose", "v"),
+            kind=bool,
+            default=False,
+            help="Show the run's log (harness.log) on the terminal while it is written.",
+        )
+        return [*super().core_args(), verbose]
+
+    def execute(self) -> None:
+        """Run the tasks."""
+        if self.args.verbose.value or log.verbose_asked():
+            log.live()
+        super().execute()
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
         try:

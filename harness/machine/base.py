@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import progress
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, MachineDied
 from harness.machine.boot_watch import BootWatch
@@ -265,6 +266,10 @@ class Machine(ABC):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                progress.say(
+                    f"note: {self.spec.name}: {self.backend} (process {process.pid}) did not end "
+                    "when it was asked to, and was killed"
+                )
             if self._console is not None:
                 self._console.close()
             self._release()

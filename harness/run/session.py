@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from harness import defaults, files, host, machine, progress
+from harness import defaults, files, host, log, machine, progress
 from harness.bhyve import vmm
 from harness.build import builder, in_guest
 from harness.deadline import Deadline
@@ -429,6 +429,7 @@ def new_run_dir(what: str) -> Path:
         with contextlib.suppress(OSError):
             pointer.symlink_to(name)
             pointer.replace(root / "latest")
+        log.to_file(root / name / "harness.log")
         return root / name
     raise UsageError(f"{root}: a thousand runs began in one second")
 

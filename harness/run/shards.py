@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from harness import host, progress
+from harness import host, log, progress
 from harness.build.builder import Build
 from harness.errors import GuestError, WorkbenchError
 from harness.files import PROJECT
@@ -303,6 +303,7 @@ def _work(line: Line) -> None:
     from harness.run import verify
 
     job: Job = line.recv()
+    log.to_file(job.run_dir / "harness.log")
     answers: list[Any] = []
     arrived = threading.Condition()
 
