@@ -111,9 +111,16 @@ class Dealt:
 
 
 def key(item: pytest.Item) -> str:
-    """What keeps checks together: their mark `together`, else nothing."""
-    mark = item.get_closest_marker("together")
-    return f"{item.path}::{mark.args[0]}" if mark and mark.args else item.nodeid
+    """What keeps checks together: their mark `together`, or what they share in their file.
+
+    A fixture of a file or a class is made once for a group, so those that use one are one group.
+    """
+    if (mark := item.get_closest_marker("together")) and mark.args:
+        return f"{item.path}::{mark.args[0]}"
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = [it for each in info.name2fixturedefs.values() for it in each] if info else []
+    shared = any(it.scope in ("module", "class", "package") for it in definitions)
+    return str(item.path) if shared else item.nodeid
 
 
 class _Worker:

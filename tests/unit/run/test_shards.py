@@ -124,6 +124,34 @@ def test_every_check_runs_once_and_both_guests_work(bench: Any, tmp_path: Path) 
     assert bench.stages[-1].note == "17 run, 0 failed; in 2 guests"
 
 
+SHARED = """
+import os, pytest
+from pathlib import Path
+HERE = Path({folder!r})
+
+@pytest.fixture(scope="module")
+def shared():
+    (HERE / f"made.{{os.getpid()}}").touch(exist_ok=False)
+
+@pytest.mark.parametrize("number", range(8))
+def test_shared(guest, shared, number): pass
+
+@pytest.mark.parametrize("number", range(8))
+def test_alone(guest, number): pass
+"""
+
+
+def test_what_shares_a_fixture_of_its_file_runs_in_one_guest_and_makes_it_once(
+    bench: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    checks, _ = run(bench, tmp_path, SHARED.format(folder=str(folder)))
+    assert [check.outcome for check in checks] == ["passed"] * 16
+    assert len(list(folder.iterdir())) == 1
+    assert len({check.guest for check in checks if "shared" in check.name}) == 1
+
+
 DIES = """
 import os, signal, time, pytest
 from pathlib import Path
