@@ -1,6 +1,6 @@
 #!/bin/sh
-# The digest that a CI's cache of the prepared image of a release goes by: what FreeBSD publishes,
-# and all that preparation does.
+# Prints the key under which a CI caches the prepared image of a release.  The key is a digest of
+# what FreeBSD publishes and of everything that preparation does.
 set -eu
 cd "$(dirname "$0")/.."
 release=${1:-15.1}

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Lets everybody on this machine use /dev/kvm, by a udev rule that also holds after it is made anew.
-# For runners that live as long as a job; on a machine of your own add yourself to its group instead.
+# Lets every user of this machine use /dev/kvm, by a udev rule that also holds when the device is made
+# again.  It is for runners that exist for one job; on your own machine join the device's group instead.
 set -eu
 rule='KERNEL=="kvm", GROUP="kvm", MODE="0666", OPTIONS+="static_node=kvm"'
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }

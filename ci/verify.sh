@@ -1,18 +1,18 @@
 #!/bin/sh
-# One verification in any CI: opens /dev/kvm where that can be done, gets what is missing, runs
-# `./inv verify` and leaves what is worth keeping in one folder.  Its exit code is verify's.
+# Runs one verification in any CI.  It opens /dev/kvm if it can, installs what is missing, runs
+# `./inv verify` and puts the report and the logs into one folder.  Its exit code is verify's.
 #
 #   RELEASE   FreeBSD release (15.1)
 #   BACKEND   auto, kvm, bochs or tcg (auto)
 #   SERIES    a folder of patches, one patch or a mailbox; empty for this project's own
-#   BASE      a commit: what the checkout in REPO has after it is the series
+#   BASE      a commit: the commits after it in REPO's checkout are the series
 #   REPO      the checkout that BASE belongs to (the current folder)
 #   BUNDLE    a file of `./inv image.bundle`, for runners without a network
 #   OPTIONS   more options of `./inv verify`, separated by blanks
 #   OUT       where the report and the logs go (vmm-report in the current folder)
-#   OPTIONAL  1: a backend that this machine cannot offer is no failure; said, and exit 0
+#   OPTIONAL  1: if this machine cannot offer the backend, say so and exit 0
 #
-# HARNESS_CACHE keeps images, builds and ccache's files between runs; give it to the CI's cache.
+# HARNESS_CACHE holds images, builds and ccache's files between runs; let the CI cache that folder.
 set -eu
 
 here=$(pwd)
@@ -28,12 +28,12 @@ export HARNESS_RUNS
 
 say() { printf 'ci: %s\n' "$*" >&2; }
 
-# A hosted runner's user may not use its /dev/kvm, but may give himself the right.
+# A hosted runner's user may not use /dev/kvm, but may take that right with sudo.
 if [ -e /dev/kvm ] && [ ! -w /dev/kvm ] && sudo -n true 2>/dev/null; then
 	"$top/ci/kvm.sh" || say "/dev/kvm stays closed"
 fi
 
-# What ends before there is a verdict is one, too: whoever looks for it finds the reason.
+# When the script ends before there is a verdict, verdict.txt gives the reason.
 stop() {
 	say "$2"
 	echo "verdict: no verdict: $2" >"$out/verdict.txt"
@@ -42,7 +42,7 @@ stop() {
 
 set --
 if [ -n "${BASE:-}" ]; then
-	# Its own form of a series: git format-patch follows the user's settings, and knows no shallow clones.
+	# git format-patch depends on the user's settings and does not notice a shallow clone.
 	rm -rf "$out/series"
 	code=0
 	"$top/inv" patch.commits "$repo" --base "$BASE" --out "$out/series" 2>"$out/commits.log" || code=$?
@@ -84,7 +84,7 @@ code=0
 grep -q '^verdict:' "$out/verdict.txt" ||
     echo "verdict: no verdict: verify ended with exit code $code; the log says why" >>"$out/verdict.txt"
 cat "$out/verdict.txt"
-# What a guest wrote, and links to the image and to snapshots: who uploads the folder would follow them.
+# Remove what a guest wrote, and links to the image and snapshots, which an upload would follow.
 [ ! -d "$HARNESS_RUNS/latest" ] ||
     find "$HARNESS_RUNS/latest/" \( -name 'overlay.*' -o -type l \) -exec rm -f {} +
 say "exit code $code; the report and the consoles are in $out"

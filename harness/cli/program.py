@@ -213,7 +213,9 @@ def main() -> None:
     open_standard_streams()
     end_on_signals()
     make_places_absolute()
-    WorkbenchProgram(name="inv", binary="inv").run(from_here(spread(sys.argv)))
+    # The module's file would be completed otherwise, and nobody types that.
+    program = WorkbenchProgram(name="inv", binary="inv", binary_names=["inv"])
+    program.run(from_here(spread(sys.argv)))
 
 
 if __name__ == "__main__":

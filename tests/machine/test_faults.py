@@ -1,6 +1,6 @@
 """What goes wrong with a machine or a guest ends in time, with a line that names the cause.
 
-docs/faults.md tells of each; what belongs to one module alone is tested beside it.
+docs/troubleshooting.md lists each; what belongs to one module alone is tested beside it.
 """
 
 from __future__ import annotations

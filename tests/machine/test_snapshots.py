@@ -94,7 +94,7 @@ def test_resumed_guests_are_right_and_the_snapshot_stays_as_it_is(
         finally:
             guest.machine.stop(Deadline.after(5))
     # The stand-in's kernel has no driver for it, and takes what it is fed into account in its own
-    # time; FreeBSD's draws other numbers at once (docs/snapshots.md).
+    # time; FreeBSD's draws other numbers at once (docs/guest.md).
     assert len(identities) == 2
     # To be read again, whatever their times say.
     (saved.folder / "verified.json").unlink()

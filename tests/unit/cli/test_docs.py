@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ import pytest
 import tasks
 from harness.cli import docs
 from harness.files import PROJECT
+
+PAGES = [
+    *sorted(PROJECT.glob("*.md")),
+    *sorted(it for it in (PROJECT / "docs").glob("*.md") if it.name != "tasks.md"),
+    *sorted((PROJECT / "patches").rglob("*.md")),
+    *sorted((PROJECT / "images").rglob("*.md")),
+]
+"""The pages that people write; docs/tasks.md is made from the tasks."""
 
 
 @pytest.mark.parametrize(
@@ -38,3 +48,37 @@ def test_the_manual_is_clean(tmp_path: Path) -> None:
         text=True,
     )
     assert (done.stdout, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        there = (page.parent / name) if name else page
+        if not there.exists() or (heading and heading not in headings(there)):
+            wrong.append(target)
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_the_words_are_plain(page: Path) -> None:
+    """Words of a dialect of ours; each has a common one: fix, again, linked tree, result."""
+    ours = r"\b(mend(s|ed|ing)?|anew|farm|ledger|came of|fingertips|logged no fear)\b"
+    assert [found[0] for found in re.finditer(ours, page.read_text(), re.I)] == []
+
+
+def headings(page: Path) -> set[str]:
+    """The names by which a page's headings are linked to, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_for_the_command_that_is_typed(shell: str) -> None:
+    command = [sys.executable, "-m", "harness.cli.program", "--print-completion-script", shell]
+    script = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    assert "inv --complete" in script or "inv ${=collection_arg} --complete" in script
+    assert "program.py" not in script
