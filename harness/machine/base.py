@@ -35,13 +35,14 @@ class Traits:
 
     `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
     can be expected inside (the probe proves it); `saves` whether a running machine can be saved
-    and resumed.
+    and resumed, `can_be_asked` whether the emulator ends by itself when it is told to.
     """
 
     backend: str
     time_scale: float
     virtualizes: bool
     saves: bool = False
+    can_be_asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -266,10 +267,11 @@ class Machine(ABC):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                progress.say(
-                    f"note: {self.spec.name}: {self.backend} (process {process.pid}) did not end "
-                    "when it was asked to, and was killed"
-                )
+                if self.traits.can_be_asked:
+                    progress.say(
+                        f"note: {self.spec.name}: {self.backend} (process {process.pid}) did not "
+                        "end when it was asked to, and was killed"
+                    )
             if self._console is not None:
                 self._console.close()
             self._release()

@@ -26,6 +26,7 @@ TRAITS = Traits(
     time_scale=12.0,
     virtualizes=True,
     saves=True,
+    can_be_asked=False,
 )
 
 # How many instructions make a second of the guest's.  The BIOS waits three seconds for a key, and

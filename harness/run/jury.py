@@ -18,10 +18,9 @@ from harness import progress
 from harness.bhyve import vmm
 from harness.build.builder import Build
 from harness.errors import CannotError, GuestError, GuestPanic, MachineDied, PatchError, WaitTimeout
-from harness.files import PROJECT
 from harness.run import plugin
 from harness.run.session import Workbench
-from harness.run.verify import CHECKS, check_folders, our_pytest
+from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
 
 _MINUTES = "minutes"
 _LONGEST_REASON = 300
@@ -185,8 +184,7 @@ def _run(clerk: _Clerk, *, every: bool) -> None:
     jury = clerk.jury
     log = jury.bench.run_dir / f"pytest-{clerk.variant.name}.log"
     topic = "" if jury.general else jury.bench.options.topic
-    arguments = [*check_folders(topic, jury.tests), "-p", "no:cacheprovider", "-q", "--tb=short"]
-    arguments += ["-o", "addopts=-ra", "--rootdir", str(PROJECT), "-o", "timeout=900"]
+    arguments = [*check_folders(topic, jury.tests), *PYTEST_OPTIONS, "-q"]
     arguments += [] if every else ["-x"]
     with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
         code = pytest.main(arguments, plugins=[clerk])

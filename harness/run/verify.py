@@ -38,6 +38,24 @@ from harness.series import load
 
 CHECKS = PROJECT / "tests" / "guest"
 
+PYTEST_OPTIONS = (
+    "-p",
+    "no:cacheprovider",
+    # With what else is installed left out (see our_pytest), these two have to be named.
+    "-p",
+    "harness.run.plugin",
+    "-p",
+    "pytest_timeout",
+    "--tb=short",
+    "-o",
+    "addopts=-ra",
+    "-o",
+    "timeout=900",
+    "--rootdir",
+    str(PROJECT),
+)
+"""How checks are run, wherever that is."""
+
 _NO_OTHERS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
 _PYTEST_VARIABLES = ("PYTEST_ADDOPTS", _NO_OTHERS, "PYTEST_PLUGINS")
 # What somebody would want to look into: not where nothing broke but something was not run.
@@ -207,18 +225,7 @@ def run_checks(
     log = bench.run_dir / f"{what.replace('checks', 'pytest').replace(' ', '-')}.log"
     # pytest captures standard error while a check runs.
     with progress.apart(), progress.stage(what, bench.stages) as step:
-        arguments = [
-            *check_folders(bench.options.topic, tests),
-            "-p",
-            "no:cacheprovider",
-            "-v",
-            "--tb=short",
-            "-o",
-            "addopts=-ra",
-            # With what else is installed left out (see our_pytest), these two have to be named.
-            *("-p", "harness.run.plugin", "-p", "pytest_timeout"),
-        ]
-        arguments += ["--rootdir", str(PROJECT), "-o", "timeout=900"]
+        arguments = [*check_folders(bench.options.topic, tests), *PYTEST_OPTIONS, "-v"]
         if bench.options.only:
             arguments += ["-k", bench.options.only]
         with (

@@ -245,7 +245,7 @@ def test_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     image = probe.build()
     assert image.stat().st_size <= 1032192
-    monkeypatch.setattr(probe, "_make", pytest.fail)
+    monkeypatch.setattr(probe.hostmake, "make", pytest.fail)
     assert probe.build() == image
     names = sorted(path.name for path in (tmp_path / "vtxprobe").iterdir())
     assert names == sorted([image.parent.name, "lock"])
@@ -282,7 +282,7 @@ def test_task_refuses_what_is_no_backend() -> None:
     done = inv("probe", "--backend", "xen")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "error: --backend xen: one of auto, kvm, bochs, tcg is meant"
+        "error: --backend xen: no such backend; use one of auto, kvm, bochs, tcg"
     ]
 
 
