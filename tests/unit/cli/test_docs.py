@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -68,6 +69,21 @@ def test_the_words_are_plain(page: Path) -> None:
     """Words of a dialect of ours; each has a common one: fix, again, linked tree, result."""
     ours = r"\b(mend(s|ed|ing)?|anew|farm|ledger|came of|fingertips|logged no fear)\b"
     assert [found[0] for found in re.finditer(ours, page.read_text(), re.I)] == []
+
+
+def test_every_check_that_a_page_names_exists() -> None:
+    files = [it for top in ("tests", "patches") for it in (PROJECT / top).rglob("test_*.py")]
+    known = {it.stem for it in files}
+    for it in files:
+        known |= set(re.findall(r"def (test_\w+)", it.read_text()))
+    named = {
+        name
+        for page in PAGES
+        for quoted in re.findall(r"`([^`\n]+)`", page.read_text())
+        for name in re.findall(r"\btest_[\w*]+", quoted)
+    }
+    assert len(named) > 50
+    assert [name for name in sorted(named) if not fnmatch.filter(known, name)] == []
 
 
 def headings(page: Path) -> set[str]:
