@@ -27,6 +27,10 @@ _FOLDER = "usr.sbin/bhyve"
 _HEADER_FOLDERS = (_FOLDER, f"{_FOLDER}/amd64")
 _BY_FOLDER = re.compile(rb'^(\s*#\s*include\s*")amd64/', re.M)
 _SKIP = " # SKIP "
+# What bhyve's headers include of the kernel's ACPI tables.
+_ACPICA_FOLDERS = ("sys/contrib/dev/acpica/include", "sys/contrib/dev/acpica/include/platform")
+_ACPICA = re.compile(rb"#include[ \t]+<contrib/dev/acpica/include/(?:platform/)?([^>/]+)>")
+_BESIDE = re.compile(rb'(#include[ \t]+")(?!acpica_)')
 # The tree's own warnings are not what is tested here.
 _FLAGS = ("-Wno-error", "-Wno-unused-parameter", "-Wno-pointer-sign")
 
@@ -122,12 +126,19 @@ def _gather(folder: Path, tree: Path, place: str) -> None:
     for headers in _HEADER_FOLDERS:
         for header in sorted((tree / headers).glob("*.h")):
             _copy(header, folder / header.name)
+    # Under names of their own: bhyve has an acpi.h as well.
+    for headers in _ACPICA_FOLDERS:
+        for header in sorted((tree / headers).glob("*.h")):
+            target = folder / f"acpica_{header.name}"
+            _copy(header, target)
+            target.write_bytes(_BESIDE.sub(rb"\1acpica_", target.read_bytes()))
     if (tree / place).is_file():
         _copy(tree / place, folder / "part.h")
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.write_bytes(_BY_FOLDER.sub(rb"\1", source.read_bytes()))
+    text = _BY_FOLDER.sub(rb"\1", source.read_bytes())
+    target.write_bytes(_ACPICA.sub(rb'#include "acpica_\1"', text))
 
 
 def run(guest: Guest, program: str) -> tuple[Case, ...]:

@@ -68,6 +68,23 @@ def test_part_and_headers_lie_in_one_folder(tree: Path) -> None:
         assert (folder / "inout.h").read_text() == '#include "x.h"\n'
 
 
+def test_the_kernels_acpi_headers_come_under_names_of_their_own(tree: Path) -> None:
+    bhyve, acpica = tree / "usr.sbin/bhyve", tree / "sys/contrib/dev/acpica/include"
+    (acpica / "platform").mkdir(parents=True)
+    (bhyve / "acpi.h").write_text("bhyve's own\n")
+    (bhyve / "device.h").write_text("#include <contrib/dev/acpica/include/acpi.h>\n")
+    (acpica / "acpi.h").write_text("#include <contrib/dev/acpica/include/platform/acenv.h>\n")
+    (acpica / "platform/acenv.h").write_text('#include "acgcc.h"\n')
+    (acpica / "platform/acgcc.h").write_text("the end\n")
+    with bhyveunit._gathered(bhyveunit.PARTS[0], tree, None) as folder:
+        read = {path.name: path.read_text() for path in folder.glob("*.h")}
+    assert read["acpi.h"] == "bhyve's own\n"
+    assert read["device.h"] == '#include "acpica_acpi.h"\n'
+    assert read["acpica_acpi.h"] == '#include "acpica_acenv.h"\n'
+    assert read["acpica_acenv.h"] == '#include "acpica_acgcc.h"\n'
+    assert read["acpica_acgcc.h"] == "the end\n"
+
+
 def test_the_part_is_as_the_series_leaves_it(tree: Path, tmp_path: Path) -> None:
     patch = tmp_path / "x.patch"
     patch.write_text(
