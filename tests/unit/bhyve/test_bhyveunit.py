@@ -76,7 +76,7 @@ def test_the_kernels_acpi_headers_come_under_names_of_their_own(tree: Path) -> N
     (acpica / "acpi.h").write_text("#include <contrib/dev/acpica/include/platform/acenv.h>\n")
     (acpica / "platform/acenv.h").write_text('#include "acgcc.h"\n')
     (acpica / "platform/acgcc.h").write_text("the end\n")
-    with bhyveunit._gathered(bhyveunit.PARTS[0], tree, None) as folder:
+    with bhyveunit._gathered(part("fwcfg"), tree, None) as folder:
         read = {path.name: path.read_text() for path in folder.glob("*.h")}
     assert read["acpi.h"] == "bhyve's own\n"
     assert read["device.h"] == '#include "acpica_acpi.h"\n'
