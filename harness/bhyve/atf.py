@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case; `reason` is its own words."""
+    """The result of a case; `reason` is its own words."""
 
     program: str
     case: str

@@ -37,7 +37,7 @@ _FAMILY_S = 120.0
 
 @dataclass(frozen=True)
 class Case:
-    """What came of a case: `skipped` says why it said nothing, `notes` are its evidence."""
+    """The result of a case: `skipped` says why it said nothing, `notes` are its evidence."""
 
     name: str
     claim: str

@@ -101,14 +101,14 @@ def jobs() -> int:
 
 
 def run(
-    make: Make, farm: Path, log: Path, progress: Progress, sandbox: Sandbox | None = None
+    make: Make, linked: Path, log: Path, progress: Progress, sandbox: Sandbox | None = None
 ) -> Outcome:
-    """Run one make in the linked tree `farm`, appending its output to `log`.
+    """Run one make in the linked tree `linked`, appending its output to `log`.
 
     Raises PatchError with the compiler's own lines when it fails.
     """
-    sandbox = sandbox or Sandbox(None, farm)
-    share_mk = sandbox.inside(farm / "share/mk")
+    sandbox = sandbox or Sandbox(None, linked)
+    share_mk = sandbox.inside(linked / "share/mk")
     code, lines = _logged(make.command(share_mk, jobs()), make, sandbox, log, progress)
     warnings = sum(1 for line in lines if _WARNING.match(line))
     if code == 0:
@@ -117,7 +117,7 @@ def run(
     again, alone = _logged(make.command(share_mk, 0), make, sandbox, log, progress)
     if again == 0:
         return Outcome(warnings)
-    shown = error_lines(alone, sandbox.inside(farm))
+    shown = error_lines(alone, sandbox.inside(linked))
     first = next((line for line in shown if _ERROR.search(line)), shown[0] if shown else "")
     raise PatchError(f"{make.component} does not build: {first.strip()}", detail="\n".join(shown))
 
@@ -128,9 +128,9 @@ def warning_lines(log: str) -> Counter[str]:
     return Counter(f"{match[1]}: {match[2]}" for match in found if match)
 
 
-def error_lines(lines: Sequence[str], farm: str) -> list[str]:
+def error_lines(lines: Sequence[str], linked: str) -> list[str]:
     """The lines that matter of a failed make, with paths as in the source tree."""
-    short = [line.replace(f"{farm}/", "") for line in lines]
+    short = [line.replace(f"{linked}/", "") for line in lines]
     shown: list[str] = []
     for index, line in enumerate(short):
         if not _ERROR.search(line):

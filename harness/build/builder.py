@@ -377,7 +377,7 @@ def read_build_id(file: Path) -> str:
 
 
 def _own_code() -> str:
-    """The digest of the code that builds, so that a change to it makes everything anew."""
+    """The digest of the code that builds, so that a change to it makes everything again."""
     here = Path(__file__).parent
     folders = (here, here.with_name("series"))
     sources = sorted(path for folder in folders for path in folder.glob("*.py"))

@@ -172,7 +172,7 @@ def pack(job: targets.Job) -> Path:
     options.mkdir()
     kernconf.write_headers(job.config, options)
     disk = job.work / "source.tar"
-    # What the farm links to is what the guest gets; the tree's own odd links are left out.
+    # What the linked tree links to is what the guest gets; the tree's own odd links are left out.
     with tarfile.open(disk, "w", dereference=True) as tar:
         tar.add(options, "options")
         for path in _files(job.source):

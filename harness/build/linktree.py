@@ -212,7 +212,7 @@ def _stat_digest(found: Iterable[tuple[str, str]]) -> str:
 
 
 def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Drift, ...]:
-    """Make the farm in `folder`, which must not be there, with the series applied to it.
+    """Make the linked tree in `folder`, which must not be there, with the series applied to it.
 
     Returns the hunks that moved.  Raises PatchError when a patch does not apply.
     """
@@ -262,7 +262,7 @@ def _plant_folder(source: Path, folder: Path, path: str, real: frozenset[str]) -
 
 
 def interfaces(source: Path, folder: Path) -> tuple[Path, ...]:
-    """The *_if.m files below sys/, as paths in the farm; make would not look behind links."""
+    """The *_if.m files below sys/, as paths in the linked tree, as make skips links."""
     return tuple(
         sorted(folder / path for path, _ in _walk(source, ("sys",), ()) if path.endswith("_if.m"))
     )

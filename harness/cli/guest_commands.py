@@ -241,7 +241,7 @@ def _transfer(guest: Guest, size_bytes: int = 1 << 30) -> Deadline:
 
 
 def reload(name: str, changes: Mapping[str, Any]) -> int:
-    """Build the module anew and load it in place of the one that runs."""
+    """Build the module again and load it in place of the one that runs."""
     with AttachedWorkbench(shells.way_in(name), **changes) as bench:
         bench.up()
     return EXIT_OK

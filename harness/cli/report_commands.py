@@ -9,7 +9,7 @@ from harness.errors import CannotError, UsageError
 
 
 def show(run: str, open_page: bool, as_json: bool) -> None:
-    """Print a run (the last one when `run` is empty), and write its page anew.
+    """Print a run (the last one when `run` is empty), and write its page again.
 
     Raises UsageError when there is no such run, CannotError when no browser can be had.
     """

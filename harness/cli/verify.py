@@ -23,7 +23,7 @@ from harness.errors import EXIT_USAGE, UsageError
         "topic": "a folder of patches/, whose series and checks to use (default: meminfo)",
         "side-by-side": "run the checks on the stock module first (--series does so by itself)",
         "alone": "with --series: leave the stock module out",
-        "go-on": "when the guest breaks, bring it up anew for the checks that are left",
+        "go-on": "when the guest breaks, bring it up again for the checks that are left",
         "only": "run the checks that match this, as pytest -k takes it",
         "offline": "fetch nothing: use what is in the cache",
         "cold": "boot, though a snapshot could be resumed, and save none",
@@ -124,7 +124,7 @@ def show_report(
     open: bool = False,  # noqa: A002
     json: bool = False,
 ) -> None:
-    """Print what a run has shown, write its page (report.html) anew, and open that if asked."""
+    """Print what a run has shown, write its page (report.html) again, and open that if asked."""
     from harness.cli import report_commands
 
     if list:

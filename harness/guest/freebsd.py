@@ -147,7 +147,7 @@ class Guest:
 
     @property
     def ssh(self) -> Ssh:
-        """The connection, made anew when it was cut; GuestRebooted if it leads to a new boot."""
+        """The connection, made again when it was cut; GuestRebooted if it leads to a new boot."""
         if self.given_up:
             raise GuestError(f"the guest is not asked any more: {self.given_up}")
         if self._ssh is None:

@@ -115,7 +115,7 @@ class Snapshot:
             os.replace(name, known)
 
     def _seen(self) -> dict[str, object]:
-        """What tells that nobody wrote to the files, and that the host did not start anew."""
+        """What tells that nobody wrote to the files, and that the host did not start again."""
         seen: dict[str, object] = {"checksums": self.files}
         with contextlib.suppress(OSError):
             seen["host's start"] = _BOOT_ID.read_text()

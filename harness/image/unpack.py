@@ -28,7 +28,7 @@ _SHOWN = 100
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What came of an archive: how many members were written, and which were left out, and why."""
+    """The result of an archive: how many members were written, and which were left out, and why."""
 
     members: int
     left_out: tuple[str, ...] = ()

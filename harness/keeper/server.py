@@ -188,7 +188,7 @@ class Keeper:
         return False
 
     def _note_boot(self, console: Console) -> None:
-        """The guest starts anew: a panic before that was its predecessor's."""
+        """The guest starts again: a panic before that was its predecessor's."""
         console.forget_panic()
         changes = {"boots": self._record.boots + 1, **records.NO_MODULE}
         if self._record.announces:

@@ -132,7 +132,7 @@ class Machine(ABC):
 
     @property
     def boots(self) -> int:
-        """A number that grows each time the guest starts anew, however it came to that."""
+        """A number that grows each time the guest starts again, however it came to that."""
         return self._console.boots if self._console is not None else 0
 
     @property

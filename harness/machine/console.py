@@ -145,7 +145,7 @@ class Console:
         return self._panic.at is not None
 
     def forget_panic(self) -> None:
-        """Look out for panics anew: the guest has come up again since."""
+        """Look out for panics again: the guest has come up again since."""
         with self._arrived:
             self._panic = PanicWatch(self._dropped + len(self._data))
 

@@ -96,7 +96,7 @@ def command_line(
         command += [
             "-object",
             f"memory-backend-file,id=ram0,size={memory},mem-path=/proc/self/fd/{ram_fd},share={share}",
-            # A new identity for each run: the guest's random numbers begin anew when it changes.
+            # A new identity for each run: the guest's random numbers begin again when it changes.
             "-device", "vmgenid,guid=auto",
         ]  # fmt: skip
     if spec.resume_from:

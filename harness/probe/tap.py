@@ -116,7 +116,7 @@ def parse(text: str) -> Report:
     comments: list[str] = []
     tests: list[Test] = []
     notes: list[list[str]] = []
-    # A machine that was reset begins anew; the last beginning counts.
+    # A machine that was reset begins again; the last beginning counts.
     for line in lines[starts[-1] + 1 :]:
         if line.startswith("Bail out!"):
             bail = line.removeprefix("Bail out!").strip()

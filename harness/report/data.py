@@ -38,8 +38,9 @@ Status = Literal["ok", "FAILED", "as stock", "not run"]
 class Check:
     """One check as pytest saw it; `of_patch`: it can hold only with the series.
 
-    Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is what came of the
-    same check there, and empty for a check that has no counterpart there.  `at_s` is when it began,
+    Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is the outcome of
+    the same check there, and empty for a check that has no counterpart there.  `at_s` is its
+    beginning,
     in seconds of the run; `guest` is the number of the guest it ran in.
     """
 

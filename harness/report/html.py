@@ -59,7 +59,7 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Line:
-    """A check as the page shows it; `stock` and `patched` are what came of it on either module.
+    """A check as the page shows it; `stock` and `patched` are its result on either module.
 
     `other_says` is the reason given on the module that this run is not about.
     """
@@ -140,7 +140,7 @@ def _saw_panic(report: Report, check: Check) -> bool:
 
 
 def _groups(lines: list[Line]) -> list[tuple[str, list[Line]]]:
-    """The checks by what came of them, the gravest first, and then by file."""
+    """The checks by their results, the gravest first, and then by file."""
     ordered = sorted(lines, key=lambda line: _ORDER[line.status])
     return [
         (file, list(group))

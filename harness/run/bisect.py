@@ -33,7 +33,7 @@ Verdict = Literal["good", "bad", "skipped"]
 
 @dataclass(frozen=True)
 class Step:
-    """The series up to its patch number `applied` (0: none), and what came of it."""
+    """The series up to its patch number `applied` (0: none), and its result."""
 
     applied: int
     verdict: Verdict

@@ -37,7 +37,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Side:
-    """What came of it on one module."""
+    """The result on one module."""
 
     module: str
     attack: Attack
@@ -120,7 +120,7 @@ def run(options: Options, order: Order) -> FuzzReport:
     """Bring a guest up and attack the module, after stock's where `side_by_side`; fuzz.json stays.
 
     Errors are those of `Workbench.up`; a guest that breaks under a call is a finding and brought up
-    anew.
+    again.
     """
     if order.calls < 1:
         raise UsageError(f"--calls {order.calls}: at least one call is meant")
@@ -211,7 +211,7 @@ def _first_words(error: GuestError) -> str:
 
 
 def show(report: FuzzReport) -> None:
-    """Print what was called, what came of it, what was found, and the verdict."""
+    """Print what was called, its result, what was found, and the verdict."""
     order = report.order
     for side in report.sides:
         results = ", ".join(f"{n} {name}" for name, n in side.attack.results.most_common())

@@ -1,4 +1,4 @@
-"""What came of each check, taken down while pytest runs."""
+"""The result of each check, taken down while pytest runs."""
 
 from __future__ import annotations
 

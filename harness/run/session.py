@@ -48,7 +48,7 @@ class Options:
     `offline` fetches nothing, `full` runs the checks that take minutes too; without `module`
     nothing is built or loaded.
     `side_by_side` runs the checks on the stock module first, in the same guest; `go_on` brings a
-    guest that broke up anew, for the checks that are left; `only` is a pytest -k expression.
+    guest that broke up again, for the checks that are left; `only` is a pytest -k expression.
     `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
     it), or auto, which is the host where that has a compiler.
     `coverage` builds a module that counts which of its lines ran.
@@ -109,7 +109,7 @@ class Workbench:
         self.vmm: vmm.Vmm | None = None
         self.panic: panic_report.Panic | None = None
         self.breaks = 0
-        """How often the guest broke and was brought up anew."""
+        """How often the guest broke and was brought up again."""
 
     @property
     def backend(self) -> str:

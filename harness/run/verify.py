@@ -172,7 +172,7 @@ def _built(bench: Workbench) -> Build:
 
 
 def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...]:
-    """The checks, each with what came of it on the stock module, where it was tried there."""
+    """The checks, each with its result on the stock module, where it was tried there."""
     there = {check.name: check for check in stock}
     return tuple(
         dataclasses.replace(check, on_stock=other.outcome, stock_message=other.message)
@@ -267,7 +267,7 @@ def run_checks(
             step.note += f"; {left}"
             bench.properties[report.LEFT_OUT] = left
         if bench.breaks:
-            bench.properties["guest broke"] = f"{bench.breaks} times, and was brought up anew"
+            bench.properties["guest broke"] = f"{bench.breaks} times, and was brought up again"
         if phase is not None:
             step.note += f"; in {pool.guests} guests" if pool and pool.guests > 1 else ""
             shards.require_unbroken(bench, phase.done, recorder.broken or "")

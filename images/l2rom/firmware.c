@@ -54,7 +54,7 @@ firmware(void)
 	static const char name[8] = "hw.ncpu";
 	uint32_t value[4] = { 0, 0, 0, 0 };
 
-	outw(FWCTL_OUT, 0);			/* identify anew */
+	outw(FWCTL_OUT, 0);			/* identify again */
 	equal("B", inb(FWCTL_IN), 'B');
 	equal("H", inb(FWCTL_IN), 'H');
 	equal("Y", inb(FWCTL_IN), 'Y');

@@ -29,7 +29,7 @@ def series_of(tmp_path: Path, before: str, after: str, path: str = HEADER) -> Se
 
 
 def planted(tmp_path: Path, tree: Path, series: Series | None) -> Path:
-    folder = tmp_path / "farm"
+    folder = tmp_path / "linked"
     linktree.plant(linktree.identify(tree, "15.1"), series, folder)
     return folder
 
@@ -135,7 +135,9 @@ def test_what_a_build_in_place_left_is_not_taken_for_source(tmp_path: Path, tree
 
 
 def test_interfaces_are_found_behind_links(tmp_path: Path, tree: Path) -> None:
-    assert linktree.interfaces(tree, tmp_path / "farm") == (tmp_path / "farm/sys/kern/bus_if.m",)
+    assert linktree.interfaces(tree, tmp_path / "linked") == (
+        tmp_path / "linked/sys/kern/bus_if.m",
+    )
 
 
 def test_the_fingerprint_follows_what_a_build_reads(tmp_path: Path, tree: Path) -> None:

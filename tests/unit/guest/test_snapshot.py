@@ -206,7 +206,7 @@ def test_a_damaged_snapshot_is_not_resumed_and_made_again(
 def test_a_file_is_read_once_until_somebody_writes_to_it(
     played: type[Played], spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when its time of writing is set back, and after the host was started anew."""
+    """Also when its time of writing is set back, and after the host was started again."""
     read: list[Path] = []
     genuine = snapshot.checksum_sparse
 

@@ -202,7 +202,7 @@ def test_sets_are_unpacked_into_the_cache(tmp_path: Path, cache: Path) -> None:
     assert store.sysroot("15.1") == home / "sysroot"
     assert (home / "sysroot/lib/libc.so.7").is_file()
     assert not (home / "sysroot/bin").exists()
-    # The disk may come later, and the trees anew without it.
+    # The disk may come later, and the trees again without it.
     assert bring_disk(tmp_path / "d").source == home / "source/usr/src"
     other = make_source(tmp_path / "other")
     record = bring(Files(src=other))

@@ -4,7 +4,7 @@ A difference is to be looked at and then taken over on purpose:
 
     HARNESS_REFRESH_GOLDEN=1 .venv/bin/python -m pytest tests/unit/machine/test_machine_commands.py
 
-which writes the files anew and still fails where one changed, so that no job refreshes them unseen.
+which writes the files again and fails where one changed, so that no job refreshes them unseen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def compare(name: str, text: str) -> None:
     known = path.read_text() if path.exists() else ""
     if text != known and os.environ.get("HARNESS_REFRESH_GOLDEN"):
         path.write_text(text)
-        pytest.fail(f"{path.name} was written anew: look at the difference")
+        pytest.fail(f"{path.name} was written again: look at the difference")
     assert text == known, f"see {Path(__file__).name}'s first lines for how to refresh it"
 
 

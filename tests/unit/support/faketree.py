@@ -1,4 +1,4 @@
-"""Source trees and patches small enough to be made anew for each test."""
+"""Source trees and patches small enough to be made again for each test."""
 
 from __future__ import annotations
 

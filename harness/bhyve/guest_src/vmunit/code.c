@@ -189,7 +189,7 @@ count(struct vm *vm, int vector)
 	return (number);
 }
 
-/* Set what interrupt handlers do (H_*), and count anew. */
+/* Set what interrupt handlers do (H_*), and count again. */
 void
 handlers(struct vm *vm, uint32_t flags)
 {
