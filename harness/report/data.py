@@ -18,6 +18,9 @@ from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from harness.guest.panic_report import Panic
 from harness.guest.transcript import NO_EVIDENCE, Evidence
 
+N_A = "does not apply: "
+"""Begins the reason of a check that was skipped since it says nothing of this guest."""
+
 KEPT = "kept"
 """The property that says how to enter the guest that was left up."""
 
@@ -30,8 +33,10 @@ NOT_TESTED = "not tested"
 Outcome = Literal["passed", "failed", "error", "skipped"]
 """`error`: it broke outside its own claim (time ran out, a fixture failed), so it says nothing."""
 
-Status = Literal["ok", "FAILED", "as stock", "not run"]
-"""`as stock`: it fails, and on the stock module too, in the same run: not the series' fault."""
+Status = Literal["ok", "FAILED", "as stock", "not run", "n/a"]
+"""`n/a`: it says nothing of this processor or release, so that it was not run is no gap.
+
+`as stock`: it fails, and on the stock module too, in the same run: not the series' fault."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Report:
     def status(self, check: Check) -> tuple[Status, str]:
         """What a check's outcome means in this run, and why, in a few words."""
         if check.outcome == "skipped":
-            return "not run", check.message
+            applies = not check.message.startswith(N_A)
+            return "not run" if applies else "n/a", check.message
         if check.outcome == "error":
             if check.on_stock == "error" and not check.of_patch:
                 return "as stock", f"cannot be carried out on stock either: {check.stock_message}"
@@ -132,7 +138,7 @@ class Report:
         """One line: what was proved."""
         what = "the stock module" if self.stock else self.series
         where = f"{what}, FreeBSD {self.release}" + (f" in {self.backend}" if self.backend else "")
-        counts = f"{self.count('ok')} of {len(self.checks)} checks ok"
+        counts = f"{self.count('ok')} of {len(self.checks) - self.count('n/a')} checks ok"
         if self.stock and self.checks:
             must = [check for check in self.checks if check.of_patch]
             fails = sum(self.status(check)[0] == "ok" for check in must)
@@ -146,6 +152,8 @@ class Report:
             counts += f" ({differ} of the patch's {len(of_patch)} fail on the stock module)"
         if self.count("not run"):
             counts += f", {self.count('not run')} not run"
+        if self.count("n/a"):
+            counts += f", {self.count('n/a')} that do not apply here"
         if LEFT_OUT in self.properties:
             counts += f"; {self.properties[LEFT_OUT]}"
         if NOT_TESTED in self.properties:

@@ -45,7 +45,7 @@ _LOGS = (
 )
 
 _WORDS = {"passed": "holds", "failed": "fails", "error": "broke", "skipped": "not run", "": "-"}
-_ORDER: dict[Status, int] = {"FAILED": 0, "as stock": 1, "not run": 2, "ok": 3}
+_ORDER: dict[Status, int] = {"FAILED": 0, "as stock": 1, "not run": 2, "n/a": 3, "ok": 4}
 _VERDICTS = {
     EXIT_OK: ("ok", "All held"),
     EXIT_CHECK_FAILED: ("failed", "A check failed"),
@@ -114,6 +114,7 @@ def render(report: Report, beside: Report | None = None) -> str:
                     ("FAILED", "failed"),
                     ("as stock", "none"),
                     ("not run", "none"),
+                    ("n/a", "none"),
                 )
                 if (number := report.count(status))  # type: ignore[arg-type]
             ],

@@ -202,3 +202,14 @@ def test_the_verdict_beside_the_stock_module(capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert "on stock" in said
     assert "as stock" in said
+
+
+def test_what_does_not_apply_here_is_no_gap() -> None:
+    """A check of the other vendor's processor is left out of the count and of the exit code."""
+    one = Check("a", "a", "passed", of_patch=False, seconds=1.0)
+    other = Check("b", "b", "skipped", False, 0.0, "does not apply: rflags_tf is AMD's")
+    result = run(one, other)
+    assert result.exit_code == 0
+    assert result.status(other) == ("n/a", "does not apply: rflags_tf is AMD's")
+    assert "1 of 1 checks ok, 1 that do not apply here" in result.verdict
+    assert run(one, Check("b", "b", "skipped", False, 0.0, "no sysroot")).exit_code == 3

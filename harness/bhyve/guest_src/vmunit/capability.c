@@ -122,10 +122,10 @@ mtrap_exit(const void *arg __unused)
 	struct vm *vm = vm_new();
 
 	if (!intel)
-		skip("the monitor trap flag is Intel's");
+		skip(N_A "the monitor trap flag is Intel's");
 	if (vm_set_capability(vm->vcpu[0], VM_CAP_MTRAP_EXIT, 1) != 0 &&
 	    errno == ENOENT)
-		skip("this processor has no monitor trap flag");
+		skip(N_A "this processor has no monitor trap flag");
 	check(vm_set_capability(vm->vcpu[0], VM_CAP_MTRAP_EXIT, 1) == 0,
 	    "it cannot be set: %s", strerror(errno));
 	code(vm, nops, sizeof(nops));
@@ -150,7 +150,7 @@ rflags_tf(const void *arg __unused)
 	struct vm *vm = vm_new();
 
 	if (intel)
-		skip("rflags_tf is AMD's");
+		skip(N_A "rflags_tf is AMD's");
 	code(vm, nops, sizeof(nops));
 	if (vm_set_capability(vm->vcpu[0], VM_CAP_RFLAGS_TF, 1) != 0)
 		fail("it cannot be set: %s", strerror(errno));

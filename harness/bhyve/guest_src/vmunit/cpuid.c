@@ -204,7 +204,7 @@ structured(const void *arg __unused)
 
 	g_cpuid(vm, 0, 0, basic);
 	if (basic[EAX] < 7)
-		skip("this processor has no leaf 7");
+		skip(N_A "this processor has no leaf 7");
 	g_cpuid(vm, 7, 0, out);
 	h_cpuid(7, 0, host);
 	equal("leaf 7: EAX", out[EAX], 0);
@@ -229,7 +229,7 @@ osxsave(const void *arg __unused)
 
 	g_cpuid(vm, 1, 0, out);
 	if ((out[ECX] & 1u << 26) == 0)
-		skip("a guest has no XSAVE here");
+		skip(N_A "a guest has no XSAVE here");
 	check((out[ECX] & 1u << 27) == 0, "OSXSAVE is set while CR4's is not");
 	/* mov %cr4, %rax; or $0x40000, %eax; mov %rax, %cr4 */
 	RUN(vm, 0x0f, 0x20, 0xe0, 0x0d, 0x00, 0x00, 0x04, 0x00, 0x0f, 0x22,
@@ -250,7 +250,7 @@ extended_state(const void *arg __unused)
 
 	g_cpuid(vm, 1, 0, features);
 	if ((features[ECX] & 1u << 26) == 0)
-		skip("a guest has no XSAVE here");
+		skip(N_A "a guest has no XSAVE here");
 	g_cpuid(vm, 0xd, 0, out);
 	h_cpuid(0xd, 0, host);
 	equal("leaf D: EAX beyond the host's", out[EAX] & ~host[EAX], 0);

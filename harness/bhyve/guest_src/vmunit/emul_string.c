@@ -280,7 +280,7 @@ run_bextr(const void *arg)
 
 	h_cpuid(7, 0, leaf);
 	if ((leaf[1] & CPUID_STDEXT_BMI1) == 0)
-		skip("this processor has no BMI1");
+		skip(N_A "this processor has no BMI1");
 	for (unsigned size = 4; size <= (mode == LONG64 ? 8u : 4u); size *= 2) {
 		for (unsigned i = 0; i < nitems(fields); i++) {
 			begin(&point, mode, size, "bextr");

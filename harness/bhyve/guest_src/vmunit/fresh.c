@@ -150,7 +150,7 @@ open_reinit(const void *arg __unused)
 	expect_done(vm);
 	vm_free(vm);
 #else
-	skip("this libvmmapi has no vm_openf()");
+	skip(N_A "this libvmmapi has no vm_openf()");
 #endif
 }
 

@@ -74,7 +74,7 @@ xcr0(const void *arg __unused)
 	uint64_t out[4], now = 1;
 
 	if (!has_xsave(vm))
-		skip("a guest has no XSAVE here");
+		skip(N_A "a guest has no XSAVE here");
 	g_cpuid(vm, 0xd, 0, out);
 	set_osxsave(vm);
 	equal("XCR0 at first", xgetbv(vm), 1);
@@ -101,7 +101,7 @@ xcr0_without(const void *arg __unused)
 	struct vm *vm = vm_new();
 
 	if (!has_xsave(vm))
-		skip("a guest has no XSAVE here");
+		skip(N_A "a guest has no XSAVE here");
 	check(xsetbv(vm, 0, 1) == 6, "XSETBV without CR4.OSXSAVE: vector %d",
 	    vm->fault.vector);
 	vm_free(vm);
@@ -113,7 +113,7 @@ xcr0_isolation(const void *arg __unused)
 	struct vm *one = vm_new(), *other = vm_new();
 
 	if (!has_xsave(one))
-		skip("a guest has no XSAVE here");
+		skip(N_A "a guest has no XSAVE here");
 	set_osxsave(one);
 	set_osxsave(other);
 	check(xsetbv(one, 0, 3) == -1, "XCR0 cannot be 3");
@@ -159,7 +159,8 @@ tsc_written(const void *arg __unused)
 	uint64_t before, there, start = 0x1234567890;
 
 	if (!intel)
-		skip("vmm.ko leaves a write of the TSC to bhyve on AMD");
+		skip(N_A "vmm.ko leaves a write of the TSC to "
+		    "bhyve on AMD");
 	before = rdtsc();
 	check(g_wrmsr(vm, 0x10, start), "the TSC cannot be written");
 	there = guest_tsc(vm);

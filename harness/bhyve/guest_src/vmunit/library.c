@@ -151,7 +151,7 @@ control(const void *arg __unused)
 	    "no such ioctl: %s", strerror(errno));
 	(void)close(fd);
 #else
-	skip("this FreeBSD has no /dev/vmmctl");
+	skip(N_A "this FreeBSD has no /dev/vmmctl");
 #endif
 }
 

@@ -197,7 +197,7 @@ misc_enable(const void *arg __unused)
 	uint64_t value = 0;
 
 	if (!intel)
-		skip("IA32_MISC_ENABLE is Intel's");
+		skip(N_A "IA32_MISC_ENABLE is Intel's");
 	check(g_rdmsr(vm, 0x1a0, &value), "MISC_ENABLE cannot be read");
 	equal("MISC_ENABLE: bits 11, 12, 16, 18", value & 0x51800, 0x1800);
 	check(g_wrmsr(vm, 0x1a0, value), "it cannot be written as it is");
@@ -252,7 +252,7 @@ microcode(const void *arg __unused)
 	struct vm *vm = vm_new();
 
 	if (intel)
-		skip("Intel's microcode is bhyve's business");
+		skip(N_A "Intel's microcode is bhyve's business");
 	check(g_wrmsr(vm, 0xc0010020, 0x12345678), "a write is not ignored");
 	vm_free(vm);
 }

@@ -51,6 +51,9 @@ const struct group _name##_group = { #_name, _name##_tests }
 extern bool intel;		/* the processor's maker, else AMD */
 extern bool emulated;		/* L1 runs in Bochs */
 extern bool apicv;		/* the processor delivers interrupts itself */
+/* Begins the reason of a case that says nothing of this processor or release. */
+#define	N_A	"does not apply: "
+
 void	note(const char *, ...) __printflike(1, 2);
 void	fail(const char *, ...) __printflike(1, 2) __dead2;
 void	miss(const char *, ...) __printflike(1, 2);

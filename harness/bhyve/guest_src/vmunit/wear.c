@@ -114,7 +114,7 @@ wired(const void *arg __unused)
 {
 	static const char count_name[] = "vm.stats.vm.v_user_wire_count";
 	struct vm *vm = vm_bare();
-	u_int before = 0, now = 0;
+	u_long before = 0, now = 0;
 	size_t size = sizeof(before);
 
 	if (sysctlbyname(count_name, &before, &size, NULL, 0) != 0)
