@@ -214,7 +214,7 @@ def main() -> None:
     end_on_signals()
     make_places_absolute()
     # The module's file would be completed otherwise, and nobody types that.
-    program = WorkbenchProgram(name="inv", binary="inv", binary_names=["inv"])
+    program = WorkbenchProgram(name="inv", binary="inv", binary_names=["inv", "./inv"])
     program.run(from_here(spread(sys.argv)))
 
 

@@ -47,7 +47,6 @@ def verify(
     stock: bool = False,
     offline: bool = False,
     full: bool = False,
-    guests: int = 0,
     topic: str = "",
     side_by_side: bool = False,
     alone: bool = False,
@@ -60,6 +59,7 @@ def verify(
     sandbox: bool = True,
     coverage: bool = False,
     json: bool = False,
+    guests: int = 0,
 ) -> int:
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
     from harness import debian, report

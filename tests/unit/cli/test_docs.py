@@ -98,3 +98,17 @@ def test_completion_is_for_the_command_that_is_typed(shell: str) -> None:
     script = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     assert "inv --complete" in script or "inv ${=collection_arg} --complete" in script
     assert "program.py" not in script
+
+
+def test_a_started_option_is_completed_as_it_was_typed() -> None:
+    """The launcher is called as ./inv, too; and no option may be `--`, which ends the options."""
+    for typed in ("inv", "./inv"):
+        command = [sys.executable, "-m", "harness.cli.program", "--complete", "--", typed]
+        done = subprocess.run(
+            [*command, "verify", "--"], cwd=PROJECT, check=True, capture_output=True, text=True
+        )
+        words = done.stdout.split()
+        assert "--stock" in words
+        assert "--" not in words
+    for task in docs.tasks(tasks.namespace):
+        assert [it.flags for it in task.options if "--" in it.flags.split(", ")] == [], task.name
