@@ -14,7 +14,8 @@ import selectors
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -98,22 +99,25 @@ def run(
     words = tuple(os.fspath(word) for word in command)
     deadline = deadline or Deadline.after(LIMIT_S)
     try:
-        child = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=clean_environment() if environment is None else dict(environment),
-            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-            bufsize=0,
-        )
+        with _signals_wait() as arrived:
+            child = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env=clean_environment() if environment is None else dict(environment),
+                stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+                bufsize=0,
+            )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CannotError(f"{words[0]}: cannot be run: {reason}") from error
     exchange = _Exchange(child, given or b"", most_bytes, sink)
     try:
+        if arrived:
+            signal.raise_signal(arrived[0])
         in_time = exchange.until_end(deadline)
     except BaseException:
         end_group(child)
@@ -157,6 +161,28 @@ def end_group(child: subprocess.Popen[bytes], *, at_once: bool = False) -> None:
 def _signal_group(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[list[int]]:
+    """Hold back the handlers of SIGINT, SIGTERM and SIGHUP; yields the signals that arrived.
+
+    An exception of theirs within Popen would leave a child that nobody knows.
+    """
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(handler := signal.getsignal(number)):
+            before[number] = handler
+            signal.signal(number, lambda got, _frame: arrived.append(got))
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Exchange:

@@ -373,6 +373,8 @@ class Workbench:
     def close(self) -> None:
         """End the machine; its overlay goes with it, its logs stay."""
         if self.guest is None:
+            # Interrupted before there was a machine, maybe while its overlay was made.
+            self._remove_overlays()
             return
         try:
             # Worth having, not worth waiting for: the guest may hang, or be a panicked one.
@@ -388,6 +390,9 @@ class Workbench:
 
     def _end_machine(self, guest: Guest) -> None:
         guest.machine.stop(Deadline.after(10))
+        self._remove_overlays()
+
+    def _remove_overlays(self) -> None:
         for overlay in self.guest_dir.glob("overlay.*"):
             overlay.unlink(missing_ok=True)
 

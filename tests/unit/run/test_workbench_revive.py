@@ -56,3 +56,11 @@ def test_without_a_module(bench: Bench) -> None:
     bench.revive(load=False)
     assert bench.vmm is not None
     assert bench.vmm.loaded == "mine in guest"  # type: ignore[comparison-overlap]
+
+
+def test_an_interrupt_before_there_is_a_machine_leaves_no_overlay(tmp_path: Path) -> None:
+    bench = Workbench(Options(), tmp_path)
+    (tmp_path / "guest").mkdir()
+    (tmp_path / "guest" / "overlay.qcow2").touch()
+    bench.close()
+    assert list((tmp_path / "guest").iterdir()) == []
