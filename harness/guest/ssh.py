@@ -11,7 +11,6 @@ import functools
 import logging
 import shlex
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from harness import limits
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WaitTimeout
 from harness.files import atomic_path
-from harness.guest import keys
+from harness.guest import keys, ssh_reason
 from harness.guest.ssh_exec import Exchange, OutOfTime, attended
 from harness.guest.transcript import Listener, asked
 
@@ -37,7 +36,6 @@ _PAUSE_S = 0.3
 # A connection breaks a moment before the end of who held it can be seen.
 _END_FOLLOWS_S = 1.0
 _WATCH_S = 0.05
-_NO_BANNER = "connected, but no SSH banner came (sshd is not up yet, or hangs)"
 
 # paramiko logs a traceback for every try that meets a guest which is not up yet.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -117,13 +115,15 @@ class Ssh:
 
         Where sshd is known to be `listening`, silence is slowness, and each try gets all the time.
 
-        Raises SshRefused at once when the guest denies our key or shows another host key (waiting
-        would not help), CannotError when our key cannot be read, what `watch` raises when the
-        machine dies, and WaitTimeout with the last try's reason when time runs out.
+        Raises SshRefused at once when the guest denies our key, shows another host key or has none
+        that it may show (waiting would not help), CannotError when our key cannot be read, what
+        `watch` raises when the machine dies, and WaitTimeout with the last try's reason when time
+        runs out.
         """
         key = keys.load(self.address.private_key)
         self.close()
         reason = "not tried"
+        hang_ups = 0
         patience_s = _TRY_S if listening else _FIRST_TRY_S
         while True:
             self._watch()
@@ -150,11 +150,7 @@ class Ssh:
                 )
             except paramiko.BadHostKeyException as error:
                 client.close()
-                shown, pinned = map(keys.fingerprint, (error.key, error.expected_key))
-                raise SshRefused(
-                    f"the guest shows the host key {shown}, the prepared image's is {pinned}; "
-                    f"import the image again, or find out who answers on port {self.address.port}"
-                ) from error
+                raise SshRefused(ssh_reason.other_host_key(error, self.address.port)) from error
             except IncompatiblePeer as error:
                 # What the two sides can do does not change by waiting.
                 client.close()
@@ -172,17 +168,21 @@ class Ssh:
                 ) from error
             except paramiko.AuthenticationException as error:
                 client.close()
-                if not _broke_off(error):
+                if not ssh_reason.broke_off(error):
                     raise SshRefused(
                         f"the guest denied our key for {self.address.user} ({error}); import the "
                         "image again"
                     ) from error
-                reason = _reason(error)
+                reason = ssh_reason.explain(error)
             except (paramiko.SSHException, OSError, EOFError) as error:
+                hang_ups = hang_ups + 1 if ssh_reason.hung_up(client, error) else 0
                 client.close()
-                reason = _reason(error)
+                if hang_ups == ssh_reason.HANG_UPS:
+                    raise SshRefused(ssh_reason.no_host_key()) from error
+                reason = ssh_reason.explain(error)
             except OutOfTime:
-                reason = "the handshake did not end" if greeted.is_set() else _NO_BANNER
+                hang_ups = 0
+                reason = "the handshake did not end" if greeted.is_set() else ssh_reason.NO_BANNER
             except BaseException:
                 client.close()
                 raise
@@ -299,7 +299,8 @@ class Ssh:
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._explain_break()
             raise GuestError(
-                f"{command}: the SSH connection broke: {_reason(error)}", detail=exchange.said()
+                f"{command}: the SSH connection broke: {ssh_reason.explain(error)}",
+                detail=exchange.said(),
             ) from error
         finally:
             seconds = time.monotonic() - start
@@ -388,23 +389,3 @@ def succeeded(result: Result) -> Result:
         + (f": {said[-1]}" if said else ""),
         detail=result.describe(),
     )
-
-
-def _broke_off(error: paramiko.AuthenticationException) -> bool:
-    """Whether an authentication did not come to its end, which paramiko calls a failed one too."""
-    text = str(error).lower()
-    return "timeout" in text or "shut down" in text or "eof" in text
-
-
-def _reason(error: BaseException) -> str:
-    """Why a try failed, each kind by its own words: nobody listens, silence, no banner, cut off."""
-    text = str(error)
-    if isinstance(error, ConnectionRefusedError) or "Unable to connect" in text:
-        return "connection refused (sshd is not up, or the network is not)"
-    if "banner" in text:
-        return _NO_BANNER
-    if isinstance(error, TimeoutError | socket.timeout):
-        return "no answer"
-    if isinstance(error, EOFError | ConnectionResetError) or "shut down" in text:
-        return "the connection was cut off"
-    return text or type(error).__name__

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,6 +24,7 @@ from sshd import Sshd
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, MachineDied, WaitTimeout
 from harness.guest import ssh as ssh_module
+from harness.guest import ssh_reason
 from harness.guest.keys import make_key
 from harness.guest.ssh import Address, Ssh, SshRefused
 from harness.machine.base import free_port
@@ -81,6 +83,55 @@ def test_what_waiting_cannot_change_is_refused_at_once(
             Ssh(server.address()).connect(Deadline.after(60))
         assert time.monotonic() - start < 20
         assert "import it again" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["rsa-sha2-512", "ecdsa-sha2-nistp256", "ssh-ed25519-cert-v01@openssh.com"]
+)
+def test_a_server_without_a_host_key_to_show_is_not_waited_for(
+    tmp_path: Path, algorithm: str
+) -> None:
+    """Its settings leave out the only host key that it has, so it hangs up on everybody."""
+    with Sshd(tmp_path / "sshd", more={"HostKeyAlgorithms": algorithm}) as server:
+        with pytest.raises(SshRefused, match="HostKeyAlgorithms fit none of its host keys"):
+            Ssh(server.address()).connect(Deadline.after(60))
+        log = (tmp_path / "sshd" / "log").read_text()
+        assert log.count("No supported key exchange algorithms") == ssh_reason.HANG_UPS
+
+
+def test_a_host_key_of_another_kind_is_called_so(tmp_path: Path) -> None:
+    """The pinned key is the server's own, and its settings have it show another one."""
+    other = tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", other], check=True)
+    more = {"HostKeyAlgorithms": f"ecdsa-sha2-nistp256\nHostKey {other}"}
+    with (
+        Sshd(tmp_path / "sshd", more=more) as server,
+        pytest.raises(SshRefused, match=r"kind ecdsa-sha2-nistp256.* is ssh-ed25519; take"),
+    ):
+        Ssh(server.address()).connect(Deadline.after(60))
+
+
+def test_a_server_that_hangs_up_a_few_times_is_waited_for(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is going down and comes back: fewer times in a row than it takes to be refused."""
+    real = Ssh._connect_once
+    # False: greeted, then cut off.  True: cut off without a greeting, which starts the count again.
+    tries = iter([False, False, True, False, False])
+
+    def cut_off(self: Ssh, client: Any, *arguments: Any) -> None:
+        silent = next(tries, None)
+        if silent is None:
+            return real(self, client, *arguments)
+        version = "" if silent else "SSH-2.0-OpenSSH_9.9"
+        transport = SimpleNamespace(remote_version=version, host_key_type=None)
+        monkeypatch.setattr(client, "get_transport", lambda: transport)
+        raise EOFError
+
+    monkeypatch.setattr(Ssh, "_connect_once", cut_off)
+    with Ssh(sshd.address()) as ssh:
+        ssh.connect(Deadline.after(60))
+        assert ssh.run(["true"], Deadline.after(20)).ok
 
 
 def test_nobody_listens(sshd: Sshd) -> None:
