@@ -41,12 +41,19 @@ def make(source: Path, *arguments: str, result: str = "", target: Path | None = 
             if full := files.out_of_room(folder, said):
                 raise full
             raise CannotError(
-                f"building {source} failed; ./inv setup installs the compiler",
+                f"building {source} failed: {_why(said)}",
                 detail="\n".join(said.splitlines()[-20:]),
             )
         if target:
             shutil.copyfile(folder / "made" / result, target)
         return done.stdout
+
+
+def _why(said: str) -> str:
+    """The line that tells most of what make and a compiler said; the remedy where there is one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+    why = next((line for line in lines if "rror: " in line or "not found" in line), lines[-1])
+    return why if shutil.which("cc") else f"{why}; there is no C compiler here, run ./inv setup"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from harness.build.builder import Build, compile_program
 from harness.errors import CannotError, GuestError
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
+from harness.image import store
 from harness.series import staging
 from harness.series.load import Series
 
@@ -97,7 +98,8 @@ def install(
     if missing := [path for path in _NEEDED if not (sysroot / path).exists()]:
         raise CannotError(
             f"the sysroot lacks {', '.join(missing)}, which FreeBSD's own tests are built with (a "
-            "world made WITHOUT_TESTS); import one that has it: ./inv image.import --sysroot"
+            "world made WITHOUT_TESTS); import one that has it: "
+            + store.trees_line(build.release, sysroot=True)
         )
     before = read_makefile(_text(tree / FOLDER / "Makefile"))
     with _staged(tree, series) as folder, tempfile.TemporaryDirectory(prefix="vmm-atf-") as made:

@@ -17,6 +17,7 @@ from harness.build.builder import Build, compile_program
 from harness.errors import CannotError, GuestError, UsageError
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
+from harness.image import store
 from harness.machine.console import clean_lines
 
 SOURCES = Path(__file__).parent / "guest_src" / "vmmfuzz"
@@ -146,7 +147,8 @@ def compile_fuzzer(build: Build, sysroot: Path | None) -> Path:
     """vmmfuzz for a build's headers; CannotError without a sysroot."""
     if sysroot is None:
         raise CannotError(
-            "vmmfuzz needs FreeBSD's headers and libraries: import the image with --sysroot"
+            "vmmfuzz needs FreeBSD's headers and libraries; import them: "
+            + store.trees_line(build.release, sysroot=True)
         )
     return compile_program(
         build, sorted(SOURCES.glob("*.c")), sysroot=sysroot, name="vmmfuzz", libraries=("pthread",)

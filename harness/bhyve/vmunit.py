@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.build.builder import Build, compile_program
 from harness.errors import CannotError, GuestError, PatchError
 from harness.guest.freebsd import Guest
+from harness.image import store
 from harness.machine.console import clean_lines
 from harness.probe import tap
 from harness.series import staging
@@ -75,7 +76,8 @@ def compile_vmunit(build: Build, tree: Path, series: Series | None, sysroot: Pat
     """
     if sysroot is None:
         raise CannotError(
-            "vmunit needs FreeBSD's headers and libraries: import the image with --sysroot"
+            "vmunit needs FreeBSD's headers and libraries; import them: "
+            + store.trees_line(build.release, sysroot=True)
         )
     with (
         _tree_file(tree, series, _EMULATION) as emulation,

@@ -162,7 +162,8 @@ def find(wanted: bool = True) -> str | None:
     if reason:
         raise CannotError(
             f"a patch's Makefiles are built in a sandbox, and {reason}; or give --no-sandbox if "
-            "you trust the patch as you trust a program that you run"
+            "you trust the patch as you trust a program that you run (HARNESS_SANDBOX=no where "
+            "there is no such option)"
         )
     return shutil.which(_PROGRAM)
 

@@ -46,7 +46,10 @@ def claim(root: Path) -> Iterator[Workshop]:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         got = _first(root, base)
     except OSError as error:
-        raise CannotError(f"{base}: cannot build there: {error.strerror}") from error
+        raise CannotError(
+            f"{base}: cannot build there: {error.strerror}; set HARNESS_CACHE to a folder that can "
+            "be written"
+        ) from error
     try:
         yield got
     finally:

@@ -51,8 +51,8 @@ class SerialLogin:
         if asked < 2:
             raise CannotError(
                 f"the image refuses {self._user} on its serial line; it has to let root in there "
-                "with an empty password, as FreeBSD's CI images do, or with the one given by "
-                "--password"
+                "with an empty password, as FreeBSD's CI images do, or with the one that "
+                "images/freebsd-RELEASE.toml names for the release ([login], password)"
             )
         self._take_shell(deadline)
 

@@ -68,6 +68,14 @@ def import_line(release: str, *, trees: bool = True) -> str:
     return f"./inv image.import --release {release} --disk FILE{more}"
 
 
+def trees_line(release: str, *, src: bool = False, sysroot: bool = False) -> str:
+    """The command that brings in a source tree or a sysroot; the disk stays as it is."""
+    more = (" --src DIR-or-src.txz" if src else "") + (
+        " --sysroot DIR-or-base.txz" if sysroot else ""
+    )
+    return f"./inv image.import --release {release}{more}"
+
+
 def find(release: str) -> ImageRecord:
     """The prepared release.
 
@@ -119,16 +127,15 @@ def has_record(release: str) -> bool:
 
 def source(release: str) -> Path:
     """The release's source tree; CannotError with the remedy when none was given or it is gone."""
-    return _tree(release, trees(release).source, "source tree", "--src DIR-or-src.txz")
+    return _tree(trees(release).source, "source tree", release, trees_line(release, src=True))
 
 
 def sysroot(release: str) -> Path:
     """The release's sysroot; CannotError with the remedy when none was given or it is gone."""
-    return _tree(release, trees(release).sysroot, "sysroot", "--sysroot DIR-or-base.txz")
+    return _tree(trees(release).sysroot, "sysroot", release, trees_line(release, sysroot=True))
 
 
-def _tree(release: str, path: Path | None, what: str, option: str) -> Path:
-    remedy = f"./inv image.import --release {release} {option}"
+def _tree(path: Path | None, what: str, release: str, remedy: str) -> Path:
     if path is None:
         raise CannotError(f"no {what} was imported for FreeBSD {release}; run {remedy}")
     if not path.is_dir():

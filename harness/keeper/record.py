@@ -210,7 +210,10 @@ def reserve(name: str, run_dir: Path, **more: Any) -> Record:
     path = _file(name)
     owner = Process.of(os.getpid())
     if owner is None:
-        raise CannotError("/proc cannot be read, so guests could not be told apart; mount it")
+        raise CannotError(
+            "/proc cannot be read, so guests could not be told apart; run "
+            "mount -t proc proc /proc as root"
+        )
     with files.locked(path.with_suffix(".lock"), f"guest {name}", timeout_s=30):
         try:
             old = load(name)

@@ -89,7 +89,7 @@ class Keeper:
         try:
             owner = Process.of(os.getpid())
             if owner is None:
-                raise CannotError("/proc cannot be read; mount it")
+                raise CannotError("/proc cannot be read; run mount -t proc proc /proc as root")
             self._update(owner=owner, note="boot")
             listener = wire.listen(self._record.run_dir)
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()

@@ -121,7 +121,8 @@ class BochsMachine(Machine):
             )
         if spec.second:
             raise CannotError(
-                "Bochs is too slow to build in, and has no second disk; use --backend tcg"
+                "Bochs is too slow to build in, and has no second disk; take --backend tcg or "
+                "kvm, or --builder host"
             )
         super().__init__(spec)
         self._bochs = bochs_program.find()
@@ -302,8 +303,9 @@ class BochsMachine(Machine):
 
     def open_debugger(self, deadline: Deadline) -> Path:
         raise CannotError(
-            "Debian's Bochs is built with a debugger of its own and without the stub for gdb; use "
-            "--backend kvm or tcg, or the kernel's debugger on the serial line (./inv console)"
+            "Debian's Bochs is built with a debugger of its own and without the stub for gdb; "
+            "start the guest in another emulator (./inv up --backend tcg, or kvm), or use "
+            "the kernel's debugger on the serial line (./inv console)"
         )
 
     def _quit(self, deadline: Deadline) -> None:

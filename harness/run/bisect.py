@@ -23,6 +23,7 @@ from harness.errors import (
     PatchError,
     UsageError,
 )
+from harness.image import store
 from harness.report import Check
 from harness.run.session import Options, Workbench, load_series, new_run_dir
 from harness.run.verify import CHECKS, run_checks
@@ -170,7 +171,10 @@ class _Hunt:
         record = self.bench.record
         assert record is not None
         if record.source is None:
-            raise CannotError("the image was imported without a source tree to build from (--src)")
+            raise CannotError(
+                "the image was imported without a source tree to build from; run "
+                + store.trees_line(self.bench.options.release, src=True)
+            )
         with progress.stage(f"build at {number}", self.bench.stages) as stage:
             return builder.build(
                 record.source,

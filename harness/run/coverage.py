@@ -203,7 +203,11 @@ def export(built: Build, counters: array.array[int]) -> str:
         ):
             done = fence.run(command, work, Deadline.after(_LIMIT_S))
             if not done.ok:
-                raise CannotError(f"{command[0]} failed; ./inv setup", detail=done.stderr)
+                why = (done.stderr.strip().splitlines() or [f"exit code {done.code}"])[-1]
+                raise CannotError(
+                    f"the coverage cannot be read: {Path(command[0]).name}: {why}",
+                    detail=done.stderr,
+                )
             said = done.stdout
     return said
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from harness.image import store
 from harness.run.session import Workbench
 
 MARKERS = {
@@ -27,7 +28,8 @@ def unmet(marks: Mapping[str, tuple[object, ...]], bench: Workbench) -> str:
     ValueError for a mark that says nothing.
     """
     if "tools" in marks and bench.vmtool is None:
-        return "needs programs built for the guest: import the image with --sysroot"
+        line = store.trees_line(bench.options.release, sysroot=True)
+        return f"needs programs built for the guest, and those need a sysroot; run {line}"
     if "vtx" in marks and bench.loaded is not None and not bench.loaded.virtualizes:
         return f"needs a processor that virtualizes: {bench.loaded.refusal}"
     if "freebsd" in marks:

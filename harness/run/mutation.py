@@ -19,6 +19,7 @@ from typing import Any, Literal
 from harness import progress
 from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK, CannotError
 from harness.files import write_atomic
+from harness.image import store
 from harness.run import mutants
 from harness.run.jury import Footing, Jury, Trial
 from harness.run.mutants import SERIES, Mutant
@@ -179,7 +180,8 @@ def _workshop(bench: Workbench) -> mutants.Workshop:
     assert record.source is not None
     if record.sysroot is None:
         raise CannotError(
-            "the mutants are built with their library: import the image with a sysroot"
+            "the mutants are built with their library, which needs a sysroot; import one: "
+            + store.trees_line(bench.options.release, sysroot=True)
         )
     base = load_series(dataclasses.replace(bench.options, stock=False))
     assert base is not None

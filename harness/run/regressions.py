@@ -32,6 +32,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.files import write_atomic
+from harness.image import store
 from harness.run import mutants
 from harness.run.jury import Footing, Jury, Variant
 from harness.run.mutants import STOCK, Mutant
@@ -241,7 +242,8 @@ def _workshop(bench: Workbench) -> mutants.Workshop:
     assert record is not None
     if record.source is None or record.sysroot is None:
         raise CannotError(
-            "the patches are built with the library: import the image with --src and --sysroot"
+            "the patches are built with the library, which needs the source and a sysroot; import "
+            "both: " + store.trees_line(bench.options.release, src=True, sysroot=True)
         )
     return mutants.Workshop(record.source, record.sysroot, None, bench.options.release)
 

@@ -24,7 +24,7 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
 from harness.guest import panic_report, snapshot
 from harness.guest.freebsd import Access, Guest
-from harness.image import obtain, prepare
+from harness.image import obtain, prepare, store
 from harness.image.model import ImageRecord
 from harness.probe import run
 from harness.report import NOT_TESTED
@@ -165,8 +165,7 @@ class Workbench:
             if self.record.source is None and self.options.module:
                 raise CannotError(
                     f"FreeBSD {self.options.release} was imported without a source tree to build "
-                    f"from; run ./inv image.import --release {self.options.release} "
-                    f"--disk {self.record.origin} --src DIR-or-src.txz"
+                    f"from; run {store.trees_line(self.options.release, src=True)}"
                 )
             step.note = " ".join(self.record.uname.split()[:3:2])
             self.properties["image"] = self.record.uname
@@ -429,7 +428,9 @@ def new_run_dir(what: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise CannotError(f"{root / name}: {error.strerror}; set HARNESS_RUNS") from error
+            raise CannotError(
+                f"{root / name}: {error.strerror}; set HARNESS_RUNS to a folder that can be written"
+            ) from error
         pointer = root / f".latest.{os.getpid()}"
         with contextlib.suppress(OSError):
             pointer.symlink_to(name)

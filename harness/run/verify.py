@@ -28,7 +28,7 @@ from harness.errors import (
 )
 from harness.files import PROJECT
 from harness.host.survey import available_memory_bytes
-from harness.image import obtain
+from harness.image import obtain, store
 from harness.report import Check, Report
 from harness.run import coverage, dealing, shards
 from harness.run.kept_session import KeptWorkbench, ways_in
@@ -144,7 +144,10 @@ def _collector(bench: Workbench) -> coverage.Collector | None:
         return None
     sysroot = bench.record.sysroot if bench.record else None
     if sysroot is None:
-        raise CannotError("--coverage needs a sysroot to compile what reads the counters")
+        raise CannotError(
+            "--coverage needs a sysroot to compile what reads the counters; import one: "
+            + store.trees_line(bench.options.release, sysroot=True)
+        )
     return coverage.Collector(bench, sysroot)
 
 

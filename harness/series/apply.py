@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import stat
@@ -76,7 +77,8 @@ def require_whole(tree: Path) -> None:
     if journal_folder(tree).exists():
         raise UsageError(
             f"{tree}: an earlier patch.apply was cut off there; "
-            f"run ./inv patch.apply {tree} again, which puts the tree back first"
+            f"run ./inv patch.apply {shlex.quote(str(tree))} again with the --series or --topic "
+            "that it had: it puts the tree back first"
         )
 
 

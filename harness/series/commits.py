@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class _Checkout:
             if "dubious ownership" in told:
                 raise CannotError(
                     f"{repo}: it belongs to another user, so git does not read it; run "
-                    f"git config --global --add safe.directory {repo.resolve()}"
+                    f"git config --global --add safe.directory {shlex.quote(str(repo.resolve()))}"
                 )
             raise UsageError(f"{repo}: not a git checkout ({_last(told)})")
         top = self._run("rev-parse", "--show-toplevel")

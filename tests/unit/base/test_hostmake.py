@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,23 @@ def test_a_failure_shows_the_compiler_s_lines(tmp_path: Path) -> None:
     with pytest.raises(CannotError, match=f"building {tmp_path} failed") as caught:
         hostmake.make(tmp_path)
     assert "wrong" in caught.value.detail
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_setup_is_the_remedy_only_where_the_compiler_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: bool
+) -> None:
+    if not compiler:
+        (tmp_path / "bin").mkdir()
+        for tool in ("make", "sh"):
+            found = shutil.which(tool)
+            assert found
+            (tmp_path / "bin" / tool).symlink_to(found)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "Makefile").write_text("all:\n\tcc -c $(CURDIR)/a.c -o $(O)/a.o\n")
+    (tmp_path / "source" / "a.c").write_text("int x = y;\n")
+    with pytest.raises(CannotError, match=r"building .* failed: ") as caught:
+        hostmake.make(tmp_path / "source")
+    assert ("./inv setup" in caught.value.message) is not compiler
+    assert ("error: " in caught.value.message) is compiler

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from harness import debian
 from harness.build import linktree
 from harness.cli import patch_commands
 from harness.errors import CannotError, UsageError
+from harness.series import apply
 
 MANUAL = "share/man/man4/vmm.4"
 
@@ -54,6 +57,23 @@ def test_check_exits_5_when_something_is_wrong(
     assert "wrong: 0001-x.patch: 0001-x.patch does not apply" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"is FreeBSD 15\.1, not 14"):
         patch_commands.check([topic], "", "14", tree, json=False)
+
+
+def test_a_tree_where_an_apply_was_cut_off_is_not_the_patch_s_fault(
+    tmp_path: Path, topic: str
+) -> None:
+    """The message's own command, typed with the series it asks for, puts an end to it."""
+    tree = make_tree(tmp_path / "a tree")
+    apply.journal_folder(tree).mkdir(parents=True, mode=0o700)
+    for name in ("", "15.1"):
+        with pytest.raises(UsageError, match="was cut off there") as caught:
+            patch_commands.check([topic], "", name, str(tree), json=False)
+    found = re.search(r"\./inv (.+) again with the --series", caught.value.message)
+    assert found
+    assert shlex.split(found[1]) == ["patch.apply", str(tree)]
+    assert patch_commands.apply(str(tree), [topic], "", "") == 0
+    assert patch_commands.check([topic], "", "", str(make_tree(tmp_path / "b")), json=False) == 0
+    apply.require_whole(tree)
 
 
 def test_the_projects_own_series_hold_without_a_tree() -> None:
