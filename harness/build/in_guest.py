@@ -122,13 +122,18 @@ class GuestBuilder:
                 overlay.unlink(missing_ok=True)
 
 
+def require_known(asked: str) -> None:
+    """UsageError unless --builder takes this word."""
+    if asked not in BUILDERS:
+        raise UsageError(f"--builder {asked}: one of {', '.join(BUILDERS)} is meant")
+
+
 def choose(asked: str, record: ImageRecord, backend: Backend, run_dir: Path) -> GuestBuilder | None:
     """Who builds: a guest, or None for the host.  `auto` takes the host where it has a compiler.
 
     A guest builds under TCG where the run itself is in Bochs.  UsageError for another word.
     """
-    if asked not in BUILDERS:
-        raise UsageError(f"--builder {asked}: one of {', '.join(BUILDERS)} is meant")
+    require_known(asked)
     if asked == "host" or (asked == "auto" and debian.clang_version() is not None):
         return None
     return GuestBuilder(record, Backend("tcg") if backend.name == "bochs" else backend, run_dir)

@@ -233,6 +233,7 @@ def run_build(
     """Build module, library and command; say where they are and what was not built."""
     if stock and series:
         raise UsageError("--stock builds without patches; leave out --series or --stock")
+    in_guest.require_known(by)
     release = release or (linktree.revision(Path(src)) if src else DEFAULT_RELEASE)
     source, root = sources(release, src, sysroot)
     loaded = None if stock else load.load_series(where(series, topic), release, source)

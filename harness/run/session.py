@@ -82,6 +82,7 @@ class Options:
             raise UsageError(
                 "--stock is the stock module alone; leave out --stock or --side-by-side"
             )
+        in_guest.require_known(self.builder)
         if self.coverage and self.builder == "guest":
             raise UsageError("--coverage needs the compiler of this machine; leave out --builder")
 

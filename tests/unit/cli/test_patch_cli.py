@@ -14,6 +14,7 @@ from harness import debian
 from harness.build import linktree
 from harness.cli import patch_commands
 from harness.errors import CannotError, UsageError
+from harness.run.session import Options
 from harness.series import apply
 
 MANUAL = "share/man/man4/vmm.4"
@@ -89,6 +90,14 @@ def test_apply_refresh_export_go_round(tmp_path: Path, tree: str, topic: str) ->
     out = tmp_path / "out.mbox"
     assert patch_commands.export([topic], "", "", str(out)) == 0
     assert b"\n+y\n" in out.read_bytes()
+
+
+def test_a_builder_that_there_is_not_is_the_first_thing_said() -> None:
+    """Nothing is imported, and that is not what is wrong."""
+    with pytest.raises(UsageError, match="--builder nope: one of auto, host, guest is meant"):
+        patch_commands.run_build("", True, (), "", "", "", False, "nope")
+    with pytest.raises(UsageError, match="--builder nope"):
+        Options(builder="nope")
 
 
 def test_build_needs_a_source_tree_and_says_how(topic: str) -> None:
