@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -179,5 +180,6 @@ def test_every_case_is_run_in_a_folder_of_its_own(home: Path) -> None:
 
 def test_a_sysroot_without_atf_is_not_the_patch_s_fault(tmp_path: Path) -> None:
     """It is no failure: the checks are not run, with this reason."""
+    build = SimpleNamespace(release="15.1")
     with pytest.raises(CannotError, match=r"lacks usr/include/atf-c\.h, .*WITHOUT_TESTS"):
-        atf.install(None, "/home", tmp_path, None, None, tmp_path)  # type: ignore[arg-type]
+        atf.install(None, "/home", tmp_path, None, build, tmp_path)  # type: ignore[arg-type]
