@@ -375,6 +375,9 @@ FAULTS = {
 }
 
 
+TRIES = 10
+
+
 def unhappy(source_file: Path | None) -> str:
     """What the script or the threads find wrong with a ledger, or nothing."""
     program = source.compile_ledger("ledger_driver.c", source.PLAIN, source_file)
@@ -396,4 +399,5 @@ def test_the_checks_pass_on_the_series_itself() -> None:
 def test_the_checks_find_each_fault(fault: str) -> None:
     old, new = FAULTS[fault]
     path = source.mutant(source.ACCT, old, new)
-    assert unhappy(path) != ""
+    # On a busy machine the threads may miss each other; a fault that is never found still fails.
+    assert any(unhappy(path) for _ in range(TRIES))
