@@ -13,15 +13,20 @@ import os
 import selectors
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeAlias
 
-from .deadline import Deadline
-from .errors import CannotError
+from harness.deadline import Deadline
+from harness.errors import CannotError
+
+Line: TypeAlias = "Connection[Any, Any]"
+"""What two processes of ours send each other objects over."""
 
 OUTPUT_MOST_BYTES = 16 << 20
 """What is kept of a program's output unless the caller says otherwise; a longer output is cut."""
@@ -161,6 +166,28 @@ def end_group(child: subprocess.Popen[bytes], *, at_once: bool = False) -> None:
 def _signal_group(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
+
+
+def start_with_line(
+    command: Sequence[str], cwd: Path, log: Path
+) -> tuple[subprocess.Popen[bytes], Line]:
+    """Start a program in a session of its own, with a line to it; what it prints goes to `log`.
+
+    The number of its end's descriptor is its last argument.  `cwd` keeps it from holding the
+    caller's folder and from importing that folder's modules.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs, log.open("ab") as output:
+        child = subprocess.Popen(
+            [*command, str(theirs.fileno())],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    return child, Connection(ours.detach())
 
 
 @contextlib.contextmanager

@@ -8,12 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from harness import machine as machines
-from harness import progress
+from harness import process, progress
 from harness.deadline import Deadline
 from harness.errors import GuestError, MachineDied, UsageError, WorkbenchError
 from harness.files import PROJECT
@@ -40,19 +39,8 @@ class Starter:
         """Start a keeper that brings up `bench` and keeps it as `record`, which was reserved."""
         self._record = record
         self.log = record.run_dir / "keeper.log"
-        ours, theirs = socket.socketpair()
-        with theirs, self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.keeper", str(theirs.fileno())],
-                # Not the caller's folder, which it would hold, and whose modules it would take.
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        self._line: Connection[Any, Any] = Connection(ours.detach())
+        command = (sys.executable, "-m", "harness.keeper")
+        self._process, self._line = process.start_with_line(command, PROJECT, self.log)
         try:
             self._line.send((record, bench))
         except OSError:

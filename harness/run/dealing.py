@@ -86,13 +86,6 @@ class Dealer:
                 self._todo.insert(0, Group(tuple(left), 0.0))
             self._changed.notify_all()
 
-    @property
-    def left(self) -> tuple[str, ...]:
-        """What nobody has begun."""
-        with self._changed:
-            held = [name for names in self._held.values() for name in names]
-            return (*held, *(name for group in self._todo for name in group.names))
-
 
 def known_times(backend: str) -> dict[str, float]:
     """Seconds of each check in a backend, as noted after earlier runs; empty where none were."""

@@ -12,20 +12,20 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
-from harness import host, log, progress
+from harness import host, log, process, progress
 from harness.build.builder import Build
 from harness.errors import GuestError, WorkbenchError
 from harness.files import PROJECT
@@ -43,8 +43,6 @@ _WORTH_S = 20.0
 
 COMMAND = (sys.executable, "-m", "harness.run.shards")
 """What runs a further guest; the number of its socket follows."""
-
-Line: TypeAlias = "Connection[Any, Any]"
 
 
 def how_many(memory_available_bytes: int, cpus: int) -> int:
@@ -128,20 +126,9 @@ class _Worker:
 
     def __init__(self, job: Job) -> None:
         self.number = job.number
-        self.state = "coming up"
         job.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ours, theirs = socket.socketpair()
-        with theirs, (job.run_dir / "process.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())],
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        self.line: Line = Connection(ours.detach())
+        log = job.run_dir / "process.log"
+        self._process, self.line = process.start_with_line(COMMAND, PROJECT, log)
         self.line.send(job)
 
     def end(self) -> None:
@@ -304,43 +291,33 @@ class _Sent(list[Check]):
         self._send(("check", check))
 
 
-def _work(line: Line) -> None:
+def _work(line: process.Line) -> None:
     """The process of a further guest, from its job to the line's end."""
     # Imported here because it imports this module.
     from harness.run import verify
 
     job: Job = line.recv()
     log.to_file(job.run_dir / "harness.log")
-    answers: list[Any] = []
-    arrived = threading.Condition()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                said = line.recv()
-                with arrived:
-                    answers.append(said)
-                    arrived.notify()
+                answers.put(line.recv())
         # The parent has ended or wants this to end: whatever runs here is broken off.
         os.kill(os.getpid(), signal.SIGINT)
-
-    def hear() -> Any:
-        with arrived:
-            while not answers:
-                arrived.wait()
-            return answers.pop(0)
 
     threading.Thread(target=listen, daemon=True).start()
 
     def ask(_items: list[pytest.Item]) -> tuple[str, ...]:
         line.send(("next", None))
-        names: tuple[str, ...] = hear()
+        names: tuple[str, ...] = answers.get()
         return names
 
     failed = ""
     with _Shard(job) as bench:
         while True:
-            _, stock = hear()
+            _, stock = answers.get()
             try:
                 if bench.guest is None and not failed:
                     bench.boot()
@@ -363,23 +340,19 @@ def _work(line: Line) -> None:
             line.send(("done", Done(bench.breaks + broken, bench.tell_panic(), error_text)))
 
 
-def _broken(bench: Workbench, done: Mapping[int, Done]) -> Iterator[str]:
-    """Note in the run what broke in the other guests; yields a line for each that did."""
-    for number, each in sorted(done.items()):
-        if each.panic is not None and bench.panic is None:
-            bench.panic = each.panic
-        if each.breaks:
-            yield f"guest {number} broke {each.breaks} times"
-
-
 def require_unbroken(bench: Workbench, done: Mapping[int, Done], broken: str = "") -> None:
     """GuestError when a guest of the run broke and nobody asked to go on in spite of it.
 
-    `broken` says why the bench's own guest is broken now, if it is.
+    `broken` says why the bench's own guest is broken now, if it is.  The run's panic is the first
+    guest's that had one.
     """
-    times = list(_broken(bench, done))
+    times = []
     if own := bench.breaks + bool(broken):
-        times.insert(0, f"guest 1 broke {own} times" + (f" ({broken})" if broken else ""))
+        times.append(f"guest 1 broke {own} times" + (f" ({broken})" if broken else ""))
+    for number, each in sorted(done.items()):
+        bench.panic = bench.panic or each.panic
+        if each.breaks:
+            times.append(f"guest {number} broke {each.breaks} times")
     if times:
         bench.properties["guest broke"] = "; ".join(times)
         if not bench.options.go_on:
