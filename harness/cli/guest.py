@@ -8,6 +8,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import defaults
+from harness.cli.options import BACKEND_HELP, OFFLINE_HELP, RELEASE_HELP, SANDBOX_HELP
 from harness.cli.program import after_dashes, run_task
 
 NAME_HELP = {"name": "the guest's name (default: guest)"}
@@ -17,14 +18,13 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
     iterable=["series"],
     help={
         "name": "what it is to be called (default: guest); several may be up",
-        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
-        "backend": "auto (default), kvm, bochs or tcg",
-        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
+        **RELEASE_HELP,
+        **BACKEND_HELP,
         "stock": "load the unpatched module",
         "series": "load the module of this series (a folder or a patch, may be given again)",
         "module": "--no-module builds and loads nothing",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
-        "offline": "fetch nothing: use what is in the cache",
+        **SANDBOX_HELP,
+        **OFFLINE_HELP,
         "cold": "boot, though a snapshot could be resumed, and save none",
         "dry-run": "print the emulator's command line and start nothing",
     },
@@ -154,7 +154,7 @@ def pull(_context: Context, remote: str, local: str, name: str = defaults.GUEST)
         **NAME_HELP,
         "stock": "load the unpatched module",
         "series": "load the module of this series (default: what the guest was started with)",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        **SANDBOX_HELP,
     },
 )
 @run_task

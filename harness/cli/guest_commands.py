@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import keeper, limits, progress
+from harness import defaults, keeper, limits, progress
 from harness.cli import shells
 from harness.deadline import Deadline
 from harness.errors import EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
@@ -78,7 +78,7 @@ def down(name: str, everything: bool, hard: bool) -> int:
     """End a guest or all of them; their logs stay."""
     if everything and name:
         raise UsageError("--all ends every guest; leave out --name or --all")
-    for each in keeper.names() if everything else [name or keeper.DEFAULT_NAME]:
+    for each in keeper.names() if everything else [name or defaults.GUEST]:
         record = keeper.load(each)
         with progress.stage(f"down {each}") as step:
             step.note = keeper.down(each, hard, step.live)

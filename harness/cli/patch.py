@@ -5,6 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
+from harness.cli.options import SANDBOX_HELP
 from harness.cli.program import run_task
 
 SERIES_HELP = {
@@ -22,7 +23,7 @@ SERIES_HELP = {
         "src": "FreeBSD source tree (default: the imported one)",
         "sysroot": "FreeBSD's headers and libraries (default: the imported ones)",
         "builder": "auto (default), host, or guest: FreeBSD's own compiler, in a guest made for it",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        **SANDBOX_HELP,
         "json": "print what was built as JSON",
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import debian, files, host, progress
+from harness import debian, defaults, files, host, progress
 from harness.build import builder, in_guest, linktree
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
@@ -16,8 +16,6 @@ from harness.series import commits as series_commits
 from harness.series import load, mailbox, refresh, sender
 from harness.series.load import Series
 
-DEFAULT_RELEASE = "15.1"
-
 
 def where(series: Sequence[str], topic: str) -> Path | str | list[Path]:
     """What the options --series (which may be given again) and --topic name, for load_series."""
@@ -25,7 +23,7 @@ def where(series: Sequence[str], topic: str) -> Path | str | list[Path]:
         raise UsageError("--series and --topic both name patches; leave out one of them")
     if series:
         return Path(series[0]) if len(series) == 1 else [Path(it) for it in series]
-    return topic or load.DEFAULT_TOPIC
+    return topic or defaults.TOPIC
 
 
 def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
@@ -95,7 +93,7 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
     if tree and not release:
         wanted = (_closest(linktree.revision(Path(tree)), has),)
     reports = []
-    for each in wanted or (DEFAULT_RELEASE,):
+    for each in wanted or (defaults.RELEASE,):
         source = Path(tree) if tree else _source(each)
         if tree:
             linktree.identify(Path(tree), each)
@@ -204,7 +202,7 @@ def export(
 ) -> int:
     """Write a series as one mbox, from `author` where the patches have a placeholder."""
     sent_by = sender.parse(author, signoff)
-    release = release or DEFAULT_RELEASE
+    release = release or defaults.RELEASE
     loaded = load.load_series(where(series, topic), release)
     target = Path(out or f"{loaded.topic}-{loaded.release}.mbox")
     mailbox.export(loaded, target, sent_by)
@@ -234,7 +232,7 @@ def run_build(
     if stock and series:
         raise UsageError("--stock builds without patches; leave out --series or --stock")
     in_guest.require_known(by)
-    release = release or (linktree.revision(Path(src)) if src else DEFAULT_RELEASE)
+    release = release or (linktree.revision(Path(src)) if src else defaults.RELEASE)
     source, root = sources(release, src, sysroot)
     loaded = None if stock else load.load_series(where(series, topic), release, source)
     with progress.stage(f"build for FreeBSD {release}") as step:

@@ -8,6 +8,13 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import defaults, progress
+from harness.cli.options import (
+    BACKEND_HELP,
+    OFFLINE_HELP,
+    RELEASE_HELP,
+    SANDBOX_HELP,
+    VIRTUALIZING_HELP,
+)
 from harness.cli.program import run_task
 from harness.errors import UsageError
 
@@ -20,13 +27,12 @@ from harness.errors import UsageError
         "round": "begin at this round of the seed's (default: 0)",
         "stock": "attack the stock module alone",
         "known": "make the calls, too, that are known to harm the stock module",
-        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
-        "backend": "auto (default), kvm or bochs",
-        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
+        **RELEASE_HELP,
+        **VIRTUALIZING_HELP,
         "series": "attack this series' module (a folder or a patch, may be given again)",
         "topic": f"a folder of patches/ (default: {defaults.TOPIC})",
-        "offline": "fetch nothing: use what is in the cache",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        **OFFLINE_HELP,
+        **SANDBOX_HELP,
         "json": "print the report as JSON",
     },
 )
@@ -86,12 +92,11 @@ def fuzz(
         "k": "judge by the checks that match this, as pytest -k takes it (default: all)",
         "series": "the series to search (a folder or a patch, may be given again)",
         "topic": "a folder of patches/, whose series, if none is given, and checks to use",
-        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
-        "backend": "auto (default), kvm, bochs or tcg",
-        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
+        **RELEASE_HELP,
+        **BACKEND_HELP,
         "full": "judge by the checks that take minutes, too",
-        "offline": "fetch nothing: use what is in the cache",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        **OFFLINE_HELP,
+        **SANDBOX_HELP,
         "json": "print the steps as JSON",
     },
 )

@@ -8,6 +8,13 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from harness import defaults, progress
+from harness.cli.options import (
+    BACKEND_HELP,
+    OFFLINE_HELP,
+    RELEASE_HELP,
+    SANDBOX_HELP,
+    VIRTUALIZING_HELP,
+)
 from harness.cli.program import run_task
 from harness.errors import EXIT_USAGE, UsageError
 
@@ -15,9 +22,8 @@ from harness.errors import EXIT_USAGE, UsageError
 @task(
     iterable=["series"],
     help={
-        "release": f"the FreeBSD release to boot (default: {defaults.RELEASE})",
-        "backend": "auto (default), kvm, bochs or tcg",
-        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
+        **RELEASE_HELP,
+        **BACKEND_HELP,
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
         "series": "test this series (a folder or a patch, may be given again)",
         "topic": "a folder of patches/, whose series and checks to use (default: meminfo)",
@@ -25,14 +31,14 @@ from harness.errors import EXIT_USAGE, UsageError
         "alone": "with --series: leave the stock module out",
         "go-on": "when the guest breaks, bring it up again for the checks that are left",
         "only": "run the checks that match this, as pytest -k takes it",
-        "offline": "fetch nothing: use what is in the cache",
+        **OFFLINE_HELP,
         "cold": "boot, though a snapshot could be resumed, and save none",
         "full": "also run the checks with a guest inside the guest, minutes in Bochs",
         "guests": "in how many guests at once the checks run (default: one for each processor)",
         "keep": "leave the guest up if the verdict is bad, and say how to enter it",
         "name": "what it is then called (default: verify)",
         "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        **SANDBOX_HELP,
         "coverage": "count which lines run, and say which changed lines did not",
         "json": "print the report as JSON",
     },
@@ -141,13 +147,12 @@ def show_report(
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
         "at-least": "with --regressions: the rate in per cent below which it fails (default: 80)",
         "table": "with --regressions: also put the result into the tables of this page",
-        "release": "with --regressions: the FreeBSD release (default: 15.1)",
-        "backend": "auto (default), kvm or bochs",
-        "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
+        "release": f"with --regressions: the FreeBSD release (default: {defaults.RELEASE})",
+        **VIRTUALIZING_HELP,
         "all": "run every check over each variant, and name all that fail",
         "full": "also the checks that take minutes",
-        "offline": "fetch nothing: use what is in the cache",
-        "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+        **OFFLINE_HELP,
+        **SANDBOX_HELP,
         "json": "print the result as JSON",
     },
 )
@@ -158,7 +163,7 @@ def mutation(
     regressions: str = "",
     at_least: int = 80,
     table: str = "",
-    release: str = "15.1",
+    release: str = defaults.RELEASE,
     backend: str = "auto",
     cpu_vendor: str = "",
     all: bool = False,  # noqa: A002  (it is the option's name)

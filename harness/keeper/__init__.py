@@ -13,7 +13,6 @@ from harness.keeper.client import (
 )
 from harness.keeper.record import (
     BROKEN,
-    DEFAULT_NAME,
     ENDED,
     READY,
     STARTING,
@@ -29,7 +28,6 @@ from harness.keeper.server import Bench
 
 __all__ = [
     "BROKEN",
-    "DEFAULT_NAME",
     "ENDED",
     "READY",
     "STARTING",

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import checked, defaults, files
+from harness import checked, files
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 from harness.files import runs_dir
 
-DEFAULT_NAME = defaults.GUEST
 STARTING, READY, BROKEN, ENDED = "starting", "ready", "broken", "ended"
 
 NO_MODULE: dict[str, str | int] = {"module": "", "module_file": "", "module_address": 0}

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from harness import keeper, progress
+from harness import defaults, keeper, progress
 from harness.build.builder import Build
 from harness.deadline import Deadline
 from harness.errors import GuestError
@@ -77,7 +77,7 @@ class KeptWorkbench(_InKeeper):
     Until then it ends with this process, however that ends.
     """
 
-    def __init__(self, options: Options, run_dir: Path, name: str = keeper.DEFAULT_NAME) -> None:
+    def __init__(self, options: Options, run_dir: Path, name: str = defaults.GUEST) -> None:
         super().__init__(options, run_dir)
         self.name = name
         self._starter: keeper.Starter | None = None
@@ -163,7 +163,7 @@ def to_data(options: Options) -> dict[str, Any]:
 
 def ways_in(record: keeper.Record) -> str:
     """How to enter a guest and how to end it, in a line."""
-    name = "" if record.name == keeper.DEFAULT_NAME else f" --name {record.name}"
+    name = "" if record.name == defaults.GUEST else f" --name {record.name}"
     doors = ("ssh", "console") if record.stage == "ready" else ("console",)
     enter = " or ".join(f"./inv {door}{name}" for door in doors)
     return f"{enter} enters it, ./inv down{name} ends it"

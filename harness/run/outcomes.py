@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import progress
+from harness import defaults, progress
 from harness.errors import GuestPanic, GuestRebooted, MachineDied, WaitTimeout
 from harness.guest.ssh import SshRefused
 from harness.guest.transcript import NO_EVIDENCE, Evidence
 from harness.report import Check
 from harness.run import plugin
 from harness.run.session import Workbench
-from harness.series import load
-
-SHIPPED_TOPIC = load.DEFAULT_TOPIC
-"""Whose checks lie among the general ones, marked `patch`; other topics have their own folder."""
 
 # A check that ends with one of these found nothing out about what it claims.
 _BROKE = (GuestPanic, GuestRebooted, MachineDied, WaitTimeout, SshRefused)
@@ -81,7 +77,7 @@ class Recorder:
         options = self._bench.options
         if item.get_closest_marker("beside") and not self._beside:
             return False
-        if item.get_closest_marker("patch") and options.topic != SHIPPED_TOPIC:
+        if item.get_closest_marker("patch") and options.topic != defaults.TOPIC:
             return not item.path.is_relative_to(self._tests)
         return True
 

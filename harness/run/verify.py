@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import progress, report
+from harness import defaults, progress, report
 from harness.build.builder import Build
 from harness.errors import (
     EXIT_CHECK_FAILED,
@@ -34,7 +34,6 @@ from harness.run import coverage, dealing, shards
 from harness.run.kept_session import KeptWorkbench, ways_in
 from harness.run.outcomes import Recorder
 from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
-from harness.series import load
 
 CHECKS = PROJECT / "tests" / "guest"
 
@@ -191,7 +190,7 @@ def check_folders(topic: str, tests: Path) -> list[str]:
     The shipped topic's claims go with the general checks only, not with other folders of checks.
     """
     own = PROJECT / "patches" / topic / "tests"
-    wanted = bool(topic) and (tests == CHECKS or topic != load.DEFAULT_TOPIC)
+    wanted = bool(topic) and (tests == CHECKS or topic != defaults.TOPIC)
     with_topic = wanted and own.is_dir()
     return [str(tests), *([str(own)] if with_topic else [])]
 

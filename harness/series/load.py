@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import defaults, files
+from harness import files
 from harness.errors import PatchError, UsageError
 from harness.series import diffs, git, listing, mails
 from harness.series.listing import COMMON, Entry, Listing
 
 PATCHES = files.PROJECT / "patches"
-DEFAULT_TOPIC = defaults.TOPIC
 _DEEPEST = 32
 
 

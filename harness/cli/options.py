@@ -1,0 +1,21 @@
+"""Help texts of options that several tasks take."""
+
+from __future__ import annotations
+
+from harness import defaults
+
+RELEASE_HELP = {"release": f"the FreeBSD release to boot (default: {defaults.RELEASE})"}
+
+BACKEND_HELP = {
+    "backend": "auto (default), kvm, bochs or tcg",
+    "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
+}
+
+VIRTUALIZING_HELP = {**BACKEND_HELP, "backend": "auto (default), kvm or bochs"}
+"""For tasks that do nothing where no virtual machine can be made."""
+
+SANDBOX_HELP = {
+    "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+}
+
+OFFLINE_HELP = {"offline": "fetch nothing: use what is in the cache"}
