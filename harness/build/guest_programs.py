@@ -30,9 +30,11 @@ def compile_program(
     name: str = "",
     libraries: Sequence[str] = ("vmmapi", "util"),
     flags: Sequence[str] = (),
+    headers: Sequence[Path] = (),
 ) -> Path:
     """Compile C files to one program for the guest; returns its path in the cache.
 
+    A source finds the headers of its own folder, and `headers`, by their names alone.
     It is linked against the build's own libvmmapi and looks for it in its own folder ($ORIGIN), so
     copy both to the same place.  Compiled again only when sources, build or compiler changed.
 
@@ -45,7 +47,7 @@ def compile_program(
     sysroot = targets.require_sysroot(sysroot)
     toolchain = bmake.find_toolchain()
     try:
-        beside = {path for source in sources for path in source.parent.glob("*.h")}
+        beside = {path for source in sources for path in source.parent.glob("*.h")} | set(headers)
         contents = [path.read_bytes().hex() for path in (*sources, *sorted(beside))]
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -58,7 +60,9 @@ def compile_program(
         if target.is_file():
             return target
         with workdir.claim(root.parent) as shop:
-            made = _compiled(built, sources, sysroot, toolchain, shop, name, libraries, flags)
+            made = _compiled(
+                built, sources, sysroot, toolchain, shop, name, libraries, flags, headers
+            )
             with files.atomic_dir(target.parent) as folder:
                 shutil.copy(made, folder / name)
                 folder.chmod(0o755)
@@ -74,6 +78,7 @@ def _compiled(
     name: str,
     libraries: Sequence[str],
     flags: Sequence[str],
+    headers: Sequence[Path],
 ) -> Path:
     """Compile in a sandbox: the patched headers are a stranger's."""
     work = shop.folder
@@ -95,7 +100,7 @@ def _compiled(
     for number, source in enumerate(sources):
         near = work / "src" / str(number)
         near.mkdir()
-        for path in (source, *source.parent.glob("*.h")):
+        for path in (source, *headers, *source.parent.glob("*.h")):
             shutil.copyfile(path, near / path.name)
         copies.append(fence.inside(near / source.name))
     # The name a linker looks for under -lvmmapi; the run takes the soname's file.

@@ -150,16 +150,22 @@ def bisect(
     positional=["name"],
     help={
         "name": "the topic's name: lower-case letters and digits, with - or _ between them",
-        "release": f"the release that its first series is for (default: {defaults.RELEASE})",
+        "release": f"the release that its first series is for (default: {defaults.RELEASE}; with "
+        "--like: no series)",
+        "like": "begin with a copy of this topic's checks: benchmark, boot, console, snapshot, ...",
     },
 )
 @run_task
-def topic_new(_context: Context, name: str, release: str = defaults.RELEASE) -> None:
+def topic_new(_context: Context, name: str, release: str = "", like: str = "") -> None:
     """Make a topic in patches/: a series, its checks and notes, ready for verify --topic NAME."""
     from harness.series import scaffold as topics
 
-    folder = topics.new(name, release)
-    progress.say(f"{folder}: put patches into {release}/ and name them in {release}/series")
+    release = release or ("" if like else defaults.RELEASE)
+    folder = topics.new(name, release, like=like)
+    if release:
+        progress.say(f"{folder}: put patches into {release}/ and name them in {release}/series")
+    else:
+        progress.say(f"{folder}: a copy of {like}; its checks are in tests/")
     progress.say(f"next: ./inv verify --topic {name}")
 
 

@@ -26,7 +26,8 @@ from harness.errors import EXIT_USAGE, UsageError
         **BACKEND_HELP,
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
         "series": "test this series (a folder or a patch, may be given again)",
-        "topic": "a folder of patches/, whose series and checks to use (default: meminfo)",
+        "topic": "a folder of patches/, whose series and checks to use (default: meminfo); the "
+        "checks of one without patches run alone, on the stock module or on --series",
         "side-by-side": "run the checks on the stock module first (--series does so by itself)",
         "alone": "with --series: leave the stock module out",
         "go-on": "when the guest breaks, bring it up again for the checks that are left",
@@ -147,6 +148,7 @@ def show_report(
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
         "at-least": "with --regressions: the rate in per cent below which it fails (default: 80)",
         "table": "with --regressions: also put the result into the tables of this page",
+        "topic": f"whose mutants to try: a folder of patches/ (default: {defaults.TOPIC})",
         "release": f"with --regressions: the FreeBSD release (default: {defaults.RELEASE})",
         **VIRTUALIZING_HELP,
         "all": "run every check over each variant, and name all that fail",
@@ -163,6 +165,7 @@ def mutation(
     regressions: str = "",
     at_least: int = 80,
     table: str = "",
+    topic: str = "",
     release: str = defaults.RELEASE,
     backend: str = "auto",
     cpu_vendor: str = "",
@@ -182,12 +185,19 @@ def mutation(
 
     if table and not regressions:
         raise UsageError("--table belongs to --regressions")
+    if topic and regressions:
+        raise UsageError("--topic chooses the mutants; --regressions takes their place")
     if not 0 <= at_least <= 100:
         raise UsageError(f"--at-least {at_least}: a rate from 0 to 100 per cent is meant")
     fence.choose(sandbox)
     debian.ensure()
     options = Options(
-        release=release, backend=backend, offline=offline, full=full, cpu_vendor=cpu_vendor
+        release=release,
+        backend=backend,
+        topic=topic or defaults.TOPIC,
+        offline=offline,
+        full=full,
+        cpu_vendor=cpu_vendor,
     )
     if not regressions:
         result = mutants.mutation(options, only, every=all)

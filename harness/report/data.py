@@ -46,7 +46,9 @@ class Check:
     Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is the outcome of
     the same check there, and empty for a check that has no counterpart there.  `at_s` is its
     beginning,
-    in seconds of the run; `guest` is the number of the guest it ran in.
+    in seconds of the run; `guest` is the number of the guest it ran in.  `figures` are what it
+    measured, names and values with units, by pytest's `record_property`; `stock_figures` the same
+    on the stock module.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Check:
     at_s: Seconds = 0.0
     evidence: Evidence = NO_EVIDENCE
     guest: int = 1
+    figures: tuple[tuple[str, str], ...] = ()
+    stock_figures: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Report:
     """A whole run; `error` is the line that ended it early, with `error_exit_code`.
 
     `error_detail` is what belongs below that line, a compiler's words for instance; `panic` is the
-    story of the guest's, if it had one.
+    story of the guest's, if it had one.  `topic` is the one without patches whose checks alone ran.
     """
 
     release: str
@@ -95,6 +99,7 @@ class Report:
     error_exit_code: int = EXIT_OK
     error_detail: str = ""
     panic: Panic | None = None
+    topic: str = ""
 
     def status(self, check: Check) -> tuple[Status, str]:
         """What a check's outcome means in this run, and why, in a few words."""
@@ -120,6 +125,15 @@ class Report:
         """Whether the stock module was tried in the same run: the checks know its outcomes."""
         return any(check.on_stock for check in self.checks)
 
+    @property
+    def figures(self) -> tuple[tuple[str, str, str], ...]:
+        """What the checks measured: name, value on stock (or empty), value."""
+        found = []
+        for check in self.checks:
+            there = dict(check.stock_figures)
+            found += [(name, there.get(name, ""), value) for name, value in check.figures]
+        return tuple(found)
+
     def count(self, status: Status) -> int:
         """How many checks have this status."""
         return sum(self.status(check)[0] == status for check in self.checks)
@@ -137,10 +151,10 @@ class Report:
     def verdict(self) -> str:
         """One line: what was proved."""
         what = "the stock module" if self.stock else self.series
+        what += f", topic {self.topic}" if self.topic else ""
         where = f"{what}, FreeBSD {self.release}" + (f" in {self.backend}" if self.backend else "")
         counts = f"{self.count('ok')} of {len(self.checks) - self.count('n/a')} checks ok"
-        if self.stock and self.checks:
-            must = [check for check in self.checks if check.of_patch]
+        if self.stock and (must := [check for check in self.checks if check.of_patch]):
             fails = sum(self.status(check)[0] == "ok" for check in must)
             counts += f" ({fails} of the patch's {len(must)} fail without it, as they must)"
         if self.count("FAILED"):

@@ -152,6 +152,7 @@ def _groups(lines: list[Line]) -> list[tuple[str, list[Line]]]:
 def _facts(report: Report) -> list[tuple[str, str]]:
     return [
         ("series", "none: the stock module" if report.stock else report.series),
+        *([("topic", f"{report.topic}, without patches")] if report.topic else []),
         ("FreeBSD release", report.release),
         ("backend", report.backend or "none"),
         ("began", report.started_at),

@@ -29,6 +29,10 @@ def junit(report: Report) -> bytes:
             name=_xml(check.name),
             time=f"{check.seconds:.3f}",
         )
+        if check.figures:
+            measured = ET.SubElement(case, "properties")
+            for key, value in check.figures:
+                ET.SubElement(measured, "property", name=_xml(key), value=_xml(value))
         if status == "FAILED":
             failure = ET.SubElement(case, "failure", message=_xml(why))
             failure.text = _xml(check.detail)
@@ -53,6 +57,7 @@ def _suite(top: ET.Element, name: str, report: Report, seconds: float) -> ET.Ele
         "release": report.release,
         "backend": report.backend,
         "series": report.series,
+        **({"topic": report.topic} if report.topic else {}),
         "stock": str(report.stock).lower(),
         **report.properties,
     }

@@ -84,7 +84,7 @@ def _with_report() -> list[Path]:
 
 
 def counterpart(report: Report) -> Report | None:
-    """The newest run of the other module, stock or not, on the same image and backend.
+    """The newest run of the other module, stock or not, of the same topic, image and backend.
 
     None for a run that tried both itself.
     """
@@ -93,7 +93,7 @@ def counterpart(report: Report) -> Report | None:
         return None
     for other in itertools.islice(runs(), _LOOK_BACK):
         if (
-            other.stock != report.stock
+            (other.stock != report.stock and other.topic == report.topic)
             and other.checks
             and other.properties.get("image sha256") == image
             and (other.backend, other.release) == (report.backend, report.release)

@@ -23,6 +23,10 @@ def show(report: Report) -> None:
             rows.append((status, *beside, f"{check.seconds:.1f} s", check.name, note))
         column = ("on stock",) if stock else ()
         progress.table(("status", *column, "took", "check", "what it says"), rows)
+    if figures := report.figures:
+        both = any(there for _, there, _ in figures)
+        measured = [(name, *((there or "-",) if both else ()), it) for name, there, it in figures]
+        progress.table(("measured", *(("on stock",) if both else ()), "figure"), measured)
     progress.table(
         ("stage", "result", "took", "note"),
         [(s.name, s.outcome, f"{s.seconds:.1f} s", s.note) for s in report.stages],

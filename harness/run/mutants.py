@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from harness import defaults
 from harness.bhyve.vmm import compile_vmtool
 from harness.build import builder, targets
 from harness.errors import PatchError, UsageError
@@ -25,7 +26,8 @@ from harness.run.jury import Variant
 from harness.series.load import Patch, Series, read_patch
 from harness.series.staging import staged
 
-MUTANTS = PROJECT / "patches" / "meminfo" / "mutants"
+PATCHES = PROJECT / "patches"
+MUTANTS = PATCHES / defaults.TOPIC / "mutants"
 Expect = Literal["caught", "held"]
 
 
@@ -63,13 +65,33 @@ STOCK = Mutant(
 SERIES = Mutant("series", "nothing: the series as it is", "held")
 
 
-def load(folder: Path = MUTANTS, only: Sequence[str] = ()) -> tuple[Mutant, ...]:
+def has_some(topic: str) -> bool:
+    """Whether a topic has mutants."""
+    return any((PATCHES / topic / "mutants").glob("*.patch"))
+
+
+def folder_of(topic: str) -> Path:
+    """Where a topic's mutants lie; UsageError where it has none."""
+    folder = PATCHES / topic / "mutants"
+    if not has_some(topic):
+        has = sorted(path.parent.parent.name for path in PATCHES.glob("*/mutants/*.patch"))
+        raise UsageError(
+            f"--topic {topic}: it has no mutants ({folder}/NAME.patch); there are some of "
+            f"{', '.join(dict.fromkeys(has)) or 'no topic'}"
+        )
+    return folder
+
+
+def load(
+    folder: Path = MUTANTS, only: Sequence[str] = (), *, stock: bool = True
+) -> tuple[Mutant, ...]:
     """The variants, those that must hold first, in the order of their names.
 
-    `only` chooses some by name.  UsageError for a name that there is not, PatchError for a header
-    that does not say what it must.
+    `only` chooses some by name; `stock` has the module without the series among them.  UsageError
+    for a name that there is not, PatchError for a header that does not say what it must.
     """
-    found = [SERIES, STOCK, *(_read(path) for path in sorted(folder.glob("*.patch")))]
+    found = [SERIES, *((STOCK,) if stock else ())]
+    found += [_read(path) for path in sorted(folder.glob("*.patch"))]
     found.sort(key=lambda mutant: mutant.expect != "held")
     known = [mutant.name for mutant in found]
     if strange := [name for name in only if name not in known]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import progress
+from harness import defaults, progress
 from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK, CannotError
 from harness.files import write_atomic
 from harness.image import store
@@ -24,7 +24,7 @@ from harness.run import mutants
 from harness.run.jury import Footing, Jury, Trial
 from harness.run.mutants import SERIES, Mutant
 from harness.run.session import Options, Workbench, load_series, new_run_dir
-from harness.run.verify import CHECKS
+from harness.run.verify import CHECKS, is_suite
 
 Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 
@@ -100,7 +100,10 @@ def mutation(
     Raises PatchError when a mutant does not apply or build, and whatever keeps the guest from
     starting.
     """
-    chosen = [mutant for mutant in mutants.load(only=only) if mutant is not SERIES]
+    folder = mutants.folder_of(options.topic)
+    # Which of another topic's checks would notice that its patches are missing, nobody has said.
+    known = mutants.load(folder, only, stock=options.topic == defaults.TOPIC)
+    chosen = [mutant for mutant in known if mutant is not SERIES]
     start = time.monotonic()
     judged: list[Judged] = []
     with Workbench(options, new_run_dir("mutation")) as bench:
@@ -119,7 +122,11 @@ def mutation(
                 jury = Jury(bench, tests, every=every, named=named)
                 with progress.stage("footing", bench.stages) as stage:
                     began = time.monotonic()
-                    footing = jury.prove(jobs[0].result(), stage)
+                    right = jobs[0].result()
+                    if is_suite(options.topic):
+                        # The mutants are of FreeBSD's own source: what they are compared with.
+                        bench.stock_build = right.build
+                    footing = jury.prove(right, stage)
                     judged.append(_series(footing, time.monotonic() - began))
                     stage.note = _said(judged[0])
                 jury = dataclasses.replace(jury, named=())
@@ -183,9 +190,10 @@ def _workshop(bench: Workbench) -> mutants.Workshop:
             "the mutants are built with their library, which needs a sysroot; import one: "
             + store.trees_line(bench.options.release, sysroot=True)
         )
-    base = load_series(dataclasses.replace(bench.options, stock=False))
-    assert base is not None
-    return mutants.Workshop(record.source, record.sysroot, base, base.release)
+    base = None
+    if not is_suite(bench.options.topic):
+        base = load_series(dataclasses.replace(bench.options, stock=False))
+    return mutants.Workshop(record.source, record.sysroot, base, bench.options.release)
 
 
 def _series(footing: Footing, seconds: float) -> Judged:

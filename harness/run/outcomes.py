@@ -193,6 +193,8 @@ class Recorder:
             detail=detail,
             at_s=self._began_s[nodeid] - self._bench.stages[0].began_s,
             evidence=self._evidence.get(nodeid, NO_EVIDENCE),
+            # The same list grows from part to part.
+            figures=tuple((str(name), str(value)) for name, value in parts[-1].user_properties),
         )
 
 

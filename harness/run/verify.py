@@ -34,6 +34,8 @@ from harness.run import coverage, dealing, shards
 from harness.run.kept_session import KeptWorkbench, ways_in
 from harness.run.outcomes import Recorder
 from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
+from harness.series import load
+from harness.series.load import TESTS
 
 CHECKS = PROJECT / "tests" / "guest"
 
@@ -64,8 +66,10 @@ _WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
 def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     """Walk the whole way; whatever happens, a Report comes back and lies in the run's folder.
 
-    With `keep_as` the guest of a run that failed stays up under that name.
+    With `keep_as` the guest of a run that failed stays up under that name.  UsageError for a topic
+    that there is not, before there is a folder.
     """
+    options = settle(options)
     run_dir = new_run_dir("verify-stock" if options.stock else "verify")
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     checks: list[Check] = []
@@ -89,6 +93,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
             error_exit_code=error.exit_code if error else EXIT_OK,
             error_detail=error.detail if error else "",
             panic=bench.panic,
+            topic=options.topic if is_suite(options.topic) else "",
         )
 
     with bench:
@@ -177,19 +182,55 @@ def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...
     """The checks, each with its result on the stock module, where it was tried there."""
     there = {check.name: check for check in stock}
     return tuple(
-        dataclasses.replace(check, on_stock=other.outcome, stock_message=other.message)
+        dataclasses.replace(
+            check,
+            on_stock=other.outcome,
+            stock_message=other.message,
+            stock_figures=other.figures,
+        )
         if (other := there.get(check.name))
         else check
         for check in checks
     )
 
 
+def settle(options: Options) -> Options:
+    """The options with what a topic without patches means: its checks run on the stock module.
+
+    UsageError for a topic that there is not, or where there is nothing to set beside stock.
+    """
+    topic = PROJECT / "patches" / options.topic
+    if options.topic and not topic.is_dir() and (options.series or options.stock):
+        known = ", ".join((*load.topics(), *load.suites()))
+        raise UsageError(f"--topic {options.topic}: no such topic; there is {known}")
+    if options.series or options.stock or not is_suite(options.topic):
+        return options
+    if options.side_by_side:
+        raise UsageError(
+            f"--side-by-side: topic {options.topic} has no patches to set beside the stock module; "
+            "name some with --series"
+        )
+    progress.say(
+        f"note: topic {options.topic} has no patches; its checks run on the stock module, with "
+        "--series PATCHES on yours"
+    )
+    return dataclasses.replace(options, stock=True)
+
+
+def is_suite(topic: str) -> bool:
+    """Whether a topic is checks alone, without patches."""
+    return bool(topic) and load.is_suite(PROJECT / "patches" / topic)
+
+
 def check_folders(topic: str, tests: Path) -> list[str]:
     """Where the checks lie: the general ones and the topic's own.
 
-    The shipped topic's claims go with the general checks only, not with other folders of checks.
+    A topic without patches is a suite of its own: the general checks are left out.  The shipped
+    topic's claims go with the general checks only, not with other folders of checks.
     """
-    own = PROJECT / "patches" / topic / "tests"
+    own = PROJECT / "patches" / topic / TESTS
+    if is_suite(topic) and tests == CHECKS:
+        return [str(own)]
     wanted = bool(topic) and (tests == CHECKS or topic != defaults.TOPIC)
     with_topic = wanted and own.is_dir()
     return [str(tests), *([str(own)] if with_topic else [])]

@@ -20,6 +20,8 @@ from harness.series import diffs, git, listing, mails
 from harness.series.listing import COMMON, Entry, Listing
 
 PATCHES = files.PROJECT / "patches"
+TESTS = "tests"
+"""The folder of a topic that holds its checks."""
 _DEEPEST = 32
 
 
@@ -82,10 +84,22 @@ class Series:
 
 
 def topics(root: Path = PATCHES) -> tuple[str, ...]:
-    """The topics under `root`: folders with at least one release in them."""
+    """The topics under `root` that have patches: folders with at least one release in them."""
     if not root.is_dir():
         return ()
     return tuple(sorted(path.name for path in root.iterdir() if releases(path)))
+
+
+def suites(root: Path = PATCHES) -> tuple[str, ...]:
+    """The topics under `root` that are checks alone, without patches of their own."""
+    if not root.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in root.iterdir() if is_suite(path)))
+
+
+def is_suite(topic: Path) -> bool:
+    """Whether a topic's folder has checks and no patches: they run over any module."""
+    return (topic / TESTS).is_dir() and not releases(topic)
 
 
 def releases(topic: Path) -> tuple[str, ...]:
@@ -120,11 +134,16 @@ def load_series(
     if given.is_file():
         return _series(given.stem, release, given.parent, Listing((Entry(given),)), tree)
     if not given.is_dir():
-        known = ", ".join(topics()) or "none"
+        known = ", ".join((*topics(), *suites())) or "none"
         raise UsageError(f"{given}: no such series; give a folder, a patch or a topic ({known})")
     if (given / listing.SERIES).is_file():
         topic = given.absolute().parent.name
         return _series(topic, release, given, listing.from_file(given / listing.SERIES), tree)
+    if is_suite(given):
+        raise UsageError(
+            f"{given.name}: a topic of checks, without patches; run them by `./inv verify --topic "
+            f"{given.name}` on the stock module, with --series PATCHES on yours"
+        )
     # A patch for a whole branch stands in a folder named after its major version.
     for name in dict.fromkeys((release, release.split(".")[0])):
         if (given / name / listing.SERIES).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -68,17 +69,19 @@ What the patches do, and why.
 """
 
 
-def new(name: str, release: str, root: Path = load.PATCHES) -> Path:
+def new(name: str, release: str, root: Path = load.PATCHES, like: str = "") -> Path:
     """Lay out a topic, whole or not at all; its folder.
 
-    UsageError: a name that is none (lower case, digits, `-` and `_` between them), or taken.
+    `like` is a topic to copy: its checks, sources, mutants and patches.  The copy gets a series for
+    `release` only where that is not empty.  UsageError: a name that is none (lower case, digits,
+    `-` and `_` between them), or taken; no such topic to copy.
     """
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or name == listing.COMMON:
         raise UsageError(
             f"{name!r} cannot be a topic's name: lower-case letters and digits, with - or _ "
             f"between them, at most {_LONGEST}, and not {listing.COMMON}"
         )
-    if not _RELEASE.fullmatch(release):
+    if not _RELEASE.fullmatch(release) and not (like and not release):
         raise UsageError(f"{release!r}: a release like 15.1 or 14 is meant")
     folder = root / name
     if folder.exists():
@@ -86,6 +89,8 @@ def new(name: str, release: str, root: Path = load.PATCHES) -> Path:
     short = re.sub("[-_]", "", name)
     words = {"name": name, "release": release, "short": short}
     root.mkdir(parents=True, exist_ok=True)
+    if like:
+        return _copy(root, like, folder, _SERIES.format(**words) if release else "", release)
     with files.atomic_dir(folder) as work:
         work.chmod(0o755)
         (work / release).mkdir()
@@ -94,4 +99,41 @@ def new(name: str, release: str, root: Path = load.PATCHES) -> Path:
         module = f"test_{name.replace('-', '_')}.py"
         (work / "tests" / module).write_text(_CHECKS.format(**words))
         (work / "README.md").write_text(_NOTES.format(**words))
+    return folder
+
+
+def _copy(root: Path, like: str, folder: Path, series: str, release: str) -> Path:
+    """A topic that begins as a copy of another, with its own name in it."""
+    known = (*load.topics(root), *load.suites(root))
+    if like not in known:
+        raise UsageError(f"--like {like}: no such topic; there is {', '.join(known) or 'none'}")
+    # Where the name means the topic, and not just what it is about.
+    said = re.compile(
+        rf"(?P<before>\btest_|\bpatches/|--topic |^# |^\"\"\"){re.escape(like)}\b(?!-)", re.M
+    )
+
+    def renamed(text: str) -> str:
+        return said.sub(
+            lambda found: found["before"] + (module if found["before"] == "test_" else folder.name),
+            text,
+        )
+
+    module = folder.name.replace("-", "_")
+    with files.atomic_dir(folder) as work:
+        work.chmod(0o755)
+        for path in sorted((root / like).rglob("*")):
+            place = path.relative_to(root / like)
+            if path.is_symlink() or "__pycache__" in place.parts:
+                continue
+            target = work / place.with_name(renamed(place.name))
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            elif path.is_file():
+                data = path.read_bytes()
+                with contextlib.suppress(UnicodeDecodeError):
+                    data = renamed(data.decode()).encode()
+                target.write_bytes(data)
+        if series and not (work / release).exists():
+            (work / release).mkdir()
+            (work / release / "series").write_text(series)
     return folder

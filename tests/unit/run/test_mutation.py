@@ -12,10 +12,11 @@ import pytest
 from variants import Played, write_checks
 
 from harness import progress
-from harness.errors import CannotError, GuestPanic, MachineDied, PatchError
+from harness.errors import CannotError, GuestPanic, MachineDied, PatchError, UsageError
 from harness.run import mutants, mutation
 from harness.run.mutants import SERIES, Mutant
 from harness.run.session import Options
+from harness.series import load
 
 CHECKS = """
 import pytest
@@ -99,7 +100,7 @@ def run(played: Played, checks: Path, stock: Mutant, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Mutant, "series", series)
 
     def go(*chosen: Mutant, every: bool = False, **options: Any) -> mutation.Result:
-        monkeypatch.setattr(mutants, "load", lambda only: (SERIES, *chosen))
+        monkeypatch.setattr(mutants, "load", lambda _folder, only, stock: (SERIES, *chosen))
         return mutation.mutation(Options(**options), every=every, tests=checks)
 
     return go
@@ -262,3 +263,40 @@ def test_a_table_for_people(
     assert "test_is_skipped does not pass on what is right, so it catches nothing" in said
     assert "verdict: 1 of 2 wrong variants caught, 1 of 1 right ones held" in said
     assert progress.clean(said) == said
+
+
+def test_mutants_of_a_topic_without_patches_are_compared_with_stock(
+    run: Run, played: Played, wrong: Callable[..., Mutant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases: list[Any] = []
+    monkeypatch.setattr(mutation, "is_suite", lambda topic: topic == "meminfo")
+    monkeypatch.setattr(mutation, "load_series", lambda _o: pytest.fail("it has no series"))
+    made = mutants.Workshop
+
+    def workshop(*arguments: Any) -> mutants.Workshop:
+        bases.append(arguments[2])
+        return made(*arguments)
+
+    monkeypatch.setattr(mutants, "Workshop", workshop)
+    result = run(wrong("wrong-a", "test_a"))
+    assert bases == [None]
+    assert result.verdict.startswith("1 of 1 wrong variants caught")
+
+
+def test_a_topic_without_mutants_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--topic nonsense: it has no mutants .* meminfo"):
+        mutation.mutation(Options(topic="nonsense"))
+    assert [it.name for it in mutants.load(mutants.folder_of("benchmark"), stock=False)][:1] == [
+        "series"
+    ]
+
+
+@pytest.mark.parametrize("topic", [it for it in load.suites() if mutants.has_some(it)])
+def test_a_topic_s_mutants_name_its_checks(topic: str) -> None:
+    for mutant in mutants.load(mutants.folder_of(topic), stock=False):
+        for name in mutant.caught_by:
+            file, _, check = name.partition("::")
+            text = (load.PATCHES / topic / load.TESTS / file).read_text()
+            assert f"def {check.partition('[')[0]}(" in text
+            # One of several is there if its parameter is.
+            assert check.rpartition("[")[2].rstrip("]") in text

@@ -19,8 +19,8 @@ import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
-from harness import keeper, progress
-from harness.errors import CannotError, GuestError, PatchError, WorkbenchError
+from harness import keeper, progress, report
+from harness.errors import CannotError, GuestError, PatchError, UsageError, WorkbenchError
 from harness.files import PROJECT
 from harness.guest.panic_report import Panic
 from harness.machine import Backend
@@ -66,7 +66,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run verify over a bench that is up, or whose `up` raises; the guest is `run.guest`."""
 
     def go(
-        text: str = CHECKS, stops: BaseException | None = None, keep_as: str = "", **options: Any
+        text: str = CHECKS,
+        stops: BaseException | None = None,
+        keep_as: str = "",
+        checks: Path | None = None,
+        **options: Any,
     ) -> Report:
         # A name of its own: pytest runs in this process, which knows the other modules by name.
         tests = tmp_path / "project" / f"test_{uuid.uuid4().hex}.py"
@@ -110,7 +114,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             monkeypatch.setattr(verify, "KeptWorkbench", Bench)
         else:
             monkeypatch.setattr(verify, "Workbench", Bench)
-        result = verify.verify(Options(**{"guests": 1, **options}), tests, keep_as)
+        if checks is not None:
+            monkeypatch.setattr(verify, "CHECKS", checks)
+        result = verify.verify(Options(**{"guests": 1, **options}), checks or tests, keep_as)
         assert played.guest.machine.stopped
         assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
         saved = json.loads((result.run_dir / "report.json").read_text())
@@ -487,3 +493,66 @@ def test_alone(guest, request):
     assert plugins.hasplugin("harness.run.plugin") and plugins.hasplugin("pytest_timeout")
 """
     assert run(text).exit_code == 0
+
+
+MEASURES = '''
+import pytest
+
+@pytest.mark.beside
+def test_ratio(guest, record_property):
+    """it is as fast"""
+    record_property("ratio", "1.00")
+
+def test_speed(workbench, record_property):
+    """it is measured"""
+    record_property("speed", f"{4 if workbench.loaded.path == 'stock' else 5} bytes/s")
+'''
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    """A topic without patches, whose one file of checks measures something."""
+    tests = tmp_path / "project" / "patches" / "speed" / "tests"
+    tests.mkdir(parents=True)
+    (tests / f"test_{uuid.uuid4().hex}.py").write_text(MEASURES)
+    return "speed"
+
+
+def test_a_topic_without_patches_runs_on_the_stock_module_alone(
+    run: Run, suite: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    general = tmp_path / "project" / "general"
+    result = run(topic=suite, checks=general)
+    assert "note: topic speed has no patches" in capfd.readouterr().err
+    assert status(result) == {"test_speed": "ok"}
+    assert result.verdict == "the stock module, topic speed, FreeBSD 15.1 in fake: 1 of 1 checks ok"
+    assert result.figures == (("speed", "", "5 bytes/s"),)
+    xml = (result.run_dir / "junit.xml").read_text()
+    assert '<property name="speed" value="5 bytes/s" />' in xml
+    report.show(result)
+    assert "5 bytes/s" in capfd.readouterr().out
+
+
+def test_figures_of_both_modules_stand_beside_each_other(
+    run: Run, suite: str, tmp_path: Path
+) -> None:
+    patch = tmp_path / "x.patch"
+    patch.write_text("--- a/sys/x.c\n+++ b/sys/x.c\n@@ -1 +1 @@\n-a\n+b\n")
+    general = tmp_path / "project" / "general"
+    result = run(topic=suite, checks=general, series=(patch,), side_by_side=True)
+    assert set(result.figures) == {("ratio", "", "1.00"), ("speed", "4 bytes/s", "5 bytes/s")}
+    assert result.verdict.startswith("series x, topic speed, ")
+    page = (result.run_dir / "report.html").read_text()
+    assert "What was measured" in page
+    assert "<td>4 bytes/s</td><td>5 bytes/s</td>" in page
+
+
+@pytest.mark.parametrize("options", [{"stock": True}, {"series": (Path("x.patch"),)}])
+def test_a_topic_that_there_is_not_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"--topic nonsense: no such topic; there is .*meminfo"):
+        verify.settle(Options(topic="nonsense", **options))
+
+
+def test_nothing_stands_beside_stock_without_patches(suite: str) -> None:
+    with pytest.raises(UsageError, match="topic speed has no patches to set beside"):
+        verify.settle(Options(topic=suite, side_by_side=True))

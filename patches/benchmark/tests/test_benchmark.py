@@ -1,0 +1,104 @@
+"""benchmark: what each kind of VM exit costs, and how much more with the patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.bhyve import exits
+from harness.bhyve.exits import Costs, Ratio
+from harness.build.builder import Build
+from harness.guest.freebsd import Guest
+from harness.run.session import Workbench
+
+pytestmark = [pytest.mark.vtx, pytest.mark.tools]
+
+SOURCES = Path(__file__).parents[1] / "guest"
+ROUNDS = 400
+PAIRS = 3
+"""How often stock and patched are measured, in turns."""
+
+KINDS = {
+    "cpuid": "CPUID",
+    "port-kernel": "port that vmm.ko answers",
+    "port-user": "port that bhyve answers",
+    "mmio-kernel": "MMIO that vmm.ko answers (local APIC)",
+    "mmio-user": "MMIO that bhyve answers",
+    "msr-kernel": "MSR that vmm.ko answers",
+    "msr-user": "MSR that bhyve answers",
+    "hlt": "HLT until an interrupt that waits already",
+    "ipi-self": "IPI sent",
+    "ipi-answered": "IPI to another vCPU and its answer",
+    "ept-fault": "EPT fault, a page touched for the first time",
+    "create": "VM with 16 MiB made",
+    "destroy": "VM with 16 MiB destroyed",
+}
+LIMIT = 1.10
+LIMITS = {"ipi-answered": 1.25, "create": 1.25, "destroy": 1.25}
+"""How many times as much as on stock a kind may cost; these depend on the scheduler and on UMA."""
+
+Measure = Callable[[Build], Costs]
+
+
+@pytest.fixture(scope="module")
+def measure(workbench: Workbench, guest: Guest) -> Iterator[Measure]:
+    """Measure a build's module; the one that ran before is loaded again afterwards."""
+    record, release = workbench.record, workbench.options.release
+    assert record is not None
+
+    def run(build: Build) -> Costs:
+        program = exits.compile_bench(build, SOURCES, record.sysroot, release)
+        return exits.run(guest, build, program, ROUNDS)
+
+    yield run
+    if workbench.running is not None and not guest.given_up:
+        exits.load_once(guest, workbench.running)
+
+
+@pytest.fixture(scope="module")
+def costs(workbench: Workbench, measure: Measure) -> Costs:
+    """What the module that runs costs."""
+    assert workbench.running is not None
+    return exits.net(measure(workbench.running))
+
+
+@pytest.fixture(scope="module")
+def ratios(workbench: Workbench, measure: Measure) -> dict[str, Ratio]:
+    """Stock and patched in turns, in the same guest."""
+    assert workbench.stock_build is not None
+    assert workbench.build is not None
+    stock, patched = [], []
+    for _ in range(PAIRS):
+        stock.append(measure(workbench.stock_build))
+        patched.append(measure(workbench.build))
+    return exits.ratios(stock, patched)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cost(costs: Costs, kind: str, record_property: Callable[[str, object], None]) -> None:
+    """the exit is taken in each round, and its cost is a plausible number of cycles"""
+    assert kind in costs, f"the program measured {', '.join(costs)} alone"
+    cost = costs[kind]
+    record_property(f"{KINDS[kind]}", cost)
+    assert 0 < cost.low <= cost.median <= cost.high
+    # A guest that is left and entered again executes hundreds of instructions of the host's.
+    assert cost.median > 100
+
+
+@pytest.mark.parametrize("kind", [it for it in KINDS if it.endswith("-kernel")])
+def test_user_space_costs_more(costs: Costs, kind: str) -> None:
+    """an exit that a program has to answer costs more than one that the kernel answers"""
+    assert costs[kind.replace("-kernel", "-user")].median > costs[kind].median
+
+
+@pytest.mark.beside
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_slower_than_stock(
+    ratios: dict[str, Ratio], kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    """the exit costs hardly more with the patches than on stock, measured in turns"""
+    limit = LIMITS.get(kind, LIMIT)
+    record_property(f"{KINDS[kind]}, patched to stock", ratios[kind])
+    assert not ratios[kind].exceeds(limit), f"{ratios[kind]}; at most {limit} is allowed"
