@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -26,14 +27,21 @@ def ssh(subject: Subject, rounds: int, live: Live) -> Result:
         )
     taken = Taken()
     with subject.up() as (guest, _, _), tempfile.TemporaryDirectory(prefix="vmm-") as folder:
-        port = guest.machine.ssh_port
-        assert port is not None
+        forward = guest.machine.forward
+        assert forward is not None
         known = Path(folder) / "known_hosts"
-        known.write_text(f"[127.0.0.1]:{port} {subject.access.host_key}\n")
-        base = openssh(subject, port, known)
-        shared = [*base[:-1], "-o", f"ControlPath={folder}/master", base[-1]]
+        known.write_text(f"[127.0.0.1]:{forward.port} {subject.access.host_key}\n")
+        base = openssh(subject, forward.port, known)
+        way, environment = forward.for_openssh()
+        there = [word for name, value in way.items() for word in ("-o", f"{name}={value}")]
+        shared = [*base[:-1], *there, "-o", f"ControlPath={folder}/master", base[-1]]
         begin = [*shared[:-1], "-o", "ControlMaster=yes", "-o", "ControlPersist=yes"]
-        subprocess.run([*begin, shared[-1], "--", "true"], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            [*begin, shared[-1], "--", "true"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+        )
         try:
             for number in range(rounds):
                 live(f"round {number + 1} of {rounds}")

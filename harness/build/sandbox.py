@@ -23,6 +23,7 @@ from pathlib import Path
 from harness import process
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
+from harness.machine.forward import namespace_remedy
 
 PLACE = "/workbench"
 """What the folder of a build is called inside."""
@@ -201,13 +202,8 @@ def _require(command: Sequence[str]) -> None:
     if done.ok:
         return
     said = (done.stderr.splitlines() or [f"exit code {done.code}"])[-1]
-    switch = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
-    if switch.is_file() and switch.read_text().strip() == "1":
-        remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows it"
-    else:
-        remedy = "allow user namespaces here (in a container: --security-opt seccomp=unconfined)"
     said = said.replace(": ", ", ")
-    raise CannotError(f"this machine forbids it ({said}): {remedy}")
+    raise CannotError(f"this machine forbids it ({said}): {namespace_remedy()}")
 
 
 def _in_system(path: Path) -> bool:

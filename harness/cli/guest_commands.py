@@ -107,7 +107,7 @@ def status(name: str, json: bool) -> int:
                 record.what,
                 record.backend,
                 record.module or "-",
-                f"127.0.0.1:{record.ssh_port}" if record.ssh_port else "-",
+                str(record.forward or "-"),
                 _age(record),
                 record.note or str(record.run_dir),
             )

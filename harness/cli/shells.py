@@ -24,9 +24,8 @@ import paramiko
 from harness import progress
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, UsageError
-from harness.files import write_atomic
 from harness.guest.ssh import Address, Ssh
-from harness.keeper import BROKEN, STARTING, Record, find, load, open_console
+from harness.keeper import BROKEN, STARTING, Record, find, load, open_console, openssh
 from harness.machine.console import clean_lines
 
 OPENSSH = "ssh"
@@ -41,29 +40,20 @@ _DETACH_NAME = "Ctrl-]"
 _LINE_BYTES = 200
 
 
-def ssh_command(record: Record, command: Sequence[str], *, terminal: bool) -> list[str]:
-    """OpenSSH's client for this guest, with its host key pinned in the run's folder."""
-    known = record.run_dir / "known_hosts"
-    write_atomic(known, f"[127.0.0.1]:{record.ssh_port} {record.host_key}\n", mode=0o600)
-    options = {
-        "IdentityFile": record.private_key,
-        "IdentitiesOnly": "yes",
-        "IdentityAgent": "none",
-        "UserKnownHostsFile": str(known),
-        "GlobalKnownHostsFile": "none",
-        "StrictHostKeyChecking": "yes",
-        "UpdateHostKeys": "no",
-        "PreferredAuthentications": "publickey",
-        "ForwardAgent": "no",
-        "ForwardX11": "no",
-        "LogLevel": "ERROR",
-    }
+def ssh_command(
+    record: Record, command: Sequence[str], *, terminal: bool
+) -> tuple[list[str], dict[str, str]]:
+    """OpenSSH's client for this guest, with its host key pinned in the run's folder.
+
+    The second value is what it needs in its environment.
+    """
     words = [OPENSSH, "-F", "none", "-t" if terminal else "-T", "-p", str(record.ssh_port)]
-    for name, value in options.items():
-        # ssh reads what stands here as a line of its settings: quoted, % doubled.
-        words += ["-o", f'{name}="{value.replace("%", "%%")}"']
+    way, environment = record.forward.for_openssh() if record.forward else ({}, {})
+    for name, value in {**openssh.options(record), **way}.items():
+        words += ["-o", f"{name}={value}"]
     # What follows the dashes is no option, whatever a record says the user is called.
-    return [*words, "--", f"{record.user}@127.0.0.1", *([_line(command)] if command else [])]
+    words += ["--", f"{record.user}@127.0.0.1", *([_line(command)] if command else [])]
+    return words, environment
 
 
 def _line(command: Sequence[str]) -> str:
@@ -80,7 +70,8 @@ def ssh(record: Record, command: Sequence[str]) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if shutil.which(OPENSSH) is None:
         return _with_paramiko(record, command, terminal)
-    process = subprocess.Popen(ssh_command(record, command, terminal=terminal))
+    words, more = ssh_command(record, command, terminal=terminal)
+    process = subprocess.Popen(words, env={**os.environ, **more})
     while True:
         # Ctrl-C reaches the client too, and what it means is decided there.
         with contextlib.suppress(KeyboardInterrupt):
@@ -128,7 +119,14 @@ def way_in(name: str) -> Record:
 
 
 def _with_paramiko(record: Record, command: Sequence[str], terminal: bool) -> int:
-    address = Address(record.ssh_port or 0, Path(record.private_key), record.host_key, record.user)
+    way = record.forward
+    address = Address(
+        way.port if way else 0,
+        Path(record.private_key),
+        record.host_key,
+        record.user,
+        network_of=way.pid if way else None,
+    )
     with Ssh(address) as connection:
         connection.connect(Deadline.after(_CONNECT_S))
         channel = connection.channel()

@@ -114,10 +114,13 @@ class Guest:
         self.must(command, deadline, stdin=os.urandom(_ENTROPY_BYTES))
 
     def _connect(self, limit: Deadline, listening: bool = True) -> None:
-        port = self.machine.ssh_port
-        if port is None:
+        forward = self.machine.forward
+        if forward is None:
             raise RuntimeError("the machine has no network")
-        address = Address(port, self.access.private_key, self.access.host_key, self.access.user)
+        access = self.access
+        address = Address(
+            forward.port, access.private_key, access.host_key, access.user, network_of=forward.pid
+        )
         self.disconnect()
         # While it is waited for, a guest may begin as often as it pleases.
         self._boots = None

@@ -29,6 +29,7 @@ from harness.files import atomic_path
 from harness.guest import keys, ssh_reason
 from harness.guest.ssh_exec import Exchange, OutOfTime, attended
 from harness.guest.transcript import Listener, asked
+from harness.machine.forward import Forward
 
 _FIRST_TRY_S = 4.0
 _TRY_S = 30.0
@@ -58,7 +59,8 @@ class CommandFailed(GuestError):
 class Address:
     """Where a guest's sshd is, who we are there and whom we expect to meet.
 
-    `host_key` is `type base64`, as learned over the serial line.
+    `host_key` is `type base64`, as learned over the serial line; the port is in the network of the
+    process `network_of`, or (None) in this machine's.
     """
 
     port: int
@@ -66,6 +68,7 @@ class Address:
     host_key: str
     user: str = "root"
     host: str = "127.0.0.1"
+    network_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,15 +213,18 @@ class Ssh:
     def _connect_once(
         self, client: paramiko.SSHClient, key: paramiko.PKey, patience_s: float
     ) -> None:
+        # For the whole negotiation; longer than the banner's, so that silence is called so.
+        limit_s = patience_s + _TRY_S
+        forward = Forward(self.address.port, self.address.network_of)
         client.connect(
             self.address.host,
             port=self.address.port,
+            sock=forward.connect(limit_s),
             username=self.address.user,
             pkey=key,
             allow_agent=False,
             look_for_keys=False,
-            # For the whole negotiation; longer than the banner's, so that silence is called so.
-            timeout=patience_s + _TRY_S,
+            timeout=limit_s,
             banner_timeout=patience_s,
             auth_timeout=_TRY_S,
         )

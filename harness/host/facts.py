@@ -128,7 +128,8 @@ class HostFacts:
     `emulators` and `tools` hold what is installed, by command name (a tool's text is its version,
     empty where it tells none); `packages_missing` are Debian's names of what is not, and
     `packages_line` the command that installs them.  `sandbox` says in which a patch is built,
-    `sandbox_refusal` why there is none; both are empty where nobody looked.
+    `sandbox_refusal` why there is none; both are empty where nobody looked.  `network_refusal` says
+    why an emulator gets no network of its own (None: nobody looked; empty: it gets one).
     """
 
     cpu: Cpu = field(default_factory=Cpu)
@@ -144,6 +145,7 @@ class HostFacts:
     images: tuple[Image, ...] = ()
     sandbox: str = ""
     sandbox_refusal: str = ""
+    network_refusal: str | None = None
     about: str = ""
 
 
@@ -195,6 +197,7 @@ def from_data(data: Mapping[str, Any]) -> HostFacts:
             "python_version",
             "sandbox",
             "sandbox_refusal",
+            "network_refusal",
             "about",
         )
         if key in data

@@ -131,7 +131,7 @@ class Attached(Machine):
         super().__init__(Spec(record.guest_dir, Drive(Path("/")), name=record.what))
         self.record = record
         self.traits = machines.traits(record.backend)
-        self.ssh_port = record.ssh_port
+        self.ssh_port, self.private = record.ssh_port, record.ssh_private
         line, _ = open_console(record, 0)
         log = self.spec.console_log
         self._console = Console(line.detach(), log, self._check_process, writes_log=False)

@@ -22,6 +22,7 @@ from harness import checked, files
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 from harness.files import runs_dir
+from harness.machine.forward import Forward
 
 STARTING, READY, BROKEN, ENDED = "starting", "ready", "broken", "ended"
 
@@ -89,7 +90,8 @@ class Record:
     `stage` is `starting` (`note` says what is under way), `ready`, `broken` (`note` says how; the
     machine is still there) or `ended`.  `module` says what is loaded, in words; its file and the
     kernel's, both with symbols, are known once a module was loaded.  `boots` counts how often it
-    came up; `options` are those of its workbench, if it has one.
+    came up; `options` are those of its workbench, if it has one.  With `ssh_private` the port is in
+    the emulator's own network.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Record:
     machine_dir: str = ""
     emulator: Process | None = None
     ssh_port: checked.Port | None = None
+    ssh_private: bool = False
     user: checked.MaybeUser = ""
     private_key: checked.Line = ""
     host_key: checked.Line = ""
@@ -125,6 +128,14 @@ class Record:
     def state(self) -> str:
         """The stage, in view of whether its keeper still lives."""
         return self.stage if self.stage == ENDED or self.owner.alive else "lost"
+
+    @property
+    def forward(self) -> Forward | None:
+        """The way to its sshd, as `Machine.forward`."""
+        if self.ssh_port is None:
+            return None
+        emulator = self.emulator.pid if self.emulator is not None and self.emulator.alive else 0
+        return Forward(self.ssh_port, emulator if self.ssh_private else None)
 
     @property
     def guest_dir(self) -> Path:

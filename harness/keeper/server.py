@@ -25,8 +25,8 @@ from harness import files, progress
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, Interrupted, WorkbenchError
 from harness.guest.freebsd import Guest
+from harness.keeper import openssh, wire
 from harness.keeper import record as records
-from harness.keeper import wire
 from harness.keeper.record import BROKEN, ENDED, READY, STARTING, Process, Record
 from harness.machine import Machine
 from harness.machine.base import describe_exit
@@ -143,6 +143,9 @@ class Keeper:
             self._decided.wait()
             return there and self._released
         self._update(stage=READY, note="", boots=1, **self._way_in())
+        # A full disk must not end the guest.
+        with contextlib.suppress(OSError):
+            openssh.write_config(self._record)
         self._send("ready", self._record, self._bench.properties)
         return True
 
@@ -155,6 +158,7 @@ class Keeper:
             "machine_dir": str(machine.spec.run_dir),
             "emulator": Process.of(machine.pid) if machine.pid else None,
             "ssh_port": machine.ssh_port,
+            "ssh_private": machine.private,
             "user": access.user,
             "private_key": str(access.private_key),
             "host_key": access.host_key,

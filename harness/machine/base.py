@@ -23,6 +23,7 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, MachineDied
 from harness.machine.boot_watch import BootWatch
 from harness.machine.console import Console
+from harness.machine.forward import PRIVATE_PORT, Forward, fenced, unavailable
 
 _PORT_TRIES = 5
 # Somebody may stop an emulator for a moment; for longer nothing will come of waiting.
@@ -59,9 +60,9 @@ class Spec:
 
     `run_dir` gets its console log, overlay and emulator log.  `cpu` is the emulator's own name for
     a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
-    forwarded to a free port on 127.0.0.1; `network_out` lets the guest reach the outside (only
-    while an image is prepared).  `debug_exit` gives QEMU the port by which a bare-metal program
-    ends it with an exit code (Bochs has a port of its own for that).  `savable` says that the
+    forwarded (`Machine.forward`); `network_out` lets the guest reach the outside, and then its
+    emulator has no network of its own.  `debug_exit` gives QEMU the port by which a bare-metal
+    program ends it with an exit code (Bochs has one of its own for that).  `savable` says that the
     machine will be saved perhaps, which has to be known when it starts.  `resume_from` is a folder
     that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
     what is in it.  `second` is one more disk, raw, which the guest can only read.  `screen` asks
@@ -108,6 +109,7 @@ class Machine(ABC):
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.ssh_port: int | None = None
+        self.private = False
         self._console: Console | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped_since_s = 0.0
@@ -139,6 +141,14 @@ class Machine(ABC):
     def pid(self) -> int | None:
         """The emulator's process id while it runs."""
         return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def forward(self) -> Forward | None:
+        """The way to the guest's sshd; None where nothing is forwarded."""
+        if self.ssh_port is None:
+            return None
+        # 0 is nobody's number: an emulator that has ended has no port on this machine.
+        return Forward(self.ssh_port, (self.pid or 0) if self.private else None)
 
     @property
     def exit_code(self) -> int | None:
@@ -333,6 +343,13 @@ class Machine(ABC):
         except subprocess.TimeoutExpired:
             return None
 
+    def _choose_port(self) -> int | None:
+        """The port to forward, in a network of the emulator's own where there can be one."""
+        self.private = self.spec.ssh and not self.spec.network_out and not unavailable()
+        if not self.spec.ssh:
+            return None
+        return PRIVATE_PORT if self.private else free_port()
+
     def _spawn(
         self,
         command: Sequence[str],
@@ -344,15 +361,17 @@ class Machine(ABC):
         """Run the emulator in a session of its own, standard error to its log.
 
         setpriv makes the kernel end the emulator with the harness, even when that is killed; to be
-        exact, with the thread that starts it, so that has to be one that lasts.
+        exact, with the thread that starts it, so that has to be one that lasts.  It enters its own
+        network after that, as the same process.
         """
         # Looked for here: setpriv's own complaint would look like the emulator's.
         for program in ("setpriv", command[0]):
             if shutil.which(program) is None:
                 raise CannotError(f"{program} is not installed; run ./inv setup")
+        words = fenced(command) if self.private else command
         with self.spec.emulator_log.open("ab") as log:
             return subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                ["setpriv", "--pdeathsig", "KILL", "--", *words],
                 stdin=subprocess.DEVNULL if stdio is None else stdio,
                 stdout=log if stdio is None else stdio,
                 stderr=log,

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, MachineDied, WaitTimeout
 from harness.machine import bochs_program, bochs_screen, bochs_state
-from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
+from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, tail_of
 from harness.machine.bochs_screen import Screen
 from harness.machine.console import Console
 from harness.machine.models import BOCHS_MODELS
@@ -182,8 +182,7 @@ class BochsMachine(Machine):
         master, self._console_tty_fd = pty.openpty()
         self._console = Console(master, self.spec.console_log, self._check_process)
         tty.setraw(self._console_tty_fd)
-        if self.spec.ssh:
-            self.ssh_port = free_port()
+        self.ssh_port = self._choose_port()
         (run_dir / _TTY).unlink(missing_ok=True)
         (run_dir / _TTY).symlink_to(os.ttyname(self._console_tty_fd))
         environment = {**bochs_screen.ENVIRONMENT, **self._bochs.environment}

@@ -33,7 +33,9 @@ _PROGRAM = "usr/bin/bochs-bin"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 # Debian 12's packages have the C library here, later ones where all others are.
 _MORE_LIBRARIES = "lib/x86_64-linux-gnu"
-_LOADERS = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2")
+# The file itself: in Debian 12's package, the link in lib64 is absolute, so it would lead to the
+# machine's loader, which fits only the machine's own C library.
+_LOADER = "ld-linux-x86-64.so.2"
 _SHARE = "usr/share/bochs"
 _LIMIT_S = 10.0
 _PLUGINS_IN = ("bochs/plugins/*.so", "*/bochs/plugins/*.so")
@@ -82,11 +84,10 @@ class Bochs:
         """The command line that runs it with these options."""
         if not self.private:
             return [_NAME, *options]
-        loader = next(
-            (path for each in _LOADERS if (path := self.root / each).exists()),
-            self.root / _LOADERS[0],
-        )
-        libraries = f"{self.root / _LIBRARIES}:{self.root / _MORE_LIBRARIES}"
+        folders = (self.root / _LIBRARIES, self.root / _MORE_LIBRARIES)
+        loaders = [path for each in folders if (path := each / _LOADER).exists()]
+        loader = loaders[0] if loaders else folders[0] / _LOADER
+        libraries = ":".join(map(str, folders))
         return [str(loader), "--library-path", libraries, self.path, *options]
 
     @property

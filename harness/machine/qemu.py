@@ -15,7 +15,7 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, MachineDied
 from harness.machine import qemu_state as state
 from harness.machine import vga
-from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, free_port, tail_of
+from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, tail_of
 from harness.machine.console import Console
 from harness.machine.qemu_state import Memory
 from harness.machine.qmp import Qmp
@@ -148,7 +148,7 @@ class QemuMachine(Machine):
             make_overlay(self.spec.drive.path, self.spec.drive.format, self.overlay)
 
     def _start_once(self, deadline: Deadline) -> None:
-        self.ssh_port = free_port() if self.spec.ssh else None
+        self.ssh_port = self._choose_port()
         self._memory = state.memory_of(self.spec)
         console_near, console_far = socket.socketpair()
         qmp_near, qmp_far = socket.socketpair()

@@ -15,6 +15,7 @@ from harness.host.facts import Emulator, Folder, HostFacts, Image, Processor, to
 from harness.host.requirements import Need, lacking
 from harness.image import store
 from harness.image.manifest import available
+from harness.machine import forward
 from harness.machine.models import BOCHS_MODELS
 
 # What a whole verify takes: a run's folder with its overlay, the guest's memory and the emulator's.
@@ -33,7 +34,7 @@ _COMPILERS = {"gcc", "cc", "clang-19"}
 
 def gather() -> HostFacts:
     """What this machine can do, and which images are prepared on it."""
-    found = replace(survey.gather(), images=_prepared())
+    found = replace(survey.gather(), images=_prepared(), network_refusal=forward.unavailable())
     if refusal := sandbox.unavailable():
         return replace(found, sandbox_refusal=refusal)
     return replace(found, sandbox=sandbox.describe())
@@ -117,6 +118,7 @@ def examine(facts: HostFacts) -> Verdict:
         _backend(decision),
         _tools(facts),
         *_sandbox(facts),
+        *_network(facts),
         *_room(facts),
         _python(facts),
         _images(facts),
@@ -289,6 +291,17 @@ def _sandbox(facts: HostFacts) -> list[Row]:
     if facts.sandbox:
         return [Row("sandbox for builds", facts.sandbox, "one was made and left again", OK)]
     return []
+
+
+def _network(facts: HostFacts) -> list[Row]:
+    if facts.network_refusal is None:
+        return []
+    what = "way into a guest"
+    if facts.network_refusal:
+        evidence = f"the emulator has no network of its own: {facts.network_refusal}"
+        found = "a port on 127.0.0.1, open to this machine's other users"
+        return [Row(what, found, evidence, WARN, forward.namespace_remedy())]
+    return [Row(what, "no port on this machine", "a network was made for one emulator", OK)]
 
 
 def _room(facts: HostFacts) -> list[Row]:

@@ -285,7 +285,7 @@ class Workbench:
                 cold=self.options.cold,
                 attend=attend,
             )
-            step.note = f"{how}; SSH on 127.0.0.1:{self.guest.machine.ssh_port}"
+            step.note = f"{how}; SSH on {self.guest.machine.forward}"
             self.properties["boot"] = how
             self.properties["machine"] = shlex.join(self.guest.machine.command())
 

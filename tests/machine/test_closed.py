@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -20,11 +22,12 @@ from test_machines import Made, boot, make, sector
 
 from harness import machine as machines
 from harness.deadline import Deadline
+from harness.errors import GuestError
 from harness.files import PROJECT
 from harness.guest.freebsd import Access, Guest
 from harness.guest.keys import make_key
 from harness.guest.ssh import SshRefused
-from harness.machine import Drive, Machine, Spec
+from harness.machine import Drive, Machine, Spec, base, enter_network
 
 __all__ = ["make", "sector"]
 
@@ -49,7 +52,7 @@ def head(path: Path) -> str:
 
 
 def listening(machine: Machine) -> list[tuple[str, int]]:
-    """Where an emulator can be reached: addresses of TCP and UDP, paths of local sockets."""
+    """Where an emulator can be reached from here: addresses of TCP and UDP, paths of sockets."""
     assert machine.pid is not None
     found = []
     for it in psutil.Process(machine.pid).net_connections(kind="all"):
@@ -61,14 +64,40 @@ def listening(machine: Machine) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.fixture
+def shared_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that forbids network namespaces: the port is on its own loopback."""
+    monkeypatch.setattr(base, "unavailable", lambda: "forbidden for this test")
+
+
+def network_of(pid: int | None) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
+
+
 @pytest.mark.parametrize("backend", ["tcg", "bochs"])
-def test_one_port_on_loopback_and_nothing_else(make: Made, backend: str) -> None:
+def test_no_port_on_this_machine(make: Made, backend: str) -> None:
     machine = make(backend, ssh=True)
     boot(machine)
-    assert listening(machine) == [("127.0.0.1", machine.ssh_port)]
+    assert network_of(machine.pid) != network_of(os.getpid())
+    assert listening(machine) == []
+    assert machine.forward is not None
+    with machine.forward.connect(5) as connection:
+        assert connection.getpeername() == ("127.0.0.1", machine.ssh_port)
     closed = make(backend, run="closed")
     boot(closed)
     assert listening(closed) == []
+    machine.stop(Deadline.after(10))
+    with pytest.raises(ConnectionRefusedError):
+        machine.forward.connect(5)
+
+
+@pytest.mark.usefixtures("shared_network")
+@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+def test_one_port_on_loopback_where_namespaces_are_forbidden(make: Made, backend: str) -> None:
+    machine = make(backend, ssh=True)
+    boot(machine)
+    assert network_of(machine.pid) == network_of(os.getpid())
+    assert listening(machine) == [("127.0.0.1", machine.ssh_port)]
 
 
 def test_qemu_runs_in_its_sandbox_and_gains_no_rights(make: Made) -> None:
@@ -104,11 +133,15 @@ import tempfile
 from pathlib import Path
 from harness import machine
 from harness.deadline import Deadline
+from harness.machine.forward import unavailable
+# This one may lie where the user cannot go.
+sys.executable = "/usr/bin/python3"
 spec = machine.Spec(Path(sys.argv[2]), machine.Drive(Path(sys.argv[3])), 32 << 20)
 with machine.make(sys.argv[1], spec) as virtual:
     virtual.start(Deadline.after(30))
     virtual.console.talk(0).expect_any(["sector"], "greeting", Deadline.after(60))
-    print("greeted", virtual.spec.run_dir.stat().st_uid)
+    virtual.forward.connect(10).close()
+    print("greeted", virtual.spec.run_dir.stat().st_uid, unavailable() or virtual.private)
 """
 
 
@@ -128,7 +161,7 @@ def test_no_machine_needs_root(backend: str, sector: Path, open_folder: Path) ->
     for path in (open_folder, open_folder / "disk.img"):
         os.chown(path, NOBODY, NOBODY)
     done = run([*python, _BOOT_AS, backend, open_folder / "run", open_folder / "disk.img"])
-    assert done.stdout == f"greeted {NOBODY}\n", done.stderr
+    assert done.stdout == f"greeted {NOBODY} True\n", done.stderr
 
 
 # --- a guest that listens
@@ -136,8 +169,14 @@ def test_no_machine_needs_root(backend: str, sector: Path, open_folder: Path) ->
 
 @pytest.fixture(scope="module")
 def guest(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """One stand-in for all of these: they leave it as it was."""
-    folder = tmp_path_factory.mktemp("closed") / "run"
+    """One stand-in for most of these: they leave it as it was."""
+    with up(standin, tmp_path_factory.mktemp("closed") / "run") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def up(standin: Any, folder: Path) -> Iterator[Guest]:
+    """The stand-in, ready."""
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name="the stand-in")
     with (
         machines.make("tcg", spec) as machine,
@@ -154,7 +193,8 @@ def test_without_our_key_there_is_no_way_in(guest: Guest, tmp_path: Path) -> Non
     with pytest.raises(SshRefused, match="key"):
         stranger.enter(Deadline.after(60))
     for how in ("auth_none", "auth_password"):
-        with socket.create_connection(("127.0.0.1", guest.machine.ssh_port or 0)) as connection:
+        assert guest.machine.forward is not None
+        with guest.machine.forward.connect(5) as connection:
             transport = paramiko.Transport(connection)
             try:
                 transport.start_client(timeout=30)
@@ -166,23 +206,96 @@ def test_without_our_key_there_is_no_way_in(guest: Guest, tmp_path: Path) -> Non
                 transport.close()
 
 
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+_HOLD = """
+import socket, sys, time
+held = []
+for _ in range(120):
+    try:
+        held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2))
+    except OSError:
+        pass
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def idle_connections(port: int) -> Iterator[int]:
+    """120 idle connections to a port on this machine, by another user where that can be."""
+    other_user = AS_NOBODY if os.geteuid() == 0 else ()
+    command = [*other_user, SYSTEM_PYTHON, "-c", _HOLD, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        yield int(holder.stdout.readline())
+        holder.kill()
+
+
+def enters(guest: Guest) -> None:
+    """One more connection, beside the one that there is."""
+    one_more = Guest(guest.machine, guest.access)
+    with one_more:
+        one_more.enter(Deadline.after(60))
+
+
+def test_idle_connections_of_others_shut_nobody_out(guest: Guest) -> None:
+    with idle_connections(guest.machine.ssh_port or 0) as held:
+        assert held == 0
+        enters(guest)
+
+
+@pytest.mark.usefixtures("shared_network")
+def test_idle_connections_do_so_where_namespaces_are_forbidden(
+    standin: Any, tmp_path: Path
+) -> None:
+    """So that the test above can tell; docs/security.md says it."""
+    with up(standin, tmp_path / "run") as guest:
+        with idle_connections(guest.machine.ssh_port or 0) as held:
+            assert held > 30
+            with pytest.raises(GuestError):
+                enters(guest)
+        enters(guest)
+
+
 @root_only
 def test_another_local_user_cannot_get_in(guest: Guest, open_folder: Path) -> None:
-    """The port is open to every local user: what keeps them out is the key, closed to them."""
+    """They can neither reach the port, nor enter the network that it is in."""
+    entry = open_folder / "entry.py"
+    shutil.copy(enter_network.__file__, entry)
+    ask = ["-I", "-S", str(entry), "connect", str(guest.machine.pid), str(guest.machine.ssh_port)]
+    for user, code, word in ((AS_NOBODY, errno.EACCES, "Permission denied"), ((), 0, "")):
+        near, far = socket.socketpair()
+        with near, far:
+            command = [*user, SYSTEM_PYTHON, *ask]
+            done = subprocess.run(
+                command, stdout=far, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert (done.returncode, word in done.stderr) == (code, True), done.stderr
+    machine_s = ["nsenter", f"--net=/proc/{guest.machine.pid}/ns/net", "true"]
+    done = subprocess.run([*AS_NOBODY, *machine_s], capture_output=True, text=True, check=False)
+    assert "Permission denied" in done.stderr
+
+
+@root_only
+@pytest.mark.usefixtures("shared_network")
+def test_another_local_user_has_no_key(standin: Any, open_folder: Path, tmp_path: Path) -> None:
+    """Where the port is open to every local user, what keeps them out is the key."""
     make_key(open_folder / "own", "another user's")
     os.chown(open_folder / "own", NOBODY, NOBODY)
     ours = open_folder / "ours"
-    shutil.copy(guest.access.private_key, ours)
-    ssh = ["ssh", "-p", str(guest.machine.ssh_port), "-o", "BatchMode=yes", "-F", "none"]
-    ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    for key in (open_folder / "own", ours):
-        command = [*AS_NOBODY, *ssh, "-i", str(key), "root@127.0.0.1", "echo", "inside"]
+    shutil.copy(standin.private_key, ours)
+    with up(standin, tmp_path / "run") as guest:
+        ssh = ["ssh", "-p", str(guest.machine.ssh_port), "-o", "BatchMode=yes", "-F", "none"]
+        ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        for key in (open_folder / "own", ours):
+            command = [*AS_NOBODY, *ssh, "-i", str(key), "root@127.0.0.1", "echo", "inside"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 255
+            assert "Permission denied" in done.stderr
+            assert "inside" not in done.stdout
+        command = [*ssh, "-i", str(ours), "root@127.0.0.1", "echo", "inside"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 255
-        assert "Permission denied" in done.stderr
-        assert "inside" not in done.stdout
-    command = [*ssh, "-i", str(ours), "root@127.0.0.1", "echo", "inside"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "inside\n", "the owner gets in the same way, so the test can tell"
 
 

@@ -126,6 +126,15 @@ def test_without_openssh(
 
 
 @pytest.mark.usefixtures("two")
+def test_other_programs_get_in_by_the_file() -> None:
+    config = record_of("a").run_dir / "ssh_config"
+    command = ["ssh", "-F", str(config), "a", "echo from the file"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=ENDS_S, check=False)
+    assert (done.stdout, done.stderr) == ("from the file\n", "")
+    assert config.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("two")
 def test_a_shell_on_a_terminal() -> None:
     shell = terminal("ssh", "--name", "a")
     shell.expect("# ")

@@ -21,7 +21,7 @@ from harness import machine as machines
 from harness.deadline import Deadline
 from harness.errors import CannotError, MachineDied, WaitTimeout
 from harness.files import PROJECT
-from harness.machine import Drive, Machine, Spec, bochs, qemu
+from harness.machine import Drive, Machine, Spec, base, bochs, qemu
 
 EVIL = 'it\'s a "disk", $HOME {x} =1'
 PROMPT = r"sector\r\n> "
@@ -160,7 +160,8 @@ import sys, time
 from pathlib import Path
 from harness import machine
 from harness.deadline import Deadline
-spec = machine.Spec(Path(sys.argv[2]), machine.Drive(Path(sys.argv[3])), 32 << 20, ssh=False)
+drive = machine.Drive(Path(sys.argv[3]))
+spec = machine.Spec(Path(sys.argv[2]), drive, 32 << 20, ssh=sys.argv[4] == "ssh")
 virtual = machine.make(sys.argv[1], spec)
 virtual.start(Deadline.after(20))
 print(virtual.pid, flush=True)
@@ -168,10 +169,12 @@ time.sleep(60)
 """
 
 
+@pytest.mark.parametrize("network", ["ssh", "none"])
 def test_an_emulator_does_not_outlive_a_killed_harness(
-    backend: str, sector: Path, tmp_path: Path
+    backend: str, network: str, sector: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", _CHILD, backend, str(tmp_path / "run"), str(sector)]
+    run_dir = str(tmp_path / "run")
+    command = [sys.executable, "-c", _CHILD, backend, run_dir, str(sector), network]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PROJECT
     ) as child:
@@ -194,27 +197,34 @@ def test_a_model_that_does_not_exist_is_named_by_the_emulator(make: Made, backen
     machine.stop(Deadline.after(1))
 
 
+@pytest.fixture
+def shared_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that forbids network namespaces: the port is on its own loopback."""
+    monkeypatch.setattr(base, "unavailable", lambda: "forbidden for this test")
+
+
+@pytest.mark.usefixtures("shared_network")
 def test_a_taken_port_is_not_the_end(
     backend: str, make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        kind = bochs if backend == "bochs" else qemu
-        free_port = kind.free_port
+        free_port = base.free_port
         ports = [other.getsockname()[1]]
-        monkeypatch.setattr(kind, "free_port", lambda: ports.pop() if ports else free_port())
+        monkeypatch.setattr(base, "free_port", lambda: ports.pop() if ports else free_port())
         with make(backend, ssh=True) as machine:
             boot(machine)
             assert machine.ssh_port != other.getsockname()[1]
+            assert str(machine.forward) == f"127.0.0.1:{machine.ssh_port}"
             with socket.create_connection(("127.0.0.1", machine.ssh_port or 0), timeout=5):
                 pass
 
 
+@pytest.mark.usefixtures("shared_network")
 def test_a_port_that_stays_taken_is_told(
     backend: str, make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        kind = bochs if backend == "bochs" else qemu
-        monkeypatch.setattr(kind, "free_port", lambda: other.getsockname()[1])
+        monkeypatch.setattr(base, "free_port", lambda: other.getsockname()[1])
         with pytest.raises(MachineDied, match=r"port|host forwarding|did not start"):
             make(backend, ssh=True).start(Deadline.after(30))
 
@@ -294,7 +304,10 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
     resumed = [make("bochs", run=f"resumed {n}", ssh=True, resume_from=state) for n in (1, 2)]
     for machine in resumed:
         machine.start(Deadline.after(20))
-    assert resumed[0].ssh_port != resumed[1].ssh_port
+    for machine in resumed:
+        assert machine.forward is not None
+        with machine.forward.connect(5):
+            pass
     for machine in resumed:
         ask(machine, "back", "back")
         ask(machine, "w", "W")

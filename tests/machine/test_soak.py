@@ -5,7 +5,6 @@ A few run with the other tests; as many as it takes to trust them with `./inv te
 
 from __future__ import annotations
 
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +17,13 @@ from harness import machine as machines
 from harness.deadline import Deadline
 from harness.guest.freebsd import Access, Guest
 from harness.machine import Drive, Spec
+from harness.machine.forward import Forward
 
 BOOT_S = 300.0
 
 
-def boot_once(standin: Any, folder: Path) -> int:
-    """Boot, run a command, switch off; the port that was used."""
+def boot_once(standin: Any, folder: Path) -> Forward:
+    """Boot, run a command, switch off; the way that was used."""
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name=folder.name)
     with (
         machines.make("tcg", spec) as machine,
@@ -32,11 +32,11 @@ def boot_once(standin: Any, folder: Path) -> int:
         machine.start(Deadline.after(60))
         guest.wait_ready(Deadline.after(BOOT_S))
         assert guest.must(["echo", folder.name]) == f"{folder.name}\n"
-        port = machine.ssh_port
-    assert port is not None
+        forward = machine.forward
+    assert forward is not None
     assert machine.pid is None
     assert spec.console_log.stat().st_size > 0
-    return port
+    return forward
 
 
 def held() -> dict[str, object]:
@@ -50,14 +50,12 @@ def held() -> dict[str, object]:
     }
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+def is_closed(forward: Forward) -> bool:
+    try:
+        forward.connect(5).close()
+    except ConnectionRefusedError:
         return True
+    return False
 
 
 def files_below(folder: Path) -> set[str]:
@@ -71,8 +69,7 @@ def files_below(folder: Path) -> set[str]:
 def test_boots_in_a_row(standin: Any, tmp_path: Path, boots: int) -> None:
     before = None
     for number in range(boots):
-        port = boot_once(standin, tmp_path / f"boot-{number}")
-        assert is_free(port)
+        assert is_closed(boot_once(standin, tmp_path / f"boot-{number}"))
         # What is made once and kept, by libraries too, is there after the first.
         before = before or held()
         assert held() == before
@@ -90,9 +87,9 @@ def test_boots_side_by_side(standin: Any, tmp_path: Path, rounds: int, side_by_s
         folders = [tmp_path / f"round-{number}-{place}" for place in range(side_by_side)]
         # An emulator ends with the thread that started it: the pool lasts as long as its machines.
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="boots") as pool:
-            ports = list(pool.map(boot_once, [standin] * side_by_side, folders))
-        assert len(set(ports)) == side_by_side
-        assert all(map(is_free, ports))
+            ways = list(pool.map(boot_once, [standin] * side_by_side, folders))
+        assert len(set(ways)) == side_by_side
+        assert all(map(is_closed, ways))
         before = before or held()
         assert held() == before
         print(f"round {number + 1} of {rounds}: {side_by_side} booted, nothing left", flush=True)

@@ -45,7 +45,7 @@ def log_in(machine: Machine) -> Conversation:
 
 def connect(machine: Machine, standin: Any) -> paramiko.SSHClient:
     """A connection as soon as the guest answers; its host key is checked."""
-    assert machine.ssh_port is not None
+    assert machine.forward is not None
     deadline = Deadline.after(BOOT_S)
     while True:
         client = paramiko.SSHClient()
@@ -53,8 +53,9 @@ def connect(machine: Machine, standin: Any) -> paramiko.SSHClient:
         try:
             client.connect(
                 "127.0.0.1",
-                machine.ssh_port,
+                machine.forward.port,
                 "root",
+                sock=machine.forward.connect(5),
                 key_filename=str(standin.private_key),
                 allow_agent=False,
                 look_for_keys=False,
@@ -102,12 +103,13 @@ def test_ssh_takes_the_key_and_files_and_no_password(guest: Machine, standin: An
 
     client = paramiko.SSHClient()
     trust(client, guest, standin)
-    assert guest.ssh_port is not None
+    assert guest.forward is not None
     with pytest.raises(paramiko.SSHException):
         client.connect(
             "127.0.0.1",
-            guest.ssh_port,
+            guest.forward.port,
             "root",
+            sock=guest.forward.connect(5),
             password="",
             allow_agent=False,
             look_for_keys=False,

@@ -119,7 +119,7 @@ def test_kept_guests(tmp_path: Path) -> None:
     command: list[str] = []
 
     def enter_it() -> None:
-        command[:] = shells.ssh_command(keeper.find("q"), ["id"], terminal=False)
+        command[:], _ = shells.ssh_command(keeper.find("q"), ["id"], terminal=False)
         target = command[command.index("--") + 1]
         assert not target.startswith("-")
 

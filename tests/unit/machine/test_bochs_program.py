@@ -39,14 +39,22 @@ def test_what_it_says_of_itself(text: str, version: str, debugger: Debugger) -> 
     assert found.path == "/usr/bin/bochs"
 
 
-@pytest.fixture
-def unpacked(tmp_path: Path) -> Path:
-    """A folder as Debian 13's packages leave it; the loader prints what Bochs would."""
+LOADER = "x86_64-linux-gnu/ld-linux-x86-64.so.2"
+
+
+@pytest.fixture(params=["usr/lib", "lib"])
+def unpacked(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder as Debian's packages leave it, 13's or 12's; the loader prints what Bochs would.
+
+    Debian 12's link in lib64 is absolute: it leads to the loader of the machine.
+    """
     root = tmp_path / "a root"
-    for name in ("usr/bin/bochs-bin", "usr/lib64/ld-linux-x86-64.so.2"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    loader = root / request.param / LOADER
+    link = root / request.param.replace("lib", "lib64") / loader.name
+    for path in (root / "usr/bin/bochs-bin", loader, link):
+        path.parent.mkdir(parents=True, exist_ok=True)
     (root / "usr/bin/bochs-bin").write_bytes(b"program")
-    loader = root / "usr/lib64/ld-linux-x86-64.so.2"
+    link.symlink_to(f"/lib/{LOADER}" if request.param == "lib" else f"../lib/{LOADER}")
     loader.write_text(f'#!/bin/sh\necho "$@" >"{tmp_path}/called"\ncat <<"E"\n{NEW}\nE\n')
     loader.chmod(0o755)
     return root

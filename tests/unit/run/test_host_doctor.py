@@ -128,6 +128,20 @@ def test_the_sandbox_is_shown_and_where_there_is_none_the_remedy() -> None:
     assert (row.found, row.mend, row.status) == ("forbidden", "allow it", doctor.MISSING)
 
 
+def test_the_way_into_a_guest_is_shown_and_what_makes_it_private() -> None:
+    facts = facts_of("intel-nested")
+    assert not [row for row in doctor.examine(facts).rows if row.what == "way into a guest"]
+    facts = dataclasses.replace(facts, network_refusal="")
+    row = row_of(doctor.examine(facts), "way into a guest")
+    assert (row.found, row.status) == ("no port on this machine", doctor.OK)
+    facts = dataclasses.replace(facts, network_refusal="this machine forbids it (x)")
+    row = row_of(doctor.examine(facts), "way into a guest")
+    assert (row.status, "other users" in row.found) == (doctor.WARN, True)
+    assert "forbids it (x)" in row.evidence
+    assert "user namespaces" in row.mend or "sysctl" in row.mend
+    assert host.from_data(json.loads(json.dumps(host.to_data(facts)))) == facts
+
+
 def bochs_row(**about: object) -> doctor.Row:
     facts = facts_of("software-kvm")
     bochs = dataclasses.replace(facts.emulators["bochs"], **about)  # type: ignore[arg-type]

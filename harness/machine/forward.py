@@ -1,0 +1,120 @@
+"""The way to a guest's sshd: a port of the emulator's, in a network that is the emulator's alone.
+
+The emulators' user networks forward TCP ports and nothing else.  A port on this machine's loopback
+is open to each of its users: they lack the guest's key, but with some idle connections they keep
+everybody out.  So an emulator runs in a network namespace of its own, where nobody else reaches its
+port; whoever runs it enters that namespace and takes a connected socket out (enter_network.py).
+Where the machine forbids this, the port is on this machine's loopback, as before.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import process
+from harness.deadline import Deadline
+from harness.errors import CannotError
+
+PRIVATE_PORT = 2222
+"""The forwarded port in an emulator's own network, where every port is free."""
+
+_HOST = "127.0.0.1"
+_ENTER = Path(__file__).with_name("enter_network.py")
+_LIMIT_S = 30.0
+# What ssh's ProxyCommand reads, so that no name has to be quoted for anybody's shell.
+_COMMAND = "VMM_WORKBENCH_ENTER"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A port on 127.0.0.1, in the network of process `pid` or (None) in this machine's."""
+
+    port: int
+    pid: int | None = None
+
+    def __str__(self) -> str:
+        return f"{_HOST}:{self.port}" if self.pid is None else "a private network"
+
+    def connect(self, timeout_s: float) -> socket.socket:
+        """A connected socket; OSError as the connection's own, or when the emulator has ended."""
+        if self.pid is None:
+            return socket.create_connection((_HOST, self.port), timeout_s)
+        near, far = socket.socketpair()
+        with near:
+            near.settimeout(timeout_s)
+            with far:
+                child = subprocess.Popen(
+                    self.command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=far.fileno(),
+                    stderr=subprocess.PIPE,
+                )
+            try:
+                _, descriptors, _, _ = socket.recv_fds(near, 1, 1)
+                if descriptors:
+                    return socket.socket(fileno=descriptors[0])
+                said = child.communicate(timeout=timeout_s)[1].decode(errors="replace").strip()
+                raise OSError(child.returncode, said)
+            except subprocess.TimeoutExpired as error:
+                raise TimeoutError("no answer") from error
+            finally:
+                child.kill()
+                child.wait()
+                assert child.stderr is not None
+                child.stderr.close()
+
+    def command(self) -> list[str]:
+        """The program that connects there and hands the socket over; none for this machine's."""
+        if self.pid is None:
+            return []
+        return [*_entry(), "connect", str(self.pid), str(self.port)]
+
+    def for_openssh(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The options by which OpenSSH's client gets there, and the environment that they need."""
+        if self.pid is None:
+            return {}, {}
+        names = {f"{_COMMAND}_{number}": word for number, word in enumerate(self.command())}
+        line = " ".join(f'"${name}"' for name in names)
+        options = {"ProxyCommand": line, "ProxyUseFdpass": "yes"}
+        # ssh has the user's own shell run it, and that may be one with other rules.
+        return options, {**names, "SHELL": "/bin/sh"}
+
+
+def fenced(command: Sequence[str]) -> list[str]:
+    """The words that run `command` in a network of its own, as the same process."""
+    return [*_entry(), "run", *command]
+
+
+def namespace_remedy() -> str:
+    """What to do where the machine forbids user namespaces."""
+    switch = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+    if switch.is_file() and switch.read_text().strip() == "1":
+        return "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows it"
+    return "allow user namespaces here (in a container: --security-opt seccomp=unconfined)"
+
+
+@functools.cache
+def unavailable() -> str:
+    """Why an emulator can have no network of its own here, in words that a remedy follows.
+
+    Empty where it can.  Tried once.
+    """
+    try:
+        done = process.run(fenced(["true"]), Deadline.after(_LIMIT_S))
+    except CannotError as error:
+        return error.message
+    if done.ok:
+        return ""
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.code}"])[-1]
+    return f"this machine forbids it ({said.replace(': ', ', ')})"
+
+
+def _entry() -> list[str]:
+    return [sys.executable, "-I", "-S", os.fspath(_ENTER)]
