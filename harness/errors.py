@@ -1,6 +1,6 @@
 """What can go wrong, by whose fault it is; each kind has its exit code.
 
-A message is one line: the thing, the reason, the mend.  `detail` holds what may follow it (a
+A message is one line: the thing, the reason, the remedy.  `detail` holds what may follow it (a
 compiler's lines, a console's tail) and is printed below the line, never instead of it.
 """
 

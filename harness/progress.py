@@ -47,7 +47,7 @@ _listener: Listener | None = None
 
 
 @contextmanager
-def told_to(listener: Listener) -> Iterator[None]:
+def reported_to(listener: Listener) -> Iterator[None]:
     """While the block runs, nothing is printed here: `listener` shows it to people elsewhere."""
     global _listener
     before, _listener = _listener, listener
@@ -58,7 +58,7 @@ def told_to(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def past_capture() -> Iterator[None]:
     """While the block runs, what people see goes past whoever captures standard error meanwhile."""
     global err
     with os.fdopen(os.dup(2), "w", buffering=1) as stream:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.bench.model import Live, Ratio, Result, Taken, at_least, at_most
+from harness.bench.model import Live, Measurements, Ratio, Result, at_least, at_most
 from harness.bench.subject import Subject
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError
@@ -41,22 +41,22 @@ def boot(subject: Subject, rounds: int, live: Live) -> Result:
     """
     how = subject.have_snapshot()
     brought = _brought(subject)
-    taken = Taken()
+    measured = Measurements()
     for number in range(rounds):
         if brought:
             live(f"round {number + 1} of {rounds}: {_AS_IT_CAME}")
-            taken.add(_AS_IT_CAME, _to_login(subject, brought))
+            measured.add(_AS_IT_CAME, _to_login(subject, brought))
         for name in (_COLD, _RESUMED):
             live(f"round {number + 1} of {rounds}: {name}")
             with subject.up(cold=name == _COLD) as (_, took_s, came):
                 if name == _RESUMED and not came.startswith("resumed"):
                     raise GuestError(f"the guest was not resumed: {came}")
-                taken.add(name, took_s)
-    resumed_s = taken.median(_RESUMED)
-    ratios = [Ratio("cold / resumed", taken.median(_COLD) / resumed_s)]
+                measured.add(name, took_s)
+    resumed_s = measured.median(_RESUMED)
+    ratios = [Ratio("cold / resumed", measured.median(_COLD) / resumed_s)]
     notes = [f"before the first round: {how}"]
     if brought:
-        ratio = taken.median(_AS_IT_CAME) / resumed_s
+        ratio = measured.median(_AS_IT_CAME) / resumed_s
         ratios.append(at_least("as it came / resumed", ratio, _RESUME_WANTED))
         notes.append(f"as it came: {brought.path}, to its login prompt")
     elif subject.record:
@@ -67,7 +67,7 @@ def boot(subject: Subject, rounds: int, live: Live) -> Result:
         "boot",
         "To the first SSH command's answer" + (", or the login prompt" if brought else ""),
         f"{subject.name} in {subject.backend}",
-        taken.samples(),
+        measured.samples(),
         tuple(ratios),
         tuple(notes),
     )
@@ -100,19 +100,19 @@ def harness(subject: Subject, rounds: int, live: Live) -> Result:
     """What the workbench adds to the emulator's own time, from its start to SSH."""
     if subject.backend == "bochs":
         raise CannotError("inv bench harness compares with a bare QEMU: --backend tcg or kvm")
-    taken = Taken()
+    measured = Measurements()
     for number in range(rounds):
         live(f"round {number + 1} of {rounds}: {_OURS}")
         with subject.up(cold=True) as (_, took_s, _):
-            taken.add(_OURS, took_s)
+            measured.add(_OURS, took_s)
         live(f"round {number + 1} of {rounds}: {_BARE}")
-        taken.add(_BARE, _bare(subject))
-    added = taken.median(_OURS) / taken.median(_BARE) - 1
+        measured.add(_BARE, _bare(subject))
+    added = measured.median(_OURS) / measured.median(_BARE) - 1
     return Result(
         "harness",
         "Start to SSH: the workbench and the bare emulator",
         f"{subject.name} in {subject.backend}",
-        taken.samples(),
+        measured.samples(),
         (at_most("added by the workbench", added, _OVERHEAD_WANTED),),
         (f"bare: the same command line, and OpenSSH tried every {_TRY_S} s",),
     )
@@ -178,21 +178,21 @@ def parallel(subject: Subject, rounds: int, live: Live) -> Result:
     """One resumed guest against several at once: time, and memory with what they share."""
     counts = (1, 2, 4)
     subject.have_snapshot()
-    taken = Taken()
+    measured = Measurements()
     for number in range(rounds):
         for count in counts:
             live(f"round {number + 1} of {rounds}: {count} at once")
             took_s, pss_bytes = _at_once(subject, count)
-            taken.add(f"{count} at once", took_s)
-            taken.add(f"memory of {count}", pss_bytes / (1 << 20))
+            measured.add(f"{count} at once", took_s)
+            measured.add(f"memory of {count}", pss_bytes / (1 << 20))
     units = {f"memory of {count}": "MiB" for count in counts}
     most = counts[-1]
-    alone, together = taken.median("1 at once"), taken.median(f"{most} at once")
+    alone, together = measured.median("1 at once"), measured.median(f"{most} at once")
     return Result(
         "parallel",
         "Several guests resumed at once",
         f"{subject.name} in {subject.backend}",
-        taken.samples(units),
+        measured.samples(units),
         (at_least(f"guests a second, {most} at once / 1", most * alone / together, 1),),
         (f"memory is the emulators' proportional share; {os.cpu_count()} processors",),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.bench.model import Live, Ratio, Result, Taken
+from harness.bench.model import Live, Measurements, Ratio, Result
 from harness.bench.subject import Subject
 from harness.build import builder
 from harness.errors import CannotError
@@ -34,7 +34,7 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
     touched = next((name for name in _TOUCHED if (record.source / name).is_file()), None)
     if touched is None:
         raise CannotError(f"{record.source} has none of {', '.join(_TOUCHED)}")
-    taken = Taken()
+    measured = Measurements()
     for number in range(rounds):
         with _own_cache() as folder:
             more = folder / "touch.patch"
@@ -44,7 +44,7 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
                 live(f"round {number + 1} of {rounds}: {name}")
                 start = time.monotonic()
                 made = builder.build(record.source, record.sysroot, what, record.release)
-                taken.add(name, time.monotonic() - start)
+                measured.add(name, time.monotonic() - start)
                 if made.cached != (name == _NOTHING):
                     raise CannotError(
                         f"the build of {name} was {'' if made.cached else 'not '}cached"
@@ -53,9 +53,9 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
         "build",
         "vmm.ko, libvmmapi and vmmls",
         f"FreeBSD {record.release}, series {series.topic}",
-        taken.samples(),
+        measured.samples(),
         tuple(
-            Ratio(f"{name} / from scratch", taken.median(name) / taken.median(_SCRATCH))
+            Ratio(f"{name} / from scratch", measured.median(name) / measured.median(_SCRATCH))
             for name in (_ONE, _NOTHING)
         ),
         (f"touched: {touched}, by a patch on top of the series",),

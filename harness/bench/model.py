@@ -57,7 +57,7 @@ class Result:
 
 
 @dataclass
-class Taken:
+class Measurements:
     """Samples while they are being taken."""
 
     values: dict[str, list[float]] = field(default_factory=dict)

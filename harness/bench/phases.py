@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.bench.model import Live, Ratio, Result, Taken
+from harness.bench.model import Live, Measurements, Ratio, Result
 from harness.bench.subject import Subject
 from harness.deadline import Deadline
 from harness.files import runs_dir
@@ -36,39 +36,39 @@ _LOGIN_S = 30.0
 
 def bochs(subject: Subject, rounds: int, live: Live) -> Result:
     """Boot, and take down when each phase's last line came; in each Bochs that is at hand."""
-    if subject.backend == "bochs" and len(each := bochs_program.at_hand()) > 1:
+    if subject.backend == "bochs" and len(each := bochs_program.found()) > 1:
         return _compared(subject, rounds, live, each)
-    taken = Taken()
+    measured = Measurements()
     for number in range(rounds):
         live(f"round {number + 1} of {rounds}")
         for name, took_s in _phases(subject):
-            taken.add(name, took_s)
-    total = sum(sample.median for sample in taken.samples())
+            measured.add(name, took_s)
+    total = sum(sample.median for sample in measured.samples())
     return Result(
         "bochs" if subject.backend == "bochs" else f"phases-{subject.backend}",
         "Where the seconds of a boot go",
         f"{subject.name} in {subject.backend}",
-        taken.samples(),
+        measured.samples(),
         notes=(f"together {total:.1f} s",),
     )
 
 
 def _compared(subject: Subject, rounds: int, live: Live, each: Sequence[Bochs]) -> Result:
     """The phases in several versions by turns, and how much faster each is than the first."""
-    taken = Taken()
+    measured = Measurements()
     for number in range(rounds):
         for program in each:
             live(f"round {number + 1} of {rounds}: {program.version}")
-            with bochs_program.taken(program):
+            with bochs_program.using(program):
                 phases = _phases(subject)
             for name, took_s in phases:
-                taken.add(f"{program.version}: {name}", took_s)
-            taken.add(f"{program.version}: together", sum(took_s for _, took_s in phases))
+                measured.add(f"{program.version}: {name}", took_s)
+            measured.add(f"{program.version}: together", sum(took_s for _, took_s in phases))
     first, *others = [program.version for program in each]
     ratios = [
         Ratio(
             f"a boot in {first} / in {other}",
-            taken.median(f"{first}: together") / taken.median(f"{other}: together"),
+            measured.median(f"{first}: together") / measured.median(f"{other}: together"),
         )
         for other in others
     ]
@@ -76,7 +76,7 @@ def _compared(subject: Subject, rounds: int, live: Live, each: Sequence[Bochs]) 
         "bochs",
         "Where the seconds of a boot go, in each Bochs that is at hand",
         f"{subject.name} in {subject.backend}",
-        taken.samples(),
+        measured.samples(),
         tuple(ratios),
         tuple(f"{program.version}: {program.path}" for program in each),
     )

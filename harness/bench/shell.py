@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from harness.bench.boots import openssh
-from harness.bench.model import Live, Result, Taken, at_most
+from harness.bench.model import Live, Measurements, Result, at_most
 from harness.bench.subject import Subject
 from harness.errors import CannotError, GuestError
 
@@ -25,7 +25,7 @@ def ssh(subject: Subject, rounds: int, live: Live) -> Result:
         raise CannotError(
             "inv bench ssh needs FreeBSD: the stand-in's server ends a connection with its command"
         )
-    taken = Taken()
+    measured = Measurements()
     with subject.up() as (guest, _, _), tempfile.TemporaryDirectory(prefix="vmm-") as folder:
         forward = guest.machine.forward
         assert forward is not None
@@ -48,20 +48,20 @@ def ssh(subject: Subject, rounds: int, live: Live) -> Result:
                 for _ in range(_COMMANDS_A_ROUND):
                     start = time.monotonic()
                     guest.must(["true"])
-                    taken.add(_OURS, time.monotonic() - start)
+                    measured.add(_OURS, time.monotonic() - start)
                     start = time.monotonic()
                     if subprocess.call([*shared, "--", "true"], stdin=subprocess.DEVNULL):
                         raise GuestError("OpenSSH could not run a command in the guest")
-                    taken.add(_THEIRS, time.monotonic() - start)
+                    measured.add(_THEIRS, time.monotonic() - start)
         finally:
             leave = [*shared[:-1], "-O", "exit", shared[-1]]
             subprocess.run(leave, check=False, capture_output=True)
-    ratio = taken.median(_OURS) / taken.median(_THEIRS)
+    ratio = measured.median(_OURS) / measured.median(_THEIRS)
     return Result(
         "ssh",
         "A remote command",
         f"{subject.name} in {subject.backend}",
-        taken.samples(),
+        measured.samples(),
         (at_most("workbench / OpenSSH", ratio, _SLOWER_WANTED),),
         (f"{rounds * _COMMANDS_A_ROUND} commands each, by turns, in the same guest",),
     )

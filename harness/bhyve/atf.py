@@ -45,7 +45,7 @@ class Program:
 
     name: str
     of_series: bool
-    mended: bool = False
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def install(
             text = _ATF_SH + (folder / f"{name}.sh").read_bytes()
             programs.append(Program(name, name not in own))
             _put_script(guest, Path(made) / name, text, home)
-            if (mended := _SLIP.sub(rb"\1[ \2 ]\3", text)) != text:
-                programs.append(Program(f"{name}_mended", name not in own, mended=True))
-                _put_script(guest, Path(made) / f"{name}_mended", mended, home)
+            if (corrected := _SLIP.sub(rb"\1[ \2 ]\3", text)) != text:
+                programs.append(Program(f"{name}_mended", name not in own, corrected=True))
+                _put_script(guest, Path(made) / f"{name}_mended", corrected, home)
         for name in _names(makefile, "PACKAGEFILES"):
             guest.put(folder / name, f"{home}/{name}")
         return tuple(programs)

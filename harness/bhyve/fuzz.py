@@ -28,7 +28,7 @@ _CALL = re.compile(r"^FUZZ (\d+)\.(\d+)\.(\d+) (.+) (0x[0-9a-f]+|0)$")
 _COUNT = re.compile(r"^count (-?\d+) (\d+) (.+)$")
 _STUCK = re.compile(r"^(hang|stall|exit|signal) (\d+)(?: (.*))?$")
 _LEAK = re.compile(r"memory type (\S.*?) leaked memory on destroy \((-?\d+) allocations")
-_FEAR = re.compile(r"lock order reversal|Freed UMA keg|Fatal trap|leaked memory")
+_WARNINGS = re.compile(r"lock order reversal|Freed UMA keg|Fatal trap|leaked memory")
 
 # FreeBSD's numbers, which from 35 on are not this machine's.
 _ERRNO = {
@@ -189,7 +189,7 @@ def attack(
         raise Fell(error, parse_calls(console.since(mark))) from error
     said = console.since(mark)
     found = parse(result, seed)
-    logged = [line for line in clean_lines(said) if _FEAR.search(line)]
+    logged = [line for line in clean_lines(said) if _WARNINGS.search(line)]
     return Attack(
         found.rounds,
         found.calls,

@@ -146,7 +146,7 @@ class L2:
         match = self.ask("", _READY)
         return Found(int(match[1]), int(match[2]))
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """Type a command: t and a number of MiB, s, h, p, r, f or u."""
         self._talk(line, "")
 

@@ -141,7 +141,7 @@ def build(
     if sandboxed is None:
         sandboxed = sandbox.wanted()
     tree = linktree.identify(source, release)
-    apply.require_whole(tree.path)
+    apply.require_complete(tree.path)
     try:
         toolchain = bmake.find_toolchain()
     except CannotError:
@@ -296,7 +296,7 @@ def _as_text(path: Path) -> str:
     return str(path).encode(errors="backslashreplace").decode()
 
 
-def _fenced(job: _Job, shop: workdir.Workshop) -> tuple[ccache.Ccache, sandbox.Sandbox]:
+def _fenced(job: _Job, shop: workdir.WorkFolder) -> tuple[ccache.Ccache, sandbox.Sandbox]:
     """The compiler's cache and the sandbox for a build."""
     work = shop.folder
     for name in ("obj", "made"):

@@ -20,7 +20,7 @@ from harness.build.sandbox import Sandbox
 _SIZE = "256M"
 _FOLDER = "ccache"
 _STRANGERS = "ccache-strangers"
-_KEPT_STRANGERS = 8
+_FOREIGN_CACHES = 8
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,6 @@ def _copied(place: Path, own: Path) -> Path:
                 shutil.copytree(place, begun, dirs_exist_ok=True)
         os.utime(own)
     kept = sorted(own.parent.glob("[0-9a-f]*"), key=lambda it: it.stat().st_mtime, reverse=True)
-    for old in kept[_KEPT_STRANGERS:]:
+    for old in kept[_FOREIGN_CACHES:]:
         shutil.rmtree(old, ignore_errors=True)
     return own

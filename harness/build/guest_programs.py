@@ -74,7 +74,7 @@ def _compiled(
     sources: Sequence[Path],
     sysroot: Path,
     toolchain: bmake.Toolchain,
-    shop: workdir.Workshop,
+    shop: workdir.WorkFolder,
     name: str,
     libraries: Sequence[str],
     flags: Sequence[str],

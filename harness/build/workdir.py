@@ -28,7 +28,7 @@ _MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Workshop:
+class WorkFolder:
     """A folder to build in, and the open file that is its lock."""
 
     folder: Path
@@ -36,7 +36,7 @@ class Workshop:
 
 
 @contextmanager
-def claim(root: Path) -> Iterator[Workshop]:
+def claim(root: Path) -> Iterator[WorkFolder]:
     """An empty folder of one's own for builds kept in `root`; it is gone afterwards.
 
     CannotError when there is none to be had.
@@ -116,7 +116,7 @@ def sweep(root: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _first(root: Path, base: Path) -> Workshop:
+def _first(root: Path, base: Path) -> WorkFolder:
     """The first that nobody holds and that can be emptied."""
     why = OSError(0, "too many are in use")
     for number in range(_MOST):
@@ -127,7 +127,7 @@ def _first(root: Path, base: Path) -> Workshop:
         try:
             remove(folder)
             folder.mkdir(mode=0o700)
-            return Workshop(folder.resolve(), lock_fd)
+            return WorkFolder(folder.resolve(), lock_fd)
         except FileExistsError as error:
             # What is in there is somebody else's, root's perhaps: the next will do.
             why = error

@@ -25,7 +25,7 @@ from harness.guest import gdb as debugger
 from harness.guest.freebsd import Guest
 from harness.image.unpack import unpack
 from harness.machine.console import clean_lines
-from harness.run.kept_session import AttachedWorkbench, KeptWorkbench, ways_in
+from harness.run.persistent_session import AttachedWorkbench, PersistentSession, ways_in
 from harness.run.session import Options, Workbench, following, new_run_dir
 
 _SLOWEST_BYTES_S = 1 << 20
@@ -44,7 +44,7 @@ def up(options: Options, name: str) -> int:
 
     A guest whose module does not load, or that panics then, stays too: it is there to be looked at.
     """
-    with KeptWorkbench(options, new_run_dir(f"up-{name}"), name) as bench:
+    with PersistentSession(options, new_run_dir(f"up-{name}"), name) as bench:
         try:
             bench.up()
         except WorkbenchError:

@@ -97,7 +97,7 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
         source = Path(tree) if tree else _source(each)
         if tree:
             linktree.identify(Path(tree), each)
-            treeapply.require_whole(Path(tree))
+            treeapply.require_complete(Path(tree))
         reports.append(series_check.check(load.load_series(place, each, source), source))
     if json:
         progress.print_json([report.to_data() for report in reports])

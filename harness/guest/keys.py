@@ -30,7 +30,7 @@ def make_key(path: Path, comment: str) -> str:
 
 
 def load(path: Path) -> paramiko.PKey:
-    """The private key in a file.  CannotError, with the mend, when there is none to be read."""
+    """The private key in a file.  CannotError, with the remedy, when it cannot be read."""
     try:
         return paramiko.PKey.from_path(path)
     except OSError as error:

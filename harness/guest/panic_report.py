@@ -140,10 +140,10 @@ def collect(console: Console, symbols: Symbols, time_scale: float = 1.0) -> Pani
     else:
         return None
     answers = _interrogate(console, time_scale)
-    return told(story, answers, symbols)
+    return from_console(story, answers, symbols)
 
 
-def told(story: Sequence[str], answers: Mapping[str, str], symbols: Symbols) -> Panic:
+def from_console(story: Sequence[str], answers: Mapping[str, str], symbols: Symbols) -> Panic:
     """A panic from the console's lines and the debugger's answers."""
     frames = parse_frames(story) or parse_frames(answers.get("bt", "").splitlines())
     registers = dict(_registers(story))

@@ -30,10 +30,10 @@ class Refusal:
     """Why a backend cannot do its work here, and the command or change that mends it."""
 
     cause: str
-    mend: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.cause}; {self.mend}" if self.mend else self.cause
+        return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Decision:
     asked: str
     backend: Backend | None
     reason: str
-    mend: str = ""
+    remedy: str = ""
     kvm: Refusal | None = None
 
     @property
@@ -65,9 +65,9 @@ class Decision:
         return self.backend.name if self.backend else ""
 
     def require(self) -> Backend:
-        """The backend; CannotError with cause and mend when there is none."""
+        """The backend; CannotError with its cause and its remedy when there is none."""
         if self.backend is None:
-            raise CannotError(f"{self.reason}; {self.mend}" if self.mend else self.reason)
+            raise CannotError(f"{self.reason}; {self.remedy}" if self.remedy else self.reason)
         return self.backend
 
 
@@ -85,7 +85,7 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
     if asked == "tcg":
         refusal = _qemu_refusal(facts)
         if refusal:
-            return Decision(asked, None, f"TCG: {refusal.cause}", refusal.mend, kvm)
+            return Decision(asked, None, f"TCG: {refusal.cause}", refusal.remedy, kvm)
         reason = "asked for; it has no VMX, so no virtual machines inside"
         return Decision(asked, Backend("tcg", wanted or "intel"), reason)
     if kvm is None and asked in {"auto", "kvm"}:
@@ -96,7 +96,7 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
         return Decision(asked, Backend("kvm", "amd"), reason)
     if asked == "kvm":
         assert kvm is not None
-        return Decision(asked, None, f"KVM cannot be used: {kvm.cause}", kvm.mend, kvm)
+        return Decision(asked, None, f"KVM cannot be used: {kvm.cause}", kvm.remedy, kvm)
     bochs = bochs_refusal(facts, wanted or "intel")
     if bochs is None:
         reason = f"Bochs emulates {_EMULATED[wanted or 'intel']}"
@@ -104,9 +104,11 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
             reason += f"; KVM is not taken: {kvm.cause}"
         return Decision(asked, Backend("bochs", wanted or "intel"), reason, kvm=kvm)
     if asked == "bochs":
-        return Decision(asked, None, f"Bochs: {bochs.cause}", bochs.mend, kvm)
+        return Decision(asked, None, f"Bochs: {bochs.cause}", bochs.remedy, kvm)
     assert kvm is not None
-    return Decision(asked, None, f"neither KVM ({kvm.cause}) nor Bochs ({bochs.cause})", bochs.mend)
+    return Decision(
+        asked, None, f"neither KVM ({kvm.cause}) nor Bochs ({bochs.cause})", bochs.remedy
+    )
 
 
 def kvm_refusal(facts: HostFacts) -> Refusal | None:

@@ -161,21 +161,21 @@ def _emulators(answers: Mapping[str, str], bochs: _Bochs) -> dict[str, Emulator]
     if bochs.problem:
         found["bochs"] = Emulator(path=bochs.path, problem=bochs.problem)
     elif bochs.path:
-        told = parse_bochs(bochs.path, *(answers.get(name, "") for name in _BOCHS_ASKED))
+        program = parse_bochs(bochs.path, *(answers.get(name, "") for name in _BOCHS_ASKED))
         with contextlib.suppress(WorkbenchError):
-            others = tuple(v for v in bochs_packages.there() if v != told.version)
-            told = replace(told, unpacked=others)
-        found["bochs"] = told
+            others = tuple(v for v in bochs_packages.there() if v != program.version)
+            program = replace(program, unpacked=others)
+        found["bochs"] = program
     return found
 
 
-def parse_bochs(path: str, models_told: str, options_told: str = "") -> Emulator:
+def parse_bochs(path: str, reported_models: str, reported_options: str = "") -> Emulator:
     """Bochs's version and processor models, out of `bochs --help cpu`, and whether it runs in its
     debugger, out of `bochs --help`.
     """
-    program = bochs_program.parse_help(bochs_program.Bochs(path), options_told)
-    version = re.search(r"Bochs x86 Emulator (\S+)", models_told)
-    _, _, listed = models_told.partition("Supported CPU models:")
+    program = bochs_program.parse_help(bochs_program.Bochs(path), reported_options)
+    version = re.search(r"Bochs x86 Emulator (\S+)", reported_models)
+    _, _, listed = reported_models.partition("Supported CPU models:")
     models = tuple(line for line in listed.splitlines() if re.fullmatch(r"\w+", line))
     return Emulator(
         path=path,

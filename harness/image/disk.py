@@ -86,7 +86,7 @@ def examine(path: Path) -> Disk:
         )
     if size > limits.DISK_BYTES:
         raise UsageError(f"{path}: {human_bytes(size)} is more than any disk that is taken here")
-    _require_whole(path, head, size)
+    _require_complete(path, head, size)
     table = head[_TABLE_AT : _TABLE_AT + _ENTRIES * _ENTRY_BYTES]
     kinds = {table[at : at + 16] for at in range(0, len(table), _ENTRY_BYTES)}
     if head[512:520] == b"EFI PART" and _ZFS in kinds and _UFS not in kinds:
@@ -94,7 +94,7 @@ def examine(path: Path) -> Disk:
     return Disk(path, "raw", size)
 
 
-def _require_whole(path: Path, head: bytes, size: int) -> None:
+def _require_complete(path: Path, head: bytes, size: int) -> None:
     """UsageError when a partition table says that the disk was longer."""
     sectors = 0
     if head[512:520] == b"EFI PART":

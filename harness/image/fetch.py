@@ -33,7 +33,7 @@ Progress = Callable[[int, int | None], None]
 
 LIMITS = Limits()
 _CHECKSUM_LIMIT_BYTES = 4 << 20
-_BREAKS_FORGIVEN = 3
+_MOST_BREAKS = 3
 _LINE_CHARS = 8192
 _MOST_BYTES = 16 << 30
 _LOOK_BYTES = 64 << 20
@@ -310,7 +310,7 @@ def _download(
             # Worth another try only when this one brought something.
             grew = partial.exists() and partial.stat().st_size > have
             breaks += 1
-            if not (error.midway and grew and breaks <= _BREAKS_FORGIVEN):
+            if not (error.midway and grew and breaks <= _MOST_BREAKS):
                 raise
         else:
             break

@@ -52,7 +52,7 @@ class Bench(Protocol):
     def boot(self) -> None:
         """Bring the guest up; WorkbenchError when it does not come."""
 
-    def tell_panic(self) -> object:
+    def collect_panic(self) -> object:
         """Take down what there is to know of a panic, while the machine still stands."""
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Keeper:
             for stream in self._streams:
                 stream.join(max(0.0, until - time.monotonic()))
 
-    def tell(self, kind: str, text: str, more: str) -> None:
+    def report(self, kind: str, text: str, more: str) -> None:
         """Where this process's progress goes: to its log, and to who started it."""
         if kind != "live":
             now = time.strftime("%H:%M:%S", time.gmtime())
@@ -218,7 +218,7 @@ class Keeper:
                 self._past = f"it panicked at {now} and came up again; see {self._record.run_dir}"
                 # Who started this asks a panicked kernel himself, as long as he is there.
                 if self._released:
-                    self._bench.tell_panic()
+                    self._bench.collect_panic()
         except GuestError as error:
             if self._well is None:
                 self._well = {"stage": self._record.stage, "note": self._record.note}
@@ -357,5 +357,5 @@ def main(arguments: list[str]) -> None:
     line: Connection[Any, Any] = Connection(int(arguments[0]))
     record, bench = line.recv()
     keeper = Keeper(line, record, bench)
-    with progress.told_to(keeper.tell):
+    with progress.reported_to(keeper.report):
         keeper.run()

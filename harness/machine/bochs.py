@@ -265,11 +265,11 @@ class BochsMachine(Machine):
     def last_words(self) -> str:
         # After what it complains of it may list its devices.
         log = tail_of(self.spec.run_dir / _LOG, 400).splitlines()
-        told = [line for line in log if _COMPLAINT.match(line)]
+        complaints = [line for line in log if _COMPLAINT.match(line)]
         printed = tail_of(self.spec.emulator_log, 40).splitlines()
-        told += [line for line in printed if line and not _CHATTER.match(line)]
-        screen = self._screen.printed() if self._screen and not told else ""
-        return "\n".join(told[-8:]) or screen
+        complaints += [line for line in printed if line and not _CHATTER.match(line)]
+        screen = self._screen.printed() if self._screen and not complaints else ""
+        return "\n".join(complaints[-8:]) or screen
 
     def save(self, folder: Path, deadline: Deadline) -> None:
         """As in Machine; a guest that was not saved within the deadline is stopped for good."""

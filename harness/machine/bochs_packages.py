@@ -118,9 +118,9 @@ def _download(work: Path, suite: str) -> list[Path]:
         "APT::Architecture": "amd64",
         "APT::Architectures": "amd64",
     }
-    told = [f"-o{name}={value}" for name, value in options.items()]
-    _apt(*told, "update")
-    _apt(*told, "--yes", "--no-install-recommends", "--download-only", "install", *_WANTED)
+    given = [f"-o{name}={value}" for name, value in options.items()]
+    _apt(*given, "update")
+    _apt(*given, "--yes", "--no-install-recommends", "--download-only", "install", *_WANTED)
     found = sorted((work / "cache/archives").glob("*.deb"))
     return [deb for deb in found if deb.name.startswith(_PREFIXES)]
 

@@ -49,7 +49,7 @@ class Debugger(Enum):
     """
 
     ALWAYS = "always"
-    WHEN_TOLD = "when told"
+    ON_REQUEST = "when told"
     NEVER = "never"
 
 
@@ -108,12 +108,12 @@ class Bochs:
         libraries = self.root / "usr/lib"
         plugins = [lib for where in _PLUGINS_IN for lib in sorted(libraries.glob(where))]
         beside = self.root / _PROGRAM
-        told = []
+        files = []
         for path in (Path(self.path), beside, *plugins, self.bios, self.vga_bios):
             if path.exists():
                 about = path.stat()
-                told.append(f"{path} {about.st_size} {about.st_mtime_ns}")
-        return f"{self.version or '?'}, {sha256_text(*told)[:16]}"
+                files.append(f"{path} {about.st_size} {about.st_mtime_ns}")
+        return f"{self.version or '?'}, {sha256_text(*files)[:16]}"
 
 
 def find(environment: Mapping[str, str] | None = None) -> Bochs:
@@ -150,7 +150,7 @@ def locate(environment: Mapping[str, str] | None = None) -> Bochs:
 
 
 @contextlib.contextmanager
-def taken(bochs: Bochs) -> Iterator[None]:
+def using(bochs: Bochs) -> Iterator[None]:
     """Within the block this one runs the machines."""
     before = os.environ.get(VARIABLE)
     try:
@@ -168,7 +168,7 @@ def installed() -> Bochs | None:
     return _asked(path, SYSTEM, _date(path)) if path else None
 
 
-def at_hand() -> list[Bochs]:
+def found() -> list[Bochs]:
     """Each version once: the installed one first, then those that were unpacked."""
     own = installed()
     found = [own] if own else []
@@ -236,7 +236,7 @@ def parse_help(asked: Bochs, text: str) -> Bochs:
         # It did not say, so nothing is known.
         return asked
     if "-debugger" in options:
-        debugger = Debugger.WHEN_TOLD
+        debugger = Debugger.ON_REQUEST
     else:
         debugger = Debugger.ALWAYS if "-rc" in options else Debugger.NEVER
     return Bochs(asked.path, asked.root, version.group(1) if version else "", debugger)

@@ -140,11 +140,11 @@ def parse(text: str) -> Report:
                 verdict = _pairs(comment.removeprefix(_VERDICT))
                 break
             (notes[-1] if notes else comments).append(comment)
-    told = tuple(
+    results = tuple(
         Test(**{**vars(test), "notes": tuple(below)})
         for test, below in zip(tests, notes, strict=True)
     )
-    return Report(plan, told, tuple(comments), bail, verdict)
+    return Report(plan, results, tuple(comments), bail, verdict)
 
 
 def _pairs(text: str) -> dict[str, str]:

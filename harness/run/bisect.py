@@ -203,7 +203,7 @@ class _Hunt:
             built = self._build(number)
         except PatchError as error:
             return Step(number, "skipped", error.message)
-        with _reviving(self.bench) as broke:
+        with _restarting(self.bench) as broke:
             try:
                 checks = self._checks(number, built)
             except PatchError as error:
@@ -221,14 +221,14 @@ class _Hunt:
 
 
 @contextlib.contextmanager
-def _reviving(bench: Workbench) -> Iterator[list[str]]:
+def _restarting(bench: Workbench) -> Iterator[list[str]]:
     """A guest that breaks in the block is replaced; why it broke is put in the list."""
     broke: list[str] = []
     try:
         yield broke
     except GuestError as error:
         broke.append(error.message)
-        bench.revive(load=False)
+        bench.restart_guest(load=False)
 
 
 def show(found: Found) -> None:

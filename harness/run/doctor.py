@@ -48,7 +48,13 @@ class Row:
     found: str
     evidence: str
     status: str
-    mend: str = ""
+    remedy: str = ""
+
+    def to_data(self) -> dict[str, str]:
+        """The row for programs, which have always read the remedy as `mend`."""
+        data = dict(vars(self))
+        data["mend"] = data.pop("remedy")
+        return data
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Verdict:
             "backend": self.decision.name or None,
             "reason": self.decision.reason,
             "blocking": [row.what for row in self.blocking],
-            "rows": [dict(vars(row)) for row in self.rows],
+            "rows": [row.to_data() for row in self.rows],
             "facts": to_data(self.facts),
         }
 
@@ -96,15 +102,19 @@ class Verdict:
 def show(verdict: Verdict) -> None:
     """Print the table and the last line for people."""
     cells = [
-        (row.what, row.status, "\n".join(filter(None, (row.found, row.evidence, _arrow(row.mend)))))
+        (
+            row.what,
+            row.status,
+            "\n".join(filter(None, (row.found, row.evidence, _arrow(row.remedy)))),
+        )
         for row in verdict.rows
     ]
-    progress.table(("what", "status", "found, its evidence, and what mends it"), cells)
+    progress.table(("what", "status", "found, its evidence, and the remedy"), cells)
     progress.out.print(verdict.closing, markup=False)
 
 
-def _arrow(mend: str) -> str:
-    return f"-> {mend}" if mend else ""
+def _arrow(remedy: str) -> str:
+    return f"-> {remedy}" if remedy else ""
 
 
 def examine(facts: HostFacts) -> Verdict:
@@ -168,7 +178,7 @@ def _device(facts: HostFacts) -> Row:
         evidence += f"; KVM_CREATE_VM {kvm.create_vm_error}"
     refusal = kvm_refusal(facts) if kvm.guest is None or kvm.create_vm_error else None
     return Row(
-        "/dev/kvm", found, evidence, WARN if refusal else OK, refusal.mend if refusal else ""
+        "/dev/kvm", found, evidence, WARN if refusal else OK, refusal.remedy if refusal else ""
     )
 
 
@@ -178,12 +188,12 @@ def _guest(facts: HostFacts) -> list[Row]:
     if guest is None:
         return []
     refusal = kvm_refusal(facts)
-    mend = refusal.mend if refusal else ""
+    remedy = refusal.remedy if refusal else ""
     cpuid = (
         f"KVM_GET_SUPPORTED_CPUID: 1 ECX 0x{guest.leaf1_ecx:x}, 8000_0001 ECX 0x{guest.ext1_ecx:x}"
     )
     if not guest.vmx and not guest.svm:
-        return [Row("nesting under KVM", "neither VMX nor SVM for a guest", cpuid, WARN, mend)]
+        return [Row("nesting under KVM", "neither VMX nor SVM for a guest", cpuid, WARN, remedy)]
     rows = []
     lacks = lacking(guest)
     if guest.vmx:
@@ -197,7 +207,13 @@ def _guest(facts: HostFacts) -> list[Row]:
     for lack in lacks:
         if lack.need is not Need.OPTIONAL:
             rows.append(
-                Row(lack.name, f"missing: {lack.why}; {lack.need.value}", lack.evidence, WARN, mend)
+                Row(
+                    lack.name,
+                    f"missing: {lack.why}; {lack.need.value}",
+                    lack.evidence,
+                    WARN,
+                    remedy,
+                )
             )
     return rows
 
@@ -223,8 +239,10 @@ def _emulators(facts: HostFacts) -> list[Row]:
     rows = []
     qemu = facts.emulators.get("qemu-system-x86_64")
     if qemu is None:
-        mend = "./inv setup"
-        rows.append(Row("QEMU", "not installed", "qemu-system-x86_64: not in PATH", MISSING, mend))
+        remedy = "./inv setup"
+        rows.append(
+            Row("QEMU", "not installed", "qemu-system-x86_64: not in PATH", MISSING, remedy)
+        )
     else:
         status = MISSING if qemu.problem else OK
         rows.append(Row("QEMU", qemu.problem or qemu.version, qemu.path, status))
@@ -233,7 +251,7 @@ def _emulators(facts: HostFacts) -> list[Row]:
     if bochs is None or refusal:
         cause = refusal or Refusal("not installed")
         path = bochs.path if bochs else "bochs: not in PATH"
-        rows.append(Row("Bochs", cause.cause, path, WARN, cause.mend))
+        rows.append(Row("Bochs", cause.cause, path, WARN, cause.remedy))
     else:
         rows.append(_bochs(bochs, can_save=bool(facts.tools.keys() & _COMPILERS)))
     return rows
@@ -245,7 +263,7 @@ def _bochs(bochs: Emulator, *, can_save: bool) -> Row:
     kinds = [kind for kind, some in _BOCHS_KINDS.items() if models & some]
     can = [f"{len(models)} processor models ({' and '.join(kinds)})" if kinds else "no VMX, no SVM"]
     can.append("saves and resumes guests" if can_save else "saves no guest without a C compiler")
-    mend = ""
+    remedy = ""
     if bochs.debugger == "always":
         can.append("runs in its debugger, instruction by instruction")
         where = (
@@ -254,15 +272,15 @@ def _bochs(bochs: Emulator, *, can_save: bool) -> Row:
             else f"./inv setup --bochs {FASTER_BOCHS} unpacks it beside this one (45 MB, no root), "
             f"HARNESS_BOCHS={FASTER_BOCHS} uses it"
         )
-        mend = f"Bochs {FASTER_BOCHS} is faster by a third and more: {where}"
+        remedy = f"Bochs {FASTER_BOCHS} is faster by a third and more: {where}"
     elif bochs.debugger:
         can.append("runs whole traces, a third faster and more than 2.7")
-    return Row("Bochs", bochs.version, f"{bochs.path}: {', '.join(can)}", OK, mend)
+    return Row("Bochs", bochs.version, f"{bochs.path}: {', '.join(can)}", OK, remedy)
 
 
 def _backend(decision: Decision) -> Row:
     if decision.backend is None:
-        return Row("backend", "none", decision.reason, MISSING, decision.mend)
+        return Row("backend", "none", decision.reason, MISSING, decision.remedy)
     return Row("backend", str(decision.backend), "what auto takes (the probe proves it)", OK)
 
 
@@ -324,8 +342,8 @@ def _room(facts: HostFacts) -> list[Row]:
 
 def _folder(what: str, folder: Folder, needed_bytes: int, variable: str) -> Row:
     if folder.free_bytes is None:
-        mend = f"set {variable} to a folder that can be written"
-        return Row(what, "no folder", folder.problem, MISSING, mend)
+        remedy = f"set {variable} to a folder that can be written"
+        return Row(what, "no folder", folder.problem, MISSING, remedy)
     enough = folder.free_bytes >= needed_bytes
     return Row(
         what,
@@ -356,7 +374,7 @@ def _prepared() -> tuple[Image, ...]:
 def _images(facts: HostFacts) -> Row:
     # The newest that FreeBSD publishes an image of, as far as is known here.
     release = (*available(), "RELEASE")[0]
-    mend = (
+    remedy = (
         f"{store.import_line(release)} (or ./inv image.fetch --release {release}, with a network)"
     )
     usable = [image.release for image in facts.images if image.source and image.sysroot]
@@ -364,5 +382,5 @@ def _images(facts: HostFacts) -> Row:
         return Row("images", ", ".join(usable), "prepared, with source and sysroot", OK)
     if facts.images:
         found = ", ".join(image.release for image in facts.images)
-        return Row("images", found, "prepared, but no source or sysroot", MISSING, mend)
-    return Row("images", "none prepared", f"cache: {facts.cache.path or '-'}", MISSING, mend)
+        return Row("images", found, "prepared, but no source or sysroot", MISSING, remedy)
+    return Row("images", "none prepared", f"cache: {facts.cache.path or '-'}", MISSING, remedy)

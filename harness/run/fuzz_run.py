@@ -79,8 +79,10 @@ class FuzzReport:
         parts = []
         for side in self.sides:
             faults = Counter(self.fault(side, it).split(":")[0] for it in side.attack.findings)
-            told = ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()))
-            parts.append(f"{side.module}: {side.attack.calls} calls, {told or 'nothing found'}")
+            recognized = ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()))
+            parts.append(
+                f"{side.module}: {side.attack.calls} calls, {recognized or 'nothing found'}"
+            )
         where = f"FreeBSD {self.release} in {self.backend}, seed {self.order.seed}"
         return f"{where}: {'; '.join(parts)}"
 
@@ -133,7 +135,7 @@ def run(options: Options, order: Order) -> FuzzReport:
         if bench.stock_build is not None:
             sides.append(_side(bench, "stock", order, known, avoided))
             # What stock has suffered is not the series' to bear.
-            bench.revive(load=False)
+            bench.restart_guest(load=False)
             assert bench.build is not None
             bench.use(bench.build)
         name = series.topic if series else "stock"
@@ -167,15 +169,15 @@ def _side(
                 rounds, calls = rounds + done, calls + fell.calls
                 first, left = first + done, left - done * fuzz.PER_ROUND
                 progress.say(f"{name}: {findings[-1].text}; last call: {fell.call}")
-                bench.revive()
+                bench.restart_guest()
             else:
                 rounds, calls = rounds + part.rounds, calls + part.calls
                 counts += part.counts
                 findings += part.findings
                 left = 0
-        told = [dataclasses.replace(it, known=fuzz.recognize(it, known)) for it in findings]
-        step.note = f"{calls} calls in {rounds} rounds, {len(told)} findings"
-    return Side(name, Attack(rounds, calls, counts, tuple(told)), bench.breaks - before)
+        recognized = [dataclasses.replace(it, known=fuzz.recognize(it, known)) for it in findings]
+        step.note = f"{calls} calls in {rounds} rounds, {len(recognized)} findings"
+    return Side(name, Attack(rounds, calls, counts, tuple(recognized)), bench.breaks - before)
 
 
 def _attack(
@@ -196,7 +198,7 @@ def _fall(bench: Workbench, fell: fuzz.Fell, first: int) -> Finding:
     """A finding from a guest that fell: the panic's message and place, without its numbers."""
     at = fell.call.round if fell.call else first
     call = str(fell.call) if fell.call else ""
-    panic = bench.tell_panic()
+    panic = bench.collect_panic()
     if panic is None:
         return Finding("died", _first_words(fell.cause), at, call, fell.detail)
     # Without the kernel's symbols the innermost place may be an address, which says nothing.

@@ -22,7 +22,7 @@ from harness.bhyve.vmm import compile_vmtool
 from harness.build import builder, targets
 from harness.errors import PatchError, UsageError
 from harness.files import PROJECT
-from harness.run.jury import Variant
+from harness.run.trials import Variant
 from harness.series.load import Patch, Series, read_patch
 from harness.series.staging import staged
 
@@ -114,7 +114,7 @@ def _read(path: Path) -> Mutant:
     return Mutant(path.stem, wrong, cast(Expect, expect), caught_by, patch)
 
 
-class Workshop:
+class VariantBuilder:
     """Where the variants of the series `base` are built; of FreeBSD's own source without one."""
 
     def __init__(self, source: Path, sysroot: Path, base: Series | None, release: str) -> None:
@@ -123,7 +123,7 @@ class Workshop:
         self._base = base
         self._release = release
 
-    def try_on(self, chosen: Sequence[Mutant]) -> None:
+    def apply_each(self, chosen: Sequence[Mutant]) -> None:
         """Apply each to the source, for a try; PatchError names the one that does not fit."""
         for mutant in chosen:
             if (series := mutant.series(self._base, self._release)) is not None:

@@ -21,16 +21,16 @@ from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK, CannotError
 from harness.files import write_atomic
 from harness.image import store
 from harness.run import mutants
-from harness.run.jury import Footing, Jury, Trial
 from harness.run.mutants import SERIES, Mutant
 from harness.run.session import Options, Workbench, load_series, new_run_dir
+from harness.run.trials import Baseline, Trial, Trials
 from harness.run.verify import CHECKS, is_suite
 
 Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 
 
 @dataclass(frozen=True)
-class Judged:
+class VariantResult:
     """What the checks said about one variant; `caught_by` has the first alone unless all ran."""
 
     name: str
@@ -49,13 +49,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """A whole run; `no_footing` has the checks that do not pass on the series, with reasons."""
+    """A whole run.
+
+    `outside_baseline` has the checks that do not pass on the series, each with its reason.
+    """
 
     release: str
     backend: str
     run_dir: Path
-    variants: tuple[Judged, ...]
-    no_footing: Mapping[str, str]
+    variants: tuple[VariantResult, ...]
+    outside_baseline: Mapping[str, str]
     seconds: float
 
     @property
@@ -82,9 +85,11 @@ class Result:
     def to_data(self) -> dict[str, Any]:
         """All of it for programs."""
         data = dataclasses.asdict(self)
+        # The name that programs have read since the first release.
+        del data["outside_baseline"]
         return {
             **data,
-            "no_footing": dict(self.no_footing),
+            "no_footing": dict(self.outside_baseline),
             "run_dir": str(self.run_dir),
             "verdict": self.verdict,
             "exit_code": self.exit_code,
@@ -105,39 +110,39 @@ def mutation(
     known = mutants.load(folder, only, stock=options.topic == defaults.TOPIC)
     chosen = [mutant for mutant in known if mutant is not SERIES]
     start = time.monotonic()
-    judged: list[Judged] = []
+    results: list[VariantResult] = []
     with Workbench(options, new_run_dir("mutation")) as bench:
         for step in (bench.choose, bench.prove, bench.find_image):
             step()
-        workshop = _workshop(bench)
+        variant_builder = _variant_builder(bench)
         with progress.stage("apply", bench.stages) as stage:
-            workshop.try_on(chosen)
+            variant_builder.apply_each(chosen)
             stage.note = f"{len(chosen)} variants"
         # One thread builds what comes next while the guest tries what is built.
         with ThreadPoolExecutor(1, "build") as pool:
-            jobs = [pool.submit(workshop.build, mutant) for mutant in (SERIES, *chosen)]
+            jobs = [pool.submit(variant_builder.build, mutant) for mutant in (SERIES, *chosen)]
             try:
                 bench.boot()
                 named = tuple(dict.fromkeys(it for mutant in chosen for it in mutant.caught_by))
-                jury = Jury(bench, tests, every=every, named=named)
+                trials = Trials(bench, tests, every=every, named=named)
                 with progress.stage("footing", bench.stages) as stage:
                     began = time.monotonic()
                     right = jobs[0].result()
                     if is_suite(options.topic):
                         # The mutants are of FreeBSD's own source: what they are compared with.
                         bench.stock_build = right.build
-                    footing = jury.prove(right, stage)
-                    judged.append(_series(footing, time.monotonic() - began))
-                    stage.note = _said(judged[0])
-                jury = dataclasses.replace(jury, named=())
+                    baseline = trials.prove(right, stage)
+                    results.append(_series(baseline, time.monotonic() - began))
+                    stage.note = _said(results[0])
+                trials = dataclasses.replace(trials, named=())
                 pairs = zip(chosen, jobs[1:], strict=True)
                 for number, (mutant, job) in enumerate(pairs, 1):
                     title = f"{number}/{len(chosen)} {mutant.name}"
                     with progress.stage(title, bench.stages) as stage:
                         stage.live("building")
-                        trial = jury.judge(job.result(), footing, stage)
-                        judged.append(_judged(mutant, trial, footing))
-                        stage.note = _said(judged[-1])
+                        trial = trials.judge(job.result(), baseline, stage)
+                        results.append(_result_of(mutant, trial, baseline))
+                        stage.note = _said(results[-1])
             finally:
                 for job in jobs:
                     job.cancel()
@@ -145,8 +150,8 @@ def mutation(
         options.release,
         bench.backend,
         bench.run_dir,
-        tuple(judged),
-        footing.without,
+        tuple(results),
+        baseline.without,
         time.monotonic() - start,
     )
     write_atomic(bench.run_dir / "mutation.json", json.dumps(result.to_data(), indent=2) + "\n")
@@ -160,20 +165,20 @@ def show(result: Result) -> None:
         for variant in result.variants
     ]
     progress.table(("verdict", "took", "variant", "what is wrong", "caught by"), rows)
-    show_no_footing(result.no_footing)
+    show_outside_baseline(result.outside_baseline)
     progress.out.print(progress.clean(f"verdict: {result.verdict}"), markup=False)
     progress.out.print(f"run:     {result.run_dir}", markup=False)
 
 
-def show_no_footing(no_footing: Mapping[str, str]) -> None:
+def show_outside_baseline(outside_baseline: Mapping[str, str]) -> None:
     """Name the checks that were not run, since they do not pass on what is right."""
-    for name, why in sorted(no_footing.items()):
+    for name, why in sorted(outside_baseline.items()):
         first = why.splitlines()[0] if why else "no reason given"
         line = f"no footing: {name} does not pass on what is right, so it catches nothing: {first}"
         progress.out.print(progress.clean(line), markup=False)
 
 
-def _said(variant: Judged) -> str:
+def _said(variant: VariantResult) -> str:
     if variant.caught_by:
         return ", ".join(variant.caught_by)
     if variant.verdict == "NOT TESTED":
@@ -181,7 +186,7 @@ def _said(variant: Judged) -> str:
     return f"{variant.checks_run} checks held"
 
 
-def _workshop(bench: Workbench) -> mutants.Workshop:
+def _variant_builder(bench: Workbench) -> mutants.VariantBuilder:
     record = bench.record
     assert record is not None
     assert record.source is not None
@@ -193,25 +198,25 @@ def _workshop(bench: Workbench) -> mutants.Workshop:
     base = None
     if not is_suite(bench.options.topic):
         base = load_series(dataclasses.replace(bench.options, stock=False))
-    return mutants.Workshop(record.source, record.sysroot, base, bench.options.release)
+    return mutants.VariantBuilder(record.source, record.sysroot, base, bench.options.release)
 
 
-def _series(footing: Footing, seconds: float) -> Judged:
+def _series(baseline: Baseline, seconds: float) -> VariantResult:
     """The series itself: it holds unless a check fails on it; what is skipped does not count."""
-    failed = footing.failed
-    why = footing.without[failed[0]] if failed else ""
+    failed = baseline.failed
+    why = baseline.without[failed[0]] if failed else ""
     verdict: Verdict = "WRONGLY CAUGHT" if failed else "held"
-    ran = len(footing.seconds) + len(failed)
-    return Judged(SERIES.name, SERIES.wrong, verdict, failed, why, ran, seconds)
+    ran = len(baseline.seconds) + len(failed)
+    return VariantResult(SERIES.name, SERIES.wrong, verdict, failed, why, ran, seconds)
 
 
-def _judged(mutant: Mutant, trial: Trial, footing: Footing) -> Judged:
+def _result_of(mutant: Mutant, trial: Trial, baseline: Baseline) -> VariantResult:
     why = trial.why
     verdict: Verdict = "caught" if trial.caught else "SURVIVED"
     if mutant.expect == "held":
         verdict = "WRONGLY CAUGHT" if trial.caught else "held"
-    elif not trial.caught and (missing := footing.lacks(mutant.caught_by)) == mutant.caught_by:
+    elif not trial.caught and (missing := baseline.lacks(mutant.caught_by)) == mutant.caught_by:
         verdict, why = "NOT TESTED", f"no footing: {', '.join(missing)}"
-    return Judged(
+    return VariantResult(
         mutant.name, mutant.wrong, verdict, trial.caught, why, trial.checks_run, trial.seconds
     )

@@ -41,7 +41,7 @@ class Recorder:
         self._config: pytest.Config | None = None
         self.left_out = 0
         self._planned = 0
-        self._at_hand = ""
+        self._current = ""
         self.interrupted = False
         self.ended_early = False
 
@@ -100,7 +100,7 @@ class Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._began_s[nodeid] = time.monotonic()
-        self._at_hand = nodeid
+        self._current = nodeid
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         parts = self._parts.setdefault(report.nodeid, [])
@@ -108,14 +108,14 @@ class Recorder:
         if report.when == "teardown":
             self._checks.append(self._check(report.nodeid, parts))
             self._ended.add(report.nodeid)
-            self._tell(self._checks[-1])
+            self._report(self._checks[-1])
 
     def took(self, nodeid: str, check: Check) -> None:
         """A check that ran in another guest of this run has ended."""
         self._ended.add(nodeid)
         of_patch, title = self._items.get(nodeid, (check.of_patch, check.title))
         self._checks.append(dataclasses.replace(check, of_patch=of_patch, title=title))
-        self._tell(self._checks[-1])
+        self._report(self._checks[-1])
 
     def complete(self, *, begun_only: bool = False) -> None:
         """Add what pytest came to no end with: the check at hand, and those that were not begun.
@@ -125,12 +125,12 @@ class Recorder:
         """
         why = self.broken or ("interrupted" if self.interrupted else "pytest ended early")
         for nodeid, (of_patch, title) in self._items.items():
-            if nodeid in self._ended or (begun_only and nodeid != self._at_hand):
+            if nodeid in self._ended or (begun_only and nodeid != self._current):
                 continue
             self._ended.add(nodeid)
-            if nodeid == self._at_hand:
+            if nodeid == self._current:
                 self._checks.append(self._broken_off(nodeid, of_patch, title, why))
-                self._tell(self._checks[-1])
+                self._report(self._checks[-1])
             else:
                 message = f"not run: {why}"
                 self._checks.append(Check(_short(nodeid), title, "skipped", of_patch, 0.0, message))
@@ -155,13 +155,13 @@ class Recorder:
 
     def now(self) -> str:
         """The check at hand, for the live line."""
-        if not self._at_hand:
+        if not self._current:
             return "collecting"
-        took_s = time.monotonic() - self._began_s[self._at_hand]
+        took_s = time.monotonic() - self._began_s[self._current]
         number = min(len(self._checks) + 1, self._planned)
-        return f"{number} of {self._planned}: {_short(self._at_hand)}, {took_s:.0f} s"
+        return f"{number} of {self._planned}: {_short(self._current)}, {took_s:.0f} s"
 
-    def _tell(self, check: Check) -> None:
+    def _report(self, check: Check) -> None:
         """A line for a check that has ended; where a live line runs, only for bad news."""
         must_fail = check.of_patch and self._stock
         bad = check.outcome in ("error", "passed" if must_fail else "failed")

@@ -32,15 +32,15 @@ from harness.host import HostFacts, gather
 from harness.machine import Machine
 from harness.machine.console import clean_lines
 from harness.run import markers
-from harness.run.kept_session import KeptWorkbench, ways_in
+from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.session import Options, Workbench, new_run_dir
-from harness.run.whole_session import (
+from harness.run.session_result import (
     EVER_BROKE,
     UNREACHABLE,
-    WholeSession,
+    SessionResult,
     give_up,
 )
-from harness.run.whole_session import WORKBENCH as WORKBENCH
+from harness.run.session_result import WORKBENCH as WORKBENCH
 
 EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash once it was torn down: what was asked of the guest, and what it said."""
@@ -81,7 +81,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for mark, meaning in markers.MARKERS.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}")
-    config.pluginmanager.register(WholeSession(config), "vmm-session")
+    config.pluginmanager.register(SessionResult(config), "vmm-session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -111,7 +111,9 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         go_on=config.getoption("--vmm-reboot"),
     )
     run_dir, name = new_run_dir("pytest"), config.getoption("--vmm-keep")
-    with KeptWorkbench(options, run_dir, name) if name else Workbench(options, run_dir) as bench:
+    with (
+        PersistentSession(options, run_dir, name) if name else Workbench(options, run_dir) as bench
+    ):
         try:
             bench.up()
         except WorkbenchError as error:
@@ -127,7 +129,7 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         config.stash[_BROUGHT_UP] = True
         yield bench
         del config.stash[WORKBENCH]
-        if isinstance(bench, KeptWorkbench) and request.session.testsfailed:
+        if isinstance(bench, PersistentSession) and request.session.testsfailed:
             record = bench.keep()
             if record is not None:
                 progress.say(f"guest {name} stays; {ways_in(record)}")
@@ -236,7 +238,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
         # A plugin that repeats what failed: it broke the guest, whatever it does the next time.
         pytest.fail(f"the guest broke under this check before: {before}", pytrace=False)
     if broken is not None and _is_ours(item):
-        _revive(item.config, broken)
+        _restart_guest(item.config, broken)
     _take_down(item)
     yield
     # The first test's own set-up may have brought the guest up.
@@ -244,7 +246,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
         _take_down(item)
 
 
-def _revive(config: pytest.Config, broken: str) -> None:
+def _restart_guest(config: pytest.Config, broken: str) -> None:
     """Bring the guest that broke up again, where that was asked for; skip the test where not."""
     bench = config.stash.get(WORKBENCH, None)
     if bench is None or not bench.options.go_on:
@@ -252,7 +254,7 @@ def _revive(config: pytest.Config, broken: str) -> None:
     if bench.guest is not None:
         bench.guest.given_up = ""
     try:
-        bench.revive()
+        bench.restart_guest()
     except WorkbenchError as error:
         bench.options = dataclasses.replace(bench.options, go_on=False)
         pytest.skip(f"not run, the machine broke ({broken}) and did not come back: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import write_atomic
-from harness.run.regressions import Judged, Result, first_line
+from harness.run.regressions import Result, VariantResult, first_line
 
 _COLUMNS = ("bug", "year", "area", "what it does", "caught by", "s")
 _RIGHT_COLUMNS = ("correct change", "year", "area", "verdict", "s")
@@ -39,8 +39,8 @@ def marks(processor: str) -> tuple[str, str]:
 
 def render(result: Result) -> str:
     """The tables of a run as Markdown."""
-    bugs = [it for it in result.judged if not it.right and it.verdict != "not run"]
-    right = [it for it in result.judged if it.right and it.verdict != "not run"]
+    bugs = [it for it in result.results if not it.right and it.verdict != "not run"]
+    right = [it for it in result.results if it.right and it.verdict != "not run"]
     lines = [
         f"FreeBSD {result.release}, {result.processor}, {result.backend}: "
         f"{result.verdict.partition('; missed')[0]}; {result.seconds / 60:.0f} minutes.",
@@ -52,14 +52,14 @@ def render(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bug(it: Judged) -> tuple[str, ...]:
+def _bug(it: VariantResult) -> tuple[str, ...]:
     caught = ", ".join(f"`{name}`" for name in it.caught_by) or it.verdict
     if it.verdict not in ("caught", "MISSED"):
         caught += f": {first_line(it.why)}"
     return it.title, it.year, it.area, it.does, caught, f"{it.seconds:.0f}"
 
 
-def _correct(it: Judged) -> tuple[str, ...]:
+def _correct(it: VariantResult) -> tuple[str, ...]:
     verdict = ", ".join((it.verdict, *(f"`{name}`" for name in it.caught_by)))
     return it.title, it.year, it.area, verdict, f"{it.seconds:.0f}"
 

@@ -34,10 +34,10 @@ from harness.errors import (
 from harness.files import write_atomic
 from harness.image import store
 from harness.run import mutants
-from harness.run.jury import Footing, Jury, Variant
 from harness.run.mutants import STOCK, Mutant
-from harness.run.mutation import show_no_footing
+from harness.run.mutation import show_outside_baseline
 from harness.run.session import Options, Workbench, new_run_dir
+from harness.run.trials import Baseline, Trials, Variant
 from harness.run.verify import CHECKS
 from harness.series.load import read_patch
 from harness.series.staging import staged
@@ -62,7 +62,7 @@ class Regression:
 
 
 @dataclass(frozen=True)
-class Judged:
+class VariantResult:
     """What the checks said about one patch."""
 
     name: str
@@ -86,13 +86,13 @@ class Result:
     processor: str
     folder: Path
     run_dir: Path
-    judged: tuple[Judged, ...]
-    no_footing: Mapping[str, str]
+    results: tuple[VariantResult, ...]
+    outside_baseline: Mapping[str, str]
     at_least: int
     seconds: float
 
     def _count(self, verdict: Verdict) -> int:
-        return sum(it.verdict == verdict for it in self.judged)
+        return sum(it.verdict == verdict for it in self.results)
 
     @property
     def rate(self) -> float | None:
@@ -121,7 +121,7 @@ class Result:
         others: tuple[Verdict, ...] = ("DOES NOT APPLY", "DOES NOT BUILD", "not run")
         parts += [f"{number} {name}" for name in others if (number := self._count(name))]
         if missed:
-            names = (it.name for it in self.judged if it.verdict == "MISSED")
+            names = (it.name for it in self.results if it.verdict == "MISSED")
             parts.append(f"missed: {', '.join(names)}")
         return "; ".join(parts)
 
@@ -129,7 +129,7 @@ class Result:
         """All of it for programs."""
         return {
             **dataclasses.asdict(self),
-            "no_footing": dict(self.no_footing),
+            "no_footing": dict(self.outside_baseline),
             "folder": str(self.folder),
             "run_dir": str(self.run_dir),
             "rate": self.rate,
@@ -190,32 +190,32 @@ def regressions(
     """
     chosen = load(folder, only)
     start = time.monotonic()
-    judged: list[Judged] = []
+    results: list[VariantResult] = []
     options = dataclasses.replace(options, topic="", stock=False)
     with Workbench(options, new_run_dir("regressions")) as bench:
         for step in (bench.choose, bench.prove, bench.find_image):
             step()
-        workshop = _workshop(bench)
+        variant_builder = _variant_builder(bench)
         with ThreadPoolExecutor(1, "build") as pool:
-            stock = pool.submit(workshop.build, STOCK)
-            jobs = [pool.submit(_build, workshop, bench, it) for it in chosen]
+            stock = pool.submit(variant_builder.build, STOCK)
+            jobs = [pool.submit(_build, variant_builder, bench, it) for it in chosen]
             try:
                 bench.boot()
-                jury = Jury(bench, tests, general=True, every=every)
+                trials = Trials(bench, tests, general=True, every=every)
                 with progress.stage("footing", bench.stages) as stage:
                     stage.live("building")
                     built = dataclasses.replace(stock.result(), caught_by=())
                     bench.stock_build = built.build
                     bench.options = dataclasses.replace(options, stock=True)
-                    footing = jury.prove(built, stage)
-                    stage.note = _footing_note(footing)
+                    baseline = trials.prove(built, stage)
+                    stage.note = _baseline_note(baseline)
                 processor = _processor(bench)
                 for number, (regression, job) in enumerate(zip(chosen, jobs, strict=True), 1):
                     title = f"{number}/{len(chosen)} {regression.mutant.name}"
                     with progress.stage(title, bench.stages) as stage:
                         stage.live("building")
-                        tried = _try(jury, footing, regression, job, processor, stage)
-                        judged.append(tried)
+                        tried = _try(trials, baseline, regression, job, processor, stage)
+                        results.append(tried)
                         stage.note = _said(tried)
                     result = Result(
                         options.release,
@@ -223,8 +223,8 @@ def regressions(
                         processor,
                         folder,
                         bench.run_dir,
-                        tuple(judged),
-                        footing.without,
+                        tuple(results),
+                        baseline.without,
                         at_least,
                         time.monotonic() - start,
                     )
@@ -237,7 +237,7 @@ def regressions(
     return result
 
 
-def _workshop(bench: Workbench) -> mutants.Workshop:
+def _variant_builder(bench: Workbench) -> mutants.VariantBuilder:
     record = bench.record
     assert record is not None
     if record.source is None or record.sysroot is None:
@@ -245,7 +245,7 @@ def _workshop(bench: Workbench) -> mutants.Workshop:
             "the patches are built with the library, which needs the source and a sysroot; import "
             "both: " + store.trees_line(bench.options.release, src=True, sysroot=True)
         )
-    return mutants.Workshop(record.source, record.sysroot, None, bench.options.release)
+    return mutants.VariantBuilder(record.source, record.sysroot, None, bench.options.release)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class _Unbuilt:
 
 
 def _build(
-    workshop: mutants.Workshop, bench: Workbench, regression: Regression
+    variant_builder: mutants.VariantBuilder, bench: Workbench, regression: Regression
 ) -> Variant | _Unbuilt:
     """Build one patch; what is wrong with it where that does not work."""
     record = bench.record
@@ -270,26 +270,26 @@ def _build(
     except PatchError as error:
         return _Unbuilt("DOES NOT APPLY", error.message)
     try:
-        return workshop.build(mutant)
+        return variant_builder.build(mutant)
     except PatchError as error:
         return _Unbuilt("DOES NOT BUILD", error.message)
 
 
 def _try(
-    jury: Jury,
-    footing: Footing,
+    trials: Trials,
+    baseline: Baseline,
     regression: Regression,
     job: Future[Variant | _Unbuilt],
     processor: str,
     stage: progress.Stage,
-) -> Judged:
+) -> VariantResult:
     mutant = regression.mutant
     right = mutant.expect == "held"
 
-    def told(
+    def result_of(
         verdict: Verdict, why: str = "", caught: tuple[str, ...] = (), seconds: float = 0.0
-    ) -> Judged:
-        return Judged(
+    ) -> VariantResult:
+        return VariantResult(
             mutant.name,
             regression.title,
             regression.year,
@@ -303,21 +303,23 @@ def _try(
         )
 
     if regression.processor not in ("", processor):
-        return told("not run", f"it is about {regression.processor}, this guest is {processor}")
+        return result_of(
+            "not run", f"it is about {regression.processor}, this guest is {processor}"
+        )
     built = job.result()
     if isinstance(built, _Unbuilt):
-        return told(built.verdict, built.why)
+        return result_of(built.verdict, built.why)
     assert mutant.patch is not None
-    jury.bench.options = dataclasses.replace(
-        jury.bench.options, stock=False, series=(mutant.patch.path,)
+    trials.bench.options = dataclasses.replace(
+        trials.bench.options, stock=False, series=(mutant.patch.path,)
     )
-    trial = jury.judge(built, footing, stage)
+    trial = trials.judge(built, baseline, stage)
     verdict: Verdict
     if right:
         verdict = "WRONGLY CAUGHT" if trial.caught else "held"
     else:
         verdict = "caught" if trial.caught else "MISSED"
-    return told(verdict, trial.why, trial.caught, trial.seconds)
+    return result_of(verdict, trial.why, trial.caught, trial.seconds)
 
 
 def _processor(bench: Workbench) -> str:
@@ -328,24 +330,25 @@ def _processor(bench: Workbench) -> str:
     return "AMD" if any(maker in model for maker in ("AMD", "Hygon")) else "Intel"
 
 
-def _footing_note(footing: Footing) -> str:
-    note = f"{len(footing.seconds)} checks pass on the stock module"
-    return note + (f", {len(footing.without)} do not" if footing.without else "")
+def _baseline_note(baseline: Baseline) -> str:
+    note = f"{len(baseline.seconds)} checks pass on the stock module"
+    return note + (f", {len(baseline.without)} do not" if baseline.without else "")
 
 
-def _said(judged: Judged) -> str:
-    if judged.caught_by:
-        return ", ".join(judged.caught_by)
-    return judged.why or ("" if judged.verdict == "MISSED" else judged.verdict)
+def _said(result: VariantResult) -> str:
+    if result.caught_by:
+        return ", ".join(result.caught_by)
+    return result.why or ("" if result.verdict == "MISSED" else result.verdict)
 
 
 def show(result: Result) -> None:
     """Print a line for each patch, the checks that catch nothing, and the rate."""
     rows = [
-        (it.verdict, f"{it.seconds:.0f} s", it.title, first_line(_said(it))) for it in result.judged
+        (it.verdict, f"{it.seconds:.0f} s", it.title, first_line(_said(it)))
+        for it in result.results
     ]
     progress.table(("verdict", "took", "patch", "caught by"), rows)
-    show_no_footing(result.no_footing)
+    show_outside_baseline(result.outside_baseline)
     progress.out.print(progress.clean(f"verdict: {result.verdict}"), markup=False)
     progress.out.print(f"run:     {result.run_dir}", markup=False)
 

@@ -202,7 +202,7 @@ class Workbench:
             if self.options.side_by_side:
                 self.stock_build = stock
             if series is not None and series.patches:
-                self._say_of(series, self.build)
+                self._report_series(series, self.build)
                 tested.require_difference(series, self.build, stock)
             self._compile_tools(self.build)
             made = "cached" if self.build.cached else f"{self.build.warnings} warnings"
@@ -213,7 +213,7 @@ class Workbench:
             self.properties["module sha256"] = files.sha256_file(self.build.module)
             self.properties["series sha256"] = series.digest if series else "none"
 
-    def _say_of(self, series: patches.Series, build: builder.Build) -> None:
+    def _report_series(self, series: patches.Series, build: builder.Build) -> None:
         """Say what a reader of the verdict must know: what was left out, moved, not tested."""
         for note in (*series.notes, *build.drift):
             progress.say(f"note: {note}")
@@ -319,7 +319,7 @@ class Workbench:
                 step.note += f"; {refusal}"
             self.vmm = vmm.Vmm(guest, self.loaded, build, self.vmtool)
 
-    def revive(self, *, load: bool = True) -> None:
+    def restart_guest(self, *, load: bool = True) -> None:
         """After the guest broke: another machine with a fresh disk, the same module loaded.
 
         Without `load` there is no module in it yet.  Whoever holds `guest` and `vmm` goes on with
@@ -327,7 +327,7 @@ class Workbench:
         is the next one's.
         """
         guest, bhyve = _given(self.guest, "boot"), self.vmm
-        self.tell_panic()
+        self.collect_panic()
         guest.disconnect()
         self._end_machine(guest)
         self.breaks += 1
@@ -343,7 +343,7 @@ class Workbench:
                 bhyve.__dict__.update(vars(self.vmm))
                 self.vmm = bhyve
 
-    def tell_panic(self) -> panic_report.Panic | None:
+    def collect_panic(self) -> panic_report.Panic | None:
         """A panic's story, if there was one: collected once, kept in panic.txt and panic.json.
 
         To be called while the machine still stands; a debugger in it is asked.
@@ -384,7 +384,7 @@ class Workbench:
                     text = self.guest.must(["dmesg"], Deadline.after(_GOODBYE_S))
                     files.write_atomic(self.guest_dir / "dmesg.txt", text)
             self.guest.disconnect()
-            self.tell_panic()
+            self.collect_panic()
         finally:
             self._end_machine(self.guest)
 

@@ -32,7 +32,7 @@ from harness.files import PROJECT
 from harness.guest.panic_report import Panic
 from harness.image.model import ImageRecord
 from harness.report import Check
-from harness.run import dealing
+from harness.run import distribution
 from harness.run.session import Options, Workbench
 
 # What a guest of 1 GiB takes with its emulator, and what is left to everything else.
@@ -75,7 +75,7 @@ class Done:
     error: str = ""
 
 
-class Dealt:
+class DistributedLoop:
     """A pytest plugin: runs what it is dealt, group after group, instead of everything in order."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Pool:
         """How many guests take part, the bench's own included."""
         return 1 + len(self.workers)
 
-    def start(self, groups: Sequence[dealing.Group]) -> None:
+    def start(self, groups: Sequence[distribution.Group]) -> None:
         """Start the further guests that so many checks are worth; they come up meanwhile.
 
         Nothing happens where they are up already.
@@ -203,69 +203,71 @@ class Phase:
         self._pool = pool
         self._stock = stock
         self._took = took
-        self._dealer: dealing.Dealer | None = None
+        self._distributor: distribution.Distributor | None = None
         self._threads: list[threading.Thread] = []
         self.done: dict[int, Done] = {}
 
-    def plugin(self) -> Dealt:
+    def plugin(self) -> DistributedLoop:
         """For this process's own pytest."""
-        return Dealt(self._next, lambda name: self._deal().begun(1, name), self._pool.bench)
+        return DistributedLoop(
+            self._next, lambda name: self._the_distributor().begun(1, name), self._pool.bench
+        )
 
-    def _deal(self) -> dealing.Dealer:
-        assert self._dealer is not None
-        return self._dealer
+    def _the_distributor(self) -> distribution.Distributor:
+        assert self._distributor is not None
+        return self._distributor
 
     def _next(self, items: list[pytest.Item]) -> tuple[str, ...]:
-        if self._dealer is None:
-            known = dealing.known_times(self._pool.bench.backend)
-            todo = dealing.groups([(key(item), item.nodeid) for item in items], known)
-            self._dealer = dealing.Dealer(todo)
+        if self._distributor is None:
+            known = distribution.known_times(self._pool.bench.backend)
+            todo = distribution.groups([(key(item), item.nodeid) for item in items], known)
+            self._distributor = distribution.Distributor(todo)
             self._pool.start(todo)
             for worker in self._pool.workers:
                 thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        return self._dealer.next(1)
+        return self._distributor.next(1)
 
     def _serve(self, worker: _Worker) -> None:
         """Answer one guest's process until it has ended this round."""
-        dealer, at_hand = self._deal(), ""
+        distributor, current = self._the_distributor(), ""
         try:
             worker.line.send(("run", self._stock))
             while True:
                 kind, value = worker.line.recv()
                 if kind == "next":
-                    worker.line.send(dealer.next(worker.number))
+                    worker.line.send(distributor.next(worker.number))
                 elif kind == "begun":
-                    at_hand = value
-                    dealer.begun(worker.number, value)
+                    current = value
+                    distributor.begun(worker.number, value)
                 elif kind == "check":
-                    self._took(at_hand, dataclasses.replace(value, guest=worker.number))
-                    at_hand = ""
+                    self._took(current, dataclasses.replace(value, guest=worker.number))
+                    current = ""
                 elif kind == "done":
                     self.done[worker.number] = value
                     break
         except (EOFError, OSError):
             why = f"the process of guest {worker.number} ended; see guest-{worker.number}/"
             self.done[worker.number] = Done(error=why)
-            if at_hand:
-                self._took(at_hand, _lost(at_hand, why, worker.number))
+            if current:
+                self._took(current, _lost(current, why, worker.number))
         finally:
-            dealer.gone(worker.number)
+            distributor.gone(worker.number)
             if (done := self.done.get(worker.number)) and done.error:
                 self._pool.notes.append(f"guest {worker.number}: {done.error}")
 
     def end(self) -> None:
         """Wait for the other guests' last checks."""
-        if self._dealer is None:
+        if self._distributor is None:
             return
-        self._dealer.gone(1)
+        self._distributor.gone(1)
         for thread in self._threads:
             thread.join()
 
 
 def _lost(nodeid: str, why: str, guest: int) -> Check:
-    name = dealing.short(nodeid)
+    name = distribution.short(nodeid)
     return Check(name, name, "error", of_patch=False, seconds=0.0, message=why, guest=guest)
 
 
@@ -330,14 +332,16 @@ def _work(line: process.Line) -> None:
             if failed:
                 line.send(("done", Done(error=failed)))
                 continue
-            dealt = Dealt(ask, lambda name: line.send(("begun", name)), bench)
+            distributed = DistributedLoop(ask, lambda name: line.send(("begun", name)), bench)
             checks = _Sent(line.send)
             error_text = ""
             try:
-                broken = verify.run_checks(bench, job.tests, checks, stock=stock, dealt=dealt)
+                broken = verify.run_checks(
+                    bench, job.tests, checks, stock=stock, distributed=distributed
+                )
             except WorkbenchError as error:
                 broken, error_text = False, error.message
-            line.send(("done", Done(bench.breaks + broken, bench.tell_panic(), error_text)))
+            line.send(("done", Done(bench.breaks + broken, bench.collect_panic(), error_text)))
 
 
 def require_unbroken(bench: Workbench, done: Mapping[int, Done], broken: str = "") -> None:

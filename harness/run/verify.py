@@ -30,9 +30,9 @@ from harness.files import PROJECT
 from harness.host.survey import available_memory_bytes
 from harness.image import obtain, store
 from harness.report import Check, Report
-from harness.run import coverage, dealing, shards
-from harness.run.kept_session import KeptWorkbench, ways_in
+from harness.run import coverage, distribution, shards
 from harness.run.outcomes import Recorder
+from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
 from harness.series import load
 from harness.series.load import TESTS
@@ -76,7 +76,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     stock: list[Check] = []
     error: WorkbenchError | None = None
     series = None
-    bench = KeptWorkbench(options, run_dir, keep_as) if keep_as else Workbench(options, run_dir)
+    bench = PersistentSession(options, run_dir, keep_as) if keep_as else Workbench(options, run_dir)
 
     def so_far() -> Report:
         return Report(
@@ -110,7 +110,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
             with _pool(bench, tests) as pool:
                 if bench.stock_build is not None:
                     if run_checks(bench, tests, stock, stock=True, pool=pool):
-                        bench.revive()
+                        bench.restart_guest()
                     bench.use(_built(bench))
                 collector = _collector(bench)
                 try:
@@ -126,13 +126,13 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
                 progress.say_detail(error.detail)
         except KeyboardInterrupt:
             error = Interrupted("interrupted")
-        if isinstance(bench, KeptWorkbench) and so_far().exit_code in _WORTH_KEEPING:
+        if isinstance(bench, PersistentSession) and so_far().exit_code in _WORTH_KEEPING:
             record = bench.keep()
             if record is not None:
                 bench.properties[report.KEPT] = ways_in(record)
     result = so_far()
     if checks:
-        dealing.note_times(bench.backend, {check.name: check.seconds for check in checks})
+        distribution.note_times(bench.backend, {check.name: check.seconds for check in checks})
     try:
         report.save(result)
     except OSError as failed:
@@ -251,7 +251,7 @@ def run_checks(
     what: str = "checks",
     collector: coverage.Collector | None = None,
     pool: shards.Pool | None = None,
-    dealt: shards.Dealt | None = None,
+    distributed: shards.DistributedLoop | None = None,
 ) -> bool:
     """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
 
@@ -267,7 +267,7 @@ def run_checks(
     what = "checks on stock" if stock else what
     log = bench.run_dir / f"{what.replace('checks', 'pytest').replace(' ', '-')}.log"
     # pytest captures standard error while a check runs.
-    with progress.apart(), progress.stage(what, bench.stages) as step:
+    with progress.past_capture(), progress.stage(what, bench.stages) as step:
         arguments = [*check_folders(bench.options.topic, tests), *PYTEST_OPTIONS, "-v"]
         if bench.options.only:
             arguments += ["-k", bench.options.only]
@@ -278,13 +278,13 @@ def run_checks(
             our_pytest(),
         ):
             phase = pool.phase(stock=stock, took=recorder.took) if pool else None
-            if shared := phase.plugin() if phase else dealt:
+            if shared := phase.plugin() if phase else distributed:
                 plugins.append(shared)
             with _going_on(bench) if phase else contextlib.nullcontext():
                 code = pytest.main(arguments, plugins=plugins)
             if phase and not recorder.ended_early:
                 phase.end()
-        recorder.complete(begun_only=dealt is not None)
+        recorder.complete(begun_only=distributed is not None)
         if recorder.interrupted:
             raise KeyboardInterrupt
         if recorder.broken and phase is None and not bench.options.go_on:
@@ -292,13 +292,13 @@ def run_checks(
             raise GuestError(f"the guest broke: {under}{recorder.broken}")
         if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError(f"--only {bench.options.only}: no check matches")
-        if dealt and code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        if distributed and code == pytest.ExitCode.NO_TESTS_COLLECTED:
             code = pytest.ExitCode.OK
         early = recorder.ended_early or code not in (
             pytest.ExitCode.OK,
             pytest.ExitCode.TESTS_FAILED,
         )
-        if early or not (checks or dealt):
+        if early or not (checks or distributed):
             # What ran may have held, and what did not run would be missing without a word.
             tail = "\n".join(log.read_text().splitlines()[-15:])
             what = "ended early" if checks else "ran no check"

@@ -66,7 +66,7 @@ def journal_folder(tree: Path) -> Path:
     return files.cache_dir() / "applies" / files.sha256_text(str(tree.resolve()))[:32]
 
 
-def require_whole(tree: Path) -> None:
+def require_complete(tree: Path) -> None:
     """UsageError when an earlier apply was cut off in `tree` and nobody has put it back yet."""
     if (tree / JOURNAL_FOLDER).is_symlink() or (tree / JOURNAL_FOLDER).exists():
         raise UsageError(
@@ -94,7 +94,7 @@ def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: N
         raise UsageError(f"{tree}: cannot be written to")
     with files.locked(_lock_path(tree), f"patch.apply {tree}"):
         recover(tree)
-        require_whole(tree)
+        require_complete(tree)
         for path in series.touched:
             _refuse_links(tree, path)
         with staging.staged(series, tree) as (patched, drift):

@@ -76,13 +76,13 @@ class _Checkout:
         self._settings = [f"safe.directory={it}" for it in _trusted()]
         done = self._run("rev-parse", "--absolute-git-dir")
         if done.returncode:
-            told = done.stderr.decode(errors="replace")
-            if "dubious ownership" in told:
+            stderr_text = done.stderr.decode(errors="replace")
+            if "dubious ownership" in stderr_text:
                 raise CannotError(
                     f"{repo}: it belongs to another user, so git does not read it; run "
                     f"git config --global --add safe.directory {shlex.quote(str(repo.resolve()))}"
                 )
-            raise UsageError(f"{repo}: not a git checkout ({_last(told)})")
+            raise UsageError(f"{repo}: not a git checkout ({_last(stderr_text)})")
         top = self._run("rev-parse", "--show-toplevel")
         if not top.returncode:
             self._repo = Path(git.text_of(top.stdout).rstrip("\n"))
@@ -98,8 +98,8 @@ class _Checkout:
     def _ask(self, *arguments: str) -> str:
         done = self._run(*arguments)
         if done.returncode:
-            told = _last(done.stderr.decode(errors="replace"))
-            raise CannotError(f"{self._repo}: git {arguments[0]} failed: {told}")
+            stderr_text = _last(done.stderr.decode(errors="replace"))
+            raise CannotError(f"{self._repo}: git {arguments[0]} failed: {stderr_text}")
         return git.text_of(done.stdout).rstrip("\n")
 
     def commits(self, base: str) -> tuple[Commit, ...]:
@@ -160,8 +160,8 @@ class _Checkout:
     def _diff(self, *commits: str) -> bytes:
         done = self._run(*_DIFF, *commits)
         if done.returncode:
-            told = _last(done.stderr.decode(errors="replace"))
-            raise CannotError(f"{self._repo}: git diff-tree failed: {told}")
+            stderr_text = _last(done.stderr.decode(errors="replace"))
+            raise CannotError(f"{self._repo}: git diff-tree failed: {stderr_text}")
         return done.stdout
 
     def _makes(self, start: str, head: str, diffs: Sequence[bytes]) -> bool:
@@ -215,6 +215,6 @@ def _trusted() -> list[str]:
     return [git.text_of(it) for it in done.stdout.split(b"\0") if it]
 
 
-def _last(told: str) -> str:
-    lines = [line for line in told.splitlines() if line.strip()]
+def _last(stderr_text: str) -> str:
+    lines = [line for line in stderr_text.splitlines() if line.strip()]
     return lines[-1].removeprefix("fatal: ") if lines else "no reason given"

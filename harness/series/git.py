@@ -147,16 +147,16 @@ def _require_files(data: bytes, name: str) -> None:
             )
 
 
-def _malformed(told: str, name: str) -> str:
-    if found := _CORRUPT.search(told):
+def _malformed(stderr_text: str, name: str) -> str:
+    if found := _CORRUPT.search(stderr_text):
         return f"{name}: the patch is broken at its line {found[1]} (cut off or edited by hand?)"
-    if "No valid patches" in told or "unrecognized input" in told:
+    if "No valid patches" in stderr_text or "unrecognized input" in stderr_text:
         return f"{name}: there is no diff in it"
-    return f"{name}: git cannot read it: {_first_line(told)}"
+    return f"{name}: git cannot read it: {_first_line(stderr_text)}"
 
 
-def _first_line(told: str) -> str:
-    lines = [line.removeprefix("error: ") for line in told.splitlines() if line.strip()]
+def _first_line(stderr_text: str) -> str:
+    lines = [line.removeprefix("error: ") for line in stderr_text.splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
 
 
@@ -223,18 +223,18 @@ def _is_blob(file: Path, wanted: str) -> bool:
 def _run(folder: Path, arguments: Sequence[str], data: bytes, name: str) -> str:
     """What `git apply` says.  PatchError with the reason when the patch does not apply."""
     done = run_git(arguments, folder, data)
-    told = done.stderr.decode(errors="replace")
+    stderr_text = done.stderr.decode(errors="replace")
     if done.returncode:
-        said = [line for line in told.splitlines() if line.startswith(("error", "warning"))]
+        said = [line for line in stderr_text.splitlines() if line.startswith(("error", "warning"))]
         said = [line for line in said if not line.endswith("while searching for:")]
-        raise PatchError(_why(folder, data, name, told), detail="\n".join(said))
-    return told
+        raise PatchError(_why(folder, data, name, stderr_text), detail="\n".join(said))
+    return stderr_text
 
 
-def _drift(told: str, name: str) -> tuple[Drift, ...]:
+def _drift(stderr_text: str, name: str) -> tuple[Drift, ...]:
     drift = []
     path = ""
-    for line in told.splitlines():
+    for line in stderr_text.splitlines():
         if found := _CHECKING.match(line):
             path = found["path"]
         elif found := _OFFSET.match(line):
@@ -242,18 +242,18 @@ def _drift(told: str, name: str) -> tuple[Drift, ...]:
     return tuple(drift)
 
 
-def _why(folder: Path, data: bytes, name: str, told: str) -> str:
-    if found := _FAILED.search(told):
+def _why(folder: Path, data: bytes, name: str, stderr_text: str) -> str:
+    if found := _FAILED.search(stderr_text):
         return (
             f"{name} does not apply: {_hunk_story(folder, data, found['path'], int(found['line']))}"
         )
-    if found := _MISSING.search(told):
+    if found := _MISSING.search(stderr_text):
         return f"{name} does not apply: {found[1]} is not in the tree"
-    if found := _EXISTS.search(told):
+    if found := _EXISTS.search(stderr_text):
         return f"{name} does not apply: it adds {found[1]}, which the tree already has"
-    if _CORRUPT.search(told):
-        return _malformed(told, name)
-    return f"{name} does not apply: {_first_line(told)}"
+    if _CORRUPT.search(stderr_text):
+        return _malformed(stderr_text, name)
+    return f"{name} does not apply: {_first_line(stderr_text)}"
 
 
 def _hunk_story(folder: Path, data: bytes, path: str, line: int) -> str:

@@ -52,7 +52,7 @@ def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> 
         staging.require_tree(tree)
     if pristine.resolve() == edited.resolve():
         raise UsageError("patch.refresh needs two trees: the edited one, and --pristine")
-    apply.require_whole(edited)
+    apply.require_complete(edited)
     if not series.patches:
         raise UsageError(f"the series {series.topic} is empty; begin it with git format-patch")
     unclaimed = tuple(sorted(_changed_elsewhere(pristine, edited, set(series.touched))))

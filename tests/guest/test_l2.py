@@ -21,7 +21,7 @@ def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
     inner = l2("runs", 48)
     found = inner.start()
     assert (found.low_mib, found.high_mib) == (48, 0)
-    inner.tell("p")
+    inner.send("p")
     assert inner.wait_exit() == Exit.POWER_OFF
     assert "L2ROM powers off" in inner.output()
 
@@ -31,7 +31,7 @@ def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exi
     """reset and halt in L2 come out as bhyve's exit codes"""
     inner = l2(f"ends-{command}")
     inner.start()
-    inner.tell(command)
+    inner.send(command)
     assert inner.wait_exit() == code
 
 
@@ -39,7 +39,7 @@ def test_a_triple_fault_ends_l2(l2: Callable[..., L2]) -> None:
     """a triple fault ends L2, and bhyve says so: by exit code on AMD, by an abort on Intel"""
     inner = l2("faults")
     inner.start()
-    inner.tell("f")
+    inner.send("f")
     code = inner.wait_exit()
     assert code == Exit.TRIPLE_FAULT or (code == ABORTED and "Triple fault" in inner.errors())
 
@@ -99,7 +99,7 @@ def test_a_killed_l2_gives_everything_back(guest: Guest, vmm: Vmm, l2: Callable[
     before = vmm.memory
     inner = l2("killed", 64)
     inner.start()
-    inner.tell("s")
+    inner.send("s")
     inner.kill()
     assert guest.exists("/dev/vmm/killed")
     assert vmm.mem_allocated_bytes == before.allocated_bytes + 64 * MIB

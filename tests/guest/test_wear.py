@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 minutes = pytest.mark.minutes
 CREATORS = 8
 # What the kernel says when it loses its balance or what it had.
-FEARFUL = ("lock order reversal", "Warning: memory type", "leaked memory", "panic", "Fatal trap")
+WARNINGS = ("lock order reversal", "Warning: memory type", "leaked memory", "panic", "Fatal trap")
 
 
 @pytest.mark.patch
@@ -106,13 +106,13 @@ def test_unloading_leaks_nothing(
     before = guest.machine.console.mark
     guest.must(["kldunload", "vmm"])
     said = guest.machine.console.since(before)
-    assert [line for line in said.splitlines() if any(word in line for word in FEARFUL)] == []
+    assert [line for line in said.splitlines() if any(word in line for word in WARNINGS)] == []
 
 
-def test_the_kernel_logged_no_fear(guest: Guest, vmm: Vmm) -> None:
+def test_the_kernel_logged_no_warning(guest: Guest, vmm: Vmm) -> None:
     """after all that, the kernel's messages tell of no lock order reversal, leak or trap"""
     vmm.churn("fear", 2, 16 * MIB)
-    assert [line for line in guest.dmesg() if any(word in line for word in FEARFUL)] == []
+    assert [line for line in guest.dmesg() if any(word in line for word in WARNINGS)] == []
 
 
 def _in_use(guest: Guest) -> dict[str, int]:

@@ -34,7 +34,7 @@ class StandinBench:
             with following(step, machine.console.last_line):
                 self.guest.wait_ready(Deadline.after(self.boot_s))
 
-    def tell_panic(self) -> None:
+    def collect_panic(self) -> None:
         """Nobody wants its story."""
 
     def close(self) -> None:

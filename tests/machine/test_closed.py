@@ -199,9 +199,9 @@ def test_without_our_key_there_is_no_way_in(guest: Guest, tmp_path: Path) -> Non
             try:
                 transport.start_client(timeout=30)
                 offered = ["root"] if how == "auth_none" else ["root", ""]
-                with pytest.raises(paramiko.BadAuthenticationType) as told:
+                with pytest.raises(paramiko.BadAuthenticationType) as raised:
                     getattr(transport, how)(*offered)
-                assert told.value.allowed_types == ["publickey"]
+                assert raised.value.allowed_types == ["publickey"]
             finally:
                 transport.close()
 

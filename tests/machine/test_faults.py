@@ -110,18 +110,18 @@ def test_a_full_disk_beneath_the_guest_is_named(
         while fill.write(b"x" * 512):
             pass
     machine.console.send("w")
-    with pytest.raises(DiskFull, match=rf"{said}.*HARNESS_RUNS") as told:
+    with pytest.raises(DiskFull, match=rf"{said}.*HARNESS_RUNS") as raised:
         machine.console.talk().expect_any(["never"], "what never comes", Deadline.after(60))
-    assert told.value.exit_code == 3
+    assert raised.value.exit_code == 3
 
 
 def test_a_full_disk_before_the_start_is_named(make: Made, tiny: Path) -> None:
     with contextlib.suppress(OSError), (tiny / "fill").open("wb", buffering=0) as fill:
         while fill.write(b"x" * 512):
             pass
-    with pytest.raises((GuestError, OSError, machines.base.CannotError)) as told:
+    with pytest.raises((GuestError, OSError, machines.base.CannotError)) as raised:
         boot(make("tcg", run=str(tiny / "run")))
-    assert "No space left on device" in f"{told.value}"
+    assert "No space left on device" in f"{raised.value}"
 
 
 # --- the guest

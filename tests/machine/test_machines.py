@@ -135,11 +135,11 @@ def test_an_emulator_that_is_killed_ends_waits_at_once(
     if asleep:
         timer.join()
     start = time.monotonic()
-    with pytest.raises(MachineDied, match=rf"guest: {backend} was killed by SIGKILL") as told:
+    with pytest.raises(MachineDied, match=rf"guest: {backend} was killed by SIGKILL") as raised:
         machine.console.talk().expect_any(["never"], "what never comes", Deadline.after(60))
     assert time.monotonic() - start < 30
-    assert str(machine.spec.console_log) in told.value.message
-    assert "hello from the first sector" in told.value.detail
+    assert str(machine.spec.console_log) in raised.value.message
+    assert "hello from the first sector" in raised.value.detail
     with pytest.raises(MachineDied):
         machine.check()
     assert not machine.powered_off()
@@ -191,9 +191,9 @@ def test_an_emulator_does_not_outlive_a_killed_harness(
 def test_a_model_that_does_not_exist_is_named_by_the_emulator(make: Made, backend: str) -> None:
     words = {"tcg": "unable to find CPU model 'nonsense'", "bochs": "cpu directive malformed"}
     machine = make(backend, cpu="nonsense")
-    with pytest.raises(MachineDied, match=r"did not start: exited with 1") as told:
+    with pytest.raises(MachineDied, match=r"did not start: exited with 1") as raised:
         machine.start(Deadline.after(30))
-    assert words[backend] in told.value.detail
+    assert words[backend] in raised.value.detail
     machine.stop(Deadline.after(1))
 
 

@@ -88,9 +88,9 @@ def test_resumed_guests_are_right_and_the_snapshot_stays_as_it_is(
             machine = guest.machine
             assert isinstance(machine, QemuMachine)
             assert machine._qmp is not None
-            told = machine._qmp.execute("query-vm-generation-id", Deadline.after(5))
-            assert isinstance(told, dict)
-            identities.add(told["guid"])
+            raised = machine._qmp.execute("query-vm-generation-id", Deadline.after(5))
+            assert isinstance(raised, dict)
+            identities.add(raised["guid"])
         finally:
             guest.machine.stop(Deadline.after(5))
     # The stand-in's kernel has no driver for it, and takes what it is fed into account in its own

@@ -43,39 +43,39 @@ def started(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> Ite
 
 
 def waits_for_a_login(machine: Machine) -> WorkbenchError:
-    with machine.booting(), pytest.raises((GuestError, CannotError)) as told:
+    with machine.booting(), pytest.raises((GuestError, CannotError)) as error:
         machine.console.talk(0).expect_any(["login: "], "the login prompt", Deadline.after(LONG_S))
-    return told.value
+    return error.value
 
 
 @pytest.mark.parametrize("started", [RESETS], indirect=True)
 def test_a_guest_that_resets_again_and_again(started: Machine, backend: str) -> None:
-    told = waits_for_a_login(started)
-    assert told.exit_code == 4
-    assert "the guest goes in circles: it was reset" in told.message
-    assert "came to no login in between" in told.message
+    error = waits_for_a_login(started)
+    assert error.exit_code == 4
+    assert "the guest goes in circles: it was reset" in error.message
+    assert "came to no login in between" in error.message
     if backend == "bochs":
-        assert "3rd (13) exception with no resolution" in told.detail
+        assert "3rd (13) exception with no resolution" in error.detail
 
 
 @pytest.mark.parametrize("started", [LOADER], indirect=True)
 def test_a_loader_at_its_prompt_is_read_from_the_screen(started: Machine) -> None:
-    told = waits_for_a_login(started)
-    assert told.exit_code == 4
+    error = waits_for_a_login(started)
+    assert error.exit_code == 4
     assert (
-        "did not boot, its boot loader stopped at its prompt ('OK' on its screen)" in told.message
+        "did not boot, its boot loader stopped at its prompt ('OK' on its screen)" in error.message
     )
-    assert "can't load 'kernel'" in told.detail
+    assert "can't load 'kernel'" in error.detail
     assert not started.console.since(0).strip()
 
 
 @pytest.mark.parametrize("started", [LOGIN], indirect=True)
 def test_a_system_whose_console_is_the_screen(started: Machine) -> None:
-    told = waits_for_a_login(started)
-    assert told.exit_code == 3
-    assert "asks for a login on its screen, and nothing came over the serial line" in told.message
-    assert 'console="comconsole"' in told.message
-    assert "FreeBSD/amd64 (Amnesiac) (ttyv0)" in told.detail
+    error = waits_for_a_login(started)
+    assert error.exit_code == 3
+    assert "asks for a login on its screen, and nothing came over the serial line" in error.message
+    assert 'console="comconsole"' in error.message
+    assert "FreeBSD/amd64 (Amnesiac) (ttyv0)" in error.detail
 
 
 def test_a_disk_that_does_not_boot(tmp_path: Path, backend: str) -> None:
@@ -84,6 +84,6 @@ def test_a_disk_that_does_not_boot(tmp_path: Path, backend: str) -> None:
     spec = Spec(tmp_path / "run", Drive(disk), memory_bytes=32 << 20, ssh=False, screen=True)
     with machines.make(backend, spec) as machine:
         machine.start(Deadline.after(30))
-        told = waits_for_a_login(machine)
-    assert told.exit_code == 4
-    assert "bootable" in f"{told.message} {told.detail}".lower()
+        error = waits_for_a_login(machine)
+    assert error.exit_code == 4
+    assert "bootable" in f"{error.message} {error.detail}".lower()

@@ -224,8 +224,8 @@ def test_digests(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 3_000_000)
     done: list[int] = []
     digest = files.sha256_file(path, done.append)
-    told = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
-    assert digest == told.split()[0]
+    raised = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+    assert digest == raised.split()[0]
     assert done[-1] == 3_000_000
 
 

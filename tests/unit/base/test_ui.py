@@ -15,7 +15,7 @@ from harness import progress
 SCRIPT = """
 import os, sys, time
 from harness import progress
-with progress.apart(), progress.stage("checks") as step:
+with progress.past_capture(), progress.stage("checks") as step:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stderr = open(os.devnull, "w")
     step.live("7/9 test_x  the guest's last line")
@@ -42,20 +42,20 @@ def test_a_terminal_shows_stage_time_and_last_line_whoever_takes_standard_error(
 
 
 def test_without_a_terminal_each_stage_is_two_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    with progress.apart(), progress.stage("boot") as step:
+    with progress.past_capture(), progress.stage("boot") as step:
         step.live("not shown")
         step.note = "SSH"
     assert re.fullmatch(r"boot \.\.\.\nboot: ok after 0\.0 s: SSH\n", capfd.readouterr().err)
 
 
 def test_stages_can_be_shown_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[str, str, str]] = []
-    with progress.told_to(lambda *what: told.append(what)), progress.stage("boot") as step:
+    reported: list[tuple[str, str, str]] = []
+    with progress.reported_to(lambda *what: reported.append(what)), progress.stage("boot") as step:
         step.live("a line")
         progress.say("said")
         progress.say_detail("a story")
         step.note = "up"
-    assert told == [
+    assert reported == [
         ("begin", "boot", ""),
         ("live", "a line", ""),
         ("say", "said", ""),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.bench import boots, builds, chart, phases, run, subject
-from harness.bench.model import Result, Samples, Taken, at_least, at_most
+from harness.bench.model import Measurements, Result, Samples, at_least, at_most
 from harness.cli.program import spread
 from harness.errors import CannotError, UsageError
 from harness.machine import bochs_program
@@ -30,7 +30,7 @@ RESULT = Result(
 
 
 def test_medians_and_ratios() -> None:
-    taken = Taken()
+    taken = Measurements()
     for value in (3.0, 1.0, 2.0):
         taken.add("a", value)
     taken.add("b", 4.0)
@@ -85,7 +85,7 @@ def test_each_bochs_at_hand_is_booted_by_turns(monkeypatch: pytest.MonkeyPatch) 
         return [("kernel", next(seconds)), ("init", 2.0)]
 
     monkeypatch.delenv("HARNESS_BOCHS", raising=False)
-    monkeypatch.setattr(bochs_program, "at_hand", lambda: each)
+    monkeypatch.setattr(bochs_program, "found", lambda: each)
     monkeypatch.setattr(phases, "_phases", played)
     whom: Any = SimpleNamespace(backend="bochs", name="played")
     found = phases.bochs(whom, 2, lambda _line: None)
@@ -97,7 +97,7 @@ def test_each_bochs_at_hand_is_booted_by_turns(monkeypatch: pytest.MonkeyPatch) 
     assert [(ratio.meaning, ratio.value) for ratio in found.ratios] == [
         ("a boot in 2.7 / in 3.0", 27 / 12)
     ]
-    monkeypatch.setattr(bochs_program, "at_hand", lambda: each[:1])
+    monkeypatch.setattr(bochs_program, "found", lambda: each[:1])
     seconds = iter((5.0,))
     monkeypatch.setenv("HARNESS_BOCHS", "/y")
     assert phases.bochs(whom, 1, lambda _line: None).notes == ("together 7.0 s",)
@@ -162,10 +162,10 @@ def test_what_was_measured_is_kept_and_told(
     go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert go("good", json=True) == 0
-    told = json.loads(capsys.readouterr().out)
+    raised = json.loads(capsys.readouterr().out)
     folder = tmp_path / "runs" / "latest"
-    assert json.loads((folder / "bench.json").read_text()) == told
-    assert told["benches"][0]["ratios"][0]["held"] is True
+    assert json.loads((folder / "bench.json").read_text()) == raised
+    assert raised["benches"][0]["ratios"][0]["held"] is True
     assert (folder / "good.svg").read_text().startswith("<svg")
     assert go("good", number=5) == 0
     assert go.rounds == [3, 5]  # type: ignore[attr-defined]

@@ -64,9 +64,9 @@ def said(code: int, written: str) -> Result:
     ],
 )
 def test_result_and_exit_code_have_to_agree(code: int, written: str, verdict: str) -> None:
-    judged = atf.judge("p", "c", said(code, written))
-    assert str(judged) == verdict
-    assert judged.detail == "words\n"
+    results = atf.judge("p", "c", said(code, written))
+    assert str(results) == verdict
+    assert results.detail == "words\n"
 
 
 def test_kyuas_words_are_read() -> None:

@@ -178,7 +178,7 @@ def test_a_panic_is_called_by_the_innermost_place_that_has_a_name() -> None:
     )
 
     class Bench:
-        def tell_panic(self) -> Panic:
+        def collect_panic(self) -> Panic:
             return Panic("Fatal trap 9", (), frames)
 
     fell = fuzz.Fell(GuestError("it fell"), ())

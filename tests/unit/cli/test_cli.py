@@ -27,7 +27,7 @@ from harness.cli.program import run_task
 @task(help={"kind": "the error's name"})
 @run_task
 def fails(_context, kind=""):
-    raise getattr(errors, kind)("what went wrong; the mend", detail="line \\x1b[31m1\\nline 2")
+    raise getattr(errors, kind)("what went wrong; the remedy", detail="line \\x1b[31m1\\nline 2")
 
 @task
 @run_task
@@ -138,7 +138,7 @@ def test_each_kind_of_error_has_its_code(
 def test_an_error_is_a_line_and_a_code(folder: Path) -> None:
     done = run(folder, "fails", "--kind", "PatchError")
     assert done.returncode == 5
-    assert done.stderr == "line ?[31m1\nline 2\nerror: what went wrong; the mend\n"
+    assert done.stderr == "line ?[31m1\nline 2\nerror: what went wrong; the remedy\n"
     assert done.stdout == ""
 
 

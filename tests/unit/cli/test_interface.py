@@ -20,7 +20,7 @@ from harness.guest.panic_report import Panic
 from harness.report import Check, Report, StageResult
 from harness.run.bisect import Found
 from harness.run.doctor import Row, Verdict
-from harness.run.mutation import Judged
+from harness.run.mutation import VariantResult
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -54,8 +54,9 @@ def test_tasks_options_and_help() -> None:
 
 
 def test_json_keys() -> None:
-    kinds = (Report, Check, StageResult, Panic, Row, Verdict, Judged, Found)
-    hold("keys.json", {it.__name__: [f.name for f in dataclasses.fields(it)] for it in kinds})
+    kinds = (Report, Check, StageResult, Panic, Verdict, VariantResult, Found)
+    found = {it.__name__: [f.name for f in dataclasses.fields(it)] for it in kinds}
+    hold("keys.json", found | {"Row": list(Row("", "", "", "").to_data())})
 
 
 def test_exit_codes() -> None:

@@ -74,7 +74,7 @@ def test_a_tree_where_an_apply_was_cut_off_is_not_the_patch_s_fault(
     assert shlex.split(found[1]) == ["patch.apply", str(tree)]
     assert patch_commands.apply(str(tree), [topic], "", "") == 0
     assert patch_commands.check([topic], "", "", str(make_tree(tmp_path / "b")), json=False) == 0
-    apply.require_whole(tree)
+    apply.require_complete(tree)
 
 
 def test_the_projects_own_series_hold_without_a_tree() -> None:

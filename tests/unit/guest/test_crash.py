@@ -233,12 +233,12 @@ def test_the_function_that_trapped_is_found_by_its_address(program: Path) -> Non
         "#1 0xffffffff8106f138 at calltrap+0x8",
         f"#2 {base + functions['main'][0] + 1:#x} at main+0x1",
     ]
-    panic = panic_report.told(story, {}, Symbols(module=program))
+    panic = panic_report.from_console(story, {}, Symbols(module=program))
     assert [frame.function for frame in panic.frames] == ["vpanic", "calltrap", "inlined", "main"]
     assert panic.culprit is not None
     assert panic.culprit.offset == 1
     assert panic.culprit.sources
-    bare = panic_report.told(story, {}, Symbols())
+    bare = panic_report.from_console(story, {}, Symbols())
     assert bare.summary.endswith(f"in {address:#x}")
 
 
@@ -272,7 +272,7 @@ int after(int how) { return falls(how) + 1; }
         f"#3 {base + functions['after'][0] + 6:#x} at after+0x6",
         "#4 0xffffffff80b97018 at sysctl_root+0x268",
     ]
-    panic = panic_report.told(story, {}, Symbols(module=module))
+    panic = panic_report.from_console(story, {}, Symbols(module=module))
     names = [frame.function for frame in panic.frames]
     assert names == ["vpanic", "panic", "falls", "after", "sysctl_root"]
     assert panic.culprit is not None

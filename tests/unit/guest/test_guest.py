@@ -147,10 +147,10 @@ def test_reboot_has_a_limit() -> None:
 def test_a_resumed_guest_is_given_the_time_and_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = FakeGuest()
     fed: list[bytes] = []
-    told: list[Sequence[str]] = []
+    raised: list[Sequence[str]] = []
 
     def must(command: Sequence[str], _deadline: Deadline, *, stdin: bytes = b"") -> str:
-        told.append(command)
+        raised.append(command)
         fed.append(stdin)
         return ""
 
@@ -159,8 +159,8 @@ def test_a_resumed_guest_is_given_the_time_and_randomness(monkeypatch: pytest.Mo
     before = time.time()
     for _ in range(2):
         guest.wake(Deadline.after(5))
-    assert abs(int(told[0][-1]) - before) <= 5
-    assert "date" in told[0][2]
-    assert "cat >/dev/random" in told[0][2]
+    assert abs(int(raised[0][-1]) - before) <= 5
+    assert "date" in raised[0][2]
+    assert "cat >/dev/random" in raised[0][2]
     assert [len(data) for data in fed] == [4096, 4096]
     assert fed[0] != fed[1]

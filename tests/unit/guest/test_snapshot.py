@@ -396,19 +396,19 @@ def test_a_boot_that_fails_leaves_no_machine(played: type[Played], spec: Spec) -
 
 
 def test_every_wait_is_attended(played: type[Played], spec: Spec) -> None:
-    told: list[Machine] = []
+    raised: list[Machine] = []
 
     @contextlib.contextmanager
     def attend(guest: Guest) -> Iterator[None]:
-        told.append(guest.machine)
+        raised.append(guest.machine)
         yield
         assert played.log
 
     bring_up(played, spec)
     played.broken["wake"] = GuestError("no answer")
     guest, _ = snapshot.bring_up(played, spec, ACCESS, "image", attend=attend)
-    assert [machine.spec.resume_from is None for machine in told] == [False, True]
-    assert guest.machine is told[-1]
+    assert [machine.spec.resume_from is None for machine in raised] == [False, True]
+    assert guest.machine is raised[-1]
 
 
 _KILLED = """
@@ -491,8 +491,8 @@ def test_the_image_tasks_know_of_snapshots(
             only_of(spec, played.emulator).folder / "snapshot.json", (int(played.emulator),) * 2
         )
     image_commands.show_info("15.1", as_json=True)
-    told = json.loads(capsys.readouterr().out)["snapshots"]
-    assert [one["facts"]["emulator"] for one in told] == ["2", "1"]
+    raised = json.loads(capsys.readouterr().out)["snapshots"]
+    assert [one["facts"]["emulator"] for one in raised] == ["2", "1"]
     image_commands.show_info("15.1", as_json=False)
     assert "played, made 20" in capsys.readouterr().out
     image_commands.prune_all()

@@ -56,10 +56,10 @@ def test_another_host_key_is_refused_at_once_and_both_are_named(sshd: Sshd, tmp_
     pinned = make_key(tmp_path / "pinned", "")
     prints = []
     for line in (sshd.host_key, pinned):
-        told = subprocess.run(
+        raised = subprocess.run(
             ["ssh-keygen", "-lf", "-"], input=line, capture_output=True, text=True, check=True
         )
-        prints.append(told.stdout.split()[1])
+        prints.append(raised.stdout.split()[1])
     start = time.monotonic()
     with pytest.raises(SshRefused) as caught:
         Ssh(sshd.address(host_key=pinned)).connect(Deadline.after(60))

@@ -96,7 +96,7 @@ def test_auto(name: str, expected: tuple[str | None, str, str]) -> None:
 
 @pytest.mark.parametrize(("name", "expected"), EXPECTED.items())
 def test_kvm_by_name_is_kvm_or_a_refusal(name: str, expected: tuple[str | None, str, str]) -> None:
-    _, against, mend = expected
+    _, against, remedy = expected
     decision = host.decide(facts_of(name), "kvm")
     if not against:
         assert decision.name == "kvm"
@@ -106,7 +106,7 @@ def test_kvm_by_name_is_kvm_or_a_refusal(name: str, expected: tuple[str | None, 
         decision.require()
     message = caught.value.message
     assert against in message
-    assert mend in message
+    assert remedy in message
     assert "\n" not in message
 
 
@@ -134,7 +134,7 @@ def test_bochs_refused(name: str, cause: str) -> None:
     decision = host.decide(facts_of(name), "bochs")
     assert decision.backend is None
     assert cause in decision.reason
-    assert decision.mend
+    assert decision.remedy
 
 
 def test_which_flag_kvm_guests_get() -> None:

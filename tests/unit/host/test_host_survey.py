@@ -61,8 +61,8 @@ def test_bochs() -> None:
 
 @pytest.mark.parametrize(("version", "debugger"), [("2.7", "always"), ("3.0", "when told")])
 def test_bochs_says_whether_it_runs_in_its_debugger(version: str, debugger: str) -> None:
-    told = (DATA / f"bochs-{version}-help.txt").read_text()
-    assert survey.parse_bochs("/usr/bin/bochs", BOCHS, told).debugger == debugger
+    raised = (DATA / f"bochs-{version}-help.txt").read_text()
+    assert survey.parse_bochs("/usr/bin/bochs", BOCHS, raised).debugger == debugger
     assert survey.parse_bochs("/usr/bin/bochs", BOCHS).debugger == ""
 
 

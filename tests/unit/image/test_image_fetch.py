@@ -505,8 +505,8 @@ def test_a_body_without_end_is_not_kept(
     server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.tricks[FILE] = endless
-    told = replace(REMOTE, about_bytes=4 << 20)
-    assert "does not end after" in refused(server, tmp_path, told)
+    raised = replace(REMOTE, about_bytes=4 << 20)
+    assert "does not end after" in refused(server, tmp_path, raised)
     assert not list(tmp_path.glob("*.partial"))
     # Where nobody knows how long it is, some room on the disk stays.
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=100 << 20))

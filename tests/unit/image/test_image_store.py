@@ -130,9 +130,9 @@ def test_a_disk_that_rotted_is_noticed_when_it_is_used(tmp_path: Path, cache: Pa
     record = bring_disk(tmp_path / "d")
     os.utime(record.disk)
     assert obtain.obtain("15.1") == record, "a newer time stamp alone is no damage"
-    told: list[str] = []
-    obtain.obtain("15.1", live=told.append)
-    assert told == [], "and the digest is taken once"
+    raised: list[str] = []
+    obtain.obtain("15.1", live=raised.append)
+    assert raised == [], "and the digest is taken once"
     record.disk.chmod(0o600)
     data = record.disk.read_bytes()
     record.disk.write_bytes(bytes([data[0] ^ 1]) + data[1:])
@@ -379,10 +379,10 @@ def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) ->
     data = bytearray(record.disk.read_bytes())
     data[MIB // 2] ^= 1
     record.disk.write_bytes(data)
-    ok, evidence, mend = findings()["prepared disk"]
+    ok, evidence, remedy = findings()["prepared disk"]
     assert not ok
     assert record.disk_sha256[:16] in evidence
-    assert mend.startswith(f"rm {cache}/images/15.1/image.json, then ./inv image.import")
+    assert remedy.startswith(f"rm {cache}/images/15.1/image.json, then ./inv image.import")
     assert store.find("15.1") == record
     (cache / "images/15.1/image.json").unlink()
     assert "prepared disk" not in findings()
@@ -477,7 +477,7 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     assert record.source is not None
     assert record.sysroot is not None
     assert any(line.startswith("fetching src.txz: ") for line in said)
-    # What is here is looked at again, and what rotted is named with its mend.
+    # What is here is looked at again, and what rotted is named with its remedy.
     image_note = fetch.notes(store.folder("15.1") / "downloads")[0]
     assert (image_note.algorithm, image_note.path.name) == ("sha512", known.image.file)
     found = findings()
@@ -485,8 +485,8 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     base = store.folder("15.1") / "downloads" / known.base.file
     good = base.read_bytes()
     base.write_bytes(good[:-1] + b"?")
-    ok, _, mend = findings()[f"download {known.base.file}"]
-    assert (ok, mend) == (False, f"rm {base}, then ./inv image.fetch --release 15.1")
+    ok, _, remedy = findings()[f"download {known.base.file}"]
+    assert (ok, remedy) == (False, f"rm {base}, then ./inv image.fetch --release 15.1")
     base.write_bytes(good)
     # All of it is here now: no server is needed any more, until it is pruned.
     assert obtain.fetch_official("15.1", offline=True).src is not None

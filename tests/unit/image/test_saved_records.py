@@ -108,7 +108,7 @@ def test_images_trees_and_pins(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_kept_guests(tmp_path: Path) -> None:
+def test_guests_that_stay(tmp_path: Path) -> None:
     owner = keeper.record.Process.of(os.getpid())
     assert owner is not None
     key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43

@@ -24,11 +24,11 @@ NEW = (DATA / "bochs-3.0-help.txt").read_text()
     ("text", "version", "debugger"),
     [
         (OLD, "2.7", Debugger.ALWAYS),
-        (NEW, "3.0", Debugger.WHEN_TOLD),
+        (NEW, "3.0", Debugger.ON_REQUEST),
         # Built by somebody without a debugger.
         (OLD.replace("  -rc filename ", "  -xy filename "), "2.7", Debugger.NEVER),
         # Later versions say what they can do as well.
-        (NEW.replace("Emulator 3.0", "Emulator 3.1.devel"), "3.1.devel", Debugger.WHEN_TOLD),
+        (NEW.replace("Emulator 3.0", "Emulator 3.1.devel"), "3.1.devel", Debugger.ON_REQUEST),
         ("error while loading shared libraries: libltdl.so.7\n", "", Debugger.ALWAYS),
         ("", "", Debugger.ALWAYS),
     ],
@@ -102,7 +102,7 @@ def test_only_one_that_is_always_in_its_debugger_gets_a_script(
     assert old.reads()["debugger.txt"] == 50 * "c\n"
     saved = machine(monkeypatch, Bochs("bochs", version="2.7"), savable=True)
     assert saved.reads()["debugger.txt"] == "c\n"
-    for debugger in (Debugger.WHEN_TOLD, Debugger.NEVER):
+    for debugger in (Debugger.ON_REQUEST, Debugger.NEVER):
         new = machine(monkeypatch, Bochs("bochs", version="3.0", debugger=debugger))
         assert new.command() == ["bochs", "-q", "-f", "bochsrc.txt"]
         assert "debugger.txt" not in new.reads()

@@ -48,9 +48,9 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
 def test_a_screen_is_believed_when_it_was_the_same_twice(played: Played) -> None:
     played.screen = LOADER
     played.watch.look()
-    with pytest.raises(GuestError, match="stopped at its prompt") as told:
+    with pytest.raises(GuestError, match="stopped at its prompt") as raised:
         played.watch.look()
-    assert told.value.detail == "\n".join(LOADER)
+    assert raised.value.detail == "\n".join(LOADER)
 
 
 def test_a_screen_that_changes_is_left_alone(played: Played) -> None:
@@ -119,9 +119,9 @@ def test_the_second_return_without_a_login_ends_the_wait(played: Played) -> None
     played.resets = 3
     played.watch.look()
     played.resets = 4
-    with pytest.raises(GuestError, match="in circles: it was reset 2 times") as told:
+    with pytest.raises(GuestError, match="in circles: it was reset 2 times") as raised:
         played.watch.look()
-    assert told.value.detail.startswith("a word\n")
+    assert raised.value.detail.startswith("a word\n")
 
 
 def memory(*rows: str) -> bytes:

@@ -94,9 +94,11 @@ def test_a_word_cut_in_the_middle_of_a_character(line: Line) -> None:
 
 def test_a_talk_hears_from_its_mark_on(line: Line) -> None:
     line.says(b"login: ")
-    with pytest.raises(WaitTimeout, match="prompt: not seen on the serial line within 0 s") as told:
+    with pytest.raises(
+        WaitTimeout, match="prompt: not seen on the serial line within 0 s"
+    ) as raised:
         line.console.talk().expect_any(["login"], "prompt", Deadline.after(0.2))
-    assert told.value.detail == "login:"
+    assert raised.value.detail == "login:"
     line.console.talk(0).expect_any(["login"], "prompt", Deadline.after(1))
 
 
@@ -159,12 +161,12 @@ def test_a_panic_ends_a_wait_with_its_story(line: Line) -> None:
     line.says(b"before\r\n")
     line.later(0.2, FREEBSD)
     line.later(0.5, b"#1 0xffffffff81 at panic+0x43\r\n")
-    with quick(), pytest.raises(GuestPanic, match=r"panicked: panic: vm_fault failed; ") as told:
+    with quick(), pytest.raises(GuestPanic, match=r"panicked: panic: vm_fault failed; ") as raised:
         talk.expect_any(["never"], "what never comes", Deadline.after(30))
-    assert str(line.console.log) in told.value.message
-    assert "kdb_backtrace" in told.value.detail
-    assert "panic+0x43" in told.value.detail
-    assert "before" not in told.value.detail
+    assert str(line.console.log) in raised.value.message
+    assert "kdb_backtrace" in raised.value.detail
+    assert "panic+0x43" in raised.value.detail
+    assert "before" not in raised.value.detail
     assert line.console.panicked
     with quick(20), pytest.raises(GuestPanic):
         line.console.check_panic()
@@ -191,9 +193,9 @@ def test_a_boot_that_stops_at_a_prompt_ends_a_wait_with_its_reason(
 ) -> None:
     line.says(b"BIOS\r\n")
     line.later(0.1, said)
-    with quick(), pytest.raises(GuestPanic, match=re.escape(reason)) as told:
+    with quick(), pytest.raises(GuestPanic, match=re.escape(reason)) as raised:
         line.console.talk().expect_any(["login:"], "login prompt", Deadline.after(60))
-    assert told.value.message.startswith("the guest did not boot, it stopped at ")
+    assert raised.value.message.startswith("the guest did not boot, it stopped at ")
 
 
 def test_a_panic_whose_story_never_ends_is_told_too(
@@ -219,9 +221,9 @@ def test_a_panic_whose_story_never_ends_is_told_too(
 
 def test_a_line_that_closes_ends_a_wait(line: Line) -> None:
     line.later(0.2)
-    with quick(), pytest.raises(GuestError, match="prompt: the serial line closed") as told:
+    with quick(), pytest.raises(GuestError, match="prompt: the serial line closed") as raised:
         line.console.talk().expect_any(["login"], "prompt", Deadline.after(30))
-    assert not isinstance(told.value, WaitTimeout)
+    assert not isinstance(raised.value, WaitTimeout)
     assert line.console.closed
 
 

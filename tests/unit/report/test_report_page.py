@@ -133,8 +133,8 @@ def test_the_failing_come_first_and_the_two_modules_stand_side_by_side() -> None
 def test_a_check_shows_what_was_asked_and_what_came_back() -> None:
     transcript = Transcript()
     transcript.hear(asked("sysctl hw.vmm", 1, b"", b"unknown oid", 0.25))
-    told = check("test_a.py::test_b", evidence=evidence(transcript, ["login:"], ["vmm: loaded"]))
-    text = Page(html.render(run(told))).text
+    raised = check("test_a.py::test_b", evidence=evidence(transcript, ["login:"], ["vmm: loaded"]))
+    text = Page(html.render(run(raised))).text
     for words in ("$ sysctl hw.vmm", "exit 1, 0.2 s", "unknown oid", "login:", "vmm: loaded"):
         assert words in text
 
@@ -225,16 +225,16 @@ def saved(folder: Path, name: str, *checks: Check, **more: object) -> Report:
 def test_a_run_is_read_back_as_it_was(runs: Path) -> None:
     transcript = Transcript()
     transcript.hear(asked("true", 0, b"out", b"", 0.5))
-    told = check("test_a.py::test_b", "failed", evidence=evidence(transcript, ["a"], ["b"]))
+    raised = check("test_a.py::test_b", "failed", evidence=evidence(transcript, ["a"], ["b"]))
     panic = Panic("panic: x", ("l",), (Frame("f", 1, None, True, ("s:1",)),), (("rip", "0x1"),))
-    one = saved(runs, "1-verify", told, error="gone", error_exit_code=4, panic=panic)
+    one = saved(runs, "1-verify", raised, error="gone", error_exit_code=4, panic=panic)
     assert report.load(report.find("1-verify")) == one
     data = json.loads((runs / "1-verify" / "report.json").read_text())
     for old in ("panic", "error_detail"):
         del data[old]
     del data["checks"][0]["evidence"]
     (runs / "1-verify" / "report.json").write_text(json.dumps({**data, "of tomorrow": 1}))
-    assert report.load(runs / "1-verify").checks[0].detail == told.detail
+    assert report.load(runs / "1-verify").checks[0].detail == raised.detail
 
 
 def test_a_run_is_set_against_the_newest_of_the_other_module(runs: Path) -> None:

@@ -43,7 +43,7 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Bisect a series of which each step's checks, or error, are given; -1 is what build raises."""
 
     def go(steps: dict[int, Outcome], count: int = 5, **how: int) -> bisect.Found:
-        revived: list[int] = []
+        restarted: list[int] = []
 
         class Bench:
             def __init__(self, options: Options, run_dir: Path) -> None:
@@ -56,9 +56,9 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             def use(self, built: int, _stage: str) -> None:
                 self.at = built
 
-            def revive(self, *, load: bool) -> None:
+            def restart_guest(self, *, load: bool) -> None:
                 assert not load
-                revived.append(self.at)
+                restarted.append(self.at)
 
             def __enter__(self) -> Bench:
                 return self
@@ -92,7 +92,7 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(bisect.builder, "build", build)
         monkeypatch.setattr(bisect, "run_checks", checks)
         found = bisect.bisect(Options(), **how)
-        assert [step.applied for step in found.steps if step.why == "panic"] == revived
+        assert [step.applied for step in found.steps if step.why == "panic"] == restarted
         return found
 
     return go

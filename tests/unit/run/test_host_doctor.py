@@ -40,7 +40,7 @@ def test_verdict(name: str) -> None:
     blocking = BLOCKING.get(name, [])
     assert [row.what for row in verdict.blocking] == blocking
     assert verdict.exit_code == (3 if blocking else 0)
-    assert all(row.mend for row in verdict.blocking)
+    assert all(row.remedy for row in verdict.blocking)
     assert all(row.evidence and row.found for row in verdict.rows)
     assert verdict.closing.startswith(
         f"auto takes {verdict.decision.backend}: " if verdict.decision.ok else "no backend: "
@@ -63,7 +63,7 @@ def test_missing_controls_have_rows_of_their_own() -> None:
     row = row_of(verdict, "procbased2.unrestricted_guest")
     assert row.status == "note"
     assert "MSR 0x48b" in row.evidence
-    assert "unrestricted_guest=1" in row.mend
+    assert "unrestricted_guest=1" in row.remedy
     assert row_of(verdict, "VMX capabilities").found.startswith("1 required missing")
     assert "0x48b=0x1b737f00000000" in row_of(verdict, "VMX capabilities").evidence
 
@@ -85,14 +85,14 @@ def test_amd() -> None:
 def test_no_rights() -> None:
     row = row_of(doctor.examine(facts_of("no-rights")), "/dev/kvm")
     assert row.found == "there, not openable: EACCES"
-    assert "usermod -aG kvm" in row.mend
+    assert "usermod -aG kvm" in row.remedy
 
 
 def test_image_without_source_is_not_enough() -> None:
     facts = dataclasses.replace(facts_of("intel-nested"), images=(host.Image("15.1", source=True),))
     verdict = doctor.examine(facts)
     assert [row.what for row in verdict.blocking] == ["images"]
-    assert "image.import" in verdict.blocking[0].mend
+    assert "image.import" in verdict.blocking[0].remedy
 
 
 def test_shown_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_the_sandbox_is_shown_and_where_there_is_none_the_remedy() -> None:
     assert row_of(doctor.examine(facts), "sandbox for builds").status == doctor.OK
     facts = dataclasses.replace(facts_of("intel-nested"), sandbox_refusal="forbidden: allow it")
     row = row_of(doctor.examine(facts), "sandbox for builds")
-    assert (row.found, row.mend, row.status) == ("forbidden", "allow it", doctor.MISSING)
+    assert (row.found, row.remedy, row.status) == ("forbidden", "allow it", doctor.MISSING)
 
 
 def test_the_way_into_a_guest_is_shown_and_what_makes_it_private() -> None:
@@ -153,7 +153,7 @@ def bochs_row(**about: object) -> doctor.Row:
 
 
 @pytest.mark.parametrize(
-    ("about", "said", "mend"),
+    ("about", "said", "remedy"),
     [
         (
             {"version": "2.7", "debugger": "always"},
@@ -171,12 +171,12 @@ def bochs_row(**about: object) -> doctor.Row:
         ({"version": "2.8", "debugger": ""}, "saves and resumes guests", ""),
     ],
 )
-def test_which_bochs_and_what_it_can_do(about: dict[str, object], said: str, mend: str) -> None:
+def test_which_bochs_and_what_it_can_do(about: dict[str, object], said: str, remedy: str) -> None:
     row = bochs_row(**about)
     assert (row.found, row.status) == (about["version"], "ok")
     assert said in row.evidence
-    assert row.mend.startswith(mend)
-    assert bool(row.mend) == bool(mend)
+    assert row.remedy.startswith(remedy)
+    assert bool(row.remedy) == bool(remedy)
 
 
 def test_its_models_say_what_virtualization_it_has() -> None:
@@ -197,5 +197,5 @@ def test_a_named_bochs_that_is_none_is_said_once(monkeypatch: pytest.MonkeyPatch
     verdict = doctor.examine(host.gather())
     row = row_of(verdict, "Bochs")
     assert row.found.startswith("HARNESS_BOCHS=/nonexistent: there is no usr/bin/bochs-bin in it")
-    assert row.mend == ""
+    assert row.remedy == ""
     assert not {"bochs", "bochs-term"} & set(verdict.facts.packages_missing)

@@ -106,7 +106,7 @@ def run(played: Played, checks: Path, stock: Mutant, monkeypatch: pytest.MonkeyP
     return go
 
 
-def told(result: mutation.Result) -> dict[str, tuple[str, str]]:
+def verdicts(result: mutation.Result) -> dict[str, tuple[str, str]]:
     return {
         it.name: (it.verdict, ", ".join(name.rpartition("::")[2] for name in it.caught_by))
         for it in result.variants
@@ -124,7 +124,7 @@ def test_each_variant_is_caught_and_the_series_holds(
         wrong("panics", "test_breaks"),
         wrong("hangs", "test_breaks"),
     )
-    assert told(result) == {
+    assert verdicts(result) == {
         "series": ("held", ""),
         "stock": ("caught", "test_a"),
         "wrong-a": ("caught", "test_a"),
@@ -144,21 +144,21 @@ def test_each_variant_is_caught_and_the_series_holds(
 def test_a_check_that_cannot_run_catches_nothing(run: Run, wrong: Callable[..., Mutant]) -> None:
     """On a guest without ATF its checks fail over every variant, whatever is wrong with it."""
     result = run(wrong("wrong-c", "test_cannot_run"), wrong("wrong-a", "test_cannot_run"))
-    assert told(result) == {
+    assert verdicts(result) == {
         "series": ("WRONGLY CAUGHT", "test_cannot_run"),
         "wrong-c": ("NOT TESTED", ""),
         "wrong-a": ("caught", "test_a"),
     }
     assert result.exit_code == 1
     assert "1 of 2 wrong variants caught" in result.verdict
-    assert list(result.no_footing.values()) == ["OSError: atf-c is not installed"]
+    assert list(result.outside_baseline.values()) == ["OSError: atf-c is not installed"]
 
 
 def test_a_check_that_is_skipped_catches_nothing(run: Run, wrong: Callable[..., Mutant]) -> None:
     result = run(wrong("wrong-d", "test_is_skipped"))
-    assert told(result) == {"series": ("held", ""), "wrong-d": ("NOT TESTED", "")}
+    assert verdicts(result) == {"series": ("held", ""), "wrong-d": ("NOT TESTED", "")}
     assert result.exit_code == 3
-    assert list(result.no_footing.values()) == ["needs ATF"]
+    assert list(result.outside_baseline.values()) == ["needs ATF"]
 
 
 def test_without_a_check_that_passes_nothing_is_judged(
@@ -170,12 +170,12 @@ def test_without_a_check_that_passes_nothing_is_judged(
 
 
 def test_all_names_every_check_that_fails(run: Run, stock: Mutant) -> None:
-    assert told(run(stock, every=True))["stock"] == ("caught", "test_a, test_b")
+    assert verdicts(run(stock, every=True))["stock"] == ("caught", "test_a, test_b")
 
 
 def test_a_mutant_that_survives_is_a_failure(run: Run, wrong: Callable[..., Mutant]) -> None:
     result = run(wrong("subtle", "test_a"))
-    assert told(result)["subtle"] == ("SURVIVED", "")
+    assert verdicts(result)["subtle"] == ("SURVIVED", "")
     assert result.exit_code == 1
     assert "NOT AS THEY SHOULD BE: subtle" in result.verdict
     assert "0 of 1 wrong variants caught" in result.verdict
@@ -186,7 +186,7 @@ def test_a_mutant_that_survives_is_a_failure(run: Run, wrong: Callable[..., Muta
 )
 def test_a_right_variant_that_is_caught_is_a_failure(run: Run, name: str, by: str) -> None:
     result = run(Mutant(name, "nothing", "held"))
-    assert told(result)[name] == ("WRONGLY CAUGHT", by)
+    assert verdicts(result)[name] == ("WRONGLY CAUGHT", by)
     assert result.exit_code == 1
 
 
@@ -194,8 +194,8 @@ def test_what_takes_minutes_is_run_where_it_should_notice_or_with_full(
     run: Run, wrong: Callable[..., Mutant]
 ) -> None:
     lazy = wrong("wrong-long", "test_a")
-    assert told(run(lazy))["wrong-long"][0] == "SURVIVED"
-    assert told(run(lazy, full=True))["wrong-long"] == ("caught", "test_long")
+    assert verdicts(run(lazy))["wrong-long"][0] == "SURVIVED"
+    assert verdicts(run(lazy, full=True))["wrong-long"] == ("caught", "test_long")
 
 
 def test_a_module_that_the_kernel_refuses_is_caught(
@@ -204,8 +204,8 @@ def test_a_module_that_the_kernel_refuses_is_caught(
     played.refused.add("refused")
     played.unvirtual.add("useless")
     result = run(wrong("refused", "test_a"), wrong("useless", "test_a"))
-    assert told(result)["refused"] == ("caught", "loading")
-    assert told(result)["useless"] == ("caught", "loading")
+    assert verdicts(result)["refused"] == ("caught", "loading")
+    assert verdicts(result)["useless"] == ("caught", "loading")
 
 
 def test_a_module_that_does_not_unload_is_caught_and_the_guest_started_again(
@@ -219,10 +219,10 @@ def test_a_module_that_does_not_unload_is_caught_and_the_guest_started_again(
             guest.answers["/bin/sh"] = (1, "", "vmm cannot be unloaded")
         return load(guest, made)
 
-    monkeypatch.setattr("harness.run.jury.vmm.load", stuck)
+    monkeypatch.setattr("harness.run.trials.vmm.load", stuck)
     result = run(wrong("stays", "test_a"), wrong("wrong-a", "test_a"))
-    assert told(result)["stays"] == ("caught", "unloading")
-    assert told(result)["wrong-a"] == ("caught", "test_a")
+    assert verdicts(result)["stays"] == ("caught", "unloading")
+    assert verdicts(result)["wrong-a"] == ("caught", "test_a")
     assert played.bench.boots == 2
 
 
@@ -244,7 +244,7 @@ def test_a_machine_that_dies_proves_nothing(run: Run, wrong: Callable[..., Mutan
 def test_a_series_that_panics_ends_the_run(
     run: Run, checks: Path, stock: Mutant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.run.jury.vmm.Vmm", lambda *_a: SimpleNamespace(variant="panics"))
+    monkeypatch.setattr("harness.run.trials.vmm.Vmm", lambda *_a: SimpleNamespace(variant="panics"))
     with pytest.raises(GuestPanic):
         run(stock)
 
@@ -273,11 +273,11 @@ def test_mutants_of_a_topic_without_patches_are_compared_with_stock(
     monkeypatch.setattr(mutation, "load_series", lambda _o: pytest.fail("it has no series"))
     made = mutants.Workshop
 
-    def workshop(*arguments: Any) -> mutants.Workshop:
+    def variant_builder(*arguments: Any) -> mutants.Workshop:
         bases.append(arguments[2])
         return made(*arguments)
 
-    monkeypatch.setattr(mutants, "Workshop", workshop)
+    monkeypatch.setattr(mutants, "Workshop", variant_builder)
     result = run(wrong("wrong-a", "test_a"))
     assert bases == [None]
     assert result.verdict.startswith("1 of 1 wrong variants caught")

@@ -344,11 +344,11 @@ def test_a_broken_guest_is_brought_up_anew_on_request(
     brought = Brought(guest)
     brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
 
-    def revive() -> None:
+    def restart_guest() -> None:
         guest.machine.console.panic = ""  # type: ignore[attr-defined]
         guest.machine.console.text = ""  # type: ignore[attr-defined]
 
-    brought.bench.revive = revive
+    brought.bench.restart_guest = restart_guest
     pytester.makepyfile(
         """
         def test_dies(guest): guest.machine.console.panic = "sleeping thread"
@@ -364,10 +364,10 @@ def test_a_guest_that_does_not_come_back(pytester: pytest.Pytester, guest: FakeG
     brought = Brought(guest)
     brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
 
-    def revive() -> None:
+    def restart_guest() -> None:
         raise MachineDied("no memory")
 
-    brought.bench.revive = revive
+    brought.bench.restart_guest = restart_guest
     pytester.makepyfile(
         """
         def test_dies(guest): guest.machine.console.panic = "sleeping thread"
@@ -400,9 +400,9 @@ def pytest_runtest_protocol(item, nextitem):
 """
 
 
-@pytest.mark.parametrize("revived", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
 def test_a_guest_that_broke_is_no_success_by_being_repeated(
-    pytester: pytest.Pytester, guest: FakeGuest, revived: bool
+    pytester: pytest.Pytester, guest: FakeGuest, restarted: bool
 ) -> None:
     pytester.makeconftest(REPEATS)
     pytester.makepyfile(
@@ -417,8 +417,8 @@ def test_a_guest_that_broke_is_no_success_by_being_repeated(
         """
     )
     brought = Brought(guest)
-    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=revived)
-    brought.bench.revive = lambda: None
+    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=restarted)
+    brought.bench.restart_guest = lambda: None
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*the guest broke under this check before: qemu was killed*"])

@@ -97,10 +97,10 @@ def run(played: Played, checks: Path, folder: Path) -> Run:
     return go
 
 
-def told(result: regressions.Result) -> dict[str, tuple[str, str]]:
+def verdicts(result: regressions.Result) -> dict[str, tuple[str, str]]:
     return {
         it.name: (it.verdict, ", ".join(name.rpartition("::")[2] for name in it.caught_by))
-        for it in result.judged
+        for it in result.results
     }
 
 
@@ -113,7 +113,7 @@ def test_bugs_are_caught_and_right_patches_hold(
     put("04-missed")
     put("right/01-right", "Subject: vmm: a refactoring\n")
     result = run(at_least=75)
-    assert told(result) == {
+    assert verdicts(result) == {
         "right-01-right": ("held", ""),
         "01-wrong": ("caught", "test_general"),
         "02-beside": ("caught", "test_same_as_stock"),
@@ -125,7 +125,7 @@ def test_bugs_are_caught_and_right_patches_hold(
     assert result.verdict == (
         "3 of 4 bugs caught (75 %); 1 of 1 right patches held; missed: 04-missed"
     )
-    first = result.judged[1]
+    first = result.results[1]
     assert (first.title, first.year, first.area) == ("vmm: a bug", "2019", "PIT")
     assert first.does == "The timer drifts. Much."
     assert played.bench.boots == 2
@@ -138,8 +138,8 @@ def test_bugs_are_caught_and_right_patches_hold(
 def test_what_does_not_pass_on_stock_catches_nothing(run: Run, put: Callable[..., None]) -> None:
     put("04-missed")
     result = run()
-    assert told(result) == {"04-missed": ("MISSED", "")}
-    names = {name.rpartition("::")[2] for name in result.no_footing}
+    assert verdicts(result) == {"04-missed": ("MISSED", "")}
+    names = {name.rpartition("::")[2] for name in result.outside_baseline}
     assert names == {"test_cannot_run", "test_fails_on_stock"}
     assert result.exit_code == 1
 
@@ -161,12 +161,12 @@ def test_a_patch_that_does_not_apply_or_build_is_no_catch(
     played.unapplied.add("05-stale")
     played.unbuilt.add("06-broken")
     result = run()
-    assert told(result) == {
+    assert verdicts(result) == {
         "01-wrong": ("caught", "test_general"),
         "05-stale": ("DOES NOT APPLY", ""),
         "06-broken": ("DOES NOT BUILD", ""),
     }
-    assert "vmm.c:7: error: undeclared" in result.judged[2].why
+    assert "vmm.c:7: error: undeclared" in result.results[2].why
     assert result.rate == 100
     assert result.exit_code == 5
     assert played.loaded == ["stock", "01-wrong"]
@@ -178,13 +178,13 @@ def test_a_right_patch_over_which_a_check_fails(
     put("right/wrong")
     put("01-wrong")
     monkeypatch.setattr(
-        "harness.run.jury.vmm.Vmm",
+        "harness.run.trials.vmm.Vmm",
         lambda _g, loaded, *_a: type(
             "V", (), {"variant": "01-wrong" if "right" in loaded.name else loaded.name}
         )(),
     )
     result = run()
-    assert told(result)["right-wrong"] == ("WRONGLY CAUGHT", "test_general")
+    assert verdicts(result)["right-wrong"] == ("WRONGLY CAUGHT", "test_general")
     assert result.exit_code == 1
     assert "0 of 1 right patches held" in result.verdict
 
@@ -195,17 +195,17 @@ def test_what_is_about_the_other_processor_is_not_run(
     put("01-wrong", "Subject: b\nProcessor: AMD\n")
     put("02-beside", "Subject: b\nProcessor: any\n")
     result = run()
-    assert told(result)["01-wrong"] == ("not run", "")
-    assert result.judged[0].why == "it is about AMD, this guest is Intel"
+    assert verdicts(result)["01-wrong"] == ("not run", "")
+    assert result.results[0].why == "it is about AMD, this guest is Intel"
     assert result.rate == 100
     played.guest.answers["sysctl -n hw.model"] = (0, "AMD FX(tm)-4100\n", "")
-    assert told(run())["01-wrong"] == ("caught", "test_general")
+    assert verdicts(run())["01-wrong"] == ("caught", "test_general")
 
 
 def test_some_can_be_chosen(run: Run, put: Callable[..., None]) -> None:
     put("01-wrong")
     put("02-beside")
-    assert list(told(run("02-beside"))) == ["02-beside"]
+    assert list(verdicts(run("02-beside"))) == ["02-beside"]
     with pytest.raises(UsageError, match=r"--only 9: .* has 01-wrong, 02-beside"):
         run("9")
 

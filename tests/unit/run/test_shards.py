@@ -37,10 +37,10 @@ class Shard:
             raise shards.GuestError("nothing boots here")
     def boot(self): pass
     def use(self, build): self.running = self.loaded = build
-    def revive(self):
+    def restart_guest(self):
         self.guest.machine.console.panic = ""
         self.breaks += 1
-    def tell_panic(self): return None
+    def collect_panic(self): return None
     def __enter__(self): return self
     def __exit__(self, *_): pass
 
@@ -92,11 +92,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         panic=None,
     )
 
-    def revive() -> None:
+    def restart_guest() -> None:
         played.guest.machine.console.panic = ""
         played.breaks += 1
 
-    played.revive = revive
+    played.restart_guest = restart_guest
     return played
 
 
@@ -236,10 +236,10 @@ def test_one(guest, number):
 
 
 def test_where_no_guest_comes_up_again_the_rest_is_not_run(bench: Any, tmp_path: Path) -> None:
-    def revive() -> None:
+    def restart_guest() -> None:
         raise GuestError("no more")
 
-    bench.revive = revive
+    bench.restart_guest = restart_guest
     bench.record = "no-guest"
     checks, _ = run(bench, tmp_path, LOST)
     assert len(checks) == 4

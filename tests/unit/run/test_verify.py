@@ -84,7 +84,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 self.stock_build = "stock" if asked.side_by_side else None
                 self.loaded.path = self.stock_build or self.build
 
-            def revive(self) -> None:
+            def restart_guest(self) -> None:
                 self.guest.machine.console.panic = ""
                 self.breaks += 1
 
@@ -111,7 +111,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 played.guest.machine.stop(None)
 
         if keep_as:
-            monkeypatch.setattr(verify, "KeptWorkbench", Bench)
+            monkeypatch.setattr(verify, "PersistentSession", Bench)
         else:
             monkeypatch.setattr(verify, "Workbench", Bench)
         if checks is not None:

@@ -40,7 +40,7 @@ def test_the_same_guest_in_another_machine(bench: Bench) -> None:
     assert guest is not None
     first = guest.machine
     for number in (2, 3):
-        bench.revive()
+        bench.restart_guest()
         assert bench.guest is guest
         assert guest.machine is not first
         assert first.stopped  # type: ignore[attr-defined]
@@ -53,7 +53,7 @@ def test_the_same_guest_in_another_machine(bench: Bench) -> None:
 
 def test_without_a_module(bench: Bench) -> None:
     """For who knows that it is the module which breaks the guest."""
-    bench.revive(load=False)
+    bench.restart_guest(load=False)
     assert bench.vmm is not None
     assert bench.vmm.loaded == "mine in guest"  # type: ignore[comparison-overlap]
 

@@ -147,7 +147,7 @@ def test_when_the_guard_dies_too_the_next_one_puts_it_back(tree: Path, series: S
     assert die(tree, series, 2, "both") == -signal.SIGKILL
     assert content(tree) != before
     with pytest.raises(UsageError, match=r"an earlier .* was cut off there"):
-        apply.require_whole(tree)
+        apply.require_complete(tree)
     assert apply.recover(tree)
     assert content(tree) == before
     assert die(tree, series, 2, "both") == -signal.SIGKILL
@@ -259,7 +259,7 @@ def test_a_journal_that_came_with_the_tree_is_not_read(
     (forged / ".bashrc").write_text("echo pwned\n")
     (forged / "journal.json").write_text(FORGED % tree)
     before = content(tree)
-    for attempt in (apply.require_whole, lambda it: apply.apply(series, it)):
+    for attempt in (apply.require_complete, lambda it: apply.apply(series, it)):
         with pytest.raises(UsageError, match="get the tree again, or remove that folder"):
             attempt(tree)
     assert not apply.recover(tree)

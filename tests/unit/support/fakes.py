@@ -164,7 +164,7 @@ class FailingBench:
                 time.sleep(60)
             os.kill(os.getpid(), signal.SIGKILL if self.how == "die" else signal.SIGSTOP)
 
-    def tell_panic(self) -> None:
+    def collect_panic(self) -> None:
         """There is none."""
 
     def close(self) -> None:

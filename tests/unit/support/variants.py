@@ -13,7 +13,7 @@ from fakes import FakeGuest
 from fakes import bench as fake_bench
 
 from harness.errors import PatchError
-from harness.run import jury, mutants
+from harness.run import mutants, trials
 from harness.run.session import Options
 
 
@@ -53,7 +53,7 @@ class Played:
             def boot(self) -> None:
                 self.boots += 1
 
-            def revive(self, *, load: bool = True) -> None:
+            def restart_guest(self, *, load: bool = True) -> None:
                 assert not load, "the variant that broke the guest is not loaded again"
                 outer.guest.answers.pop("/bin/sh", None)
                 self.boots += 1
@@ -69,9 +69,9 @@ class Played:
         monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))
         for place in (mutants, module):
             monkeypatch.setattr(place, "staged", self._staged, raising=False)
-        monkeypatch.setattr(jury.vmm, "load", self._load)
+        monkeypatch.setattr(trials.vmm, "load", self._load)
         monkeypatch.setattr(
-            jury.vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
+            trials.vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
         )
 
     def _staged(self, series: Any, *_a: Any) -> contextlib.AbstractContextManager[None]:

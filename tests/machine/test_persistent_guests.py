@@ -22,7 +22,7 @@ from harness.cli import guest_commands, shells
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, UsageError
 from harness.keeper.record import Process
-from harness.run.kept_session import KeptWorkbench, ways_in
+from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.session import Options, new_run_dir
 
 ENDS_S = 20.0
@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             keeper.down(name, hard=True)
 
 
-class StandinWorkbench(KeptWorkbench):
+class StandinWorkbench(PersistentSession):
     """`inv up` from where FreeBSD would be booted on."""
 
     standin: Any

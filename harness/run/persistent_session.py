@@ -19,16 +19,16 @@ from harness.run.session import Options, Workbench
 class _InKeeper(Workbench):
     """A workbench whose machine a keeper runs, known as `kept_as`."""
 
-    kept_as: keeper.Record
+    keeper_record: keeper.Record
 
     def use(self, build: Build, stage: str = "load") -> None:
         """Load a module, and let the keeper know."""
-        keeper.set_module(self.kept_as)
+        keeper.set_module(self.keeper_record)
         super().use(build, stage)
         assert self.guest is not None
         running = [kld.address for kld in self.guest.klds() if kld.name == "vmm.ko"]
         keeper.set_module(
-            self.kept_as,
+            self.keeper_record,
             module=f"{build.series or 'stock'}, build id {build.build_id[:16]}",
             module_file=str(build.symbols or build.module) if running else "",
             module_address=running[0] if running else 0,
@@ -48,12 +48,12 @@ class AttachedWorkbench(_InKeeper):
 
     def __init__(self, record: keeper.Record, **changes: Any) -> None:
         super().__init__(replace(options_of(record), module=True, **changes), record.run_dir)
-        self.kept_as = record
+        self.keeper_record = record
 
     @property
     def backend(self) -> str:
         """The backend that the guest was started in."""
-        return self.kept_as.backend
+        return self.keeper_record.backend
 
     def steps(self) -> list[Callable[[], None]]:
         """What is left to do."""
@@ -67,11 +67,11 @@ class AttachedWorkbench(_InKeeper):
     def boot(self) -> None:
         """Go in; GuestError when the guest is broken."""
         with progress.stage("guest", self.stages) as step:
-            self.guest = keeper.attach(self.kept_as)
-            step.note = f"{self.kept_as.name}, up since {self.kept_as.began_at}"
+            self.guest = keeper.attach(self.keeper_record)
+            step.note = f"{self.keeper_record.name}, up since {self.keeper_record.began_at}"
 
 
-class KeptWorkbench(_InKeeper):
+class PersistentSession(_InKeeper):
     """As Workbench; but after `keep` the guest stays when this is left, known by `name`.
 
     Until then it ends with this process, however that ends.
@@ -90,11 +90,11 @@ class KeptWorkbench(_InKeeper):
         for step in self.steps():
             if self._starter is None:
                 under_way = step.__name__.replace("_", " ")
-                keeper.save(replace(self.kept_as, note=under_way, backend=self.backend))
+                keeper.save(replace(self.keeper_record, note=under_way, backend=self.backend))
             step()
 
     def _reserve(self) -> None:
-        self.kept_as = keeper.reserve(
+        self.keeper_record = keeper.reserve(
             self.name,
             self.run_dir,
             what=f"FreeBSD {self.options.release}",
@@ -108,10 +108,10 @@ class KeptWorkbench(_InKeeper):
             # The one before broke, and this is to be another in its place.
             self._starter.end()
             self._reserve()
-        self._starter = keeper.Starter(self.kept_as, self.bench())
-        self.kept_as, properties = self._starter.follow(self.stages)
+        self._starter = keeper.Starter(self.keeper_record, self.bench())
+        self.keeper_record, properties = self._starter.follow(self.stages)
         self.properties.update(properties)
-        self.guest = keeper.attach(self.kept_as)
+        self.guest = keeper.attach(self.keeper_record)
 
     def bench(self) -> keeper.Bench:
         """What the keeper's process is given to boot: as far as this one has come."""
@@ -124,7 +124,7 @@ class KeptWorkbench(_InKeeper):
 
         To be called before the workbench is left; `ways_in` says how the guest is entered then.
         """
-        self.tell_panic()
+        self.collect_panic()
         now = keeper.load(self.name) if self._starter is not None else None
         if self._starter is None or now is None or not now.alive or now.emulator is None:
             return None

@@ -18,7 +18,7 @@ UNREACHABLE = pytest.StashKey[tuple[int, str]]()
 """The exit code and the reason when no guest was to be had, and one was insisted on."""
 
 
-class WholeSession:
+class SessionResult:
     """What a whole session comes to, whatever other plugins make of its single reports."""
 
     def __init__(self, config: pytest.Config) -> None:

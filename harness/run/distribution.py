@@ -50,7 +50,7 @@ def groups(items: Iterable[tuple[str, str]], known_s: Mapping[str, float]) -> li
     return sorted(made, key=lambda group: -group.seconds)
 
 
-class Dealer:
+class Distributor:
     """Hands groups out to workers, known by their numbers; safe to ask from several threads."""
 
     def __init__(self, todo: Sequence[Group]) -> None:

@@ -37,7 +37,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Footing:
+class Baseline:
     """How the checks did on what is right.
 
     Checks are called FILE::NAME.  `seconds` gives those that passed and what each took, `without`
@@ -64,7 +64,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Jury:
+class Trials:
     """Which checks are run: those in `tests`, and the topic's own unless `general`.
 
     `named` are checks that are run even where they take minutes.  With `every` a trial runs all
@@ -77,27 +77,27 @@ class Jury:
     every: bool = False
     named: tuple[str, ...] = ()
 
-    def prove(self, variant: Variant, stage: progress.Stage) -> Footing:
+    def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
         """Run all checks over what is right.
 
         CannotError when none passes; whatever breaks the guest is raised, since nothing can be
         judged then.
         """
-        clerk = _Clerk(self, variant, stage, None)
+        recorder = _Recorder(self, variant, stage, None)
         if refusal := _bring_in(self.bench, variant):
             raise CannotError(f"no virtual machine can be made here: {refusal}")
-        _run(clerk, every=True)
+        _run(recorder, every=True)
         _clean(self.bench)
-        failed = tuple(dict.fromkeys(clerk.failed))
-        footing = Footing(clerk.seconds, clerk.without, failed)
-        if not footing.seconds:
+        failed = tuple(dict.fromkeys(recorder.failed))
+        baseline = Baseline(recorder.seconds, recorder.without, failed)
+        if not baseline.seconds:
             raise CannotError(
                 f"no check passes on {variant.name}, so none can catch anything; "
                 f"see {self.bench.run_dir}"
             )
-        return footing
+        return baseline
 
-    def judge(self, variant: Variant, footing: Footing, stage: progress.Stage) -> Trial:
+    def judge(self, variant: Variant, baseline: Baseline, stage: progress.Stage) -> Trial:
         """Run the checks that have a footing over one variant, the cheapest first.
 
         A variant whose module the kernel refuses, that panics, that hangs, or that does not unload
@@ -105,41 +105,41 @@ class Jury:
         says nothing about the variant.  CannotError: no check was run.
         """
         start = time.monotonic()
-        clerk = _Clerk(self, variant, stage, footing)
+        recorder = _Recorder(self, variant, stage, baseline)
         caught: list[str] = []
         try:
             refusal = _bring_in(self.bench, variant)
             if not refusal:
-                _run(clerk, every=self.every)
+                _run(recorder, every=self.every)
         except PatchError as error:
-            caught, clerk.why = ["loading"], error.message
+            caught, recorder.why = ["loading"], error.message
         except GuestError as error:
             if not isinstance(error, GuestPanic | WaitTimeout):
                 raise
-            caught, clerk.why = [*clerk.failed, _breakage(error)], error.message
-            self.bench.revive(load=False)
+            caught, recorder.why = [*recorder.failed, _breakage(error)], error.message
+            self.bench.restart_guest(load=False)
         else:
-            caught = list(clerk.failed)
+            caught = list(recorder.failed)
             if refusal:
-                caught, clerk.why = ["loading"], f"no virtual machine can be made: {refusal}"
-            caught += self._leave(clerk)
-        if not caught and not clerk.ran:
+                caught, recorder.why = ["loading"], f"no virtual machine can be made: {refusal}"
+            caught += self._leave(recorder)
+        if not caught and not recorder.ran:
             raise CannotError(f"{variant.name}: no check was run; see {self.bench.run_dir}")
         seconds = time.monotonic() - start
-        return Trial(tuple(dict.fromkeys(caught)), clerk.why, clerk.ran, seconds)
+        return Trial(tuple(dict.fromkeys(caught)), recorder.why, recorder.ran, seconds)
 
-    def _leave(self, clerk: _Clerk) -> list[str]:
+    def _leave(self, recorder: _Recorder) -> list[str]:
         """Unload the variant; what caught it if that does not work."""
         try:
             _clean(self.bench)
         except GuestError as error:
             if isinstance(error, MachineDied):
                 raise
-            clerk.why = clerk.why or error.message
+            recorder.why = recorder.why or error.message
             broken = isinstance(error, GuestPanic | WaitTimeout)
-            self.bench.revive(load=False)
+            self.bench.restart_guest(load=False)
             # After a check has failed this is no more than what it left behind.
-            return [] if clerk.failed else [_breakage(error) if broken else "unloading"]
+            return [] if recorder.failed else [_breakage(error) if broken else "unloading"]
         return []
 
 
@@ -179,31 +179,31 @@ def _bring_in(bench: Workbench, variant: Variant) -> str:
     return "" if bench.loaded.virtualizes else bench.loaded.refusal or "no reason given"
 
 
-def _run(clerk: _Clerk, *, every: bool) -> None:
+def _run(recorder: _Recorder, *, every: bool) -> None:
     """Run pytest in this process; its output goes to a log of the variant's."""
-    jury = clerk.jury
-    log = jury.bench.run_dir / f"pytest-{clerk.variant.name}.log"
-    topic = "" if jury.general else jury.bench.options.topic
-    arguments = [*check_folders(topic, jury.tests), *PYTEST_OPTIONS, "-q"]
+    trials = recorder.trials
+    log = trials.bench.run_dir / f"pytest-{recorder.variant.name}.log"
+    topic = "" if trials.general else trials.bench.options.topic
+    arguments = [*check_folders(topic, trials.tests), *PYTEST_OPTIONS, "-q"]
     arguments += [] if every else ["-x"]
     with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
-        code = pytest.main(arguments, plugins=[clerk])
-    if clerk.interrupted:
+        code = pytest.main(arguments, plugins=[recorder])
+    if recorder.interrupted:
         raise KeyboardInterrupt
-    if clerk.broke is not None:
-        raise clerk.broke
+    if recorder.broke is not None:
+        raise recorder.broke
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
-        raise CannotError(f"{clerk.variant.name}: pytest ended with {int(code)}; see {log}")
+        raise CannotError(f"{recorder.variant.name}: pytest ended with {int(code)}; see {log}")
 
 
 @dataclass(eq=False)
-class _Clerk:
+class _Recorder:
     """A pytest plugin: chooses and orders the checks of one trial, and records how each did."""
 
-    jury: Jury
+    trials: Trials
     variant: Variant
     stage: progress.Stage
-    footing: Footing | None
+    baseline: Baseline | None
     names: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -214,7 +214,7 @@ class _Clerk:
     interrupted: bool = False
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[plugin.WORKBENCH] = self.jury.bench
+        config.stash[plugin.WORKBENCH] = self.trials.bench
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -222,7 +222,7 @@ class _Clerk:
     ) -> None:
         """Those that should notice come first, then the cheapest; files stay together."""
         self.names = {item.nodeid: _short(item) for item in items}
-        wanted = (*self.variant.caught_by, *self.jury.named)
+        wanted = (*self.variant.caught_by, *self.trials.named)
         for name in wanted:
             if not any(_is(_short(item), name) for item in items):
                 raise pytest.UsageError(f"{self.variant.name}: Caught-by: {name} is no check")
@@ -231,20 +231,20 @@ class _Clerk:
         first = [item for item in run if self._is_named(item, self.variant.caught_by)]
         first.sort(key=lambda item: item.get_closest_marker(_MINUTES) is not None)
         rest = [item for item in run if item not in first]
-        if self.footing is not None:
+        if self.baseline is not None:
             cost: dict[Path, float] = {}
             for item in rest:
-                cost[item.path] = cost.get(item.path, 0.0) + self.footing.seconds[_short(item)]
+                cost[item.path] = cost.get(item.path, 0.0) + self.baseline.seconds[_short(item)]
             rest.sort(key=lambda item: (cost[item.path], str(item.path)))
         items[:] = first + rest
 
     def _is_asked(self, item: pytest.Item) -> bool:
-        named = self._is_named(item, (*self.variant.caught_by, *self.jury.named))
-        if self.footing is not None and _short(item) not in self.footing.seconds:
+        named = self._is_named(item, (*self.variant.caught_by, *self.trials.named))
+        if self.baseline is not None and _short(item) not in self.baseline.seconds:
             return False
-        if self.jury.general and item.get_closest_marker("patch"):
+        if self.trials.general and item.get_closest_marker("patch"):
             return False
-        return named or self.jury.bench.options.full or not item.get_closest_marker(_MINUTES)
+        return named or self.trials.bench.options.full or not item.get_closest_marker(_MINUTES)
 
     @staticmethod
     def _is_named(item: pytest.Item, names: Sequence[str]) -> bool:
