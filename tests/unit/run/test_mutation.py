@@ -271,13 +271,13 @@ def test_mutants_of_a_topic_without_patches_are_compared_with_stock(
     bases: list[Any] = []
     monkeypatch.setattr(mutation, "is_suite", lambda topic: topic == "meminfo")
     monkeypatch.setattr(mutation, "load_series", lambda _o: pytest.fail("it has no series"))
-    made = mutants.Workshop
+    made = mutants.VariantBuilder
 
-    def variant_builder(*arguments: Any) -> mutants.Workshop:
+    def variant_builder(*arguments: Any) -> mutants.VariantBuilder:
         bases.append(arguments[2])
         return made(*arguments)
 
-    monkeypatch.setattr(mutants, "Workshop", variant_builder)
+    monkeypatch.setattr(mutants, "VariantBuilder", variant_builder)
     result = run(wrong("wrong-a", "test_a"))
     assert bases == [None]
     assert result.verdict.startswith("1 of 1 wrong variants caught")
