@@ -29,10 +29,11 @@ TRAITS = Traits(
     can_be_asked=False,
 )
 
-# How many instructions make a second of the guest's.  The BIOS waits three seconds for a key, and
-# the guest's own waits cost as many instructions: more makes both slower.  Fewer would have the
-# guest spend its instructions on timer interrupts.
-_IPS = 10_000_000
+# How many instructions make a second of the guest's.  Fewer have the guest spend its instructions on
+# timer interrupts: at 10 million, each tick interrupts a guest within the guest before it has run
+# much, and the checks cost 2.2 times the processor's time.  More make every wait of the boot longer:
+# at 100 million the boot costs twice as much, and the checks no less (docs/bench.md has the table).
+_IPS = 40_000_000
 
 _CONFIG = "bochsrc.txt"
 _DEBUGGER = "debugger.txt"

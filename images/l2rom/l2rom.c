@@ -22,8 +22,11 @@
 
 #define	COM1		0x3f8
 #define	COM_DATA	(COM1 + 0)
+#define	COM_FCR		(COM1 + 2)
 #define	COM_LCR		(COM1 + 3)
 #define	COM_LSR		(COM1 + 5)
+#define	FCR_EMPTY	0x07	/* FIFOs on, and nothing in them */
+#define	FIFO_CHARS	16U
 #define	LCR_8N1		0x03
 #define	LCR_DLAB	0x80
 #define	LSR_RXREADY	0x01
@@ -53,22 +56,44 @@
 void	rom_main(void);
 void	triple_fault(void);
 
+/*
+ * A FIFO full with one instruction: bhyve is asked once for all of it, where a
+ * look at the port and a write for each character would be two VM exits.
+ */
 static void
-put_char(char c)
+put_chars(const char *chars, uint32_t count)
 {
 	while ((inb(COM_LSR) & LSR_TXREADY) == 0)
 		__asm__ volatile("pause");
-	outb(COM_DATA, (uint8_t)c);
+	__asm__ volatile("rep outsb"
+	    : "+S" (chars), "+c" (count)
+	    : "d" ((uint16_t)COM_DATA)
+	    : "memory");
+}
+
+static void
+put_char(char c)
+{
+	put_chars(&c, 1);
 }
 
 void
 put(const char *text)
 {
+	char chars[FIFO_CHARS];
+	uint32_t count = 0;
+
 	for (; *text != '\0'; text++) {
+		if (count + 2 > FIFO_CHARS) {
+			put_chars(chars, count);
+			count = 0;
+		}
 		if (*text == '\n')
-			put_char('\r');
-		put_char(*text);
+			chars[count++] = '\r';
+		chars[count++] = *text;
 	}
+	if (count != 0)
+		put_chars(chars, count);
 }
 
 void
@@ -190,6 +215,7 @@ rom_main(void)
 	outb(COM1, 1);			/* 115200 baud */
 	outb(COM1 + 1, 0);
 	outb(COM_LCR, LCR_8N1);
+	outb(COM_FCR, FCR_EMPTY);
 	outb(COM1 + 1, 0);		/* no interrupts: everything is polled */
 
 	/*

@@ -44,6 +44,13 @@ static const struct {
 	const char	*name;
 	void		(*func)(void);
 } claims[] = {
+	/*
+	 * First: until its SIPI, bhyve asks a processor's thread what to do
+	 * every millisecond, which in an emulator takes most of the time there
+	 * is.  After this it is halted.
+	 */
+	{ "second_processor: it starts where its SIPI says",
+	    second_processor },
 	{ "pci_devices: what the command line asked for is there",
 	    pci_devices },
 	{ "pci_widths: configuration reads the same by every width",
@@ -60,8 +67,6 @@ static const struct {
 	{ "nothing: where nothing is", nothing },
 	{ "acpi_tables: ACPI's tables", acpi_tables },
 	{ "other_tables: the MP table and SMBIOS", other_tables },
-	{ "second_processor: it starts where its SIPI says",
-	    second_processor },
 };
 
 void
