@@ -29,10 +29,10 @@ TRAITS = Traits(
     can_be_asked=False,
 )
 
-# How many instructions make a second of the guest's.  Fewer have the guest spend its instructions on
-# timer interrupts: at 10 million, each tick interrupts a guest within the guest before it has run
-# much, and the checks cost 2.2 times the processor's time.  More make every wait of the boot longer:
-# at 100 million the boot costs twice as much, and the checks no less (docs/bench.md has the table).
+# How many instructions make a second of the guest's.  With fewer, the guest spends its instructions
+# on timer interrupts: at 10 million, a tick interrupts a guest within the guest before it has run
+# much, and the checks need more than twice the processor time.  More make each wait of the boot
+# longer and gain nothing (docs/bench.md has the table).
 _IPS = 40_000_000
 
 _CONFIG = "bochsrc.txt"

@@ -13,7 +13,8 @@ from harness.probe import tap
 pytestmark = [pytest.mark.vtx, pytest.mark.freebsd("15.0")]
 
 CLAIMS = (
-    "second_processor", "pci_devices", "pci_widths", "pci_writes", "pci_bars", "pci_moved", "pci_memory",
+    "second_processor",
+    "pci_devices", "pci_widths", "pci_writes", "pci_bars", "pci_moved", "pci_memory",
     "pci_capabilities", "firmware", "acpi_registers", "serial_line", "keyboard", "nothing",
     "acpi_tables", "other_tables",
 )  # fmt: skip
