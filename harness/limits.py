@@ -24,6 +24,9 @@ PATH_BYTES = 1024
 PATH_PARTS = 128
 """Folders within folders; what is deeper cannot be removed by every tool either."""
 
+LOG_MOST_BYTES = 1 << 30
+"""What is stored of a machine's console, and what Bochs may write to its log about one guest."""
+
 LEAST_FREE_BYTES = 512 << 20
 """Room that unpacking leaves free on the disk, whatever it unpacks."""
 

@@ -31,6 +31,8 @@ from harness.run.session import Options, Workbench, following, new_run_dir
 _SLOWEST_BYTES_S = 1 << 20
 _LOOK_S = 0.3
 _MOST_SAID = 10
+# A guest can make a log as long as it likes.
+_LINE_MOST_BYTES = 1 << 14
 _LOGS = {
     "console": "guest/console.log",
     "keeper": "keeper.log",
@@ -149,6 +151,7 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
     if not path.exists():
         raise UsageError(f"{path}: there is no such log (yet)")
     with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _LINE_MOST_BYTES * lines))
         text = stream.read()
         said = clean_lines(text.decode("utf-8", "replace"))[-lines:]
         sys.stdout.write(progress.clean("".join(f"{line}\n" for line in said)))

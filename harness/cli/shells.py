@@ -48,8 +48,8 @@ def ssh_command(
     The second value is what it needs in its environment.
     """
     words = [OPENSSH, "-F", "none", "-t" if terminal else "-T", "-p", str(record.ssh_port)]
-    way, environment = record.forward.for_openssh() if record.forward else ({}, {})
-    for name, value in {**openssh.options(record), **way}.items():
+    options, environment = openssh.options(record)
+    for name, value in options.items():
         words += ["-o", f"{name}={value}"]
     # What follows the dashes is no option, whatever a record says the user is called.
     words += ["--", f"{record.user}@127.0.0.1", *([_line(command)] if command else [])]

@@ -28,6 +28,7 @@ from harness.machine.forward import PRIVATE_PORT, Forward, fenced, unavailable
 _PORT_TRIES = 5
 # Somebody may stop an emulator for a moment; for longer nothing will come of waiting.
 _STOPPED_S = 5.0
+_TAIL_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -402,7 +403,10 @@ def free_port() -> int:
 def tail_of(path: Path, lines: int = 15) -> str:
     """The last lines of a log, or nothing when there is none."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        with path.open("rb") as log:
+            # A guest can make it as long as it likes.
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
 

@@ -13,8 +13,10 @@ import signal
 import tty
 from pathlib import Path
 
+from harness import limits
 from harness.deadline import Deadline
-from harness.errors import CannotError, DiskFull, MachineDied, WaitTimeout
+from harness.errors import CannotError, DiskFull, GuestError, MachineDied, WaitTimeout
+from harness.files import human_bytes
 from harness.machine import bochs_program, bochs_screen, bochs_state
 from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, tail_of
 from harness.machine.bochs_screen import Screen
@@ -51,6 +53,7 @@ _TICKED = re.compile(r"^0*[1-9]\d*[ied]\[", re.MULTILINE)
 _START_LIMIT_S = 20.0
 _END_S = 5.0
 _POLL_S = 0.02
+_LOG_STEP_BYTES = 16 << 20
 _RESET = re.compile(rb"\]\s+bx_pc_system_c::Reset\(")
 _COMPLAINT = re.compile(r"^\d{11}[pe]\[")
 _CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALSA ")
@@ -237,8 +240,15 @@ class BochsMachine(Machine):
     def _check_running(self) -> None:
         super()._check_running()
         with contextlib.suppress(OSError), (self.spec.run_dir / _LOG).open("rb") as log:
+            if os.fstat(log.fileno()).st_size > limits.LOG_MOST_BYTES:
+                raise GuestError(
+                    f"{self.spec.name}: Bochs's log has grown to "
+                    f"{human_bytes(limits.LOG_MOST_BYTES)}, as the guest makes it complain without "
+                    f"end; it is {log.name}",
+                    detail=self.last_words(),
+                )
             log.seek(self._log_seen_bytes)
-            said = log.read()
+            said = log.read(_LOG_STEP_BYTES)
             if _DISK_ERROR in said:
                 raise DiskFull(
                     f"{self.spec.name}: Bochs cannot write the guest's disk, and the guest is told "
@@ -247,7 +257,7 @@ class BochsMachine(Machine):
                     detail=self.last_words(),
                 )
             # A line may be written in two; the second half alone says nothing.
-            whole = said.rfind(b"\n") + 1
+            whole = said.rfind(b"\n") + 1 or len(said) // _LOG_STEP_BYTES * _LOG_STEP_BYTES
             self._log_seen_bytes += whole
             self._resets += len(_RESET.findall(said[:whole]))
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from pexpect.exceptions import EOF, TIMEOUT
 from pexpect.spawnbase import SpawnBase
 
+from harness import limits
 from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, WaitTimeout
 from harness.machine.panic_watch import BOOT, PROMPTS, STORY_ENDS, PanicWatch
@@ -40,15 +41,16 @@ _CLOSE_S = 1.0
 # An emulator's end of the line closes a moment before its exit code can be had.
 _EXIT_FOLLOWS_S = 1.0
 _KEEP_BYTES = 16 << 20
+_LOG_ENDS = b"\n[the log ends here: the guest has sent more than is stored]\n"
 
 
 class Console:
     """The near end of a serial line.
 
     `fd` is a connected socket or the master of a pseudo-terminal and belongs to the console from
-    here on; `log` gets every byte as it came, unless another process writes it, while memory holds
-    the last `keep_bytes`.  `watch` is called during every wait and raises when there is nothing
-    left to wait for.
+    here on; `log` gets every byte as it came, up to limits.LOG_MOST_BYTES, unless another process
+    writes it, while memory holds the last `keep_bytes`.  `watch` is called during every wait and
+    raises when there is nothing left to wait for.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Console:
                     break
                 # A full disk must not stop the guest; what was read stays in memory.
                 with contextlib.suppress(OSError):
-                    log.write(data)
+                    self._write(log, data)
                 self._take(data)
                 if len(data) < _GATHER_BYTES and not closing:
                     # An emulator writes byte by byte; woken for each, we would take a tenth of
@@ -119,6 +121,14 @@ class Console:
         with self._arrived:
             self._closed = True
             self._arrived.notify_all()
+
+    def _write(self, log: BinaryIO, data: bytes) -> None:
+        """Add to the log, up to its bound: a guest that never stops must not fill the disk."""
+        room = limits.LOG_MOST_BYTES - log.tell()
+        if room > 0:
+            log.write(data[:room])
+            if len(data) >= room:
+                log.write(_LOG_ENDS)
 
     def _take(self, data: bytes) -> None:
         with self._arrived:

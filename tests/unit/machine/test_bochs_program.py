@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import CannotError
+from harness import limits
+from harness.errors import CannotError, GuestError
 from harness.machine import Drive, Spec, bochs, bochs_program
 from harness.machine.bochs_program import Bochs, Debugger
 
@@ -164,3 +165,20 @@ def test_whether_a_process_is_about_to_run_is_seen_by_its_handler(catches: bool)
 )
 def test_a_log_line_after_the_first_instruction(line: str, ran: bool) -> None:
     assert bool(bochs._TICKED.search(f"00000000000i[      ] x\n{line}\n")) == ran
+
+
+def test_a_guest_that_makes_bochs_complain_without_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither this process's memory nor the disk is filled by its log."""
+    machine = bochs.BochsMachine(Spec(tmp_path, Drive(tmp_path / "disk")))
+    log = tmp_path / "bochs.log"
+    reset = b"00000000000i[      ] bx_pc_system_c::Reset(HARDWARE) called\n"
+    monkeypatch.setattr(bochs, "_LOG_STEP_BYTES", 4096)
+    log.write_bytes(b"".join([reset * 2, b"y" * 10_000, b"\n", reset * 3]))
+    for _ in range(6):
+        machine._check_running()
+    assert machine.resets == 4
+    monkeypatch.setattr(limits, "LOG_MOST_BYTES", 10_000)
+    with pytest.raises(GuestError, match=r"Bochs's log has grown to .*, as the guest makes it"):
+        machine._check_running()

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness import limits
 from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, MachineDied, WaitTimeout
 from harness.machine.console import Console
@@ -369,3 +370,23 @@ def test_a_kernel_that_begins_is_counted_however_it_is_cut(line: Line) -> None:
             for at in range(0, len(said), size):
                 line.says(said[at : at + size])
     assert line.console.boots == 8
+
+
+def test_a_guest_that_never_stops_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOG_MOST_BYTES", 1000)
+    log = tmp_path / "console.log"
+    log.write_bytes(b"before\n")
+    near, far = socket.socketpair()
+    console = Console(near.detach(), log)
+    with far:
+        line = Line(console, far)
+        for _ in range(50):
+            line.says(b"x" * 99 + b"\n")
+    console.wait_closed(Deadline.after(10))
+    console.close()
+    stored = log.read_bytes()
+    assert stored.startswith(b"before\nxx")
+    assert stored[1000:].strip() == b"[the log ends here: the guest has sent more than is stored]"
+    assert console.mark == 5000, "what waits for the guest's words still gets all of them"
