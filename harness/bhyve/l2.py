@@ -64,7 +64,7 @@ def build_rom() -> Path:
 
 _ENDED = "bhyve ended with"
 
-# $1 folder, $2 name, $3 MiB, $4 rom, and more of bhyve's arguments.  A bhyve that was built lies
+# $1 folder, $2 name, $3 MiB, and more of bhyve's arguments.  A bhyve that was built lies
 # two folders above.  The status appears when bhyve has ended, whole, and then the line that ends
 # every wait for words which will not come.
 _LAUNCH = (
@@ -73,9 +73,9 @@ set -eu
 rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
 cat >"$1/run" <<'END'
 PATH="${1%/l2/*}:$PATH"
-folder=$1 name=$2 mib=$3 rom=$4
-shift 4
-bhyve -H -m "${mib}M" -s 0,hostbridge -s 31,lpc -l com1,stdio -l bootrom,"$rom" "$@" "$name" \
+folder=$1 name=$2 mib=$3
+shift 3
+bhyve -H -m "${mib}M" -s 0,hostbridge -s 31,lpc -l com1,stdio "$@" "$name" \
     <>"$folder/in" >>"$folder/out" 2>>"$folder/err" &
 echo $! >"$folder/pid"
 wait $!
@@ -129,7 +129,8 @@ class L2:
         self.name = name
         self.memory_mib = memory_mib
         self.arguments = tuple(arguments)
-        self._folder = f"{vmm.home}/l2/{name}"
+        self.folder = f"{vmm.home}/l2/{name}"
+        """In the guest: bhyve's input and output, `in` and `out`, and its complaints, `err`."""
         self._guest = vmm.guest
 
     def start(self) -> Found:
@@ -140,14 +141,21 @@ class L2:
         rom = f"{self.vmm.home}/l2rom.bin"
         if not self._guest.exists(rom):
             self._guest.put(build_rom(), rom)
-        self._guest.script(
-            _LAUNCH, self._folder, self.name, str(self.memory_mib), rom, *self.arguments
-        )
+        self.launch("-l", f"bootrom,{rom}")
         match = self.ask("", _READY)
         return Found(int(match[1]), int(match[2]))
 
+    def launch(self, *arguments: str) -> None:
+        """Run bhyve with more arguments than `arguments` has, and wait for nothing.
+
+        Without a boot ROM the VM must be there and loaded already, as bhyveload(8) leaves it.
+        """
+        self._guest.script(
+            _LAUNCH, self.folder, self.name, str(self.memory_mib), *arguments, *self.arguments
+        )
+
     def send(self, line: str) -> None:
-        """Type a command: t and a number of MiB, s, h, p, r, f or u."""
+        """Type a command of the boot ROM; images/l2rom/l2rom.c lists them."""
         self._talk(line, "")
 
     def output(self) -> str:
@@ -156,7 +164,7 @@ class L2:
 
     def errors(self) -> str:
         """What bhyve itself complained of."""
-        return self._guest.must(["cat", f"{self._folder}/err"])
+        return self._guest.must(["cat", f"{self.folder}/err"])
 
     def ask(
         self, line: str, pattern: re.Pattern[str], deadline: Deadline | None = None
@@ -184,7 +192,7 @@ class L2:
         return match
 
     def _talk(self, line: str, words: str, deadline: Deadline | None = None) -> tuple[str, str]:
-        said = self._guest.script(_TALK, self._folder, line, words, deadline=deadline).stdout
+        said = self._guest.script(_TALK, self.folder, line, words, deadline=deadline).stdout
         status, _, text = said.replace("\r", "").partition("\n")
         return status, text
 
@@ -198,6 +206,10 @@ class L2:
         """What L2 finds of bhyve's own devices; it wants the machine that PLATFORM makes."""
         self.ask("u", re.compile(r"# verdict failed=\d+"), self._guest.deadline(_PLATFORM_S))
         return tap.parse(self.output() + "\n")
+
+    def feed(self, remote: str) -> None:
+        """Type all of a file of the guest."""
+        self._guest.script('cat "$2" 1<>"$1/in"', self.folder, remote)
 
     def exit_code(self) -> int | None:
         """bhyve's exit code, or None while it runs."""
@@ -217,12 +229,12 @@ class L2:
 
     def kill(self) -> None:
         """SIGKILL bhyve if it runs, and wait until it is gone; the VM stays."""
-        self._guest.script(_KILL, self._folder)
+        self._guest.script(_KILL, self.folder)
 
     def destroy(self) -> None:
         """Destroy the VM, whether bhyve runs it or not."""
-        self._guest.script(_DESTROY, self._folder, self.name)
+        self._guest.script(_DESTROY, self.folder, self.name)
 
     def end(self) -> None:
         """End bhyve if it runs, and destroy the VM if it is there."""
-        self._guest.script(_KILL + _DESTROY, self._folder, self.name)
+        self._guest.script(_KILL + _DESTROY, self.folder, self.name)

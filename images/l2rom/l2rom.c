@@ -16,6 +16,10 @@
  *	r	reset
  *	f	triple fault
  *	u	look at bhyve's own devices (platform.c)
+ *	oN	send N bytes through COM1 (stream.c)
+ *	iN	read N bytes from COM1, which follow the line
+ *	vN	send N bytes through a virtio console
+ *	b	boot from a virtio disk as a BIOS does (bios.c)
  */
 
 #include "rom.h"
@@ -52,8 +56,10 @@
 /* Below lie this program's stack and variables, and the legacy hole. */
 #define	FIRST_MIB	1U
 #define	MAX_MIB		3000U
+#define	MAX_NUMBER	100000000U
 
 void	rom_main(void);
+void	rom_serve(void);
 void	triple_fault(void);
 
 /*
@@ -71,7 +77,7 @@ put_chars(const char *chars, uint32_t count)
 	    : "memory");
 }
 
-static void
+void
 put_char(char c)
 {
 	put_chars(&c, 1);
@@ -203,7 +209,7 @@ get_number(void)
 		c = get_char();
 		if (c < '0' || c > '9')
 			return (value);
-		if (value <= MAX_MIB)
+		if (value < MAX_NUMBER)
 			value = value * 10 + (uint32_t)(c - '0');
 	}
 }
@@ -232,7 +238,13 @@ rom_main(void)
 	put(" MiB, high ");
 	put_number(highmem_mib());
 	put(" MiB\n");
+	rom_serve();
+}
 
+/* Do what is asked for, for ever. */
+void
+rom_serve(void)
+{
 	for (;;) {
 		switch (get_char()) {
 		case 't':
@@ -261,11 +273,23 @@ rom_main(void)
 		case 'u':
 			platform();
 			break;
+		case 'o':
+			stream_out(get_number());
+			break;
+		case 'i':
+			stream_in(get_number());
+			break;
+		case 'v':
+			stream_virtio(get_number());
+			break;
+		case 'b':
+			boot();
+			break;
 		case '\r':
 		case '\n':
 			break;
 		default:
-			put("L2ROM error: t, s, h, p, r, f or u\n");
+			put("L2ROM error: b, f, h, i, o, p, r, s, t, u, v\n");
 			break;
 		}
 	}

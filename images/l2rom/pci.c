@@ -36,6 +36,18 @@ set_config(uint32_t slot, uint32_t offset, uint32_t value)
 	outl(CONFIG_DATA, value);
 }
 
+uint32_t
+pci_config(uint32_t slot, uint32_t offset)
+{
+	return (config(slot, offset));
+}
+
+void
+pci_set_config(uint32_t slot, uint32_t offset, uint32_t value)
+{
+	set_config(slot, offset, value);
+}
+
 static bool
 there(uint32_t slot)
 {

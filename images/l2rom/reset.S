@@ -55,10 +55,13 @@ triple_fault:
 	 * the first use, and a write to a ROM is an EPT violation that ends
 	 * the guest.
 	 */
+	.globl	gdt
 gdt:
 	.quad	0
 	.quad	0x00cf9b000000ffff	/* code: base 0, 4 GiB */
 	.quad	0x00cf93000000ffff	/* data: the same */
+	.quad	0x00009b090000ffff	/* 16-bit code: base 0x90000, 64 KiB */
+	.quad	0x000093000000ffff	/* 16-bit data: base 0, 64 KiB */
 gdtr:
 	.word	gdtr - gdt - 1
 	.long	gdt

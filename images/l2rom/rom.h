@@ -56,6 +56,16 @@ inl(uint16_t port)
 	return (value);
 }
 
+static inline uint64_t
+rdtsc(void)
+{
+	uint64_t value;
+
+	__asm__ volatile("rdtsc" : "=A"(value));
+	return (value);
+}
+
+void	put_char(char);
 void	put(const char *);
 void	put_number(uint32_t);
 void	put_hex(uint32_t);
@@ -81,5 +91,32 @@ void	nothing(void);
 void	acpi_tables(void);
 void	other_tables(void);
 void	second_processor(void);
+
+/* pci.c: the registers of a slot's first function. */
+uint32_t pci_config(uint32_t, uint32_t);
+void	pci_set_config(uint32_t, uint32_t, uint32_t);
+
+/* virtio.c */
+struct virtio {
+	uint16_t	port, queue, size, used;
+};
+
+struct piece {
+	void		*memory;
+	uint32_t	length;
+	bool		written;	/* by the device */
+};
+
+bool	virtio_open(struct virtio *, uint16_t, uint16_t);
+uint32_t virtio_config(const struct virtio *, uint32_t);
+bool	virtio_use(struct virtio *, const struct piece *, uint32_t);
+
+/* stream.c: bytes through consoles. */
+void	stream_out(uint32_t);
+void	stream_in(uint32_t);
+void	stream_virtio(uint32_t);
+
+/* bios.c: boot as a BIOS does. */
+void	boot(void);
 
 #endif /* !_ROM_H_ */
