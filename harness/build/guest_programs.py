@@ -117,8 +117,8 @@ def _compiled(
         *copies,
         f"-L{fence.inside(work / 'made')}",
         *(f"-l{library}" for library in libraries),
-        "-Wl,-rpath,$ORIGIN",
-        "-Wl,-z,origin",
+        # bhyveload, in capability mode, can load nothing that asks where it lies.
+        *(("-Wl,-rpath,$ORIGIN", "-Wl,-z,origin") if "vmmapi" in libraries else ()),
         *_FLAGS,
         *flags,
         "-o",

@@ -47,7 +47,7 @@ class Collector:
         self._last: array.array[int] | None = None
         self.total: array.array[int] | None = None
         self.families: dict[str, array.array[int]] = {}
-        self._installed = ""
+        self._installed = (0, "")
         self.trouble = ""
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -74,9 +74,11 @@ class Collector:
 
     def _read(self, bhyve: Vmm) -> array.array[int]:
         guest, program = bhyve.guest, f"{bhyve.home}/counters"
-        if self._installed != bhyve.home:
+        # A guest that broke has another in its place, with nothing in it.
+        place = (self._bench.breaks, bhyve.home)
+        if self._installed != place:
             guest.put(compile_counters(bhyve.build, self._sysroot), program, mode=0o755)
-            self._installed = bhyve.home
+            self._installed = place
         guest.script('"$1" >"$1.bin"', program)
         local = self._bench.run_dir / "counters.bin"
         guest.ssh.get(f"{program}.bin", local, guest.deadline())

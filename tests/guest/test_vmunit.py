@@ -19,7 +19,8 @@ CASES = vmunit.read_list()
 PLACED: dict[tuple[int, int, str], str] = {}
 
 
-@pytest.fixture(scope="module")
+# For each check again, as a guest that broke has another in its place.
+@pytest.fixture
 def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
     """vmunit in the guest, linked with the running module's own library."""
     record, build = workbench.record, workbench.running

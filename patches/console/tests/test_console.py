@@ -14,7 +14,7 @@ from harness.guest.freebsd import Guest
 
 pytestmark = pytest.mark.vtx
 
-COM_BYTES = 8192
+COM_BYTES = 4096
 VIRTIO_BYTES = 262_144
 # Two exits to bhyve for a byte cost some ten thousand cycles each, in an emulator as with KVM.
 MOST_CYCLES_A_BYTE = {"COM1": 200_000, "virtio": 5_000}
