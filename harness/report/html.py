@@ -26,7 +26,7 @@ from harness.errors import (
     EXIT_PATCH,
     EXIT_USAGE,
 )
-from harness.report import timeline
+from harness.report import coverage, timeline
 from harness.report.data import Check, Report, Status
 
 _HEAD_BYTES = 32 << 10
@@ -129,6 +129,8 @@ def render(report: Report, beside: Report | None = None) -> str:
                 ),
             ],
             facts=_facts(report),
+            coverage=coverage.load(report.run_dir),
+            unseen=coverage.UNSEEN,
             logs=list(_logs(report.run_dir)),
         )
         .lstrip()

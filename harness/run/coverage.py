@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import array
 import difflib
-import html
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness import files, progress
@@ -22,13 +22,14 @@ from harness.build.builder import Build
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
+from harness.report import coverage as report
+from harness.report.coverage import Changed, Coverage, Family, File, Line
 from harness.run.session import Workbench
 from harness.series import staging
 from harness.series.load import Series
 
 PROPERTY = "coverage"
 _LIMIT_S = 300.0
-_SHOWN_FILES = 40
 _AROUND = 3
 
 Lines = Mapping[str, Mapping[int, int]]
@@ -52,7 +53,7 @@ class Collector:
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Read them once a check was torn down."""
-        self.take(Path(nodeid.partition("::")[0]).stem.removeprefix("test_"))
+        self.take(family(nodeid))
 
     def take(self, family: str) -> None:
         """Add what ran since the last reading to `family` and to the total."""
@@ -77,6 +78,7 @@ class Collector:
         # A guest that broke has another in its place, with nothing in it.
         place = (self._bench.breaks, bhyve.home)
         if self._installed != place:
+            self._last = None
             guest.put(compile_counters(bhyve.build, self._sysroot), program, mode=0o755)
             self._installed = place
         guest.script('"$1" >"$1.bin"', program)
@@ -87,54 +89,103 @@ class Collector:
         return values
 
 
+def family(nodeid: str) -> str:
+    """The family of a check: its file, and where one check of several is named FAMILY.CASE, that.
+
+    vmunit has one file of checks and two dozen families.
+    """
+    path, _, name = nodeid.partition("::")
+    file = Path(path).stem.removeprefix("test_")
+    group, point, _ = name.partition("[")[2].partition(".")
+    return f"{file}.{group}" if point and group.isidentifier() else file
+
+
 def _sum(one: array.array[int] | None, other: array.array[int]) -> array.array[int]:
     if one is None:
         return other
     return array.array("Q", (a + b for a, b in zip(one, other, strict=True)))
 
 
-@dataclass(frozen=True)
-class Covered:
-    """What ran: of the lines that a patch changed, and of the whole module, by file and family.
-
-    Numbers are of lines that the compiler made code of.
-    """
-
-    changed: Mapping[str, tuple[int, ...]]
-    lines: Lines
-    families: Mapping[str, int]
-
-    def ran(self, path: str) -> list[int]:
-        """The changed lines of a file that ran."""
-        return [it for it in self.changed[path] if self.lines[path][it]]
-
-    @property
-    def summary(self) -> str:
-        """One line for the report."""
-        ran = sum(len(self.ran(path)) for path in self.changed)
-        count = sum(map(len, self.changed.values()))
-        of_patch = f"{ran} of {count} changed lines ran" if count else "no changed line makes code"
-        hit = sum(1 for lines in self.lines.values() for times in lines.values() if times)
-        every = sum(map(len, self.lines.values()))
-        return f"{of_patch}; {hit} of {every} lines of vmm.ko did"
-
-    def text(self) -> str:
-        """All of it for people."""
-        found = [self.summary, "", "changed lines that did not run:"]
-        for path in sorted(self.changed):
-            missed = [it for it in self.changed[path] if not self.lines[path][it]]
-            found.append(f"  {path}: {spans(missed) or 'none'}")
-        found += ["", "all lines, by file:"]
-        for path, lines in sorted(self.lines.items()):
-            hit = sum(1 for times in lines.values() if times)
-            found.append(f"  {100 * hit / len(lines):5.1f}% {hit:5} of {len(lines):5}  {path}")
-        found += ["", "all lines, by the checks' file:"]
-        found += [f"  {count:5}  {name}" for name, count in sorted(self.families.items())]
-        return "\n".join(found) + "\n"
+# The kernel's parts of bhyve, and of them what hands devices through, saves guests, or is for the
+# other maker's processors.
+_BHYVE = re.compile(r"sys/(?:amd64/vmm|dev/vmm)/")
+_PASSTHROUGH = re.compile(r"/(?:ppt|iommu|vtd|amdvi\w*|ivrs_drv|ivhd_if|vmm_snapshot)\.[ch]$")
+_MAKERS = {"intel": re.compile(r"/amd/|/svm\w*\.[ch]$"), "amd": re.compile(r"/intel/")}
 
 
-def finish(bench: Workbench, collector: Collector, series: Series | None) -> Covered:
-    """Make coverage.txt, .html and .lcov in the run's folder of what was collected.
+def scoped(path: str, vendor: str) -> bool:
+    """Whether a file's lines are among those that a guest with this processor can reach."""
+    other = _MAKERS.get(vendor)
+    return bool(_BHYVE.match(path)) and not (
+        _PASSTHROUGH.search(path) or (other and other.search(path))
+    )
+
+
+def _ran(lines: Lines) -> set[tuple[str, int]]:
+    return {(path, line) for path, it in lines.items() for line, times in it.items() if times}
+
+
+def gather(
+    lines: Lines,
+    families: Mapping[str, Lines],
+    changed: Mapping[str, tuple[int, ...]],
+    texts: Mapping[str, list[str]],
+    vendor: str,
+) -> Coverage:
+    """What ran, of the patch, of each file and by each family; `texts` are the changed files'."""
+    parts = tuple(
+        File(path, sum(map(bool, it.values())), len(it), scoped(path, vendor))
+        for path, it in sorted(lines.items())
+    )
+    per = {name: _ran(it) for name, it in families.items()}
+    seen = Counter(it for ran in per.values() for it in ran)
+    groups = tuple(
+        Family(name, len(ran), sum(seen[it] == 1 for it in ran))
+        for name, ran in sorted(per.items())
+    )
+    shown = tuple(
+        _changed(path, numbers, lines[path], texts[path])
+        for path, numbers in sorted(changed.items())
+    )
+    count = sum(it.count for it in shown)
+    of_patch = (
+        f"{sum(it.ran for it in shown)} of {count} changed lines ran"
+        if count
+        else "no changed line makes code"
+    )
+    ran, every = sum(it.ran for it in parts), sum(it.count for it in parts)
+    inner = [it for it in parts if it.scoped]
+    hit, reachable = sum(it.ran for it in inner), sum(it.count for it in inner)
+    return Coverage(
+        f"{of_patch}; {ran} of {every} lines of vmm.ko did",
+        f"of sys/amd64/vmm and sys/dev/vmm, without passthrough, snapshots and what is for other "
+        f"processors: {hit} of {reachable} lines ran ({100 * hit / max(reachable, 1):.1f} %)",
+        shown,
+        parts,
+        groups,
+    )
+
+
+def _changed(
+    path: str, numbers: tuple[int, ...], lines: Mapping[int, int], text: list[str]
+) -> Changed:
+    near = {line + step for line in numbers for step in range(-_AROUND, _AROUND + 1)}
+    missed = [it for it in numbers if not lines[it]]
+    return Changed(
+        path,
+        len(numbers) - len(missed),
+        len(numbers),
+        spans(missed),
+        tuple(
+            Line(it, text[it - 1], lines.get(it), it in numbers)
+            for it in sorted(near)
+            if 1 <= it <= len(text)
+        ),
+    )
+
+
+def finish(bench: Workbench, collector: Collector, series: Series | None) -> Coverage:
+    """Make coverage.txt, .json and .lcov in the run's folder of what was collected.
 
     CannotError when nothing was read, or LLVM's tools are missing.
     """
@@ -143,10 +194,7 @@ def finish(bench: Workbench, collector: Collector, series: Series | None) -> Cov
         raise CannotError(f"no counters were read: {collector.trouble or 'no check ran'}")
     lcov = export(built, collector.total)
     lines = by_line(lcov)
-    families = {
-        name: sum(1 for it in by_line(export(built, values)).values() for n in it.values() if n)
-        for name, values in collector.families.items()
-    }
+    families = {name: by_line(export(built, values)) for name, values in collector.families.items()}
     pages: dict[str, list[str]] = {}
     changed: dict[str, tuple[int, ...]] = {}
     if series is not None:
@@ -155,10 +203,11 @@ def finish(bench: Workbench, collector: Collector, series: Series | None) -> Cov
                 pages[path] = _text(patched / path)
                 new = changed_lines(_text(source / path), pages[path])
                 changed[path] = tuple(it for it in new if it in lines[path])
-    found = Covered(changed, lines, families)
+    vendor = bench.properties.get("processor", "")
+    found = gather(lines, families, changed, pages, vendor)
     files.write_atomic(bench.run_dir / "coverage.lcov", lcov)
-    files.write_atomic(bench.run_dir / "coverage.txt", found.text())
-    files.write_atomic(bench.run_dir / "coverage.html", page(found, pages))
+    files.write_atomic(bench.run_dir / "coverage.txt", report.text(found))
+    report.save(found, bench.run_dir)
     return found
 
 
@@ -169,7 +218,7 @@ def conclude(bench: Workbench, collector: Collector, series: Series | None) -> N
     except WorkbenchError as error:
         bench.properties[PROPERTY] = f"not known: {error.message}"
     else:
-        bench.properties[PROPERTY] = found.summary
+        bench.properties[PROPERTY] = f"{found.summary}; {found.scope}"
         if collector.trouble:
             bench.properties[PROPERTY] += f"; some was not read: {collector.trouble}"
     where = bench.run_dir / "coverage.txt"
@@ -259,33 +308,3 @@ def spans(numbers: Iterable[int]) -> str:
         else:
             found.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
-
-
-_HEAD = """<!doctype html><meta charset="utf-8"><title>Coverage</title><style>
-body { font: 14px sans-serif; margin: 2em } pre { line-height: 1.3; background: #f7f7f7 }
-.ran { background: #c9efc9 } .missed { background: #f6c5c5 } .new { font-weight: bold }
-</style>
-"""
-
-
-def page(found: Covered, texts: Mapping[str, list[str]]) -> str:
-    """The changed lines and those around them, coloured by whether they ran."""
-    parts = [_HEAD, f"<h1>{html.escape(found.summary)}</h1>"]
-    parts.append("<p>Green ran, red did not, plain is no code. Changed lines are bold.</p>")
-    for path, text in list(texts.items())[:_SHOWN_FILES]:
-        ran, changed = len(found.ran(path)), set(found.changed[path])
-        parts.append(f"<h2>{html.escape(path)}: {ran} of {len(changed)}</h2><pre>")
-        near = {line + step for line in changed for step in range(-_AROUND, _AROUND + 1)}
-        last = 0
-        for number in sorted(it for it in near if 1 <= it <= len(text)):
-            if number != last + 1 and last:
-                parts.append("...")
-            last = number
-            times = found.lines[path].get(number)
-            kind = "" if times is None else "ran" if times else "missed"
-            kind += " new" if number in changed else ""
-            count = "" if times is None else str(times)
-            line = html.escape(text[number - 1])
-            parts.append(f'<span class="{kind.strip()}">{number:6} {count:>9}  {line}</span>')
-        parts.append("</pre>")
-    return "\n".join(parts) + "\n"

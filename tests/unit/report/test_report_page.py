@@ -15,7 +15,7 @@ from harness.cli import report_commands
 from harness.errors import CannotError, UsageError
 from harness.guest.panic_report import Frame, Panic
 from harness.guest.transcript import Transcript, asked, evidence
-from harness.report import Check, Report, StageResult, html, timeline
+from harness.report import Check, Report, StageResult, coverage, html, timeline
 
 EVIL = "</pre></title><script>alert(1)</script>\x1b[31m\x00\x9b\u202e\ud800\ufeff\"'>&lt;<!--"
 IMAGE = {"image sha256": "5fb4"}
@@ -275,3 +275,31 @@ def test_inv_report_tells_the_last_run(
     with pytest.raises(CannotError, match="yourself"):
         report_commands.show("1-verify", open_page=True, as_json=True)
     assert opened == [(runs / "1-verify" / "report.html").as_uri()]
+
+
+# A source is read as text, so that it has none of these.
+TEXT = EVIL.replace("\ud800", "")
+
+
+def test_the_page_shows_which_lines_ran(tmp_path: Path) -> None:
+    lines = (
+        coverage.Line(7, "\tif (x < 1)", 3, changed=True),
+        coverage.Line(8, f"\t\treturn (2);{TEXT}", 0, changed=True),
+        coverage.Line(20, "}", None, changed=False),
+    )
+    found = coverage.Coverage(
+        "1 of 2 changed lines ran", "of all: 5 of 6",
+        (coverage.Changed("sys/dev/vmm/x.c", 1, 2, "8", lines),),
+        (coverage.File("sys/dev/vmm/x.c", 5, 6, scoped=True),),
+        (coverage.Family("vmunit.emul", 5, 4),),
+    )  # fmt: skip
+    coverage.save(dataclasses.replace(found, summary=found.summary), tmp_path)
+    page = html.render(run(check("a"), run_dir=tmp_path))
+    read = Page(page)
+    assert "1 of 2 changed lines ran; not 8" in read.text
+    assert '<span class="missed new">     8         0  \t\treturn (2);' in page
+    assert '<span class="gap">' in page
+    assert "vmunit.emul" in read.text
+    assert "script" not in read.tags
+    (tmp_path / coverage.DATA).write_text("{")
+    assert "Which lines ran" not in html.render(run(check("a"), run_dir=tmp_path))

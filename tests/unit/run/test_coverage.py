@@ -15,6 +15,7 @@ from harness import debian
 from harness.build import builder
 from harness.build import coverage as counters
 from harness.errors import CannotError, GuestError
+from harness.report import coverage as stored
 from harness.run import coverage
 from harness.series import load
 from harness.series.load import Series
@@ -89,9 +90,12 @@ def test_changed_lines_that_ran_and_those_that_did_not(
     assert bench.properties["coverage"].startswith("1 of 2 changed lines ran; ")
     text = (bench.run_dir / "coverage.txt").read_text()
     assert f"  {CODE}: 8\n" in text
-    shown = (bench.run_dir / "coverage.html").read_text()
-    assert '<span class="missed new">     8         0  \t\treturn (2);</span>' in shown
-    assert '<span class="ran">     9         3  \treturn (NUMBER);</span>' in shown
+    kept = stored.load(bench.run_dir)
+    assert kept is not None
+    lines = {it.number: it for it in kept.changed[0].lines}
+    assert lines[8] == stored.Line(8, "\t\treturn (2);", 0, changed=True)
+    assert (lines[9].times, lines[9].tone, lines[9].changed) == (3, "ran", False)
+    assert kept.families == (stored.Family("checks", 5, 5),)
     assert coverage.by_line((bench.run_dir / "coverage.lcov").read_text())[CODE][9] == 3
 
 
@@ -152,3 +156,76 @@ def test_lines_that_changed() -> None:
     assert coverage.changed_lines(before, ["a", "d"]) == []
     assert coverage.changed_lines([], ["a", "b"]) == [1, 2]
     assert coverage.spans([9, 3, 4, 5]) == "3-5, 9"
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "name"),
+    [
+        ("tests/guest/test_vmunit.py::test_vmunit[emul.add_03]", "vmunit.emul"),
+        ("tests/guest/test_vmunit.py::test_the_list_is_vmunits", "vmunit"),
+        ("tests/guest/test_platform.py::test_platform[nothing]", "platform"),
+        ("tests/guest/test_l2.py::test_bhyve_tells_how_l2_ended[r-2.5]", "l2"),
+    ],
+)
+def test_a_family_is_a_file_or_what_cases_name(nodeid: str, name: str) -> None:
+    assert coverage.family(nodeid) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "intel", "amd"),
+    [
+        ("sys/amd64/vmm/vmm.c", True, True),
+        ("sys/dev/vmm/vmm_mem.c", True, True),
+        ("sys/amd64/vmm/intel/vmx.c", True, False),
+        ("sys/amd64/vmm/amd/svm.c", False, True),
+        ("sys/amd64/vmm/amd/amdvi_hw.c", False, False),
+        ("sys/amd64/vmm/intel/vtd.c", False, False),
+        ("sys/amd64/vmm/io/ppt.c", False, False),
+        ("sys/amd64/vmm/vmm_snapshot.c", False, False),
+        ("sys/amd64/include/vmm.h", False, False),
+    ],
+)
+def test_what_counts_for_a_processor(path: str, intel: bool, amd: bool) -> None:
+    assert (coverage.scoped(path, "intel"), coverage.scoped(path, "amd")) == (intel, amd)
+
+
+def test_lines_by_family_and_what_one_alone_ran() -> None:
+    path = "sys/amd64/vmm/vmm.c"
+    total = {path: {1: 2, 2: 1, 3: 0}, "sys/sys/x.h": {1: 0}}
+    families = {"a": {path: {1: 1, 2: 1, 3: 0}}, "b": {path: {1: 1, 2: 0, 3: 0}}}
+    found = coverage.gather(total, families, {}, {}, "intel")
+    assert found.families == (stored.Family("a", 2, 1), stored.Family("b", 1, 0))
+    assert found.summary == "no changed line makes code; 2 of 4 lines of vmm.ko did"
+    assert found.scope.endswith(": 2 of 3 lines ran (66.7 %)")
+    text = stored.text(found)
+    assert "     2      1  a\n" in text
+    assert "[sys/sys/x.h]" in text
+    assert stored.UNSEEN in text
+
+
+def test_a_guest_in_the_place_of_one_that_broke_gets_the_program_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "compile_counters", lambda *_a: Path("counters"))
+    put: list[str] = []
+
+    def fetch(_remote: str, local: Path, _deadline: object) -> None:
+        local.write_bytes(counted(5).tobytes())
+
+    guest = SimpleNamespace(
+        put=lambda _local, remote, mode: put.append(remote), script=lambda *_a: None,
+        deadline=lambda: None, ssh=SimpleNamespace(get=fetch),
+    )  # fmt: skip
+    built = SimpleNamespace()
+    bench: Any = SimpleNamespace(
+        vmm=SimpleNamespace(guest=guest, home="/x", build=built), build=built, running=built,
+        breaks=0, run_dir=tmp_path,
+    )  # fmt: skip
+    collector = coverage.Collector(bench, tmp_path)
+    collector.take("a")
+    collector.take("a")
+    assert (put, collector.total) == (["/x/counters"], counted(5))
+    bench.breaks = 1
+    collector.take("a")
+    # All five are the new guest's.
+    assert (put, collector.total) == (["/x/counters"] * 2, counted(10))

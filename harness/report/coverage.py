@@ -1,0 +1,103 @@
+"""Which lines the checks ran, as a run's folder keeps it and as its page shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import checked, files
+
+DATA = "coverage.json"
+UNSEEN = (
+    "The counters are read after each check. What a check ran just before the guest broke, or "
+    "between the last reading and an unloading of the module inside a check, is not seen."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a changed file; `times` is how often it ran, None where it makes no code."""
+
+    number: int
+    text: str
+    times: int | None
+    changed: bool
+
+    @property
+    def tone(self) -> str:
+        """How the page colours it."""
+        return "" if self.times is None else "ran" if self.times else "missed"
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A file that the patch changes: how many of its changed lines ran, and the lines around."""
+
+    path: str
+    ran: int
+    count: int
+    missed: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the module; `scoped` is whether it counts for what this guest can reach."""
+
+    path: str
+    ran: int
+    count: int
+    scoped: bool
+
+    @property
+    def percent(self) -> float:
+        """How much of it ran."""
+        return 100 * self.ran / self.count
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of checks: how many lines it ran, and how many no other family did."""
+
+    name: str
+    ran: int
+    alone: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All of it; `summary` and `scope` are lines for people."""
+
+    summary: str
+    scope: str
+    changed: tuple[Changed, ...]
+    files: tuple[File, ...]
+    families: tuple[Family, ...]
+
+
+def save(found: Coverage, run_dir: Path) -> None:
+    """Write it into the run's folder, for programs and for the page."""
+    files.write_atomic(run_dir / DATA, json.dumps(dataclasses.asdict(found)) + "\n")
+
+
+def load(run_dir: Path) -> Coverage | None:
+    """What a run's folder has of it; None where it has nothing that can be read."""
+    try:
+        return checked.convert(Coverage, checked.table((run_dir / DATA).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def text(found: Coverage) -> str:
+    """All of it for a terminal."""
+    rows = [found.summary, found.scope, UNSEEN, "", "changed lines that did not run:"]
+    rows += [f"  {it.path}: {it.missed or 'none'}" for it in found.changed] or ["  none"]
+    rows += ["", "the checks' families: lines that each ran, and lines that no other ran:"]
+    rows += [f"  {it.ran:6} {it.alone:6}  {it.name}" for it in found.families]
+    rows += ["", "all lines, by file (in brackets: not counted for what this guest can reach):"]
+    for it in found.files:
+        path = it.path if it.scoped else f"[{it.path}]"
+        rows.append(f"  {it.percent:5.1f}% {it.ran:5} of {it.count:5}  {path}")
+    return "\n".join(rows) + "\n"
