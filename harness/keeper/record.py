@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ MODULE_FIELDS = (*NO_MODULE, "kernel_file")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STEP_S = 0.05
+
+
+def module_fields(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of the loaded module, as a record has it; ValueError for another kind."""
+    changes = {name: told[name] for name in MODULE_FIELDS if name in told}
+    checked.convert(_Module, changes)
+    return changes
+
+
+@dataclass(frozen=True)
+class _Module:
+    module: str = ""
+    module_file: str = ""
+    module_address: checked.Address = 0
+    kernel_file: str = ""
 
 
 @dataclass(frozen=True)

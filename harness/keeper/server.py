@@ -302,9 +302,7 @@ class Keeper:
             else:
                 self._asked_soft.set()
         elif request == "module":
-            self._update(
-                **{key: it for key, it in asked["changes"].items() if key in records.MODULE_FIELDS}
-            )
+            self._update(**records.module_fields(asked["changes"]))
             wire.send(connection, {})
         elif request == "gdb":
             machine = self._guest().machine

@@ -28,11 +28,13 @@ from harness.guest.freebsd import Access, Guest
 from harness.guest.keys import make_key
 from harness.guest.ssh import SshRefused
 from harness.machine import Drive, Machine, Spec, base, enter_network
+from harness.machine.forward import unavailable
 
 __all__ = ["make", "sector"]
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+needs_namespaces = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "-")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another local user")
 
 
@@ -74,6 +76,7 @@ def network_of(pid: int | None) -> str:
     return os.readlink(f"/proc/{pid}/ns/net")
 
 
+@needs_namespaces
 @pytest.mark.parametrize("backend", ["tcg", "bochs"])
 def test_no_port_on_this_machine(make: Made, backend: str) -> None:
     machine = make(backend, ssh=True)
@@ -239,6 +242,7 @@ def enters(guest: Guest) -> None:
         one_more.enter(Deadline.after(60))
 
 
+@needs_namespaces
 def test_idle_connections_of_others_shut_nobody_out(guest: Guest) -> None:
     with idle_connections(guest.machine.ssh_port or 0) as held:
         assert held == 0
@@ -258,6 +262,7 @@ def test_idle_connections_do_so_where_namespaces_are_forbidden(
         enters(guest)
 
 
+@needs_namespaces
 @root_only
 def test_another_local_user_cannot_get_in(guest: Guest, open_folder: Path) -> None:
     """They can neither reach the port, nor enter the network that it is in."""

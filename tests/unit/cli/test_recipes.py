@@ -122,6 +122,23 @@ def test_the_cache_key_changes_with_what_it_stands_for(tmp_path: Path) -> None:
         assert key() != before
 
 
+@pytest.mark.parametrize(("switch", "asks"), [(None, False), ("0", False), ("1", True)])
+def test_namespaces_are_allowed_only_where_they_are_forbidden(
+    tmp_path: Path, switch: str | None, asks: bool
+) -> None:
+    asked = tmp_path / "asked"
+    for name in ("sysctl", "sudo"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"{asked}"\n')
+        (tmp_path / name).chmod(0o755)
+    if switch is not None:
+        (tmp_path / "switch").write_text(f"{switch}\n")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SWITCH": str(tmp_path / "switch")}
+    subprocess.run([PROJECT / "ci" / "namespaces.sh"], env=environment, check=True)
+    wanted = "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0\n"
+    wanted = wanted if os.geteuid() == 0 else f"sudo -n {wanted}"
+    assert (asked.read_text() if asked.exists() else "") == (wanted if asks else "")
+
+
 class Inv:
     """A checkout whose `./inv` answers as told and writes down what it was asked."""
 

@@ -138,7 +138,7 @@ def test_the_way_into_a_guest_is_shown_and_what_makes_it_private() -> None:
     row = row_of(doctor.examine(facts), "way into a guest")
     assert (row.status, "other users" in row.found) == (doctor.WARN, True)
     assert "forbids it (x)" in row.evidence
-    assert "user namespaces" in row.mend or "sysctl" in row.mend
+    assert "user namespaces" in row.remedy or "sysctl" in row.remedy
     assert host.from_data(json.loads(json.dumps(host.to_data(facts)))) == facts
 
 
