@@ -27,6 +27,12 @@ PATH_PARTS = 128
 LOG_MOST_BYTES = 1 << 30
 """What is stored of a machine's console, and what Bochs may write to its log about one guest."""
 
+BUILD_LEAVES_BYTES = 256 << 20
+"""Room that a build leaves free on its disk; what takes more is ended."""
+
+BUILD_LEAVES_FILES = 1_000
+"""Files that its file system must still be able to take."""
+
 LEAST_FREE_BYTES = 512 << 20
 """Room that unpacking leaves free on the disk, whatever it unpacks."""
 

@@ -37,6 +37,7 @@ LIMIT_S = 120.0
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 16
 _GRACE_S = 5.0
+_WATCH_S = 0.25
 _LOGGED_CHARACTERS = 4000
 # What a program may see of the caller's environment.  Everything else may hold secrets, or change
 # what the program does.
@@ -93,13 +94,15 @@ def run(
     most_bytes: int = OUTPUT_MOST_BYTES,
     pass_fds: Sequence[int] = (),
     sink: Callable[[bytes], None] | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Finished:
     """Run `command` to its end.
 
     `environment` is the whole of it (default: `clean_environment()`), `given` what it reads on its
     standard input (default: nothing), `merged` sends its errors to its output, `sink` gets the
-    output as it comes, up to the same bound.  Raises CannotError when the program cannot be run,
-    Unfinished at the deadline (default: LIMIT_S).
+    output as it comes, up to the same bound; `watch` is called now and then, and what it raises
+    ends the program.  Raises CannotError when the program cannot be run, Unfinished at the deadline
+    (default: LIMIT_S).
     """
     words = tuple(os.fspath(word) for word in command)
     deadline = deadline or Deadline.after(LIMIT_S)
@@ -123,7 +126,7 @@ def run(
     try:
         if arrived:
             signal.raise_signal(arrived[0])
-        in_time = exchange.until_end(deadline)
+        in_time = exchange.until_end(deadline, watch)
     except BaseException:
         end_group(child)
         raise
@@ -229,8 +232,9 @@ class _Exchange:
         self.read: dict[IO[bytes] | None, bytearray] = {}
         self.cut = False
 
-    def until_end(self, deadline: Deadline) -> bool:
+    def until_end(self, deadline: Deadline, watch: Callable[[], None] | None) -> bool:
         """Serve the pipes until the child ended or the time is over; whether it ended."""
+        watched = Deadline.after(0)
         with selectors.DefaultSelector() as selector:
             # The child's end counts, not that of its pipes: a daemon may hold those for ever.
             ended = os.pidfd_open(self._child.pid)
@@ -245,7 +249,11 @@ class _Exchange:
                     os.set_blocking(self._child.stdin.fileno(), False)
                     selector.register(self._child.stdin, selectors.EVENT_WRITE)
                 while not deadline.expired:
-                    ready = [key.fileobj for key, _ in selector.select(deadline.remaining_s)]
+                    if watch is not None and watched.expired:
+                        watch()
+                        watched = Deadline.after(_WATCH_S)
+                    step_s = deadline.remaining_s if watch is None else watched.remaining_s
+                    ready = [key.fileobj for key, _ in selector.select(step_s)]
                     for it in ready:
                         if it != ended and not self._serve(it):  # type: ignore[arg-type]
                             selector.unregister(it)

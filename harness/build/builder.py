@@ -247,9 +247,11 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                 raise full from error
             if log.is_file():
                 failed = root / "failed" / f"{job.key}.log"
-                files.write_atomic(failed, log.read_bytes())
-                error.message += f" (log: {failed})"
-                error.args = (error.message,)
+                # Where the disk is full, the reason is still to be said.
+                with contextlib.suppress(OSError):
+                    files.write_atomic(failed, log.read_bytes())
+                    error.message += f" (log: {failed})"
+                    error.args = (error.message,)
             raise
         for path in (made.module, made.library, made.tool, made.symbols, *made.programs):
             if path:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
+from harness import limits, process
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 from harness.machine.forward import namespace_remedy
@@ -111,7 +111,8 @@ class Sandbox:
     ) -> process.Finished:
         """Run a command with a fixed environment and `environment`.
 
-        Raises CannotError when it cannot be run, process.Unfinished at the deadline.
+        Raises CannotError when it cannot be run or fills the disk, process.Unfinished at the
+        deadline.
         """
         return process.run(
             self.command(words, folder),
@@ -126,8 +127,20 @@ class Sandbox:
             },
             merged=merged,
             sink=sink,
+            watch=self._watch_room,
             pass_fds=() if self.held is None else (self.held,),
         )
+
+    def _watch_room(self) -> None:
+        """CannotError when hardly any room is left where the build writes."""
+        disk = os.statvfs(self.work)
+        few_files = disk.f_files and disk.f_favail < limits.BUILD_LEAVES_FILES
+        if disk.f_bavail * disk.f_frsize < limits.BUILD_LEAVES_BYTES or few_files:
+            raise CannotError(
+                f"{self.work.parent}: the build leaves hardly any room on this disk and was ended; "
+                "free some room or choose another folder (HARNESS_CACHE), or look at what the "
+                "patch's Makefiles write"
+            )
 
     def require(self) -> None:
         """CannotError with bubblewrap's own words unless this very sandbox can be made."""

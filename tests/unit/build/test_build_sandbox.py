@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from faketree import MODULE_MK, content, diff, mail, make_series, make_tree
 
-from harness import debian, files
+from harness import debian, files, limits
 from harness.build import builder, sandbox, targets, workdir
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
@@ -248,6 +248,33 @@ def test_endless_output_and_a_killed_make_end(
     series = series_of(tmp_path, {MAKEFILE: MODULE_MK}, {MAKEFILE: "all:\n\t@yes\n"})
     with pytest.raises(PatchError, match="bwrap did not end within 1 s"):
         builder.build(tree, None, series, "15.1")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")
+@pytest.mark.parametrize(
+    "fills",
+    [
+        "while :; do head -c 1M /dev/zero >>/workbench/obj/big; sleep .01; done",
+        "cd /workbench/obj; i=0; while :; do i=$((i+1)); echo >$i; done",
+    ],
+)
+def test_a_makefile_cannot_fill_the_disk(
+    tmp_path: Path, tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, fills: str
+) -> None:
+    monkeypatch.setattr(limits, "BUILD_LEAVES_BYTES", 96 << 20)
+    monkeypatch.setattr(limits, "BUILD_LEAVES_FILES", 30_000)
+    cache.mkdir(mode=0o700)
+    room = ["-o", "size=256m,nr_inodes=60000,mode=0700"]
+    subprocess.run(["mount", "-t", "tmpfs", *room, "tmpfs", cache], check=True)
+    try:
+        with pytest.raises(CannotError, match="the build leaves hardly any room on this disk"):
+            builder.build(tree, None, making(tmp_path, fills), "15.1")
+        disk = os.statvfs(cache)
+        assert disk.f_bavail > disk.f_blocks * 0.9, "and what it wrote is gone"
+        assert disk.f_favail > 50_000
+        builder.build(tree, None, None, "15.1")
+    finally:
+        subprocess.run(["umount", "-l", cache], check=True)
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=[ascii(it) for it in ODD_NAMES])
