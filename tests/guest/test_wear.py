@@ -63,7 +63,6 @@ def thousand(vmm: Vmm) -> Iterator[list[str]]:
 
 
 @pytest.mark.patch
-@minutes
 def test_a_thousand_vms_are_listed(vmm: Vmm, thousand: list[str]) -> None:
     """a thousand VMs are listed, sorted, each with its memory, and add up; text and JSON agree"""
     listing = vmm.listing()

@@ -43,17 +43,36 @@ def test_no_patch_changes_the_date_of_a_manual_that_is_there() -> None:
 
 
 def test_the_first_patch_is_small_and_complete() -> None:
-    """The account itself, without its test and manual, is less than 200 lines."""
+    """The account of system memory, with its manual and test, is less than 200 lines in all."""
     for release in source.RELEASES:
         first = source.patches(release)[0]
-        text = first.read_text()
-        added = {
-            path: len(re.findall(r"^\+(?!\+\+)", source.hunks(first, path), re.MULTILINE))
-            for path in re.findall(r"^diff --git a/(\S+) ", text, re.MULTILINE)
-        }
-        assert added["sys/dev/vmm/vmm_acct.c"] < 200
-        assert "share/man/man4/vmm.4" in added
-        assert "tests/sys/vmm/vmm_mem_test.c" in added
+        paths = re.findall(r"^diff --git a/(\S+) ", first.read_text(), re.MULTILINE)
+        changed = sum(
+            len(re.findall(r"^(?:\+(?!\+\+)|-(?!--))", source.hunks(first, path), re.MULTILINE))
+            for path in paths
+        )
+        assert changed < 200
+        assert "sys/dev/vmm/vmm_acct.c" in paths
+        assert "share/man/man4/vmm.4" in paths
+        assert "tests/sys/vmm/vmm_mem_test.c" in paths
+
+
+def test_the_first_patches_leave_nothing_of_a_step_behind() -> None:
+    """What one step calls is there in that step: no name is used before it is added."""
+    for release in source.RELEASES:
+        first, second, third = source.patches(release)[:3]
+        for patch in (first, second):
+            assert "vmm_acct_busy" not in patch.read_text()
+            assert "+int\n+vmm_acct_alloc(" not in patch.read_text()
+        memory = [
+            source.hunks(patch, path)
+            for patch in (first, third)
+            for path in ("sys/dev/vmm/vmm_mem.c", "sys/amd64/vmm/vmm.c")
+            if f"b/{path}\n" in patch.read_text()
+        ]
+        assert len(memory) == 2
+        assert "+		vmm_acct_release(seg->len, seg->sysmem);" in memory[0]
+        assert "-		vmm_acct_release(seg->len, seg->sysmem);" in memory[1]
 
 
 def test_tests_are_built_where_there_is_a_vmm_alone() -> None:
@@ -139,6 +158,22 @@ def test_a_patch_is_a_message(patch: Path) -> None:
     body, _ = str(message.get_payload()).split("\n---\n", 1)
     assert re.search(r"^Signed-off-by: .+ <.+@.+>$", body, re.MULTILINE)
     assert max(map(len, body.split("Signed-off-by")[0].splitlines())) <= 75
+
+
+@by_name
+def test_a_patch_sums_up_its_own_lines(patch: Path) -> None:
+    """What stands after the message, before the first hunk, is what git would say of the patch."""
+    said = re.search(r"^ (\d+) files? changed(.*)$", patch.read_text(), re.MULTILINE)
+    assert said is not None
+    paths = re.findall(r"^diff --git a/(\S+) ", patch.read_text(), re.MULTILINE)
+    body = [source.hunks(patch, path).split("\n@@", 1)[1] for path in paths]
+    count = {
+        sign: sum(len(re.findall(rf"^{re.escape(sign)}", text, re.MULTILINE)) for text in body)
+        for sign in "+-"
+    }
+    shown = {sign: re.search(rf"(\d+) \w+\({re.escape(sign)}\)", said[2]) for sign in "+-"}
+    assert int(said[1]) == len(paths)
+    assert {sign: int(it[1]) if it else 0 for sign, it in shown.items()} == count
 
 
 @by_name
