@@ -30,6 +30,7 @@ from elftools.elf.sections import NoteSection
 from harness import checked, files
 from harness.build import bmake, ccache, kernconf, linktree, parts, sandbox, targets, workdir
 from harness.build.bmake import Progress, Toolchain
+from harness.build.features import Features
 from harness.build.guest_programs import compile_program as compile_program
 from harness.build.in_guest import GuestBuilder
 from harness.errors import CannotError, PatchError, WorkbenchError
@@ -125,6 +126,7 @@ def build(
     in_guest: GuestBuilder | None = None,
     sandboxed: bool | None = None,
     coverage: bool = False,
+    wanted: Features = Features(),  # noqa: B008  (frozen)
 ) -> Build:
     """Build what a series makes of `source`, or find that it is built already (`cached`).
 
@@ -134,6 +136,7 @@ def build(
     own compiler; then a machine without one can build, the module alone.  `sandboxed` False runs
     the makes on this machine as they are, for patches that are trusted (default:
     `sandbox.wanted()`).  `coverage` builds a module that counts which of its lines ran.
+    `wanted` is what a topic wants built otherwise.
 
     Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
     that does not apply, code that does not compile; names the log).
@@ -153,7 +156,8 @@ def build(
             toolchain, identity=f"{in_guest.identity}; {toolchain.identity}"
         )
         maker = in_guest.make
-    config = kernconf.read_config(tree.path, kernel_config, kernel_options)
+    options = (*kernel_options, *wanted.kernel_options)
+    config = kernconf.read_config(tree.path, kernel_config, options)
     root = files.cache_dir() / "builds"
     if sysroot is not None:
         sysroot = targets.require_sysroot(sysroot, tree.osversion)
@@ -169,6 +173,7 @@ def build(
         toolchain.identity,
         "sandboxed" if sandboxed else "not sandboxed",
         "coverage" if coverage else "plain",
+        *((wanted.identity,) if wanted.identity else ()),
     )[:32]
     target = root / key
     with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
@@ -193,6 +198,7 @@ def build(
             key,
             fence,
             coverage,
+            wanted,
         )
         built = _make(job, target, maker)
     _prune(root, key)
@@ -212,6 +218,7 @@ class _Job:
     key: str
     fence: str | None
     coverage: bool
+    wanted: Features
 
 
 def _make(job: _Job, target: Path, maker: Maker) -> Build:
@@ -239,6 +246,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                     launcher,
                     fence,
                     job.coverage,
+                    job.wanted,
                 )
             )
             build_id = read_build_id(made.module)

@@ -14,6 +14,7 @@ from pathlib import Path
 from harness.build import bmake, coverage, kernconf, linktree, parts, workdir
 from harness.build.bmake import Make, Progress, Toolchain
 from harness.build.ccache import NONE, Ccache
+from harness.build.features import Features
 from harness.build.parts import PARTS
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
@@ -62,6 +63,7 @@ class Job:
     ccache: Ccache = NONE
     sandbox: Sandbox = field(default_factory=lambda: Sandbox(None, Path()))
     coverage: bool = False
+    wanted: Features = field(default_factory=Features)
 
     @property
     def source(self) -> Path:
@@ -140,7 +142,8 @@ def make_all(job: Job) -> Made:
     wants_tool = (job.source / PARTS[parts.COMMAND].folder / "Makefile").is_file()
     if not wants_tool:
         left_out[parts.COMMAND] = "the source has no usr.sbin/vmmls"
-    wanted = [name for name in reached.names if name in parts.PROGRAMS]
+    asked = (*reached.names, *job.wanted.programs)
+    wanted = [name for name in parts.PROGRAMS if name in asked]
     if job.sysroot:
         library, more = _library(job, include)
         warnings += more
@@ -148,7 +151,7 @@ def make_all(job: Job) -> Made:
             tool, more = _program(job, parts.COMMAND, include, library)
             warnings += more
         for name in wanted:
-            if missing := _missing_libraries(job.sysroot, name):
+            if missing := _missing_libraries(job.sysroot, name, job.wanted.libraries):
                 left_out[name] = f"the sysroot lacks {', '.join(missing)}"
                 continue
             program, more = _program(job, name, include, library)
@@ -246,6 +249,7 @@ def _common(job: Job) -> tuple[tuple[str, str], ...]:
         ("OBJCOPY", tool("llvm-objcopy")),
         ("STRIPBIN", tool("llvm-strip")),
         *_QUIET,
+        *job.wanted.make,
     )
 
 
@@ -391,9 +395,9 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     )
 
 
-def _missing_libraries(sysroot: Path, program: str) -> list[str]:
+def _missing_libraries(sysroot: Path, program: str, more: Sequence[str]) -> list[str]:
     """What a program of the system is linked with and the sysroot does not have."""
-    names = (f"lib{name}.so" for name in PARTS[program].libraries)
+    names = (f"lib{name}.so" for name in (*PARTS[program].libraries, *more))
     return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
 
 

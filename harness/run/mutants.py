@@ -20,6 +20,7 @@ from typing import Literal, cast
 from harness import defaults
 from harness.bhyve.vmm import compile_vmtool
 from harness.build import builder, targets
+from harness.build.features import Features
 from harness.errors import PatchError, UsageError
 from harness.files import PROJECT
 from harness.run.trials import Variant
@@ -117,11 +118,19 @@ def _read(path: Path) -> Mutant:
 class VariantBuilder:
     """Where the variants of the series `base` are built; of FreeBSD's own source without one."""
 
-    def __init__(self, source: Path, sysroot: Path, base: Series | None, release: str) -> None:
+    def __init__(
+        self,
+        source: Path,
+        sysroot: Path,
+        base: Series | None,
+        release: str,
+        wanted: Features = Features(),  # noqa: B008  (frozen)
+    ) -> None:
         self._source = source
         self._sysroot = sysroot
         self._base = base
         self._release = release
+        self._wanted = wanted
 
     def apply_each(self, chosen: Sequence[Mutant]) -> None:
         """Apply each to the source, for a try; PatchError names the one that does not fit."""
@@ -147,7 +156,9 @@ class VariantBuilder:
             return Variant(mutant.name, made, tool, mutant.caught_by)
 
     def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
-        return builder.build(self._source, self._sysroot, series, self._release, maker=maker)
+        return builder.build(
+            self._source, self._sysroot, series, self._release, maker=maker, wanted=self._wanted
+        )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 
 from harness import defaults, files, host, log, machine, progress
 from harness.bhyve import vmm
-from harness.build import builder, in_guest
+from harness.build import builder, features, in_guest
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
 from harness.guest import panic_report, snapshot
@@ -178,6 +178,7 @@ class Workbench:
         source = _given(record.source, "find_image")
         with progress.stage("build", self.stages) as step:
             series = load_series(self.options, source)
+            wanted = features_of(self.options.topic)
             self.build = builder.build(
                 source,
                 record.sysroot,
@@ -186,6 +187,7 @@ class Workbench:
                 progress=step.live,
                 in_guest=self._guest_builder(record),
                 coverage=self.options.coverage,
+                wanted=wanted,
             )
             stock = None
             # Somebody's own series is compared with stock, although stock is not to be checked.
@@ -198,6 +200,7 @@ class Workbench:
                     progress=step.live,
                     in_guest=self._guest_builder(record),
                     coverage=self.options.coverage,
+                    wanted=wanted,
                 )
             if self.options.side_by_side:
                 self.stock_build = stock
@@ -416,6 +419,11 @@ def load_series(options: Options, tree: Path | None = None) -> patches.Series | 
         where = options.series if len(options.series) > 1 else options.series[0]
         return patches.load_series(where, options.release, tree)
     return patches.load_series(options.topic, options.release, tree)
+
+
+def features_of(topic: str) -> features.Features:
+    """What a topic wants built otherwise than a release is."""
+    return features.read(patches.PATCHES / topic) if topic else features.Features()
 
 
 def new_run_dir(what: str) -> Path:

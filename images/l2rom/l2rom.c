@@ -19,6 +19,7 @@
  *	oN	send N bytes through COM1 (stream.c)
  *	iN	read N bytes from COM1, which follow the line
  *	vN	send N bytes through a virtio console
+ *	n	count until a character comes, and look at memory then
  *	b	boot from a virtio disk as a BIOS does (bios.c)
  */
 
@@ -214,6 +215,49 @@ get_number(void)
 	}
 }
 
+#define	COUNT_PAUSES	100000U
+#define	COUNT_MIB	4U
+
+static uint32_t
+pattern(uint32_t address)
+{
+	return (address * 2654435761U);
+}
+
+/*
+ * Count aloud, for whoever suspends this guest meanwhile: the numbers are in a
+ * register, and what was written to memory before is read back in the end.
+ */
+static void
+count(void)
+{
+	uint32_t number = 0, bad = 0, address;
+
+	/* The end of the line is no character to end with. */
+	(void)get_number();
+	for (address = FIRST_MIB * MIB; address < (FIRST_MIB + COUNT_MIB) * MIB;
+	    address += PAGE)
+		*(volatile uint32_t *)(uintptr_t)address = pattern(address);
+	while ((inb(COM_LSR) & LSR_RXREADY) == 0) {
+		put("L2ROM counts ");
+		put_number(++number);
+		put("\n");
+		for (uint32_t i = 0; i < COUNT_PAUSES; i++)
+			__asm__ volatile("pause");
+	}
+	(void)inb(COM_DATA);
+	for (address = FIRST_MIB * MIB; address < (FIRST_MIB + COUNT_MIB) * MIB;
+	    address += PAGE) {
+		if (*(volatile uint32_t *)(uintptr_t)address != pattern(address))
+			bad++;
+	}
+	put("L2ROM counted to ");
+	put_number(number);
+	put(", bad pages: ");
+	put_number(bad);
+	put("\n");
+}
+
 void
 rom_main(void)
 {
@@ -282,6 +326,9 @@ rom_serve(void)
 		case 'v':
 			stream_virtio(get_number());
 			break;
+		case 'n':
+			count();
+			break;
 		case 'b':
 			boot();
 			break;
@@ -289,7 +336,7 @@ rom_serve(void)
 		case '\n':
 			break;
 		default:
-			put("L2ROM error: b, f, h, i, o, p, r, s, t, u, v\n");
+			put("L2ROM error: b, f, h, i, n, o, p, r, s, t, u, v\n");
 			break;
 		}
 	}
