@@ -22,7 +22,7 @@ from harness.files import write_atomic
 from harness.image import store
 from harness.run import mutants
 from harness.run.mutants import SERIES, Mutant
-from harness.run.session import Options, Workbench, load_series, new_run_dir
+from harness.run.session import Options, Workbench, features_of, load_series, new_run_dir
 from harness.run.trials import Baseline, Trial, Trials
 from harness.run.verify import CHECKS, is_suite
 
@@ -198,7 +198,9 @@ def _variant_builder(bench: Workbench) -> mutants.VariantBuilder:
     base = None
     if not is_suite(bench.options.topic):
         base = load_series(dataclasses.replace(bench.options, stock=False))
-    return mutants.VariantBuilder(record.source, record.sysroot, base, bench.options.release)
+    options = bench.options
+    wanted = features_of(options.topic)
+    return mutants.VariantBuilder(record.source, record.sysroot, base, options.release, wanted)
 
 
 def _series(baseline: Baseline, seconds: float) -> VariantResult:
