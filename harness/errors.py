@@ -35,7 +35,7 @@ class UsageError(WorkbenchError):
 
 
 class CannotError(WorkbenchError):
-    """This machine, or what is at hand on it, cannot do what was asked."""
+    """This machine, or what is installed on it, cannot do what was asked."""
 
     exit_code = EXIT_CANNOT
 

@@ -208,8 +208,8 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 def checksum_sparse(path: Path) -> str:
     """A checksum of a file in which long runs of zeros cost nothing, be they holes or written.
 
-    SHA-256 over the CRC-32 of each MiB: four times as fast as SHA-256 alone.  It tells damage, not
-    forgery; who could forge the file could write its checksum again as well.
+    SHA-256 over the CRC-32 of each MiB: four times as fast as SHA-256 alone.  It detects damage,
+    not forgery: whoever could forge the file could also write its checksum again.
     """
     sums = hashlib.sha256()
     zeros = bytes(_CHUNK_BYTES)

@@ -50,7 +50,7 @@ def make(source: Path, *arguments: str, result: str = "", target: Path | None = 
 
 
 def _why(said: str) -> str:
-    """The line that tells most of what make and a compiler said; the remedy where there is one."""
+    """The most useful line of what make and a compiler printed; the remedy where there is one."""
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
     why = next((line for line in lines if "rror: " in line or "not found" in line), lines[-1])
     return why if shutil.which("cc") else f"{why}; there is no C compiler here, run ./inv setup"

@@ -38,7 +38,7 @@ def _attach(handler: logging.Handler) -> None:
 def to_file(path: Path) -> None:
     """From now on also log to `path`, which is made if it is not there and readable by its owner.
 
-    A file that cannot be written is left out: a log must not end what it tells about.
+    A file that cannot be written is left out: a log must not end the work that it describes.
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -54,5 +54,5 @@ def live() -> None:
 
 
 def verbose_asked() -> bool:
-    """Whether a program that started this one was told to log to standard error."""
+    """Whether a program that started this one was asked to log to standard error."""
     return bool(os.environ.get(_VERBOSE))

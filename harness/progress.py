@@ -155,7 +155,7 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
         if listener is not None:
             listener("end", step.outcome, step.note)
         else:
-            # Why it failed is told once, by who catches the error; the report keeps it too.
+            # Whoever catches the error prints the reason once; the report has it too.
             note = f": {step.note}" if step.note and step.outcome == "ok" else ""
             say(f"{name}: {step.outcome} after {step.seconds:.1f} s{note}")
 

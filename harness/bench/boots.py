@@ -61,7 +61,7 @@ def boot(subject: Subject, rounds: int, live: Live) -> Result:
         notes.append(f"as it came: {brought.path}, to its login prompt")
     elif subject.record:
         notes.append(
-            f"the disk as it came is not at hand: nothing is held against {_RESUME_WANTED}"
+            f"the disk as it came is not there, so nothing is compared with {_RESUME_WANTED}"
         )
     return Result(
         "boot",

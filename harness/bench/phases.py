@@ -1,4 +1,4 @@
-"""Where the seconds of a boot go, told from the console as it happens."""
+"""Where the seconds of a boot go, read from the console as it happens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LOGIN_S = 30.0
 
 
 def bochs(subject: Subject, rounds: int, live: Live) -> Result:
-    """Boot, and take down when each phase's last line came; in each Bochs that is at hand."""
+    """Boot, and take down when each phase's last line came; in each Bochs that is installed."""
     if subject.backend == "bochs" and len(each := bochs_program.found()) > 1:
         return _compared(subject, rounds, live, each)
     measured = Measurements()
@@ -74,7 +74,7 @@ def _compared(subject: Subject, rounds: int, live: Live, each: Sequence[Bochs]) 
     ]
     return Result(
         "bochs",
-        "Where the seconds of a boot go, in each Bochs that is at hand",
+        "Where the seconds of a boot go, in each Bochs that is installed",
         f"{subject.name} in {subject.backend}",
         measured.samples(),
         tuple(ratios),

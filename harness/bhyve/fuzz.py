@@ -1,4 +1,4 @@
-"""Bad calls against vmm in a guest: made by vmmfuzz, watched, told, compared with what is known.
+"""Bad calls against vmm in a guest, made by vmmfuzz; what they do is compared with what is known.
 
 All that vmmfuzz does follows from its seed.  It writes each call on the console before it makes it,
 so a kernel that dies leaves the name of what it died of, whatever becomes of the disk.

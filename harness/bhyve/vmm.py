@@ -268,7 +268,7 @@ class Vmm:
     def domains(self, name: str, count: int, memory_bytes: int) -> Result:
         """Give a VM, which is made if it is not there, so many NUMA domains of that size.
 
-        The VM stays whatever comes of it.
+        The VM stays, whatever the result.
         """
         if name not in self._made:
             self._made.append(name)

@@ -1,4 +1,4 @@
-"""vmunit in a guest: unit tests of vmm.ko, run by one command for each family, told as TAP.
+"""vmunit in a guest: unit tests of vmm.ko, run by one command for each family, reported as TAP.
 
 The program's sources are in guest_src/vmunit.  vmunit.txt lists its cases, a name and a claim a
 line, so that pytest knows them before there is a guest.

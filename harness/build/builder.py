@@ -87,7 +87,7 @@ class Build:
 
     @property
     def symbols(self) -> Path | None:
-        """The module with its line numbers, which tell where a backtrace leads."""
+        """The module with its line numbers, which show where a backtrace leads."""
         path = self.folder / targets.SYMBOLS
         return path if path.is_file() else None
 
@@ -383,7 +383,9 @@ def read_build_id(file: Path) -> str:
                             return str(note["n_desc"])
     except (OSError, ELFError) as error:
         raise PatchError(f"{file.name}: not an ELF file that can be read: {error}") from error
-    raise PatchError(f"{file.name}: has no build id, so it could not be told from another module")
+    raise PatchError(
+        f"{file.name}: has no build id, so it could not be distinguished from another module"
+    )
 
 
 def _own_code() -> str:

@@ -120,7 +120,7 @@ def read_tree(source: Path) -> SourceTree:
     found = _OSVERSION.search(param)
     if not found:
         raise UsageError(
-            f"{source}: cannot tell its release (__FreeBSD_version in sys/sys/param.h)"
+            f"{source}: cannot find its release (__FreeBSD_version in sys/sys/param.h)"
         )
     version = int(found[1])
     major = str(version // 100_000)

@@ -159,9 +159,7 @@ def make_all(job: Job) -> Made:
             warnings += more
     else:
         without = (parts.LIBRARY, *wanted, *((parts.COMMAND,) if wants_tool else ()))
-        left_out |= dict.fromkeys(
-            without, "no sysroot (FreeBSD's headers and libraries) is at hand"
-        )
+        left_out |= dict.fromkeys(without, "no sysroot (FreeBSD's headers and libraries)")
     return Made(
         module,
         library,

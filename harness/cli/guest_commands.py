@@ -281,7 +281,7 @@ def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
             target, kernel if kernel.is_file() else None, module, record.module_address, commands
         )
         if not kernel.is_file():
-            progress.say("note: no kernel symbols are at hand; --symbols FILE gives them")
+            progress.say("note: there are no kernel symbols; --symbols FILE gives them")
         progress.say(f"running: {shlex.join(words)}")
         process = subprocess.Popen(words)
         while True:

@@ -93,7 +93,7 @@ def run_task(body: F) -> F:
             raise SystemExit(EXIT_INTERRUPTED) from None
         except OSError as error:
             if isinstance(error, BrokenPipeError) and _reader_gone():
-                # `inv ... | head`: nothing is left to tell it, not even by the last flush.
+                # `inv ... | head`: nothing reports it, not even the last flush.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise SystemExit(EXIT_READER_GONE) from None
             if error.errno not in _OF_THE_MACHINE:

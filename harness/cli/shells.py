@@ -79,7 +79,7 @@ def ssh(record: Record, command: Sequence[str]) -> int:
                 code = process.wait(_LOOK_S)
                 break
             except subprocess.TimeoutExpired:
-                # The client would wait for ever: nobody tells it that its guest has gone.
+                # The client would wait for ever: nothing tells it that its guest has gone.
                 _check(record, process)
     if code == _SSH_FAILED:
         # Its own failure or the command's code, ssh does not say; a guest that is gone explains it.

@@ -60,7 +60,7 @@ class Guest:
     """
 
     transcript: Transcript | None = None
-    """What takes down the commands that are run, while somebody wants them taken down."""
+    """What records the commands that are run, while somebody wants a record."""
 
     given_up: str = ""
     """Why nothing is asked of it any more: it broke, or the run was interrupted.  Whoever cleans up

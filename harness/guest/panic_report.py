@@ -121,7 +121,7 @@ class Panic:
 
 @dataclass(frozen=True)
 class Symbols:
-    """ELF files with line numbers, of the very module and kernel that run; None: not at hand."""
+    """ELF files with line numbers, of the module and the kernel that run; None where there is none."""
 
     module: Path | None = None
     kernel: Path | None = None
@@ -259,7 +259,7 @@ class _Object:
 
 
 def symbolize(frames: Sequence[Frame], symbols: Symbols) -> tuple[Frame, ...]:
-    """`frames` with the files and lines that can be told; without a symbolizer, as they are."""
+    """`frames` with the files and lines that can be found; without a symbolizer, as they are."""
     objects = [_object(path, frames) for path in (symbols.module, symbols.kernel) if path]
     named: list[Frame] = []
     places: dict[int, tuple[Path, int]] = {}

@@ -41,7 +41,7 @@ from harness.machine import Machine, Spec
 from harness.machine.base import PortTaken
 
 VERSION = 1
-"""Changes with how a snapshot is made or taken up."""
+"""Changes with how a snapshot is made or resumed."""
 
 KEEP = 4
 """How many snapshots stay beside an image; the one that was used longest ago goes first."""
@@ -93,7 +93,7 @@ class Snapshot:
         """Unusable unless every file is there, and as it was written.
 
         Files are read once after each start of the host, whenever one is not the same by its inode,
-        size and times (the time of change cannot be set back), and when told to read them `again`.
+        size and times (the time of change cannot be set back), and when asked to read them `again`.
         """
         there = {str(path.relative_to(self.state)) for path in _files(self.state)}
         if wrong := sorted(there ^ set(self.files)):
@@ -115,7 +115,7 @@ class Snapshot:
             os.replace(name, known)
 
     def _seen(self) -> dict[str, object]:
-        """What tells that nobody wrote to the files, and that the host did not start again."""
+        """What shows that nobody wrote to the files, and that the host did not restart."""
         seen: dict[str, object] = {"checksums": self.files}
         with contextlib.suppress(OSError):
             seen["host's start"] = _BOOT_ID.read_text()
@@ -276,12 +276,12 @@ def bring_up(
     """A guest that answers SSH, and in words how it came to be: resumed, or booted and why.
 
     What can be saved is saved once it has booted, unless `cold` says to leave snapshots alone.
-    `attend` is entered around every wait for a guest, and told which; the last one told is the one
+    `attend` is entered around every wait for a guest and gets that guest; the last one is the one
     that is returned, or the one to look at when this raises GuestError.
     """
     machine = make(spec)
     if cold:
-        return _boot(machine, access, attend), "booted: told to"
+        return _boot(machine, access, attend), "booted: --cold asks for it"
     if not machine.traits.saves:
         why = f"{machine.backend} cannot save a running guest"
         return _boot(machine, access, attend), f"booted: {why}"

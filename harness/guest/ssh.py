@@ -136,7 +136,7 @@ class Ssh:
             def give_up(
                 client: paramiko.SSHClient = client, greeted: threading.Event = greeted
             ) -> None:
-                # Once it is closed, nobody can tell any more.
+                # Once it is closed, there is no way to find out.
                 transport = client.get_transport()
                 if transport is not None and transport.remote_version:
                     greeted.set()
@@ -337,7 +337,7 @@ class Ssh:
             data = local.read_bytes()
         except OSError as error:
             raise CannotError(f"{local}: cannot be read: {error.strerror}") from error
-        # The count tells a file that arrived whole from one that a cut connection shortened.  What
+        # The count distinguishes a whole file from one that a cut connection shortened.  What
         # comes after a failure is read all the same: sshd loses the last words of a command that
         # ends while it is still being fed.
         script = (

@@ -27,7 +27,7 @@ _NESTED_ON = {"Y", "y", "1"}
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a backend cannot do its work here, and the command or change that mends it."""
+    """Why a backend cannot do its work here, and the command or change that fixes it."""
 
     cause: str
     remedy: str = ""
@@ -239,7 +239,7 @@ def _guest_refusal(facts: HostFacts) -> Refusal | None:
         if kvm.kind.startswith("software"):
             return Refusal(
                 f"KVM here is {kvm.kind}: it gives guests neither VMX nor SVM",
-                "nothing on this machine mends it; a host with VT-x or AMD-V of its own does",
+                "only a host with VT-x or AMD-V of its own does; no setting of this machine helps",
             )
         return Refusal(f"KVM ({kvm.kind}) gives guests neither VMX nor SVM")
     if guest.vmx and not guest.msrs:

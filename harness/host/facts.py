@@ -126,7 +126,7 @@ class HostFacts:
     """All that decides what this machine can do.
 
     `emulators` and `tools` hold what is installed, by command name (a tool's text is its version,
-    empty where it tells none); `packages_missing` are Debian's names of what is not, and
+    empty where it reports none); `packages_missing` are Debian's names of what is not, and
     `packages_line` the command that installs them.  `sandbox` says in which a patch is built,
     `sandbox_refusal` why there is none; both are empty where nobody looked.  `network_refusal` says
     why an emulator gets no network of its own (None: nobody looked; empty: it gets one).

@@ -37,7 +37,7 @@ GET_SUPPORTED_CPUID = _ioctl_number(0x05, 8)
 GET_MSR_FEATURE_INDEX_LIST = _ioctl_number(0x0A, 4)
 GET_MSRS = _ioctl_number(0x88, 8)
 
-# The registers that tell what VMX can do (SDM volume 3, appendix A), and IA32_FEATURE_CONTROL.
+# The registers that report what VMX can do (SDM volume 3, appendix A), and IA32_FEATURE_CONTROL.
 WANTED_MSRS = (0x3A, *range(0x480, 0x492))
 # CPUID 1 has VMX, 8000_0001 SVM, 8000_000A what SVM can do (APM volume 3, appendix E).
 WANTED_LEAVES = (0x1, 0x80000001, 0x8000000A)

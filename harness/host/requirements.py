@@ -31,7 +31,7 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class Field:
-    """A group of controls: the register that reports it, and the one that tells more truly.
+    """A group of controls: the register that reports it, and the one that reports it more exactly.
 
     `true_msr` is read instead where IA32_VMX_BASIC bit 55 says so; with `plain` set, the register
     is not a pair of halves but a word whose bits say what is there.

@@ -156,7 +156,7 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
 
 
 def _parts(record: ImageRecord, scratch: Path, live: Live) -> list[Path]:
-    """The members' files, made in `scratch` where they are not at hand."""
+    """The members' files, made in `scratch` where they do not exist yet."""
     live("packing the disk")
     with _packed(scratch / _DISK) as out, record.disk.open("rb") as disk:
         shutil.copyfileobj(disk, out, _CHUNK_BYTES)

@@ -51,7 +51,7 @@ class FetchError(CannotError):
 class DigestChanged(FetchError):
     """A mirror publishes another digest than the one pinned: an alarm that no other mirror stills.
 
-    `detail` tells what was seen when, and what to do about it.
+    `detail` says what was seen when, and what to do about it.
     """
 
 
@@ -69,7 +69,7 @@ class Fetched:
 
     @property
     def algorithm(self) -> str:
-        """The digest's kind, as hashlib calls it: its length tells."""
+        """The digest's kind, as hashlib calls it; its length says which."""
         return "sha256" if len(self.digest) == 64 else "sha512"
 
 

@@ -1,4 +1,4 @@
-"""What the image cache speaks of, as data: a disk brought, a disk prepared, a record kept.
+"""The image cache's records, as data: a disk brought, a disk prepared, a record kept.
 
 Paths are absolute unless a field says otherwise; sizes are bytes.
 """

@@ -6,7 +6,8 @@
     images/RELEASE/source/, sysroot/    unpacked from src.txz and base.txz, if those were given
     images/RELEASE/downloads/      official files, verified
 
-A record appears after all it speaks of, in one rename; a folder without a record is rubbish.
+A record appears after everything that it names, in one rename.  A folder without a record is a
+leftover.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def find(release: str) -> ImageRecord:
 def require_untouched(record: ImageRecord, live: Live) -> None:
     """CannotError when the prepared disk is not what it was.
 
-    Its digest takes as long as a boot, so it is taken only when the file's time stamp speaks of a
+    Its digest takes as long as a boot, so it is taken only when the file's time stamp shows a
     change; what changed it may have been a copy of the cache.
     """
     noted = folder(record.release) / _RECORD
@@ -239,7 +240,7 @@ def _read_back(text: str, record: ImageRecord, home: Path) -> None:
 
 
 def _keep_logs(place: Path, failed: Path) -> None:
-    """Of a preparation that failed, keep what tells why, and nothing large or secret."""
+    """Of a preparation that failed, keep what shows why, and nothing large or secret."""
     shutil.rmtree(failed, ignore_errors=True)
     for log in [*place.rglob("*.log"), *place.rglob("*.txt")]:
         target = failed / log.relative_to(place)

@@ -1,6 +1,6 @@
 """How OpenSSH's programs get into a kept guest: their options, and the same as a file for them.
 
-They heed nothing of the user's own set-up: keys, agent, settings and known hosts have no business
+They use nothing of the user's own set-up: keys, agent, settings and known hosts have no business
 with a guest.
 """
 

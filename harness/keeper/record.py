@@ -1,7 +1,7 @@
 """Which guests are kept, by whom and where: a file for each in `guests/` of the runs folder.
 
-A process is told by more than its number: by when the kernel started it, counted since the host's
-boot, so that neither a number given again nor a clock that is set makes one pass for another.
+A process is identified by its number and by when the kernel started it, counted since the host's
+boot, so that neither a reused number nor a clock that is set makes one pass for another.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def reserve(name: str, run_dir: Path, **more: Any) -> Record:
     owner = Process.of(os.getpid())
     if owner is None:
         raise CannotError(
-            "/proc cannot be read, so guests could not be told apart; run "
+            "/proc cannot be read, so guests could not be distinguished; run "
             "mount -t proc proc /proc as root"
         )
     with files.locked(path.with_suffix(".lock"), f"guest {name}", timeout_s=30):

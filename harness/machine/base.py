@@ -37,7 +37,7 @@ class Traits:
 
     `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
     can be expected inside (the probe proves it); `saves` whether a running machine can be saved
-    and resumed, `can_be_asked` whether the emulator ends by itself when it is told to.
+    and resumed, `can_be_asked` whether the emulator ends by itself when it is asked to.
     """
 
     backend: str
@@ -67,7 +67,7 @@ class Spec:
     machine will be saved perhaps, which has to be known when it starts.  `resume_from` is a folder
     that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
     what is in it.  `second` is one more disk, raw, which the guest can only read.  `screen` asks
-    for a graphics card where there would be none, so that `Machine.screen` tells something.
+    for a graphics card where there would be none, so that `Machine.screen` shows something.
     """
 
     run_dir: Path
@@ -170,7 +170,7 @@ class Machine(ABC):
 
     @contextlib.contextmanager
     def booting(self) -> Iterator[None]:
-        """While a boot is waited for: every check also tells a guest that will not come up.
+        """While a boot is waited for: every check also notices a guest that will not come up.
 
         GuestError where it stands still at a word on its screen or goes in circles, CannotError
         where it only asks for a login on its screen.
@@ -247,7 +247,7 @@ class Machine(ABC):
 
         Whatever it raises, nothing of the machine is left then.
         """
-        # Said here in a line: one emulator tells it late and at length, the other makes up a disk.
+        # One emulator reports this late and at length, the other invents a disk.
         if not self.spec.drive.path.exists():
             raise CannotError(f"{self.spec.drive.path}: there is no such disk")
         self.spec.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

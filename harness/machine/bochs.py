@@ -139,7 +139,7 @@ class BochsMachine(Machine):
     def command(self) -> list[str]:
         begin = ["-r", bochs_state.STATE] if self.spec.resume_from else ["-f", _CONFIG]
         # A Bochs that is always in its debugger would stop before the first instruction; the
-        # script's one line tells it to go on.  One that need not be in it runs faster outside.
+        # script's one line makes it go on.  One that need not be in it runs faster outside.
         script = ["-rc", _DEBUGGER] if self._in_debugger else []
         return self._bochs.command("-q", *begin, *script)
 

@@ -228,7 +228,7 @@ def parse_help(asked: Bochs, text: str) -> Bochs:
     """`asked` with what its `--help` says: its version, and whether it has a debugger.
 
     2.7 as Debian builds it has `-rc` (a script for the debugger), and is always in its debugger;
-    3.0 has `-debugger` too, and is in it when told so.
+    3.0 has `-debugger` too, and runs in it when it is asked to.
     """
     version = re.search(r"Bochs x86 Emulator (\S+)", text)
     options = set(re.findall(r"^\s+(-\w+)\b", text, re.MULTILINE))

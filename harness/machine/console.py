@@ -36,7 +36,7 @@ _WAIT_STEP_S = 0.25
 _GATHER_S = 0.01
 _GATHER_BYTES = 4096
 _SEND_S = 30.0
-# Once told to close, the thread still takes what has arrived, but no flood keeps it from ending.
+# Once it is asked to close, the thread still takes what has arrived; a flood does not delay it.
 _CLOSE_S = 1.0
 # An emulator's end of the line closes a moment before its exit code can be had.
 _EXIT_FOLLOWS_S = 1.0

@@ -1,8 +1,8 @@
 """A lost kernel's first words, found in a stream as it comes.
 
 FreeBSD's panic begins where the cursor stands, which is behind `login: ` as often as not; what
-follows on the next line tells it from a message that only speaks of a panic.  A boot without a
-root and the kernel's debugger stop at prompts of their own, with no newline behind them; so do a
+follows on the next line distinguishes it from a message that only mentions a panic.  A boot without
+a root and the kernel's debugger stop at prompts of their own, with no newline behind them; so do a
 loader without a kernel, and a system that came up for one user only.
 """
 
@@ -57,7 +57,7 @@ class PanicWatch:
         """Where in the stream the panic begins, once there was one."""
 
     def feed(self, data: bytes) -> bool:
-        """Take the stream's next bytes; whether they are the first that tell of a panic."""
+        """Take the stream's next bytes; whether they are the first that show a panic."""
         if self.at is not None:
             return False
         text = self._kept + data

@@ -1,4 +1,4 @@
-"""A running guest's state in QEMU, written down and taken up again.
+"""A running guest's state in QEMU, saved and resumed.
 
 The guest's memory is a file of ours from the start, so QEMU writes only its devices' state
 (migration with x-ignore-shared) and we copy the memory's pages.  A resumed guest maps the saved
@@ -76,7 +76,7 @@ def memory_of(spec: Spec) -> Memory | None:
 
 
 def load(qmp: Qmp, memory: Memory, deadline: Deadline) -> None:
-    """Have QEMU, started with -incoming defer, take up the devices' state; the guest is stopped."""
+    """Have QEMU, started with -incoming defer, load the devices' state; the guest stays stopped."""
     qmp.execute("migrate-set-capabilities", deadline, _CAPABILITIES)
     qmp.execute("migrate-incoming", deadline, {"uri": f"fd:{memory.devices_fd}"})
     _wait_migrated(qmp, deadline)

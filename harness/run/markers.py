@@ -1,4 +1,4 @@
-"""What a check may need of the guest, by its marks, and how a person is told that it is missing."""
+"""What a check may need of the guest, by its marks, and how a missing one is reported."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class VariantBuilder:
         self._wanted = wanted
 
     def apply_each(self, chosen: Sequence[Mutant]) -> None:
-        """Apply each to the source, for a try; PatchError names the one that does not fit."""
+        """Apply each to the source as a trial; PatchError names the one that does not apply."""
         for mutant in chosen:
             if (series := mutant.series(self._base, self._release)) is not None:
                 with _named(mutant), staged(series, self._source):

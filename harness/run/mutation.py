@@ -125,7 +125,7 @@ def mutation(
                 bench.boot()
                 named = tuple(dict.fromkeys(it for mutant in chosen for it in mutant.caught_by))
                 trials = Trials(bench, tests, every=every, named=named)
-                with progress.stage("footing", bench.stages) as stage:
+                with progress.stage("baseline", bench.stages) as stage:
                     began = time.monotonic()
                     right = jobs[0].result()
                     if is_suite(options.topic):
@@ -174,7 +174,7 @@ def show_outside_baseline(outside_baseline: Mapping[str, str]) -> None:
     """Name the checks that were not run, since they do not pass on what is right."""
     for name, why in sorted(outside_baseline.items()):
         first = why.splitlines()[0] if why else "no reason given"
-        line = f"no footing: {name} does not pass on what is right, so it catches nothing: {first}"
+        line = f"not in the baseline: {name} fails on correct code and catches nothing: {first}"
         progress.out.print(progress.clean(line), markup=False)
 
 
@@ -218,7 +218,7 @@ def _result_of(mutant: Mutant, trial: Trial, baseline: Baseline) -> VariantResul
     if mutant.expect == "held":
         verdict = "WRONGLY CAUGHT" if trial.caught else "held"
     elif not trial.caught and (missing := baseline.lacks(mutant.caught_by)) == mutant.caught_by:
-        verdict, why = "NOT TESTED", f"no footing: {', '.join(missing)}"
+        verdict, why = "NOT TESTED", f"not in the baseline: {', '.join(missing)}"
     return VariantResult(
         mutant.name, mutant.wrong, verdict, trial.caught, why, trial.checks_run, trial.seconds
     )

@@ -1,4 +1,4 @@
-"""The result of each check, taken down while pytest runs."""
+"""The result of each check, recorded while pytest runs."""
 
 from __future__ import annotations
 
@@ -118,10 +118,10 @@ class Recorder:
         self._report(self._checks[-1])
 
     def complete(self, *, begun_only: bool = False) -> None:
-        """Add what pytest came to no end with: the check at hand, and those that were not begun.
+        """Add the checks that pytest did not finish: the current one, and those not begun.
 
-        A check that hung is a result, and no check is missing without a word.  With `begun_only`
-        those that were not begun are somebody else's business.
+        A check that hung is a result, and no check is missing without a reason.  With `begun_only`
+        somebody else adds those that were not begun.
         """
         why = self.broken or ("interrupted" if self.interrupted else "pytest ended early")
         for nodeid, (of_patch, title) in self._items.items():
@@ -136,7 +136,7 @@ class Recorder:
                 self._checks.append(Check(_short(nodeid), title, "skipped", of_patch, 0.0, message))
 
     def _broken_off(self, nodeid: str, of_patch: bool, title: str, why: str) -> Check:
-        """The check that was at hand when the run ended, with what it waited for."""
+        """The check that was running when the run ended, with what it waited for."""
         took_s = time.monotonic() - self._began_s[nodeid]
         guest = self._bench.guest
         heard = guest.transcript.kept if guest is not None and guest.transcript else ()
@@ -154,7 +154,7 @@ class Recorder:
         )
 
     def now(self) -> str:
-        """The check at hand, for the live line."""
+        """The current check, for the live line."""
         if not self._current:
             return "collecting"
         took_s = time.monotonic() - self._began_s[self._current]

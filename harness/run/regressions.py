@@ -6,7 +6,7 @@ the cheapest first, until one fails; before that they are run over the stock mod
 not pass there catches nothing.
 
 A header may say more about a patch: `Subject:`, `Year:`, `Area:`, `Processor:` (Intel or AMD, where
-it says nothing on the other), and a message that tells what the bug does.
+it says nothing on the other), and a message that says what the bug does.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def regressions(
             try:
                 bench.boot()
                 trials = Trials(bench, tests, general=True, every=every)
-                with progress.stage("footing", bench.stages) as stage:
+                with progress.stage("baseline", bench.stages) as stage:
                     stage.live("building")
                     built = dataclasses.replace(stock.result(), caught_by=())
                     bench.stock_build = built.build

@@ -1,6 +1,6 @@
-"""The checks as a jury: run over one built variant after another, in one guest.
+"""Trials: the checks are run over one built variant after another, in one guest.
 
-First they are run over what is right.  A check that does not pass there has no footing: over the
+First they are run over correct code.  A check that fails there is not in the baseline: over the
 variants it is not run, since its failure would say nothing about them.
 """
 
@@ -38,7 +38,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Baseline:
-    """How the checks did on what is right.
+    """How the checks did on correct code.
 
     Checks are called FILE::NAME.  `seconds` gives those that passed and what each took, `without`
     all others and why.  `failed` are those of them that failed and were not just skipped.
@@ -78,7 +78,7 @@ class Trials:
     named: tuple[str, ...] = ()
 
     def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
-        """Run all checks over what is right.
+        """Run all checks over correct code.
 
         CannotError when none passes; whatever breaks the guest is raised, since nothing can be
         judged then.
@@ -98,7 +98,7 @@ class Trials:
         return baseline
 
     def judge(self, variant: Variant, baseline: Baseline, stage: progress.Stage) -> Trial:
-        """Run the checks that have a footing over one variant, the cheapest first.
+        """Run the checks of the baseline over one variant, the cheapest first.
 
         A variant whose module the kernel refuses, that panics, that hangs, or that does not unload
         is caught by that, and the guest is started again.  MachineDied: the emulator ended, which

@@ -136,7 +136,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     try:
         report.save(result)
     except OSError as failed:
-        # What was found out is still told.
+        # What was found out is still reported.
         error = error or CannotError(f"{run_dir}: no report was written: {failed.strerror}")
         return so_far()
     return result

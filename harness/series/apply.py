@@ -152,7 +152,7 @@ def _exchange(
                         top.remove(path)
                     between()
                 top.sync()
-            # From here on the new files are the tree's; only rubbish is left to remove.
+            # From here on the new files are the tree's; only leftovers remain to be removed.
             (folder / _JOURNAL).rename(folder / "done")
         except OSError as error:
             recover(tree, folder)

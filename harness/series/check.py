@@ -87,7 +87,7 @@ def check(series: Series, tree: Path | None) -> Report:
     findings: list[Finding] = []
     not_run: list[tuple[str, str]] = []
     if tree is None:
-        not_run += [(kind, "no source tree is at hand") for kind in ("applies", "drift")]
+        not_run += [(kind, "there is no source tree") for kind in ("applies", "drift")]
     for patch in series.patches:
         findings += _message(patch)
         findings += _style(patch)

@@ -180,7 +180,7 @@ def _name(line: bytes) -> bytes | None:
 
 
 def _git_names(line: bytes) -> tuple[bytes | None, bytes | None]:
-    """Both names of a `diff --git` line; (None, None) where they cannot be told apart."""
+    """Both names of a `diff --git` line; (None, None) where the two cannot be distinguished."""
     text = line[len(b"diff --git ") :].rstrip(b"\r\n")
     if text.startswith(b'"') or text.endswith(b'"'):
         found = re.findall(rb'"(?:[^"\\]|\\.)*"|[^ "]+', text)

@@ -46,7 +46,7 @@ class Letter:
 
 
 def read(data: bytes, name: str) -> tuple[Letter, ...]:
-    """The patches of one file, in its order.  PatchError for what cannot be told apart."""
+    """The patches of one file, in its order.  PatchError for what cannot be distinguished."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise PatchError(
             f"{name}: it is UTF-16 text, as PowerShell's > writes it; make it again with "

@@ -1,11 +1,11 @@
 """Put the stand-in guest together: a small Linux on a bootable disk, from Debian packages.
 
 The harness's own tests need a guest that boots in seconds, logs in on its serial line, answers
-SSH, reboots, powers off and panics when told to.  This makes one, as any user, with `apt-get
+SSH, reboots, powers off and panics on request.  This makes one, as any user, with `apt-get
 download`: nothing is installed, and nothing that is built is committed.
 
 The disk has GRUB in the gap before its first partition and, in that partition, the kernel and the
-initramfs as plain runs of sectors; GRUB is told their numbers, so no file system is needed.  A
+initramfs as plain runs of sectors; GRUB gets their numbers, so no file system is needed.  A
 second, empty partition is the guest's to write to.  The system itself lives in memory: what the
 guest changes is gone after a reboot, except on that partition.
 

@@ -98,7 +98,7 @@ def names(column: str) -> list[str]:
     return [] if column == "-" else column.split(",")
 
 
-def tell(what: str, good: bool, seen: str, took_s: float) -> bool:
+def report(what: str, good: bool, seen: str, took_s: float) -> bool:
     print(f"{'ok' if good else 'WRONG':5} {what:60} {took_s:4.1f} s  {seen}", flush=True)
     return good
 
@@ -113,7 +113,7 @@ def models(out: Path, only: list[str]) -> bool:
         tap = run(image, model)
         required, _ = failed(tap)
         holds = required == names(lines) and f" first_missing={first}" in tap
-        good &= tell(model, holds, ",".join(required) or "-", time.monotonic() - start)
+        good &= report(model, holds, ",".join(required) or "-", time.monotonic() - start)
     return good
 
 
@@ -143,7 +143,7 @@ def faults(out: Path, only: list[str]) -> bool:
             else:
                 holds = not required and not optional
             seen = ",".join(required + [f"{name} (optional)" for name in optional]) or "-"
-            good &= tell(f"{fault} on {model}", holds, seen, time.monotonic() - start)
+            good &= report(f"{fault} on {model}", holds, seen, time.monotonic() - start)
     return good
 
 

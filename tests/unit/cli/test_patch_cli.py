@@ -52,7 +52,7 @@ def test_check_exits_5_when_something_is_wrong(
     assert patch_commands.check([topic], "", "", tree, json=True) == 0
     assert json.loads(capsys.readouterr().out)[0]["held"]
     assert patch_commands.check([topic], "", "", "", json=False) == 0
-    assert "not run: applies: no source tree is at hand" in capsys.readouterr().err
+    assert "not run: applies: there is no source tree" in capsys.readouterr().err
     (Path(tree) / MANUAL).write_text("other\n")
     assert patch_commands.check([topic], "", "15.1", tree, json=False) == 5
     assert "wrong: 0001-x.patch: 0001-x.patch does not apply" in capsys.readouterr().err
