@@ -121,7 +121,7 @@ class Panic:
 
 @dataclass(frozen=True)
 class Symbols:
-    """ELF files with line numbers, of the module and the kernel that run; None where there is none."""
+    """ELF files with line numbers, of the running module and kernel; None where there is none."""
 
     module: Path | None = None
     kernel: Path | None = None

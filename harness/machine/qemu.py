@@ -51,8 +51,9 @@ def command_line(
 ) -> list[str]:
     """QEMU's arguments for `spec`; pure, so that golden files can hold it.
 
-    The machine starts stopped (-S), so that an early exit can be distinguished from a guest's.  With
-    `ram_fd` the guest's memory is that file: shared while it may be saved from there, private when resumed.
+    The machine starts stopped (-S), so that an early exit can be distinguished from a guest's.
+    With `ram_fd` the guest's memory is that file: shared while it may be saved from there, private
+    when resumed.
     """
     accel = "kvm" if traits is KVM else "tcg,thread=multi"
     memory = f"{spec.memory_bytes >> 20}M"

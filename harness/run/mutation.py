@@ -174,7 +174,10 @@ def show_outside_baseline(outside_baseline: Mapping[str, str]) -> None:
     """Name the checks that were not run, since they do not pass on what is right."""
     for name, why in sorted(outside_baseline.items()):
         first = why.splitlines()[0] if why else "no reason given"
-        line = f"not in the baseline: {name} fails on correct code and catches nothing: {first}"
+        line = (
+            f"not in the baseline: {name} does not pass on correct code, so it catches nothing: "
+            f"{first}"
+        )
         progress.out.print(progress.clean(line), markup=False)
 
 

@@ -1,7 +1,7 @@
 """Trials: the checks are run over one built variant after another, in one guest.
 
-First they are run over correct code.  A check that fails there is not in the baseline: over the
-variants it is not run, since its failure would say nothing about them.
+First they are run over correct code.  A check that does not pass there is not in the baseline, and
+is not run over the variants, since its failure would say nothing about them.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ def test_what_is_wrong_with_the_tree_is_said(tmp_path: Path, tree: Path) -> None
     with pytest.raises(UsageError, match="GENERIC: no such kernel configuration"):
         builder.build(tree, None, None, "15.1")
     (tree / "sys/sys/param.h").write_text("nothing")
-    with pytest.raises(UsageError, match="cannot tell its release"):
+    with pytest.raises(UsageError, match="cannot find its release"):
         builder.build(tree, None, None, "15.1")
 
 

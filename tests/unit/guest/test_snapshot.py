@@ -122,7 +122,7 @@ def test_the_first_boot_saves_and_the_next_run_resumes(played: type[Played], spe
     )
 
 
-def test_told_to_boot_it_leaves_snapshots_alone(played: type[Played], spec: Spec) -> None:
+def test_cold_boots_and_leaves_snapshots_alone(played: type[Played], spec: Spec) -> None:
     bring_up(played, spec)
     assert bring_up(played, spec, cold=True) == "booted: --cold asks for it"
     assert played.log == ["boot", "wait_ready"]

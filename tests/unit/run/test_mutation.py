@@ -260,7 +260,7 @@ def test_a_table_for_people(
     mutation.show(run(stock, wrong("wrong-d", "test_is_skipped")))
     said = capsys.readouterr().out
     assert "3 checks held" in said
-    assert "test_is_skipped does not pass on what is right, so it catches nothing" in said
+    assert "test_is_skipped does not pass on correct code, so it catches nothing" in said
     assert "verdict: 1 of 2 wrong variants caught, 1 of 1 right ones held" in said
     assert progress.clean(said) == said
 

@@ -144,7 +144,7 @@ def test_what_does_not_pass_on_stock_catches_nothing(run: Run, put: Callable[...
     assert result.exit_code == 1
 
 
-def test_without_any_footing_nothing_is_measured(
+def test_without_a_baseline_nothing_is_measured(
     run: Run, put: Callable[..., None], played: Played
 ) -> None:
     played.unvirtual.add("stock")
@@ -231,7 +231,7 @@ def test_a_table_for_people(
     regressions.show(run())
     said = capsys.readouterr().out
     assert "vmm: a [bold] bug" in said
-    assert "no footing: " in said
+    assert "not in the baseline: " in said
     assert "verdict: 1 of 2 bugs caught (50 %); missed: 04-missed" in said
     assert progress.clean(said) == said
 
