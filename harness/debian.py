@@ -11,8 +11,8 @@ from harness import process, progress
 from harness.deadline import Deadline
 from harness.errors import CannotError
 
-# What a command line needs -> the package that brings it.  The compilers stand apart: any version
-# from 17 on will do, and a distribution rarely has more than two of them.
+# What a command line needs -> the package that brings it.  The compilers are not in it: any
+# version from 17 on will do, and a distribution rarely has more than two of them.
 TOOLS: Mapping[str, str] = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",

@@ -192,8 +192,8 @@ _ORDERS = re.compile(
 def clean(text: str) -> str:
     """`text` of several lines, with nothing in it that steers a terminal or a CI system.
 
-    A guest's words reach a job's log this way.  What steers a terminal becomes `?`, and an order's
-    mark (`::`, `##[`) is parted by a blank.
+    A guest's output reaches a job's log this way.  What steers a terminal becomes `?`, and the mark
+    of a CI command (`::`, `##[`) gets a blank in it.
     """
     return _ORDERS.sub(
         lambda mark: f"{mark[0][:-1]} {mark[0][-1]}",

@@ -1,4 +1,4 @@
-"""A bench as a picture: one SVG bar chart, drawn by hand, readable without anything else."""
+"""A bench as a picture: one SVG bar chart, written without a library and complete in itself."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that must not have come of a call.
+    """Something that a call must not cause.
 
     `kind` is panic, died, hang (not even SIGKILL ends the call), stall (only SIGKILL does), leak or
     log; `text` is one line without what differs from run to run.

@@ -201,8 +201,8 @@ def through_library(build: Build) -> tuple[str, ...]:
 class Vmm:
     """The guest's vmm, its tools and its virtual machines.
 
-    `vmtool` is the helper of guest_src/, built for the guest; None where no sysroot was at
-    hand, and then no VM can be given memory.
+    `vmtool` is the helper of guest_src/, built for the guest; None where there was no
+    sysroot, and then no VM can be given memory.
     """
 
     def __init__(self, guest: Guest, loaded: Loaded, build: Build, vmtool: Path | None) -> None:

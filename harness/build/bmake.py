@@ -1,7 +1,7 @@
 """Running Debian's bmake and clang on a linked tree, and reading what they say.
 
-FreeBSD's own Makefiles do the work; here is only what they must be told when the machine they run
-on is not FreeBSD, and how a failure becomes the compiler's few lines.
+FreeBSD's own Makefiles do the work.  This module sets what they need on a machine that is not
+FreeBSD, and shortens a failure to the compiler's few lines.
 """
 
 from __future__ import annotations

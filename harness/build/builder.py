@@ -1,8 +1,8 @@
 """From a source tree and a series to vmm.ko, libvmmapi and vmmls, on this machine.
 
 Everything happens in a linked tree (linktree.py) and in a sandbox (sandbox.py); the user's tree is
-only read.  What is made lies in `builds/KEY/` of the cache, where KEY is the digest of all that
-went in, so that a second build of the same makes nothing.  A failed build leaves nothing there but
+only read.  The result is in `builds/KEY/` of the cache, where KEY is the digest of all inputs,
+so that a second build of the same inputs compiles nothing.  A failed build leaves nothing there but
 its log, in `builds/failed/`.
 
 vmmls finds its library beside itself (run path $ORIGIN): both are copied to one private folder of

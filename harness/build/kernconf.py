@@ -77,7 +77,7 @@ def _headers(
 
 
 def _option_files(source: Path) -> dict[str, tuple[str, str]]:
-    """Option -> (its header, the name it is known by now: old names are kept as aliases)."""
+    """Option -> (its header, its current name; old names are aliases)."""
     known: dict[str, tuple[str, str]] = {}
     for name in ("options", f"options.{_MACHINE}"):
         for line in _lines(source / "sys/conf" / name):

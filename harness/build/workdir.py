@@ -37,9 +37,9 @@ class WorkFolder:
 
 @contextmanager
 def claim(root: Path) -> Iterator[WorkFolder]:
-    """An empty folder of one's own for builds kept in `root`; it is gone afterwards.
+    """An empty private folder for builds that go to `root`; it is removed afterwards.
 
-    CannotError when there is none to be had.
+    CannotError when none can be made.
     """
     base = root / "work"
     try:

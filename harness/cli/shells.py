@@ -1,7 +1,7 @@
-"""Into a kept guest by hand: a shell or a command over SSH, and the serial line.
+"""Access to a guest that stays up: a shell or a command over SSH, and the serial line.
 
-OpenSSH's client does it where it is installed, told to heed nothing of the user's own set-up: his
-keys, agent, settings and known hosts have no business with a guest.
+OpenSSH's client does it where it is installed.  It ignores the user's own set-up: their keys,
+agent, settings and known hosts are not meant for a guest.
 """
 
 from __future__ import annotations

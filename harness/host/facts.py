@@ -56,7 +56,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Kvm:
-    """/dev/kvm and what lies beneath it.
+    """/dev/kvm and what it runs on.
 
     Errors are errno names, empty where there was none.  `modules` are the kernel modules whose name
     begins with kvm, `built_in` those of them that are parts of the kernel; `parameters` some of

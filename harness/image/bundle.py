@@ -7,10 +7,10 @@ size and SHA-256:
     disk.raw.xz      the prepared disk
     console-password the serial line's, for root
     src.txz          the source tree       (or what was fetched under that name)
-    base.txz         headers and libraries (likewise)
+    base.txz         headers and libraries (the same)
 
-The private key that opens the image stays behind.  Who takes a bundle in makes keys of his own and
-writes them to his copy of the disk (rekey.py).
+The private key that opens the image is not in it.  Whoever imports a bundle makes their own keys
+and writes them to their copy of the disk (rekey.py).
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def _own(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Of a sysroot only what builds read: somebody's may be a whole system."""
+    """Keep what builds read of a sysroot, and no more: the folder may hold a whole system."""
     name = member.name.removeprefix("./").removeprefix(".")
     wanted = any(
         f"{part}/".startswith(f"{name}/") or name.startswith(f"{part}/") or not name

@@ -1,8 +1,8 @@
 """The first boot of an imported disk: what makes it an image that runs can rely on.
 
-Over the serial line go only the key and what SSH needs; the host key comes back over it and is
-pinned.  All else is one script, `images/prepare.sh`, run over SSH.  The brought disk is beneath an
-overlay throughout, and only the flattened result is kept.
+Only the key and what SSH needs go over the serial line; the host key comes back over it and is
+pinned.  Everything else is one script, `images/prepare.sh`, run over SSH.  The imported disk is
+only read, through an overlay, and only the flattened result is stored.
 """
 
 from __future__ import annotations

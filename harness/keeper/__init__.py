@@ -1,4 +1,4 @@
-"""Guests that outlive the command that started them: kept by a process each, known by name."""
+"""Guests that stay up after the command that started them: each has a process and a name."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _STEP_S = 0.05
 
 
 def module_fields(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of the loaded module, as a record has it; ValueError for another kind."""
+    """What is reported of the loaded module, as a record has it; ValueError for another kind."""
     changes = {name: told[name] for name in MODULE_FIELDS if name in told}
     checked.convert(_Module, changes)
     return changes

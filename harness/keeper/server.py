@@ -216,7 +216,7 @@ class Keeper:
                 self._update(stage=BROKEN, note=panic.message)
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 self._past = f"it panicked at {now} and came up again; see {self._record.run_dir}"
-                # Who started this asks a panicked kernel himself, as long as he is there.
+                # The process that started this one collects a panic itself, as long as it is there.
                 if self._released:
                     self._bench.collect_panic()
         except GuestError as error:
@@ -318,7 +318,7 @@ class Keeper:
             raise CannotError(f"its keeper does not know `{request}`; it runs an older version")
 
     def _pass_on(self, connection: socket.socket, back_bytes: int) -> None:
-        """The serial line for one more reader, from `back_bytes` ago on, and what he types."""
+        """The serial line for one more reader, from `back_bytes` ago on, and what they type."""
         try:
             console = self._guest().machine.console
         except RuntimeError as error:

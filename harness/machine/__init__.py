@@ -1,4 +1,4 @@
-"""Virtual computers: one interface, two kinds of emulator beneath it."""
+"""Virtual computers: one interface to two kinds of emulator."""
 
 from __future__ import annotations
 

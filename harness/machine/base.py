@@ -1,7 +1,7 @@
 """A virtual computer, whatever runs it.
 
-Everything above this package talks to `Machine`; which emulator is beneath shows in `backend`
-alone.
+Everything above this package talks to `Machine`; only `backend` says which emulator
+runs it.
 """
 
 from __future__ import annotations

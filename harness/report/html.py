@@ -230,7 +230,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\t -~]")
 
 
 def symbols(text: str) -> str:
-    """`text` with a symbol for each character that does not print, newline and tab apart."""
+    """`text` with a symbol for each character that does not print, except newline and tab."""
     return _CONTROL.sub(lambda match: "".join(map(_symbol, match[0])), text)
 
 
@@ -247,7 +247,7 @@ def _symbol(char: str) -> str:
 
 
 def visible(text: str) -> Markup:
-    """`text` for a page's <pre>: escaped, and what does not print shown, and shown apart."""
+    """`text` for a page's <pre>: escaped; what does not print is shown, and marked."""
     cut = len(text) - _TEXT_CHARS
     if cut > 0:
         half = _TEXT_CHARS // 2

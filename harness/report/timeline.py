@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def _placed(stages: Iterable[StageResult]) -> list[tuple[float, StageResult]]:
-    """The stages that ran and when each began; one after the other where nobody took that down."""
+    """The stages that ran and when each began; one after the other where that was not recorded."""
     ran = [stage for stage in stages if stage.outcome != "not run"]
     if any(stage.at_s for stage in ran):
         return [(stage.at_s, stage) for stage in ran]

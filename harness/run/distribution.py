@@ -1,7 +1,7 @@
-"""Dealing checks out to several guests: who runs which, and in which order.
+"""Distributes checks over several guests: which guest runs which checks, and in which order.
 
-Checks are dealt in groups, so that what shares a fixture stays together; the group that took
-longest the last time goes first.  Nothing here knows guests or pytest.
+Checks are distributed in groups, so that those that share a fixture stay together; the group that
+took longest the last time goes first.  Nothing here knows guests or pytest.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Distributor:
             self._held[worker].remove(name)
 
     def gone(self, worker: int) -> None:
-        """A worker has ended, well or not; what it had not begun is dealt to the others."""
+        """A worker has ended, well or not; the others get what it had not begun."""
         with self._changed:
             if left := self._held.pop(worker, []):
                 self._todo.insert(0, Group(tuple(left), 0.0))

@@ -186,7 +186,7 @@ def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
 
 @pytest.fixture
 def reloaded(guest: Guest, vmm: Vmm) -> Iterator[None]:
-    """For a check that unloads the module: ours is loaded again afterwards, whatever came."""
+    """For a check that unloads the module: ours is loaded again afterwards, whatever happened."""
     yield
     paths = [kld.path for kld in guest.klds() if kld.name == "vmm.ko"]
     if paths != [vmm.loaded.path]:
@@ -203,7 +203,7 @@ def unloaded(guest: Guest, reloaded: None) -> None:
 
 @pytest.fixture(autouse=True)
 def _needs_met(request: pytest.FixtureRequest) -> None:
-    """Skip, in words, what this guest cannot do."""
+    """Skip what this guest cannot do, and say why."""
     marks = {mark.name: mark.args for mark in request.node.iter_markers()}
     # Others' tests may have marks of these names too.
     if not markers.NAMES & marks.keys() or not _is_ours(request.node):

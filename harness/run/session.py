@@ -347,7 +347,7 @@ class Workbench:
                 self.vmm = bhyve
 
     def collect_panic(self) -> panic_report.Panic | None:
-        """A panic's story, if there was one: collected once, kept in panic.txt and panic.json.
+        """The report of a panic, if there was one; collected once, in panic.txt and panic.json.
 
         To be called while the machine still stands; a debugger in it is asked.
         """

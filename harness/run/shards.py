@@ -76,7 +76,7 @@ class Done:
 
 
 class DistributedLoop:
-    """A pytest plugin: runs what it is dealt, group after group, instead of everything in order."""
+    """A pytest plugin: runs the groups that it is given, instead of everything in order."""
 
     def __init__(
         self,

@@ -64,7 +64,7 @@ _WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
 
 
 def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
-    """Walk the whole way; whatever happens, a Report comes back and lies in the run's folder.
+    """Run every stage; whatever happens, a Report is returned and written to the run's folder.
 
     With `keep_as` the guest of a run that failed stays up under that name.  UsageError for a topic
     that there is not, before there is a folder.
@@ -299,7 +299,7 @@ def run_checks(
             pytest.ExitCode.TESTS_FAILED,
         )
         if early or not (checks or distributed):
-            # What ran may have held, and what did not run would be missing without a word.
+            # What ran may have held, and what did not run would be missing without notice.
             tail = "\n".join(log.read_text().splitlines()[-15:])
             what = "ended early" if checks else "ran no check"
             raise CannotError(f"pytest {what} (exit {int(code)}); see {log}", detail=tail)

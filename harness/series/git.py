@@ -64,7 +64,7 @@ class Drift:
 def environment(folder: Path) -> dict[str, str]:
     """The environment for git: no GIT_* of the caller, no settings, no repository around `folder`.
 
-    Inside a repository `git apply` would take paths as relative to it and skip, without a word,
+    Inside a repository `git apply` would take paths as relative to it and silently skip
     everything outside the current folder.
     """
     return {

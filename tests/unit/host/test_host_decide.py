@@ -62,7 +62,7 @@ EXPECTED: dict[str, tuple[str | None, str, str]] = {
     "no-emulators": (None, "qemu-system-x86_64 is not installed", "./inv setup"),
     "no-rights": ("bochs", "no right to open /dev/kvm (EACCES)", "usermod -aG kvm"),
     "not-a-device": ("bochs", "no device node", "rm /dev/kvm"),
-    "software-kvm": ("bochs", "software (kvm_pvm)", "nothing on this machine"),
+    "software-kvm": ("bochs", "software (kvm_pvm)", "no setting of this machine helps"),
     "virtual-machine-without-nesting": ("bochs", "neither VMX nor SVM", "in the host below"),
 }
 
