@@ -110,7 +110,7 @@ def _require_complete(path: Path, head: bytes, size: int) -> None:
                 sectors = max(sectors, start + count)
     if sectors * _SECTOR_BYTES > size:
         raise UsageError(
-            f"{path}: it was cut short: its partition table says that it has "
+            f"{path}: it was cut short: its partition table describes "
             f"{human_bytes(sectors * _SECTOR_BYTES)}, the file has {human_bytes(size)}; copy it "
             "again"
         )

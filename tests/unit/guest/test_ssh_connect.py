@@ -1,4 +1,4 @@
-"""How the remote shell comes and goes: refusals told apart from waiting, and ends from hanging."""
+"""Connecting over SSH: a refusal is distinguished from waiting, and an end from hanging."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_a_disk_cut_short_is_known_by_its_tables(tmp_path: Path) -> None:
     assert disk.examine(gpt(tmp_path / "whole", 4 * MIB)).size_bytes == 4 * MIB
     # One that was copied to something larger is good: a guest grows into it.
     assert disk.examine(gpt(tmp_path / "grown", 4 * MIB, copy_at=2 * MIB // 512 - 1, last=900))
-    assert "cut short: its partition table says that it has 8.0 MiB, the file has 4.0 MiB" in refused(
+    assert "cut short: its partition table describes 8.0 MiB, the file has 4.0 MiB" in refused(
         gpt(tmp_path / "a", 4 * MIB, copy_at=8 * MIB // 512 - 1)
     )
     assert "cut short" in refused(gpt(tmp_path / "b", 4 * MIB, last=8 * MIB // 512 - 1))
