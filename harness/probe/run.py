@@ -31,6 +31,16 @@ _STEP_S = 0.02
 _LINGER_S = 1.0
 
 
+def lines_of(fault: str) -> set[str]:
+    """The lines that a deliberate fault has fail, by the probe's own list; none for no fault."""
+    if fault.startswith("hide-"):
+        return {fault.removeprefix("hide-")}
+    rows = [line.split() for line in (SOURCE / "faults.txt").read_text().splitlines()]
+    return {
+        name for row in rows if row[:1] == [fault] for lines in row[1:] for name in lines.split(",")
+    }
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """A probe that ran to its end.
@@ -65,7 +75,8 @@ class ProbeResult:
         if first is None:
             return f"{where} runs virtual machines: all that vmm.ko requires held{self._cost}"
         evidence = f": {first.notes[0]}" if first.notes else ""
-        faulty = f" (FAULT={self.fault})" if self.fault else ""
+        # The fault explains no other line than its own.
+        faulty = f" (FAULT={self.fault})" if first.name in lines_of(self.fault) else ""
         return f"{where} lacks {first.name} ({first.what}){faulty}{evidence}"
 
     @property

@@ -10,6 +10,7 @@ from harness import host
 from harness.errors import CannotError, UsageError
 from harness.files import PROJECT
 from harness.host.facts import load
+from harness.host.requirements import Control
 from harness.machine import Backend
 
 HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
@@ -108,6 +109,34 @@ def test_kvm_by_name_is_kvm_or_a_refusal(name: str, expected: tuple[str | None, 
     assert against in message
     assert remedy in message
     assert "\n" not in message
+
+
+REQUIRED = [it for it in host.VMX_CONTROLS if it.need is not host.Need.OPTIONAL]
+
+
+@pytest.mark.parametrize("control", REQUIRED, ids=lambda control: control.name)
+def test_kvm_is_refused_for_each_required_control(control: Control) -> None:
+    """QEMU starts without it and says nothing: this is the only guard."""
+    facts = facts_of("intel-nested")
+    guest = facts.kvm.guest
+    assert guest is not None
+    assert host.decide(facts, "kvm").ok
+    bit = 1 << control.bit
+    msrs = dict(guest.msrs)
+    for index in (control.field.msr, control.field.true_msr):
+        if index not in msrs or index is None:
+            continue
+        if not control.want:
+            msrs[index] |= bit
+        else:
+            msrs[index] &= ~(bit if control.field.plain else bit << 32)
+    without = dataclasses.replace(guest, msrs=msrs)
+    kvm = dataclasses.replace(facts.kvm, guest=without)
+    decision = host.decide(dataclasses.replace(facts, kvm=kvm), "kvm")
+    assert not decision.ok
+    # Without the secondary controls, what they hold is missing, too.
+    assert control.name in decision.reason
+    assert host.decide(dataclasses.replace(facts, kvm=kvm)).name == "bochs"
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -161,6 +161,26 @@ def test_a_device_that_hangs() -> None:
     assert child.wait(timeout=5) == -9
 
 
+def answer_after(delay_s: float) -> subprocess.Popen[bytes]:
+    return _child(f"import time; time.sleep({delay_s}); print('{{\"present\": true}}')")
+
+
+def test_a_slow_machine_s_kvm_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program there needs seconds to start."""
+    monkeypatch.setattr(kvm, "start", lambda: answer_after(1.5))
+    facts = host.gather()
+    assert (facts.kvm.present, facts.kvm.problem) == (True, "")
+
+
+def test_a_tool_that_hangs_does_not_refuse_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_LIMIT_S", 2.0)
+    monkeypatch.setattr(survey, "_commands", lambda: {"git": ["sleep", "60"]})
+    monkeypatch.setattr(kvm, "start", lambda: answer_after(0.2))
+    facts = host.gather()
+    assert (facts.kvm.present, facts.kvm.problem) == (True, "")
+    assert facts.tools["git"] == ""
+
+
 def test_a_device_that_kills_who_asks() -> None:
     found = kvm.finish(_child("import os; os.kill(os.getpid(), 11)"), 10)
     assert found["problem"] == "asking it ended with exit code -11"

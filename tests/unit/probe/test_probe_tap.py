@@ -123,12 +123,18 @@ def test_result_that_held() -> None:
 
 
 def test_result_that_lacks() -> None:
-    lacks = result(LACKING, cpu="phenom", fault="some")
+    lacks = result(LACKING, cpu="phenom", fault="hide-svm.nrip_save")
     assert lacks.exit_code == 3
     with pytest.raises(CannotError) as caught:
         lacks.require()
     assert caught.value.message == (
-        "bochs with phenom lacks svm.nrip_save (next RIP saved on exit) (FAULT=some): "
+        "bochs with phenom lacks svm.nrip_save (next RIP saved on exit) "
+        "(FAULT=hide-svm.nrip_save): "
         "CPUID 0x8000000a EDX = 0x7: bit 3 is 0"
     )
     assert lacks.to_data()["first_missing"] == "svm.nrip_save"
+
+
+@pytest.mark.parametrize("fault", ["", "no-hlt", "hide-vmx.cpuid"])
+def test_a_fault_is_not_named_beside_what_it_did_not_do(fault: str) -> None:
+    assert "FAULT" not in result(LACKING, fault=fault).reason
