@@ -25,6 +25,7 @@ TOOLS: Mapping[str, str] = {
     "xz": "xz-utils",
     "bsdtar": "libarchive-tools",
     "mandoc": "mandoc",
+    "ssh": "openssh-client",
     "sshd": "openssh-server",
 }
 FILES: Mapping[str, str] = {

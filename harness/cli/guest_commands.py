@@ -19,7 +19,7 @@ from typing import Any
 from harness import defaults, keeper, limits, progress
 from harness.cli import shells
 from harness.deadline import Deadline
-from harness.errors import EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
+from harness.errors import EXIT_CANNOT, EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
 from harness.files import atomic_dir, human_bytes, runs_dir
 from harness.guest import gdb as debugger
 from harness.guest.freebsd import Guest
@@ -80,24 +80,47 @@ def down(name: str, everything: bool, hard: bool) -> int:
     """End a guest or all of them; their logs stay."""
     if everything and name:
         raise UsageError("--all ends every guest; leave out --name or --all")
+    code = EXIT_OK
     for each in keeper.names() if everything else [name or defaults.GUEST]:
-        record = keeper.load(each)
+        try:
+            record = keeper.load(each)
+        except CannotError as error:
+            if not everything:
+                raise
+            progress.say(error.message)
+            code = EXIT_CANNOT
+            continue
         with progress.stage(f"down {each}") as step:
             step.note = keeper.down(each, hard, step.live)
             if record is not None:
                 step.note += f"; its logs are in {record.run_dir}"
-    return EXIT_OK
+    return code
 
 
 def status(name: str, json: bool) -> int:
-    """Show the guests that are kept, each in a line."""
-    records = [
-        record for each in ([name] if name else keeper.names()) if (record := keeper.load(each))
-    ]
+    """Show the guests that stay, each in a line.
+
+    A record that cannot be read hides no other guest: its reason and remedy are printed, and the
+    exit code is EXIT_CANNOT.
+    """
+    records, damaged = [], []
+    for each in [name] if name else keeper.names():
+        try:
+            if record := keeper.load(each):
+                records.append(record)
+        except CannotError as error:
+            if name:
+                raise
+            damaged.append(error.message)
+    code = EXIT_CANNOT if damaged else EXIT_OK
+    for message in damaged:
+        progress.say(message)
     if json:
         progress.print_json([record.to_data() for record in records])
-        return EXIT_OK
+        return code
     if not records:
+        if damaged:
+            return code
         progress.say("no guest is up; ./inv up starts one")
         return EXIT_OK
     progress.table(
@@ -116,7 +139,7 @@ def status(name: str, json: bool) -> int:
             for record in records
         ],
     )
-    return EXIT_OK
+    return code
 
 
 def _age(record: keeper.Record) -> str:

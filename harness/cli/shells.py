@@ -1,6 +1,6 @@
 """Access to a guest that stays up: a shell or a command over SSH, and the serial line.
 
-OpenSSH's client does it where it is installed.  It ignores the user's own set-up: their keys,
+OpenSSH's client does the former.  It ignores the user's own set-up: their keys,
 agent, settings and known hosts are not meant for a guest.
 """
 
@@ -17,21 +17,14 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-import paramiko
 
 from harness import progress
-from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, UsageError
-from harness.guest.ssh import Address, Ssh
 from harness.keeper import BROKEN, STARTING, Record, find, load, open_console, openssh
 from harness.machine.console import clean_lines
 
 OPENSSH = "ssh"
-STDIN = 0
 
-_CONNECT_S = 60.0
 _LOOK_S = 0.5
 _SSH_FAILED = 255
 _CHUNK_BYTES = 1 << 16
@@ -65,11 +58,14 @@ def ssh(record: Record, command: Sequence[str]) -> int:
     """A shell in the guest, or one command with the exit code it had there.
 
     Both of this process's ends are the command's; a terminal is given to a shell, and to a command
-    that is started from one.  Raises GuestError when the guest cannot be reached.
+    that is started from one.  Raises GuestError when the guest cannot be reached, CannotError
+    where OpenSSH's client is not installed.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if shutil.which(OPENSSH) is None:
-        return _with_paramiko(record, command, terminal)
+        raise CannotError(
+            "OpenSSH's client is not installed; ./inv setup installs it (Debian's openssh-client)"
+        )
     words, more = ssh_command(record, command, terminal=terminal)
     process = subprocess.Popen(words, env={**os.environ, **more})
     while True:
@@ -116,54 +112,6 @@ def way_in(name: str) -> Record:
     if record.stage == BROKEN:
         raise GuestError(f"guest {name} is broken: {record.note}; ./inv console enters it")
     return record
-
-
-def _with_paramiko(record: Record, command: Sequence[str], terminal: bool) -> int:
-    way = record.forward
-    address = Address(
-        way.port if way else 0,
-        Path(record.private_key),
-        record.host_key,
-        record.user,
-        network_of=way.pid if way else None,
-    )
-    with Ssh(address) as connection:
-        connection.connect(Deadline.after(_CONNECT_S))
-        channel = connection.channel()
-        if terminal:
-            size = os.get_terminal_size()
-            channel.get_pty(os.environ.get("TERM", "vt100"), size.columns, size.lines)
-        if command:
-            channel.exec_command(_line(command))
-        else:
-            channel.invoke_shell()
-        with _raw(terminal):
-            _shovel(channel)
-        return channel.recv_exit_status()
-
-
-def _shovel(channel: paramiko.Channel) -> None:
-    """Standard input to the channel, its outputs to ours, until it closes."""
-    ours = [STDIN]
-    while True:
-        ready, _, _ = select.select([channel.fileno(), *ours], [], [])
-        if channel.fileno() in ready:
-            said = False
-            while channel.recv_stderr_ready():
-                said = True
-                os.write(2, channel.recv_stderr(_CHUNK_BYTES))
-            if channel.recv_ready() or not said:
-                data = channel.recv(_CHUNK_BYTES)
-                if not data and not channel.recv_stderr_ready():
-                    return
-                _write_out(data)
-        if STDIN in ready:
-            data = os.read(STDIN, _CHUNK_BYTES)
-            if data:
-                channel.sendall(data)
-            else:
-                channel.shutdown_write()
-                ours.clear()
 
 
 def console(record: Record, past_lines: int) -> None:

@@ -253,10 +253,6 @@ class Ssh:
         transport = self._client.get_transport() if self._client else None
         return transport is not None and transport.is_active()
 
-    def channel(self) -> paramiko.Channel:
-        """A session of its own, for a person at a terminal."""
-        return self._transport().open_session()
-
     def run(
         self,
         command: Sequence[str],

@@ -175,7 +175,7 @@ def check_name(name: str) -> str:
 
 
 def _file(name: str) -> Path:
-    return runs_dir() / "guests" / f"{check_name(name)}.json"
+    return _folder() / f"{check_name(name)}.json"
 
 
 def load(name: str) -> Record | None:
@@ -206,7 +206,13 @@ def forget(name: str) -> None:
 
 def names() -> list[str]:
     """The names that have a record."""
-    return sorted(path.stem for path in (runs_dir() / "guests").glob("*.json"))
+    # A name that no guest can have is a file of somebody else's.
+    found = (path.stem for path in _folder().glob("*.json"))
+    return sorted(name for name in found if _NAME.fullmatch(name))
+
+
+def _folder() -> Path:
+    return runs_dir() / "guests"
 
 
 def find(name: str) -> Record:

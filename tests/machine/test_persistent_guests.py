@@ -18,7 +18,7 @@ import pytest
 from standin_bench import StandinBench
 
 from harness import keeper
-from harness.cli import guest_commands, shells
+from harness.cli import guest_commands
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, UsageError
 from harness.keeper.record import Process
@@ -112,18 +112,6 @@ def test_commands_and_their_exit_codes(capfd: pytest.CaptureFixture[str]) -> Non
     assert known.startswith("[127.0.0.1]:")
     assert guest_commands.status("", json=True) == 0
     assert '"state": "ready"' in capfd.readouterr().out
-
-
-@pytest.mark.usefixtures("two")
-def test_without_openssh(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shells, "OPENSSH", "there-is-no-such-program")
-    with open(os.devnull) as nothing:
-        monkeypatch.setattr(shells, "STDIN", nothing.fileno())
-        assert guest_commands.ssh("a", ["sh", "-c", "echo out; echo err >&2; cat; exit 7"]) == 7
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("out\n", "err\n")
 
 
 @pytest.mark.usefixtures("two")

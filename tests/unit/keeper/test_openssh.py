@@ -12,6 +12,7 @@ import pytest
 from sshd import Sshd
 
 from harness.cli import shells
+from harness.errors import CannotError
 from harness.keeper import Record, openssh
 from harness.keeper.record import Process
 
@@ -72,3 +73,11 @@ def test_another_program_gets_in_by_the_file(record: Record) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("inside\n", "")
+
+
+def test_without_openssh_the_package_is_named(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shells, "OPENSSH", "there-is-no-such-program")
+    with pytest.raises(CannotError, match=r"\./inv setup installs it \(Debian's openssh-client\)"):
+        shells.ssh(record, ["id"])
