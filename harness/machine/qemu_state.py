@@ -8,7 +8,6 @@ memory privately: pages are read when they are touched and the file is never wri
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
 import shutil
@@ -157,7 +156,6 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             yield start, at
 
 
-@functools.cache
 def emulator(name: str) -> str:
     """Which program the emulator is: its place, size and date, which a new package changes.
 
