@@ -40,7 +40,7 @@ def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Case] | None]:
-    """What came of the families that have run; None for one that did not end."""
+    """The results of the families that have run; None for one that did not end."""
     return {}
 
 

@@ -48,7 +48,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def head(path: Path) -> str:
-    """What another user is told who wants a file's first byte."""
+    """What another user gets who wants to read a file's first byte."""
     command = [*AS_NOBODY, "head", "-c1", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 

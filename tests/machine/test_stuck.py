@@ -1,4 +1,4 @@
-"""A guest that does not come up is told within seconds, by what its screen shows or how it resets.
+"""A guest that does not come up is reported in seconds, by what its screen shows or how it resets.
 
 The guests are boot sectors; a limit of minutes would be the wrong way to notice.
 """

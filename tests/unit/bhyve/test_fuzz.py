@@ -1,4 +1,4 @@
-"""Bad calls, told: what vmmfuzz prints, what a console shows, and whose fault a finding is."""
+"""Reports of bad calls: what vmmfuzz prints, what a console shows, and whose fault a finding is."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_namespaces_are_allowed_only_where_they_are_forbidden(
 
 
 class Inv:
-    """A checkout whose `./inv` answers as told and writes down what it was asked."""
+    """A checkout whose `./inv` gives set answers and records its arguments."""
 
     def __init__(self, top: Path) -> None:
         self.top = top

@@ -1,6 +1,6 @@
 """Which snapshot fits, which is refused and why; what happens when one cannot be saved or resumed.
 
-The machine is played: it "saves" a file, and comes up or breaks as it is told.
+The machine is a fake: it "saves" a file, and comes up or breaks as the test says.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Preparer:
-    """Stands for the first boot: copies the disk, or fails as told."""
+    """Stands for the first boot: copies the disk, or fails if the test says so."""
 
     def __init__(self, error: WorkbenchError | KeyboardInterrupt | None = None) -> None:
         self.seen: list[Imported] = []

@@ -1,4 +1,4 @@
-"""When a guest that does not come up is told, and when it is left alone."""
+"""When a guest that does not come up is reported, and when it is left alone."""
 
 from __future__ import annotations
 

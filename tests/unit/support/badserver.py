@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that can be told to misbehave."""
+"""An HTTP server on loopback that misbehaves on request."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ Answer = tuple[int, str, str] | Callable[[], "Answer"] | Exception
 
 
 class FakeGuest(Guest):
-    """Answers commands by their first words; `said` is what it was told."""
+    """Answers commands by their first words; `said` is what it received."""
 
     def __init__(self, answers: dict[str, Answer] | None = None) -> None:
         self.machine = FakeMachine()  # type: ignore[assignment]
