@@ -67,7 +67,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_the_words_are_plain(page: Path) -> None:
     """Words of a dialect of ours; each has a common one: fix, again, linked tree, result."""
-    ours = r"\b(mend(s|ed|ing)?|anew|farm|ledger|came of|at hand|footing|jury|fingertips|logged no fear)\b"
+    ours = (
+        r"\b(mend(s|ed|ing)?|anew|farm|ledger|came of|at hand|footing|jury|fingertips|"
+        r"logged no fear)\b"
+    )
     assert [found[0] for found in re.finditer(ours, page.read_text(), re.I)] == []
 
 
