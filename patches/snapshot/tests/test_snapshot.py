@@ -74,8 +74,8 @@ def goes_on(vmm: Vmm, inner: L2, last: int) -> None:
     """A resumed guest counts on from `last`, leaves out none, and has its memory."""
     inner.ask("", counted(last + 3), vmm.guest.deadline(SNAPSHOT_S))
     seen = numbers(inner)
-    # It may have been in the midst of printing a number.
-    assert seen[0] in (last, last + 1)
+    # The number that it was printing when it was suspended is spread over both outputs.
+    assert seen[0] in (last, last + 1, last + 2)
     assert seen == list(range(seen[0], seen[-1] + 1))
     found = inner.ask("x", COUNTED)
     assert (int(found[1]) >= seen[-1], found[2]) == (True, "0")
@@ -97,12 +97,15 @@ def test_a_guest_goes_on_beside_its_checkpoint(vmm: Vmm, l2: Make) -> None:
     file = save(vmm, inner, "--checkpoint")
     after = numbers(inner)[-1]
     inner.ask("", counted(after + 2), vmm.guest.deadline(SNAPSHOT_S))
-    assert numbers(inner) == list(range(1, numbers(inner)[-1] + 1))
+    seen = numbers(inner)
+    assert seen == list(range(1, seen[-1] + 1))
     inner.end()
     again = resume(vmm, l2, "kept2", file)
-    again.ask("", re.compile("L2ROM counts "), vmm.guest.deadline(SNAPSHOT_S))
-    assert before <= numbers(again)[0] <= after + 1
-    goes_on(vmm, again, numbers(again)[0])
+    # The first line may lack its beginning, but not the second.
+    again.ask("", re.compile(r"L2ROM counts \d+\r?$", re.M), vmm.guest.deadline(SNAPSHOT_S))
+    first = numbers(again)[0]
+    assert before <= first <= after + 2
+    goes_on(vmm, again, first)
 
 
 def test_files_that_are_cut_short_are_refused(vmm: Vmm, l2: Make, guest: Guest) -> None:
