@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from harness.cli.tasks import namespace
+from pathlib import Path
+
+from harness.cli import checkout
+
+checkout.require(Path(__file__).resolve().parent)
+
+from harness.cli.tasks import namespace  # noqa: E402
 
 __all__ = ["namespace"]

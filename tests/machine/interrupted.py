@@ -63,7 +63,8 @@ def main() -> int:
     tests = files.runs_dir() / "checks"
     tests.mkdir(exist_ok=True)
     (tests / "test_sleep.py").write_text(TEST.format(seconds("checks")))
-    verify.Workbench = Bench  # type: ignore[misc]
+    # The name that verify looks up is replaced for the life of this process.
+    vars(verify)["Workbench"] = Bench
     result = verify.verify(Options(backend="tcg", stock=True), tests)
     report.show(result)
     return result.exit_code

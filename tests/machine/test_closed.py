@@ -272,9 +272,9 @@ def test_another_local_user_cannot_get_in(guest: Guest, open_folder: Path) -> No
     for user, code, word in ((AS_NOBODY, errno.EACCES, "Permission denied"), ((), 0, "")):
         near, far = socket.socketpair()
         with near, far:
-            command = [*user, SYSTEM_PYTHON, *ask]
+            command: list[str] = [*user, SYSTEM_PYTHON, *ask]
             done = subprocess.run(
-                command, stdout=far, stderr=subprocess.PIPE, text=True, check=False
+                command, stdout=far.fileno(), stderr=subprocess.PIPE, text=True, check=False
             )
         assert (done.returncode, word in done.stderr) == (code, True), done.stderr
     machine_s = ["nsenter", f"--net=/proc/{guest.machine.pid}/ns/net", "true"]

@@ -21,7 +21,14 @@ from test_machines import Made, ask, boot, make, sector
 
 from harness import machine as machines
 from harness.deadline import Deadline
-from harness.errors import DiskFull, GuestError, GuestRebooted, MachineDied, WaitTimeout
+from harness.errors import (
+    CannotError,
+    DiskFull,
+    GuestError,
+    GuestRebooted,
+    MachineDied,
+    WaitTimeout,
+)
 from harness.guest.freebsd import Access, Guest
 from harness.guest.ssh import CommandFailed, SshRefused
 from harness.machine import Drive, Spec, base
@@ -119,7 +126,7 @@ def test_a_full_disk_before_the_start_is_named(make: Made, tiny: Path) -> None:
     with contextlib.suppress(OSError), (tiny / "fill").open("wb", buffering=0) as fill:
         while fill.write(b"x" * 512):
             pass
-    with pytest.raises((GuestError, OSError, machines.base.CannotError)) as raised:
+    with pytest.raises((GuestError, OSError, CannotError)) as raised:
         boot(make("tcg", run=str(tiny / "run")))
     assert "No space left on device" in f"{raised.value}"
 

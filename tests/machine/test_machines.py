@@ -21,7 +21,7 @@ from harness import machine as machines
 from harness.deadline import Deadline
 from harness.errors import CannotError, MachineDied, WaitTimeout
 from harness.files import PROJECT
-from harness.machine import Drive, Machine, Spec, base, bochs, qemu
+from harness.machine import Drive, Machine, Spec, base, bochs_state, qemu
 
 EVIL = 'it\'s a "disk", $HOME {x} =1'
 PROMPT = r"sector\r\n> "
@@ -34,7 +34,16 @@ def sector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guest: 1 MiB with the boot sector at its beginning."""
     folder = tmp_path_factory.mktemp("sector")
     source = Path(__file__).with_name("sector.S")
-    compiling = ["gcc", "-m32", "-nostdlib", "-ffreestanding", "-c", "-o", "sector.o", source]
+    compiling: list[str | Path] = [
+        "gcc",
+        "-m32",
+        "-nostdlib",
+        "-ffreestanding",
+        "-c",
+        "-o",
+        "sector.o",
+        source,
+    ]
     linking = ["ld", "-m", "elf_i386", "-Ttext=0x7c00", "--oformat", "binary"]
     subprocess.run(compiling, cwd=folder, check=True)
     subprocess.run([*linking, "-o", "disk.img", "sector.o"], cwd=folder, check=True)
@@ -326,7 +335,7 @@ def test_a_save_that_is_never_answered_ends_with_the_limit_or_the_machine(
     make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bochs gets its signal, but does not find the request."""
-    monkeypatch.setattr(bochs.bochs_state, "request", lambda *_: None)
+    monkeypatch.setattr(bochs_state, "request", lambda *_: None)
     with make("bochs", savable=True) as machine:
         boot(machine)
         with pytest.raises(WaitTimeout, match="did not save the guest within 1 s"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import host, machine
+from harness import host, hostmake, machine
 from harness.deadline import Deadline
 from harness.errors import GuestError, UsageError
 from harness.files import PROJECT
@@ -245,7 +245,7 @@ def test_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     image = probe.build()
     assert image.stat().st_size <= 1032192
-    monkeypatch.setattr(probe.hostmake, "make", pytest.fail)
+    monkeypatch.setattr(hostmake, "make", pytest.fail)
     assert probe.build() == image
     names = sorted(path.name for path in (tmp_path / "vtxprobe").iterdir())
     assert names == sorted([image.parent.name, "lock"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_any_path_will_do(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyP
     (source / "in").write_text("made")
     # A TMPDIR that make cannot take is passed over.
     monkeypatch.setenv("TMPDIR", str(source))
-    monkeypatch.setattr(hostmake.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     said = hostmake.make(source, "WORD=said", result="out", target=source / "result")
     assert (said, (source / "result").read_text()) == ("said\n", "made")
 

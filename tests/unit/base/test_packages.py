@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from harness import debian
@@ -15,7 +17,7 @@ Asked = list[tuple[str, ...]]
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What would have been installed, on a machine without ccache."""
     found: Asked = []
-    monkeypatch.setattr(debian.shutil, "which", lambda _name, **_options: None)
+    monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
     monkeypatch.setattr(debian, "_install", lambda lacking: found.append(lacking.packages))
     return found
 

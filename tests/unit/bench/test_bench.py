@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.bench import boots, builds, chart, phases, run, subject
+from harness.bench import boots, builds, chart, phases, run, subject, where
 from harness.bench.model import Measurements, Result, Samples, at_least, at_most
 from harness.cli.program import spread
 from harness.errors import CannotError, UsageError
@@ -127,9 +127,14 @@ Go = Callable[..., int]
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
     """Run benches that are played: `good`, `slow` (a ratio not reached), `not_here`."""
     monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
-    where = {"processor": "P", "processors": 2, "memory_bytes": 1 << 30, "kernel": "K"}
-    where |= {"emulators": {}, "load average": [0.1]}
-    monkeypatch.setattr(run.where, "machine", lambda: where)
+    found: dict[str, object] = {
+        "processor": "P",
+        "processors": 2,
+        "memory_bytes": 1 << 30,
+        "kernel": "K",
+    }
+    found |= {"emulators": {}, "load average": [0.1]}
+    monkeypatch.setattr(where, "machine", lambda: found)
     monkeypatch.setattr(subject, "find", lambda *_a: SimpleNamespace())
     monkeypatch.setattr(run, "_backend", lambda *_a: "tcg")
     rounds: list[int] = []

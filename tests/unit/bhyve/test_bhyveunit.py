@@ -178,7 +178,14 @@ def test_our_side_of_a_program(tmp_path: Path) -> None:
     (tmp_path / "part.c").write_text(_PART)
     (tmp_path / "glibc.h").write_text(_GLIBC)
     program = tmp_path / "unit"
-    command = [compiler, "-D_GNU_SOURCE", "-include", tmp_path / "glibc.h", "-o", program]
+    command: list[str | Path] = [
+        compiler,
+        "-D_GNU_SOURCE",
+        "-include",
+        tmp_path / "glibc.h",
+        "-o",
+        program,
+    ]
     command += ["-I", bhyveunit.SOURCES, bhyveunit.SOURCES / "unit.c", tmp_path / "part.c"]
     subprocess.run(command, check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)

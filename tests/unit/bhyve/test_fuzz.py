@@ -32,7 +32,8 @@ end
 
 def test_what_vmmfuzz_prints() -> None:
     guest = FakeGuest({"/x/vmmfuzz": (1, PRINTED, "")})
-    guest.machine.console.text = ""
+    console: Any = guest.machine.console
+    console.text = ""
     found = fuzz.attack(guest, "/x/vmmfuzz", 2, 1867, first_round=3, avoid=["rtc-time"])
     assert guest.said == ["/x/vmmfuzz -s 2 -n 1867 -r 3 -p 200 -c /dev/console -x rtc-time"]
     assert (found.rounds, found.calls) == (20, 1867)

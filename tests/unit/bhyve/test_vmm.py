@@ -36,6 +36,7 @@ class Loading:
     def __init__(self, tmp_path: Path, **answers: Answer) -> None:
         module = tmp_path / "vmm.ko"
         module.write_bytes(b"the module")
+        self.loaded = False
         self.build: Any = SimpleNamespace(
             module=module, key=BUILD_ID, build_id=BUILD_ID, osversion=1501000
         )
@@ -50,8 +51,11 @@ class Loading:
             }
         )
         self.says = ""
-        self.loaded = False
         self.answer: Answer = (0, "", "")
+
+    def unload(self) -> Answer:
+        self.loaded = False
+        return (0, "", "")
 
     def load(self) -> Answer:
         self.guest.machine.console.text += self.says  # type: ignore[attr-defined]
@@ -85,7 +89,7 @@ def test_a_module_that_is_there_already_is_not_sent_again(loading: Loading) -> N
 
 def test_a_module_that_is_loaded_already_goes_first(loading: Loading) -> None:
     loading.loaded = True
-    loading.guest.answers["kldunload"] = lambda: setattr(loading, "loaded", False) or (0, "", "")
+    loading.guest.answers["kldunload"] = loading.unload
     loading.run()
     said = loading.guest.said
     assert said.index("kldunload vmm") < said.index(f"kldload {REMOTE}")
@@ -310,7 +314,7 @@ def test_the_wrapper_runs_the_system_s_program_with_the_library(tmp_path: Path) 
     (home / "vmmls").touch()
     (user / "bin").mkdir()
     (user / "bin/bhyvectl").symlink_to("of an earlier build")
-    command = ["sh", "-c", vmm._IN_PATH, home, system, "bhyve", "bhyveload"]
+    command: list[str | Path] = ["sh", "-c", vmm._IN_PATH, home, system, "bhyve", "bhyveload"]
     subprocess.run(command, env={"HOME": str(user), "PATH": "/usr/bin:/bin"}, check=True)
     said = subprocess.run(
         [user / "bin/bhyve", "a b", "c"], stdout=subprocess.PIPE, text=True, check=True

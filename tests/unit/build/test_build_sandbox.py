@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -317,9 +318,14 @@ def test_where_there_is_none_nothing_is_built(
     tree: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     made: list[targets.Job] = []
+
+    def maker(job: targets.Job) -> targets.Made:
+        made.append(job)
+        raise AssertionError("it was built")
+
     monkeypatch.setattr(sandbox, "unavailable", lambda: "this machine forbids it")
     with pytest.raises(CannotError, match=r"this machine forbids it; or give --no-sandbox"):
-        builder.build(tree, None, None, "15.1", maker=lambda job: made.append(job))  # type: ignore[arg-type,func-returns-value]
+        builder.build(tree, None, None, "15.1", maker=maker)
     assert not made
     assert builder.build(tree, None, None, "15.1", sandboxed=False).module.is_file()
 
@@ -327,14 +333,14 @@ def test_where_there_is_none_nothing_is_built(
 def test_a_missing_or_forbidden_bubblewrap_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     sandbox.unavailable.cache_clear()
     try:
         assert sandbox.unavailable() == "bubblewrap is not installed: run ./inv setup"
         forbidden = tmp_path / "bwrap"
         forbidden.write_text("#!/bin/sh\necho 'bwrap: No permissions' >&2\nexit 1\n")
         forbidden.chmod(0o755)
-        monkeypatch.setattr(sandbox.shutil, "which", lambda _name: str(forbidden))
+        monkeypatch.setattr(shutil, "which", lambda _name: str(forbidden))
         sandbox.unavailable.cache_clear()
         assert "forbids it (bwrap, No permissions): " in sandbox.unavailable()
     finally:

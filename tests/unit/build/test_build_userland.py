@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from faketree import diff, mail, make_series, make_tree
 
@@ -81,7 +83,9 @@ def series(tmp_path: Path) -> load.Series:
 
 def dynamic(file: Path) -> dict[str, list[str]]:
     with file.open("rb") as stream:
-        tags = ELFFile(stream).get_section_by_name(".dynamic").iter_tags()
+        section = ELFFile(stream).get_section_by_name(".dynamic")
+        assert isinstance(section, DynamicSection)
+        tags = section.iter_tags()
         found: dict[str, list[str]] = {}
         for tag in tags:
             for name in ("needed", "runpath", "soname"):
@@ -131,7 +135,7 @@ def test_programs_are_compiled_against_the_build(
     built = builder.build(tree, sysroot, series, "15.1")
     source = tmp_path / "ask.c"
     source.write_text(TOOL_C)
-    options = {"sysroot": sysroot, "libraries": ["vmmapi"], "flags": ["-nostdlib"]}
+    options: dict[str, Any] = {"sysroot": sysroot, "libraries": ["vmmapi"], "flags": ["-nostdlib"]}
     program = builder.compile_program(built, [source], **options)
     assert dynamic(program) == {"needed": ["libvmmapi.so.7"], "runpath": ["$ORIGIN"]}
     made = program.stat().st_mtime_ns

@@ -130,4 +130,4 @@ def test_a_header_that_a_series_takes_away_is_no_name(tmp_path: Path) -> None:
     before = linktree.names(tree, None, tree)
     linktree.plant(linktree.identify(tree, "15.1"), series, tmp_path / "planted")
     after = linktree.names(tree, series, tmp_path / "planted")
-    assert (before - after, after - before) == ({names[0]}, {names[1]})
+    assert (before - after, after - before) == (frozenset({names[0]}), frozenset({names[1]}))

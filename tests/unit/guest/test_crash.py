@@ -212,7 +212,16 @@ def test_a_kernel_of_another_address_lends_no_lines(program: Path, tmp_path: Pat
     kernel = tmp_path / "kernel"
     base = 0xFFFFFFFF80200000
     linker = f"ld.lld-{debian.clang_version()}"
-    command = [linker, "-e", "main", "-Ttext", f"{base:#x}", "-o", kernel, program]
+    command: list[str | Path] = [
+        linker,
+        "-e",
+        "main",
+        "-Ttext",
+        f"{base:#x}",
+        "-o",
+        kernel,
+        program,
+    ]
     subprocess.run(command, check=True)
     begin = panic_report._object(kernel, []).functions["inlined"][0]
     right, wrong = Frame("inlined", 2, begin + 2), Frame("inlined", 2, begin + 0x1002)

@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from harness.cli import image_commands
 from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, MachineDied, WaitTimeout
-from harness.files import PROJECT, locked
+from harness.files import PROJECT, checksum_sparse, locked
 from harness.guest import snapshot
 from harness.guest.freebsd import Access, Guest
 from harness.guest.snapshot import Snapshot
+from harness.image import prune, store
 from harness.image.model import ImageRecord
 from harness.machine import Drive, Machine, Spec, Traits
 
@@ -134,14 +136,24 @@ def test_a_machine_that_cannot_be_saved(played: type[Played], spec: Spec) -> Non
     assert not snapshot.home(spec.drive.path).exists()
 
 
+def other_emulator(kind: type[Played], spec: Spec) -> Spec:
+    kind.emulator = "2"
+    return spec
+
+
+def other_time(_kind: type[Played], spec: Spec) -> Spec:
+    os.utime(spec.drive.path, (1, 1))
+    return spec
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda kind, spec: setattr(kind, "emulator", "2") or spec, "emulator"),
+        (other_emulator, "emulator"),
         (lambda _kind, spec: replace(spec, memory_bytes=2 << 20), "memory"),
         (lambda _kind, spec: replace(spec, cpus=2), "number of processors"),
         (lambda _kind, spec: spec.drive.path.write_bytes(b"other") and spec, "disk"),
-        (lambda _kind, spec: os.utime(spec.drive.path, (1, 1)) or spec, "disk"),
+        (other_time, "disk"),
     ],
 )
 def test_a_snapshot_of_something_else_is_not_resumed(
@@ -208,7 +220,7 @@ def test_a_file_is_read_once_until_somebody_writes_to_it(
 ) -> None:
     """Also when its time of writing is set back, and after the host was started again."""
     read: list[Path] = []
-    genuine = snapshot.checksum_sparse
+    genuine = checksum_sparse
 
     def counted(path: Path) -> str:
         read.append(path)
@@ -469,7 +481,9 @@ def test_the_image_tasks_know_of_snapshots(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     disk = spec.drive.path
-    text = dict.fromkeys(("origin", "origin_sha256", "disk_sha256", "host_key", "uname"), "x")
+    text: dict[str, Any] = dict.fromkeys(
+        ("origin", "origin_sha256", "disk_sha256", "host_key", "uname"), "x"
+    )
     record = ImageRecord(
         **text,
         release="15.1",
@@ -481,10 +495,10 @@ def test_the_image_tasks_know_of_snapshots(
         prepared_at="now",
         prepare_version=4,
     )
-    monkeypatch.setattr(image_commands.store, "find", lambda _release: record)
-    monkeypatch.setattr(image_commands.store, "prepared", lambda: [record])
-    monkeypatch.setattr(image_commands.store, "known", list)
-    monkeypatch.setattr(image_commands.prune, "small_guests", lambda: 0)
+    monkeypatch.setattr(store, "find", lambda _release: record)
+    monkeypatch.setattr(store, "prepared", lambda: [record])
+    monkeypatch.setattr(store, "known", list)
+    monkeypatch.setattr(prune, "small_guests", lambda: 0)
     for played.emulator in ("1", "2"):
         bring_up(played, spec)
         os.utime(

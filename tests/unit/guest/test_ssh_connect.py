@@ -289,7 +289,12 @@ def test_a_guest_that_hangs_ends_at_the_deadline(frozen: Ssh, stdin: bytes) -> N
 def test_a_guest_that_hangs_while_it_is_fed_ends_at_the_deadline(sshd: Sshd) -> None:
     with Ssh(sshd.address()) as ssh:
         ssh.connect(Deadline.after(20))
-        timer = threading.Timer(0.3, lambda: [one.suspend() for one in sshd.sessions()])
+
+        def suspend() -> None:
+            for one in sshd.sessions():
+                one.suspend()
+
+        timer = threading.Timer(0.3, suspend)
         timer.start()
         start = time.monotonic()
         with pytest.raises(WaitTimeout):

@@ -16,9 +16,10 @@ from test_image_store import make_disk, make_source, make_sysroot
 
 from harness.errors import CannotError, UsageError
 from harness.guest.keys import make_key
-from harness.image import bundle, check, fetch, rekey, store
+from harness.image import bundle, check, fetch, prepare, rekey, store
 from harness.image.model import Imported, Prepared
 from harness.image.obtain import Files, import_files
+from harness.machine import Backend
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bundle.Bundle]
     top = tmp_path_factory.mktemp("packed")
     host_key, host = disks.make_host_key(top / "host")
 
-    def preparer(_imported: Imported, folder: Path, _backend: str, _live: store.Live) -> Prepared:
+    def preparer(
+        _imported: Imported, folder: Path, _backend: Backend, _live: store.Live
+    ) -> Prepared:
         public = make_key(folder / "id_ed25519", "vmm-workbench").rsplit(" ", 1)[0]
         disks.make_disk(folder / "disk.raw", public, host)
         (folder / "console-password").write_text("secret\n")
@@ -55,6 +58,12 @@ def packed(
     """The same, before another cache, an empty one."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "there"))
     return made
+
+
+def member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    assert file is not None
+    return file.read()
 
 
 def test_from_one_cache_to_another(tmp_path: Path, packed: tuple[Path, bundle.Bundle]) -> None:
@@ -89,10 +98,10 @@ def test_nothing_secret_or_private_travels(packed: tuple[Path, bundle.Bundle]) -
     with tarfile.open(made.path) as tar:
         assert tuple(tar.getnames()) == made.members
         assert all((it.uid, it.uname) == (0, "root") for it in tar)
-        parts = [tar.extractfile(name) for name in made.members]
         texts = [
-            lzma.decompress(it.read()) if it.name.endswith("xz") else it.read() for it in parts
-        ]  # type: ignore[union-attr]
+            lzma.decompress(member(tar, it)) if it.endswith("xz") else member(tar, it)
+            for it in made.members
+        ]
     secret = key.read_bytes()[60:200]
     assert not any(secret in text or b".git" in text for text in texts)
 
@@ -253,7 +262,7 @@ def test_what_is_no_bundle(tmp_path: Path, packed: tuple[Path, bundle.Bundle]) -
 def test_of_another_preparation(
     packed: tuple[Path, bundle.Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle.prepare, "VERSION", 99)
+    monkeypatch.setattr(prepare, "VERSION", 99)
     with pytest.raises(CannotError, match="prepared by another version of the workbench"):
         bundle.take_in(packed[1].path)
 

@@ -22,9 +22,10 @@ from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
 from harness.files import checksum_sparse
 from harness.guest import snapshot
 from harness.guest.keys import make_key
-from harness.image import check, fetch, obtain, prune, store
+from harness.image import check, fetch, manifest, obtain, prepare, prune, store
 from harness.image.model import ImageRecord, Imported, Prepared
 from harness.image.obtain import Files, import_files
+from harness.machine import Backend
 
 MIB = 1 << 20
 NEWVERS = 'TYPE="FreeBSD"\nREVISION="{}"\nBRANCH="RELEASE-p1"\n'
@@ -49,7 +50,7 @@ class Preparer:
         self.error = error
 
     def __call__(
-        self, imported: Imported, folder: Path, _backend: str, live: store.Live
+        self, imported: Imported, folder: Path, _backend: Backend, live: store.Live
     ) -> Prepared:
         self.seen.append(imported)
         assert list(folder.iterdir()) == []
@@ -334,7 +335,7 @@ def test_an_outdated_preparation_is_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_disk(tmp_path / "d")
-    monkeypatch.setattr(obtain.prepare, "VERSION", 99)
+    monkeypatch.setattr(prepare, "VERSION", 99)
     with pytest.raises(CannotError, match=f"--disk {tmp_path / 'd'}"):
         obtain.obtain("15.1")
     preparer = Preparer()
@@ -424,10 +425,10 @@ def test_small_guests_of_old_are_pruned(cache: Path) -> None:
 def test_zfs_is_refused_before_anything_is_done(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = obtain.manifest.find("15.1")
+    known = manifest.find("15.1")
     assert known is not None
     zfs = replace(known, image_filesystem="zfs")
-    monkeypatch.setattr(obtain.manifest, "find", lambda _release: zfs)
+    monkeypatch.setattr(manifest, "find", lambda _release: zfs)
     with pytest.raises(UsageError, match="only images with UFS are prepared"):
         obtain.fetch_official("15.1")
 
@@ -448,7 +449,7 @@ def test_bochs_prepares_nothing(tmp_path: Path) -> None:
 
 def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the manifest's names, from a mirror of one's own."""
-    known = obtain.manifest.find("15.1")
+    known = manifest.find("15.1")
     assert known is not None
     bad, http = badserver.start()
     monkeypatch.setenv("HARNESS_MIRROR", bad.address + "mirror")
@@ -466,7 +467,7 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
             listing.write(f'{remote.file}\t{digest}\t1\tname\t"text"\ton\n')
         bad.files[f"/mirror/{known.base.folder}MANIFEST"] = listing.getvalue().encode()
         preparer = Preparer()
-        monkeypatch.setattr(obtain.prepare, "prepare", preparer)
+        monkeypatch.setattr(prepare, "prepare", preparer)
         said: list[str] = []
         record = obtain.obtain("15.1", backend="tcg", live=said.append)
     finally:

@@ -27,7 +27,7 @@ from harness.guest.transcript import Asked, Evidence
 from harness.image import fetch, store
 from harness.report.data import Check, Report, StageResult
 
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None, -1, 1e30, -1e30, "", "x", "two\nlines", [1], [[]], {}, {"a": 1}, True, "\ud800",
     "../../x", "a\0b", 10**30, "-oProxyCommand=x", "\x1b[31m",
 )  # fmt: skip
@@ -114,7 +114,12 @@ def test_guests_that_stay(tmp_path: Path) -> None:
     key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
     record = keeper.Record("q", tmp_path, owner, stage="ready", ssh_port=1, user="root")
     began = "2026-01-01T00:00:00+00:00"
-    more = {"emulator": owner, "began_at": began, "private_key": "/k", "options": {"a": 1}}
+    more: dict[str, Any] = {
+        "emulator": owner,
+        "began_at": began,
+        "private_key": "/k",
+        "options": {"a": 1},
+    }
     keeper.save(dataclasses.replace(record, host_key=key, **more))
     command: list[str] = []
 

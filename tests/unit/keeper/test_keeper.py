@@ -17,8 +17,7 @@ from fakes import FailingBench
 from harness import keeper, progress
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, Interrupted, PatchError, UsageError, WaitTimeout
-from harness.files import PROJECT
-from harness.keeper import record as records
+from harness.files import PROJECT, runs_dir
 from harness.keeper import wire
 from harness.keeper.record import Process, Record
 
@@ -41,7 +40,7 @@ def sleeper() -> Iterator[Process]:
 
 
 def reserve(name: str = "one") -> Record:
-    run_dir = records.runs_dir() / f"run-{name}"
+    run_dir = runs_dir() / f"run-{name}"
     (run_dir / "guest").mkdir(parents=True, exist_ok=True)
     return keeper.reserve(name, run_dir)
 
@@ -124,7 +123,7 @@ def test_names_that_are_none(name: str) -> None:
 
 def test_a_damaged_record_is_said_and_replaced() -> None:
     reserve()
-    path = records.runs_dir() / "guests" / "one.json"
+    path = runs_dir() / "guests" / "one.json"
     path.write_text('{"name": "one"')
     with pytest.raises(CannotError, match=r"one\.json: cannot be read .*remove it"):
         keeper.load("one")

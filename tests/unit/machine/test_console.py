@@ -294,7 +294,7 @@ def test_ten_megabytes_are_no_trouble(tmp_path: Path, unit: bytes) -> None:
     console = Console(near.detach(), tmp_path / "log", keep_bytes=keep)
     talk = console.talk()
     data = unit * (10_000_000 // len(unit))
-    sender = threading.Thread(target=lambda: (far.sendall(data), far.sendall(b"\r\nlogin: ")))
+    sender = threading.Thread(target=far.sendall, args=(data + b"\r\nlogin: ",))
     with quick(30):
         sender.start()
         talk.expect_any([r"\r\nlogin: "], "prompt", Deadline.after(30))

@@ -41,7 +41,7 @@ class Page(HTMLParser):
         known = dict(attrs)
         assert len(known) == len(attrs), f"{tag}: an attribute twice"
         assert not any(name.startswith("on") for name in known)
-        self.ids += [known["id"]] if known.get("id") else []
+        self.ids += [value for name, value in attrs if name == "id" and value]
         self.links += [value or "" for name, value in attrs if name in ("href", "src")]
         if tag not in _VOID:
             self.open.append(tag)
@@ -194,7 +194,8 @@ def test_the_picture_shows_where_the_seconds_went() -> None:
     assert whole is not None
     assert part is not None
     assert [row.label for row in whole.rows] == ["boot, 90 s", "checks, 9.0 s"]
-    assert [(bar.left, bar.width) for row in whole.rows for bar in row.bars] == [
+    bars: list[object] = [(bar.left, bar.width) for row in whole.rows for bar in row.bars]
+    assert bars == [
         (0.0, pytest.approx(100 * 90 / 99, abs=0.01)),
         (pytest.approx(100 * 90 / 99, abs=0.01), pytest.approx(100 * 9 / 99, abs=0.01)),
     ]
@@ -271,7 +272,12 @@ def test_inv_report_tells_the_last_run(
     with pytest.raises(UsageError, match="no report of this program"):
         report_commands.show("2-verify", open_page=False, as_json=False)
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda page: bool(opened.append(page)))
+
+    def refuse(page: str) -> bool:
+        opened.append(page)
+        return False
+
+    monkeypatch.setattr("webbrowser.open", refuse)
     with pytest.raises(CannotError, match="yourself"):
         report_commands.show("1-verify", open_page=True, as_json=True)
     assert opened == [(runs / "1-verify" / "report.html").as_uri()]

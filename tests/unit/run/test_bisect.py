@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.build import builder
 from harness.errors import GuestPanic, PatchError, UsageError
 from harness.report import Check
+from harness.report.data import StageResult
 from harness.run import bisect
 from harness.run.session import Options
 from harness.series.load import Patch, Series
@@ -36,19 +40,21 @@ def test_the_first_bad_one_is_among_the_suspects(total: int, data: st.DataObject
 
 
 Outcome = dict[str, str] | Exception
+Hunt = Callable[..., bisect.Found]
 
 
 @pytest.fixture
-def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hunt:
     """Bisect a series of which each step's checks, or error, are given; -1 is what build raises."""
 
-    def go(steps: dict[int, Outcome], count: int = 5, **how: int) -> bisect.Found:
+    def go(steps: dict[int, Outcome], count: int = 5, **how: Any) -> bisect.Found:
         restarted: list[int] = []
 
         class Bench:
             def __init__(self, options: Options, run_dir: Path) -> None:
                 assert not options.module
-                self.options, self.run_dir, self.stages = options, run_dir, []
+                self.options, self.run_dir = options, run_dir
+                self.stages: list[StageResult] = []
                 self.record = SimpleNamespace(source=Path(), sysroot=None)
 
             def up(self) -> None: ...
@@ -89,7 +95,7 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(bisect, "Workbench", Bench)
         monkeypatch.setattr(bisect, "load_series", lambda _options: series)
         monkeypatch.setattr(bisect, "new_run_dir", lambda _what: tmp_path)
-        monkeypatch.setattr(bisect.builder, "build", build)
+        monkeypatch.setattr(builder, "build", build)
         monkeypatch.setattr(bisect, "run_checks", checks)
         found = bisect.bisect(Options(), **how)
         assert [step.applied for step in found.steps if step.why == "panic"] == restarted
@@ -101,7 +107,7 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 BAD: Outcome = {"a": "passed", "b": "failed"}
 
 
-def test_the_third_of_five(hunt) -> None:
+def test_the_third_of_five(hunt: Hunt) -> None:
     found = hunt({3: BAD, 4: BAD, 5: BAD})
     assert found.suspects == (3,)
     assert found.verdict == "the first bad patch is 0003.patch (3 of 5): b fails: why"
@@ -109,7 +115,7 @@ def test_the_third_of_five(hunt) -> None:
     assert [step.applied for step in found.steps] == [0, 5, 2, 3]
 
 
-def test_what_never_held_is_not_missed(hunt) -> None:
+def test_what_never_held_is_not_missed(hunt: Hunt) -> None:
     """A check that fails at the start says nothing of the patches."""
     always: Outcome = {"a": "passed", "b": "failed"}
     found = hunt(dict.fromkeys(range(6), always))
@@ -117,19 +123,19 @@ def test_what_never_held_is_not_missed(hunt) -> None:
     assert "no bad patch" in found.verdict
 
 
-def test_a_step_that_does_not_build_is_passed_by(hunt) -> None:
+def test_a_step_that_does_not_build_is_passed_by(hunt: Hunt) -> None:
     found = hunt({2: PatchError("no hunk"), 3: BAD, 4: BAD, 5: BAD})
     assert [step.verdict for step in found.steps if step.applied == 2] == ["skipped"]
     assert found.suspects == (2, 3)
     assert "0002.patch (2 of 5), 0003.patch (3 of 5)" in found.verdict
 
 
-def test_a_panic_is_bad_and_the_guest_comes_back(hunt) -> None:
+def test_a_panic_is_bad_and_the_guest_comes_back(hunt: Hunt) -> None:
     panic = GuestPanic("panic")
     assert hunt({4: panic, 5: panic}).suspects == (4,)
 
 
-def test_ends_that_cannot_be(hunt) -> None:
+def test_ends_that_cannot_be(hunt: Hunt) -> None:
     with pytest.raises(UsageError, match="the series has 5 patches"):
         hunt({}, good=3, bad=2)
     with pytest.raises(UsageError, match="has 5 patches"):

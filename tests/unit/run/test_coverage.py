@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from faketree import VMM_C, diff, mail, make_series, make_tree
 
 from harness import debian
@@ -54,9 +55,9 @@ def test_a_counting_module_says_where_its_counters_are(tree: Path, series: Serie
     with built.module.open("rb") as stream:
         elf = ELFFile(stream)
         names = {section.name for section in elf.iter_sections()}
-        symbols = {
-            it.name: it["st_value"] for it in elf.get_section_by_name(".symtab").iter_symbols()
-        }
+        table = elf.get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        symbols = {it.name: it["st_value"] for it in table.iter_symbols()}
     assert symbols[counters.END] - symbols[counters.START] == 16
     assert "__llvm_prf_cnts" in names
     assert not names & set(counters.NOT_LOADED)

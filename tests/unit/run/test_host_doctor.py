@@ -180,7 +180,7 @@ def test_which_bochs_and_what_it_can_do(about: dict[str, object], said: str, rem
 
 
 def test_its_models_say_what_virtualization_it_has() -> None:
-    models = ("broadwell_ult", "pentium")
+    models: tuple[str, ...] = ("broadwell_ult", "pentium")
     assert "2 processor models (VMX)" in bochs_row(cpu_models=models).evidence
     models = ("broadwell_ult", "zambezi", "ryzen")
     assert "3 processor models (VMX and SVM)" in bochs_row(cpu_models=models).evidence

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any, cast
 
 import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
-from harness.errors import CannotError, GuestError, MachineDied
+from harness.errors import CannotError, GuestError, GuestPanic, MachineDied
 from harness.files import PROJECT
 from harness.run import plugin
+from harness.run.session import Workbench
 
 pytest_plugins = ["pytester"]
 
@@ -25,7 +27,7 @@ class Brought:
         self.bench = fake_bench(guest)
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[plugin.WORKBENCH] = self.bench  # type: ignore[assignment]
+        config.stash[plugin.WORKBENCH] = cast(Any, self.bench)
 
 
 @pytest.fixture
@@ -142,10 +144,10 @@ def test_a_guest_that_cannot_be_brought_up_ends_pytest_with_its_code(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(_self: object) -> None:
-        raise plugin.GuestPanic("the guest panicked: early", detail="its story")
+        raise GuestPanic("the guest panicked: early", detail="its story")
 
     monkeypatch.setenv("HARNESS_RUNS", str(pytester.path / "runs"))
-    monkeypatch.setattr(plugin.Workbench, "up", fails)
+    monkeypatch.setattr(Workbench, "up", fails)
     result = run(pytester, "def test_a(guest): pass", None)
     assert result.ret == 4
     result.stdout.fnmatch_lines(["*the guest panicked: early*"])

@@ -19,7 +19,7 @@ import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
-from harness import keeper, progress, report
+from harness import host, keeper, progress, report
 from harness.errors import CannotError, GuestError, PatchError, UsageError, WorkbenchError
 from harness.files import PROJECT
 from harness.guest.panic_report import Panic
@@ -78,6 +78,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         played = fake_bench(FakeGuest())
 
         class Bench:
+            guest: Any
+            loaded: Any
+            breaks: int
+            run_dir: Path
+            stages: list[progress.Stage]
+
             def __init__(self, asked: Options, run_dir: Path, name: str = "") -> None:
                 self.__dict__.update(vars(played), run_dir=run_dir, options=asked, stages=[])
                 self.build = "series"
@@ -301,9 +307,10 @@ def test_a_stage_that_fails_ends_the_run_with_its_code(
         "build": "failed",
         **{name: "not run" for name in STAGES if name not in ("host", "build")},
     }
-    assert error.message in ET.parse(result.run_dir / "junit.xml").getroot().find(  # noqa: S314
-        ".//testcase[@name='build']/error"
-    ).get("message")
+    root = ET.parse(result.run_dir / "junit.xml").getroot()  # noqa: S314
+    found = root.find(".//testcase[@name='build']/error")
+    assert found is not None
+    assert error.message in found.get("message", "")
     said = capsys.readouterr().err
     assert error.detail in said
     assert "Traceback" not in said
@@ -391,7 +398,7 @@ def test_no_image_and_no_network(
 
     def choose(self: session.Workbench) -> None:
         with progress.stage("host", self.stages):
-            self.decision = session.host.Decision("tcg", Backend("tcg"), "played")
+            self.decision = host.Decision("tcg", Backend("tcg"), "played")
 
     def prove(self: session.Workbench) -> None:
         with progress.stage("probe", self.stages):
@@ -433,14 +440,14 @@ def test_a_guest_worth_looking_into_is_kept_if_asked_for(run: Run) -> None:
 
 
 def test_a_report_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = verify.report.save
+    save = report.save
 
     def full(result: Report) -> None:
         # What `run` compares with; on a full disk there would be nothing.
         save(dataclasses.replace(result, error="not this", error_exit_code=3))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(verify.report, "save", full)
+    monkeypatch.setattr(report, "save", full)
     result = run("def test_a(guest): pass\n")
     assert result.exit_code == 3
     assert result.error.endswith("no report was written: No space left on device")

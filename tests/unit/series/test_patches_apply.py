@@ -15,6 +15,7 @@ from faketree import NUMBERED, content, diff, make_tree, snapshot
 from harness import files
 from harness.errors import CannotError, PatchError, UsageError
 from harness.series import apply, load
+from harness.series.git import JOURNAL_FOLDER
 from harness.series.load import Series
 
 MANUAL = "share/man/man4/vmm.4"
@@ -63,7 +64,7 @@ def series(tmp_path: Path) -> Series:
     twice = NUMBERED.replace("line 20\n", "line YY\n")
     folder = tmp_path / "series"
     folder.mkdir()
-    steps = (
+    steps: tuple[tuple[dict[str, str | None], dict[str, str | None]], ...] = (
         ({MANUAL: NUMBERED}, {MANUAL: once, ADDED: "new\n"}),
         ({MANUAL: once}, {MANUAL: twice}),
         ({REMOVED: "old\n"}, {REMOVED: None}),
@@ -234,7 +235,7 @@ def untouched(tmp_path: Path, home: dict[str, str]) -> bool:
     return all((tmp_path / name).read_text() == text for name, text in home.items())
 
 
-@pytest.mark.parametrize("name", [apply.JOURNAL_FOLDER, ".VMM-Workbench-Apply"])
+@pytest.mark.parametrize("name", [JOURNAL_FOLDER, ".VMM-Workbench-Apply"])
 @pytest.mark.parametrize("below", ["", "sys/"])
 def test_a_patch_may_not_name_a_journal(
     tmp_path: Path, tree: Path, home: dict[str, str], name: str, below: str
@@ -254,7 +255,7 @@ def test_a_patch_may_not_name_a_journal(
 def test_a_journal_that_came_with_the_tree_is_not_read(
     tmp_path: Path, tree: Path, series: Series, home: dict[str, str]
 ) -> None:
-    forged = tree / apply.JOURNAL_FOLDER
+    forged = tree / JOURNAL_FOLDER
     (forged / "old").mkdir(parents=True)
     (forged / ".bashrc").write_text("echo pwned\n")
     (forged / "journal.json").write_text(FORGED % tree)

@@ -152,7 +152,7 @@ def test_manuals_that_are_added_are_linted_without_a_tree(tmp_path: Path) -> Non
 def test_a_missing_mandoc_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = shutil.which
     without = lambda name: None if name == "mandoc" else genuine(name)  # noqa: E731
-    monkeypatch.setattr(mandoc.shutil, "which", without)
+    monkeypatch.setattr(shutil, "which", without)
     report = check(tmp_path, mail(diff(tmp_path, {}, {"vmmls.8": "rubbish\n"})))
     assert dict(report.not_run)["manual"] == "mandoc is not installed"
     assert report.state(report.series.patches[0], "manual") == "not run"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from harness import progress
 from harness.deadline import Deadline
@@ -121,7 +122,8 @@ class FakeGuest(Guest):
 
     def dmesg(self, _deadline: Deadline | None = None) -> list[str]:
         self.machine.check()
-        return ["old line", *self.machine.console.text.splitlines()]
+        console: Any = self.machine.console
+        return ["old line", *console.text.splitlines()]
 
 
 def bench(guest: FakeGuest | None = None) -> SimpleNamespace:

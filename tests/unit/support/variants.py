@@ -12,8 +12,10 @@ import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
 
+from harness.bhyve import vmm
+from harness.build import builder
 from harness.errors import PatchError
-from harness.run import mutants, trials
+from harness.run import mutants
 from harness.run.session import Options
 
 
@@ -65,13 +67,13 @@ class Played:
 
         monkeypatch.setattr(module, "Workbench", Bench)
         monkeypatch.setattr(mutants, "_parts", lambda made: made)
-        monkeypatch.setattr(mutants.builder, "build", self._build)
+        monkeypatch.setattr(builder, "build", self._build)
         monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))
         for place in (mutants, module):
             monkeypatch.setattr(place, "staged", self._staged, raising=False)
-        monkeypatch.setattr(trials.vmm, "load", self._load)
+        monkeypatch.setattr(vmm, "load", self._load)
         monkeypatch.setattr(
-            trials.vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
+            vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
         )
 
     def _staged(self, series: Any, *_a: Any) -> contextlib.AbstractContextManager[None]:
