@@ -25,9 +25,11 @@ _READY = re.compile(r"L2ROM ready, memory: low (\d+) MiB, high (\d+) MiB")
 _START_S = 10.0
 _PLATFORM_S = 30.0
 PLATFORM = (
-    "-c", "2", "-A", "-s", "3,virtio-rnd", "-s", "4,nvme,ram=1", "-s", "5,xhci,tablet",
+    "-c", "4", "-A", "-s", "3,virtio-rnd", "-s", "4,nvme,ram=1", "-s", "5,xhci,tablet",
 )  # fmt: skip
 """The arguments of bhyve for the machine that images/l2rom/platform.c looks at."""
+FIRMWARE = ("-c", "1", "-o", "lpc.fwcfg=qemu", "-f", "opt/workbench/word,string=hello")
+"""The same for the machine that images/l2rom/fwcfg.c looks at; it has 64 MiB."""
 
 
 class Exit(IntEnum):
@@ -202,9 +204,12 @@ class L2:
         answer = re.compile(rf"touched {mib} MiB, bad pages: (\d+)")
         return int(self.ask(f"t{mib}", answer, limit)[1])
 
-    def platform(self) -> tap.Report:
-        """What L2 finds of bhyve's own devices; it wants the machine that PLATFORM makes."""
-        self.ask("u", re.compile(r"# verdict failed=\d+"), self._guest.deadline(_PLATFORM_S))
+    def platform(self, command: str = "u") -> tap.Report:
+        """What L2 finds of bhyve's own devices.
+
+        It wants the machine that PLATFORM makes; for the command w the one that FIRMWARE makes.
+        """
+        self.ask(command, re.compile(r"# verdict failed=\d+"), self._guest.deadline(_PLATFORM_S))
         return tap.parse(self.output() + "\n")
 
     def feed(self, remote: str) -> None:

@@ -147,6 +147,7 @@ def show_report(
         "only": "a variant's name (may be given again; default: all there are)",
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
         "at-least": "with --regressions: the rate in per cent below which it fails (default: 80)",
+        "guests": "with --regressions: in how many guests at once (default: this machine's room)",
         "table": "with --regressions: also put the result into the tables of this page",
         "topic": f"whose mutants to try: a folder of patches/ (default: {defaults.TOPIC})",
         "release": f"with --regressions: the FreeBSD release (default: {defaults.RELEASE})",
@@ -164,6 +165,7 @@ def mutation(
     only: list[str],
     regressions: str = "",
     at_least: int = 80,
+    guests: int = 0,
     table: str = "",
     topic: str = "",
     release: str = defaults.RELEASE,
@@ -207,7 +209,9 @@ def mutation(
             mutants.show(result)
         return result.exit_code
     folder = Path(regressions).absolute()
-    tried = bugs.regressions(options, folder, only, at_least=at_least, every=all)
+    if guests < 0:
+        raise UsageError(f"--guests {guests}: at least one guest is meant")
+    tried = bugs.regressions(options, folder, only, at_least=at_least, every=all, guests=guests)
     if table:
         regression_table.update(Path(table), tried)
     if json:

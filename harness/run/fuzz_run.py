@@ -186,6 +186,7 @@ def _attack(
     assert bench.guest is not None
     assert bench.loaded is not None
     remote = fuzz.install(bench.guest, program, str(Path(bench.loaded.path).parent))
+    avoided = (*avoided, *fuzz.beyond(bench.backend, bench.options.cpu_vendor))
     attack = fuzz.attack(bench.guest, remote, seed, calls, first_round=first, avoid=avoided)
     # What hangs holds the module; a new guest is the only way on.
     if any(finding.kind == "hang" for finding in attack.findings):

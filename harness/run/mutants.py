@@ -23,6 +23,7 @@ from harness.build import builder, targets
 from harness.build.features import Features
 from harness.errors import PatchError, UsageError
 from harness.files import PROJECT
+from harness.run.related import related
 from harness.run.trials import Variant
 from harness.series.load import Patch, Series, read_patch
 from harness.series.staging import staged
@@ -153,7 +154,8 @@ class VariantBuilder:
                 maker = functools.partial(targets.make_again, before=before, touched=touched)
             made = self._make(series, maker)
             tool = compile_vmtool(made, self._sysroot)
-            return Variant(mutant.name, made, tool, mutant.caught_by)
+            paths = map(str, mutant.patch.touched) if mutant.patch is not None else ()
+            return Variant(mutant.name, made, tool, mutant.caught_by, related(paths))
 
     def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
         return builder.build(

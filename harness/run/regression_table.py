@@ -9,7 +9,8 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import write_atomic
-from harness.run.regressions import Result, VariantResult, first_line
+from harness.run.regression_data import Result, VariantResult
+from harness.run.regressions import first_line
 
 _COLUMNS = ("bug", "year", "area", "what it does", "caught by", "s")
 _RIGHT_COLUMNS = ("correct change", "year", "area", "verdict", "s")

@@ -30,6 +30,7 @@ from harness.build.builder import Build
 from harness.errors import GuestError, WorkbenchError
 from harness.files import PROJECT
 from harness.guest.panic_report import Panic
+from harness.host.survey import available_memory_bytes
 from harness.image.model import ImageRecord
 from harness.report import Check
 from harness.run import distribution
@@ -49,6 +50,15 @@ def how_many(memory_available_bytes: int, cpus: int) -> int:
     """How many guests to run checks in: one for each processor, as far as there is memory."""
     room = (memory_available_bytes - _SPARE_BYTES) // _GUEST_BYTES
     return max(1, min(cpus, room))
+
+
+def wanted(bench: Workbench, asked: int) -> int:
+    """How many guests to use: what was asked for, or where that is 0 what this machine has."""
+    # Nothing virtualizes under TCG, so hardly a check runs there.
+    if asked or bench.backend == "tcg":
+        return max(asked, 1)
+    cpus = len(os.sched_getaffinity(0)) // bench.spec.cpus
+    return how_many(available_memory_bytes(), cpus)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,16 @@ import pytest
 from harness import progress
 from harness.bhyve import vmm
 from harness.build.builder import Build
-from harness.errors import CannotError, GuestError, GuestPanic, MachineDied, PatchError, WaitTimeout
-from harness.run import plugin
+from harness.errors import (
+    CannotError,
+    GuestError,
+    GuestPanic,
+    GuestRebooted,
+    MachineDied,
+    PatchError,
+    WaitTimeout,
+)
+from harness.run import plugin, shards
 from harness.run.session import Workbench
 from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
 
@@ -28,12 +36,16 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class Variant:
-    """What is tried: its name, what was built of it, and the checks that should notice it."""
+    """What is tried: its name, what was built of it, and the checks that should notice it.
+
+    `related` are beginnings of names of checks that may notice it, which are run early.
+    """
 
     name: str
     build: Build
     vmtool: Path
     caught_by: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,14 +92,19 @@ class Trials:
     def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
         """Run all checks over correct code.
 
-        CannotError when none passes; whatever breaks the guest is raised, since nothing can be
-        judged then.
+        A check that waits in vain there has no footing, like one that fails.  CannotError when none
+        passes; a panic or a reboot is raised, since nothing can be judged then.
         """
         recorder = _Recorder(self, variant, stage, None)
         if refusal := _bring_in(self.bench, variant):
             raise CannotError(f"no virtual machine can be made here: {refusal}")
-        _run(recorder, every=True)
-        _clean(self.bench)
+        try:
+            _run(recorder, every=True)
+            _clean(self.bench)
+        except WaitTimeout:
+            if not recorder.seconds:
+                raise
+            self.bench.restart_guest(load=False)
         failed = tuple(dict.fromkeys(recorder.failed))
         baseline = Baseline(recorder.seconds, recorder.without, failed)
         if not baseline.seconds:
@@ -98,11 +115,11 @@ class Trials:
         return baseline
 
     def judge(self, variant: Variant, baseline: Baseline, stage: progress.Stage) -> Trial:
-        """Run the checks of the baseline over one variant, the cheapest first.
+        """Run the checks of the baseline over one variant, the related and the cheapest first.
 
-        A variant whose module the kernel refuses, that panics, that hangs, or that does not unload
-        is caught by that, and the guest is started again.  MachineDied: the emulator ended, which
-        says nothing about the variant.  CannotError: no check was run.
+        A variant whose module the kernel refuses, that panics, reboots, hangs, or that does not
+        unload is caught by that, and the guest is started again.  MachineDied: the emulator ended,
+        which says nothing about the variant.  CannotError: no check was run.
         """
         start = time.monotonic()
         recorder = _Recorder(self, variant, stage, baseline)
@@ -114,7 +131,7 @@ class Trials:
         except PatchError as error:
             caught, recorder.why = ["loading"], error.message
         except GuestError as error:
-            if not isinstance(error, GuestPanic | WaitTimeout):
+            if not isinstance(error, _BREAKAGES):
                 raise
             caught, recorder.why = [*recorder.failed, _breakage(error)], error.message
             self.bench.restart_guest(load=False)
@@ -136,15 +153,19 @@ class Trials:
             if isinstance(error, MachineDied):
                 raise
             recorder.why = recorder.why or error.message
-            broken = isinstance(error, GuestPanic | WaitTimeout)
+            broken = isinstance(error, _BREAKAGES)
             self.bench.restart_guest(load=False)
             # After a check has failed this is no more than what it left behind.
             return [] if recorder.failed else [_breakage(error) if broken else "unloading"]
         return []
 
 
+_BREAKAGES = (GuestPanic, GuestRebooted, WaitTimeout)
+
+
 def _breakage(error: GuestError) -> str:
-    return "a panic" if isinstance(error, GuestPanic) else "a hang"
+    names = {GuestPanic: "a panic", GuestRebooted: "a reboot"}
+    return next((name for kind, name in names.items() if isinstance(error, kind)), "a hang")
 
 
 # What the checks may have left behind: one that fails cannot always clean up after itself.
@@ -220,7 +241,10 @@ class _Recorder:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Those that should notice come first, then the cheapest; files stay together."""
+        """Those that should notice come first, then the related, then the cheapest.
+
+        Checks that share what is made once, such as the run of a family, stay together.
+        """
         self.names = {item.nodeid: _short(item) for item in items}
         wanted = (*self.variant.caught_by, *self.trials.named)
         for name in wanted:
@@ -232,10 +256,13 @@ class _Recorder:
         first.sort(key=lambda item: item.get_closest_marker(_MINUTES) is not None)
         rest = [item for item in run if item not in first]
         if self.baseline is not None:
-            cost: dict[Path, float] = {}
+            cost: dict[str, float] = {}
+            rank: dict[str, int] = {}
             for item in rest:
-                cost[item.path] = cost.get(item.path, 0.0) + self.baseline.seconds[_short(item)]
-            rest.sort(key=lambda item: (cost[item.path], str(item.path)))
+                key = shards.key(item)
+                cost[key] = cost.get(key, 0.0) + self.baseline.seconds[_short(item)]
+                rank[key] = min(rank.get(key, self._rank(item)), self._rank(item))
+            rest.sort(key=lambda it: (rank[key := shards.key(it)], cost[key], key))
         items[:] = first + rest
 
     def _is_asked(self, item: pytest.Item) -> bool:
@@ -245,6 +272,12 @@ class _Recorder:
         if self.trials.general and item.get_closest_marker("patch"):
             return False
         return named or self.trials.bench.options.full or not item.get_closest_marker(_MINUTES)
+
+    def _rank(self, item: pytest.Item) -> int:
+        """Which of the related a check is of, behind all of them where it is of none."""
+        name = _short(item)
+        related = self.variant.related
+        return next((n for n, it in enumerate(related) if name.startswith(it)), len(related))
 
     @staticmethod
     def _is_named(item: pytest.Item, names: Sequence[str]) -> bool:
@@ -256,7 +289,7 @@ class _Recorder:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         error = call.excinfo.value if call.excinfo else None
-        if isinstance(error, GuestPanic | MachineDied | WaitTimeout) and self.broke is None:
+        if isinstance(error, (*_BREAKAGES, MachineDied)) and self.broke is None:
             self.broke = error
         return report
 

@@ -27,7 +27,6 @@ from harness.errors import (
     WorkbenchError,
 )
 from harness.files import PROJECT
-from harness.host.survey import available_memory_bytes
 from harness.image import obtain, store
 from harness.report import Check, Report
 from harness.run import coverage, distribution, shards
@@ -162,10 +161,7 @@ def _pool(bench: Workbench, tests: Path) -> Iterator[shards.Pool | None]:
     if bench.options.coverage:
         # Each guest has counters of its own, and one is read.
         count = 1
-    # Nothing virtualizes under TCG, so hardly a check runs there.
-    if not count and bench.backend != "tcg":
-        cpus = len(os.sched_getaffinity(0)) // bench.spec.cpus
-        count = shards.how_many(available_memory_bytes(), cpus)
+    count = shards.wanted(bench, count)
     if count <= 1:
         yield None
         return

@@ -21,6 +21,7 @@
  *	vN	send N bytes through a virtio console
  *	n	count until a character comes, and look at memory then
  *	b	boot from a virtio disk as a BIOS does (bios.c)
+ *	w	look at QEMU's fw_cfg, in a machine that has it
  */
 
 #include "rom.h"
@@ -332,11 +333,14 @@ rom_serve(void)
 		case 'b':
 			boot();
 			break;
+		case 'w':
+			firmware_machine();
+			break;
 		case '\r':
 		case '\n':
 			break;
 		default:
-			put("L2ROM error: b, f, h, i, n, o, p, r, s, t, u, v\n");
+			put("L2ROM error: b, f, h, i, n, o, p, r, s, t, u, v, w\n");
 			break;
 		}
 	}

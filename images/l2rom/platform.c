@@ -8,7 +8,7 @@
  * bhyve's own platform as a guest sees it, told as TAP: a claim a line, and
  * what was wrong below it.  The machine is the one that harness/bhyve/l2.py
  * makes for this: a host bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5,
- * the LPC bridge at 31, two vCPUs.
+ * the LPC bridge at 31, four vCPUs.  Another machine has QEMU's fw_cfg.
  */
 
 #include "rom.h"
@@ -40,10 +40,12 @@ equal(const char *what, uint32_t got, uint32_t wanted)
 		wrong(what, got, wanted);
 }
 
-static const struct {
+struct claim {
 	const char	*name;
 	void		(*func)(void);
-} claims[] = {
+};
+
+static const struct claim claims[] = {
 	/*
 	 * First: until its SIPI, bhyve asks a processor's thread what to do
 	 * every millisecond, which in an emulator takes most of the time there
@@ -51,6 +53,7 @@ static const struct {
 	 */
 	{ "second_processor: it starts where its SIPI says",
 	    second_processor },
+	{ "all_processors: all start at once", all_processors },
 	{ "pci_devices: what the command line asked for is there",
 	    pci_devices },
 	{ "pci_widths: configuration reads the same by every width",
@@ -67,25 +70,35 @@ static const struct {
 	{ "nothing: where nothing is", nothing },
 	{ "acpi_tables: ACPI's tables", acpi_tables },
 	{ "other_tables: the MP table and SMBIOS", other_tables },
+	{ "interrupts: HLT ends with those of bhyve's devices", interrupts },
+	{ "msrs: those that are bhyve's", msrs },
+	{ "virtio: a device fills what it is given",
+	    random_device },
 };
 
-void
-platform(void)
+static const struct claim others[] = {
+	{ "fwcfg_items: fw_cfg answers", fwcfg_items },
+	{ "fwcfg_directory: its files", fwcfg_directory },
+	{ "fwcfg_e820: the map of memory", fwcfg_e820 },
+};
+
+static void
+look(const struct claim *list, uint32_t count)
 {
-	const uint32_t count = sizeof(claims) / sizeof(claims[0]);
 	uint32_t failures = 0;
 
+	interrupts_begin();
 	put("TAP version 13\n1..");
 	put_number(count);
 	put("\n");
 	for (uint32_t number = 1; number <= count; number++) {
 		wrongs = 0;
-		claims[number - 1].func();
+		list[number - 1].func();
 		failures += wrongs != 0;
 		put(wrongs != 0 ? "not ok " : "ok ");
 		put_number(number);
 		put(" - platform.");
-		put(claims[number - 1].name);
+		put(list[number - 1].name);
 		put("\n");
 		for (uint32_t i = 0; i < wrongs && i < MAX_FAILURES; i++) {
 			put("# ");
@@ -102,4 +115,16 @@ platform(void)
 	put(" total=");
 	put_number(count);
 	put("\n");
+}
+
+void
+platform(void)
+{
+	look(claims, sizeof(claims) / sizeof(claims[0]));
+}
+
+void
+firmware_machine(void)
+{
+	look(others, sizeof(others) / sizeof(others[0]));
 }

@@ -48,6 +48,46 @@ triple_fault:
 	int3
 	jmp	1b
 
+	/* A #GP: noted, and gone on from where somebody said. */
+	.globl	fault_handler
+fault_handler:
+	addl	$4, %esp
+	movl	$13, fault_seen
+	pushl	%eax
+	movl	fault_resume, %eax
+	movl	%eax, 4(%esp)
+	popl	%eax
+	iretl
+
+	.macro	handlers first
+	.set	vec, \first
+	.rept	16
+	.balign	16
+	.byte	0x68			/* push $vec */
+	.long	vec
+	jmp	interrupted
+	.set	vec, vec + 1
+	.endr
+	.endm
+
+	.balign	16
+	.globl	pic_handlers, apic_handlers
+pic_handlers:
+	handlers 0x20
+	.balign	16
+apic_handlers:
+	handlers 0x50
+
+interrupted:
+	pushal
+	cld
+	pushl	32(%esp)
+	call	on_interrupt
+	addl	$4, %esp
+	popal
+	addl	$4, %esp
+	iretl
+
 	.section .rodata, "a"
 	.balign	8
 	/*

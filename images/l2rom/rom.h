@@ -70,12 +70,18 @@ void	put(const char *);
 void	put_number(uint32_t);
 void	put_hex(uint32_t);
 
-/* platform.c: bhyve's own devices, told as TAP. */
+/* platform.c: bhyve's own devices, told as TAP: one machine, and the other. */
 void	platform(void);
+void	firmware_machine(void);
 void	wrong(const char *, uint32_t, uint32_t);
 void	equal(const char *, uint32_t, uint32_t);
 
-/* Its claims: pci.c and firmware.c. */
+/* interrupt.c: what others need of interrupts. */
+void	interrupts_begin(void);
+uint32_t interrupts_of(uint32_t);
+void	halt_for(uint32_t, uint32_t);
+
+/* Its claims: pci.c, firmware.c, interrupt.c, random.c and fwcfg.c. */
 void	pci_devices(void);
 void	pci_widths(void);
 void	pci_writes(void);
@@ -91,6 +97,13 @@ void	nothing(void);
 void	acpi_tables(void);
 void	other_tables(void);
 void	second_processor(void);
+void	all_processors(void);
+void	interrupts(void);
+void	msrs(void);
+void	random_device(void);
+void	fwcfg_items(void);
+void	fwcfg_directory(void);
+void	fwcfg_e820(void);
 
 /* pci.c: the registers of a slot's first function. */
 uint32_t pci_config(uint32_t, uint32_t);

@@ -1,4 +1,4 @@
-"""Bad calls: what any vmm.ko must bear."""
+"""Bad calls: what any vmm.ko must bear, and that it answers them as stock does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import pytest
 from harness.bhyve import fuzz
 from harness.bhyve.vmm import Vmm
 from harness.guest.freebsd import Guest
+from harness.run import fuzz_answers
 from harness.run.session import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 
 SEED = 1
+ANSWERS = 3000
 
 
 @pytest.mark.parametrize("calls", [600, pytest.param(20_000, marks=pytest.mark.minutes)])
@@ -22,10 +24,21 @@ def test_bad_calls_do_no_harm(workbench: Workbench, guest: Guest, vmm: Vmm, call
     known = fuzz.load_known(workbench.options.release)
     program = fuzz.compile_fuzzer(workbench.running, workbench.record.sysroot)
     remote = fuzz.install(guest, program, vmm.home)
-    done = fuzz.attack(
-        guest, remote, SEED, calls, avoid=[story.name for story in known if story.calls]
-    )
+    beyond = fuzz.beyond(workbench.backend, workbench.options.cpu_vendor)
+    avoid = [story.name for story in known if story.calls]
+    done = fuzz.attack(guest, remote, SEED, calls, avoid=[*avoid, *beyond])
     findings = (*done.findings, *fuzz.leaks(guest, vmm.loaded.path))
     assert [(it.text, it.detail) for it in findings if not fuzz.recognize(it, known)] == []
     assert done.calls > calls * 0.8
+    assert vmm.names() == []
+
+
+def test_bad_calls_are_answered_as_stock_answers_them(
+    workbench: Workbench, guest: Guest, vmm: Vmm
+) -> None:
+    """calls of one thread are answered with the errors, registers and mappings that stock gives"""
+    stock = fuzz_answers.of_stock(workbench, SEED, ANSWERS)
+    ours = fuzz_answers.of_running(workbench, SEED, ANSWERS)
+    assert len(ours) > ANSWERS * 0.9
+    assert fuzz.answered_otherwise(stock, ours) == []
     assert vmm.names() == []

@@ -9,6 +9,8 @@ import pytest
 from harness.bhyve.l2 import L2, Exit
 from harness.bhyve.vmm import MIB, Vmm
 from harness.guest.freebsd import Guest
+from harness.report.data import N_A
+from harness.run.session import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.minutes]
 
@@ -35,8 +37,10 @@ def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exi
     assert inner.wait_exit() == code
 
 
-def test_a_triple_fault_ends_l2(l2: Callable[..., L2]) -> None:
+def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> None:
     """a triple fault ends L2, and bhyve says so: by exit code on AMD, by an abort on Intel"""
+    if workbench.backend == "bochs" and workbench.options.cpu_vendor == "amd":
+        pytest.skip(f"{N_A}Bochs as AMD does not come out of a guest's triple fault")
     inner = l2("faults")
     inner.start()
     inner.send("f")

@@ -1,4 +1,4 @@
-"""bhyve's own devices, as a guest sees them: PCI, fwctl, ACPI, and what else is on the board."""
+"""bhyve's own devices, as a guest sees them: PCI, firmware, ACPI, interrupts, processors."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.bhyve.l2 import L2, PLATFORM, Exit
+from harness.bhyve.l2 import FIRMWARE, L2, PLATFORM, Exit
 from harness.bhyve.vmm import Vmm
 from harness.probe import tap
 
 pytestmark = [pytest.mark.vtx, pytest.mark.freebsd("15.0")]
 
 CLAIMS = (
-    "second_processor",
+    "second_processor", "all_processors",
     "pci_devices", "pci_widths", "pci_writes", "pci_bars", "pci_moved", "pci_memory",
     "pci_capabilities", "firmware", "acpi_registers", "serial_line", "keyboard", "nothing",
-    "acpi_tables", "other_tables",
+    "acpi_tables", "other_tables", "interrupts", "msrs", "virtio",
 )  # fmt: skip
+FIRMWARE_CLAIMS = ("fwcfg_items", "fwcfg_directory", "fwcfg_e820")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,17 @@ def report(vmm: Vmm) -> Iterator[tap.Report]:
     try:
         inner.start()
         yield inner.platform()
+    finally:
+        inner.end()
+
+
+@pytest.fixture(scope="module")
+def firmware(vmm: Vmm) -> Iterator[tap.Report]:
+    """What it found in a machine with QEMU's fw_cfg."""
+    inner = L2(vmm, "firmware", 64, FIRMWARE)
+    try:
+        inner.start()
+        yield inner.platform("w")
     finally:
         inner.end()
 
@@ -48,6 +60,16 @@ def test_a_vm_destroyed_under_bhyve_ends_it(l2: Callable[..., L2]) -> None:
 @pytest.mark.parametrize("name", CLAIMS)
 def test_platform(report: tap.Report, name: str) -> None:
     """a guest of bhyve's finds the board that the manuals describe"""
+    _require(report, name)
+
+
+@pytest.mark.parametrize("name", FIRMWARE_CLAIMS)
+def test_firmware(firmware: tap.Report, name: str) -> None:
+    """a guest finds QEMU's fw_cfg where it is asked for, and its memory in there"""
+    _require(firmware, name)
+
+
+def _require(report: tap.Report, name: str) -> None:
     test = next((it for it in report.tests if it.name == f"platform.{name}"), None)
     assert test is not None, f"the ROM said nothing about {name}"
     assert test.held, f"{test.what}: {'; '.join(test.notes)}"

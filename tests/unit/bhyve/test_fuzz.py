@@ -189,3 +189,38 @@ def test_a_panic_is_called_by_the_innermost_place_that_has_a_name() -> None:
         "Fatal trap 9, in vcpu_set_state_all",
         3,
     )
+
+
+ANSWERED = """\
+answer 0.0 22 cbf29ce484222325 VM_MMAP_MEMSEG
+answer 0.1 0 af63bd4c8601b7be VM_GET_REGISTER
+answer 0.2 -1 cbf29ce484222325 VM_LAPIC_MSI
+seed 1
+rounds 1
+calls 2
+end
+"""
+
+
+def test_answers_are_compared() -> None:
+    guest = FakeGuest({"/x/vmmfuzz": (0, ANSWERED, "")})
+    stock = fuzz.answers(guest, "/x/vmmfuzz", 1, 3, avoid=["any-run"])
+    assert guest.said == ["/x/vmmfuzz -a -s 1 -n 3 -p 200 -x any-run"]
+    assert stock == {
+        "0.0 VM_MMAP_MEMSEG": "EINVAL cbf29ce484222325",
+        "0.1 VM_GET_REGISTER": "success af63bd4c8601b7be",
+        "0.2 VM_LAPIC_MSI": "left out cbf29ce484222325",
+    }
+    assert fuzz.answered_otherwise(stock, dict(stock)) == []
+    ours = {**stock, "0.0 VM_MMAP_MEMSEG": "success cbf29ce484222325", "0.3 X": "EPERM 0"}
+    del ours["0.1 VM_GET_REGISTER"]
+    assert fuzz.answered_otherwise(stock, ours) == [
+        "0.0 VM_MMAP_MEMSEG: success cbf29ce484222325, stock answers EINVAL cbf29ce484222325",
+        "0.1 VM_GET_REGISTER: no answer, stock answers success af63bd4c8601b7be",
+        "0.3 X: EPERM 0, stock was not asked",
+    ]
+
+
+def test_what_an_emulator_does_not_bear_is_left_out() -> None:
+    assert fuzz.beyond("bochs", "amd") == ("any-run",)
+    assert fuzz.beyond("bochs", "") == fuzz.beyond("kvm", "amd") == ()

@@ -12,12 +12,12 @@ from variants import Played, write_checks
 
 from harness import progress
 from harness.errors import CannotError, PatchError, UsageError
-from harness.run import regression_table, regressions
+from harness.run import regression_data, regression_table, regressions
 from harness.run.session import Options
 
 CHECKS = """
 import pytest
-from harness.errors import GuestPanic
+from harness.errors import GuestPanic, GuestRebooted, MachineDied
 
 @pytest.fixture
 def atf():
@@ -48,10 +48,14 @@ def test_same_as_stock(vmm, workbench):
 def test_breaks(vmm):
     if vmm.variant == "03-panics":
         raise GuestPanic("the guest panicked: page fault")
+    if vmm.variant == "07-reboots":
+        raise GuestRebooted("it rebooted by itself")
+    if vmm.variant == "08-dies":
+        raise MachineDied("bochs exited with 1")
 """
 
 DIFF = "diff --git a/vmm.c b/vmm.c\n--- a/vmm.c\n+++ b/vmm.c\n@@ -1 +1 @@\n-a\n+b\n"
-Run = Callable[..., regressions.Result]
+Run = Callable[..., regression_data.Result]
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +95,13 @@ def put(folder: Path) -> Callable[..., None]:
 def run(played: Played, checks: Path, folder: Path) -> Run:
     """Run it over the folder."""
 
-    def go(*only: str, **settings: Any) -> regressions.Result:
-        return regressions.regressions(Options(), folder, only, tests=checks, **settings)
+    def go(*only: str, **settings: Any) -> regression_data.Result:
+        return regressions.regressions(Options(), folder, only, tests=checks, guests=1, **settings)
 
     return go
 
 
-def verdicts(result: regressions.Result) -> dict[str, tuple[str, str]]:
+def verdicts(result: regression_data.Result) -> dict[str, tuple[str, str]]:
     return {
         it.name: (it.verdict, ", ".join(name.rpartition("::")[2] for name in it.caught_by))
         for it in result.results
@@ -133,6 +137,23 @@ def test_bugs_are_caught_and_right_patches_hold(
     assert data["rate"] == 75
     assert data["processor"] == "Intel"
     assert run(at_least=76).exit_code == 1
+
+
+def test_a_reboot_and_the_emulators_end_are_catches(
+    run: Run, put: Callable[..., None], played: Played
+) -> None:
+    put("07-reboots")
+    put("08-dies")
+    put("09-missed")
+    result = run()
+    assert verdicts(result) == {
+        "07-reboots": ("caught", "test_breaks, a reboot"),
+        "08-dies": ("caught", "the emulator's end, twice"),
+        "09-missed": ("MISSED", ""),
+    }
+    assert result.results[1].why == "bochs exited with 1"
+    # Once at first, after the reboot, and after each end of the emulator.
+    assert played.bench.boots == 4
 
 
 def test_what_does_not_pass_on_stock_catches_nothing(run: Run, put: Callable[..., None]) -> None:
@@ -212,15 +233,15 @@ def test_some_can_be_chosen(run: Run, put: Callable[..., None]) -> None:
 
 def test_a_bad_folder_is_named(tmp_path: Path, put: Callable[..., None], folder: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
-        regressions.load(tmp_path / "none")
+        regression_data.load(tmp_path / "none")
     with pytest.raises(UsageError, match=r"there is no \*\.patch in it"):
-        regressions.load(folder)
+        regression_data.load(folder)
     put("01-wrong", "Subject: b\nProcessor: ARM\n")
     with pytest.raises(PatchError, match=r"01-wrong\.patch: Processor: ARM; Intel, AMD or any"):
-        regressions.load(folder)
+        regression_data.load(folder)
     (folder / "01-wrong.patch").write_text("nothing\n")
     with pytest.raises(PatchError, match="there is no diff in it"):
-        regressions.load(folder)
+        regression_data.load(folder)
 
 
 def test_a_table_for_people(

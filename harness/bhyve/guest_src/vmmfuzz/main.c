@@ -15,6 +15,10 @@
  * call is written there, and drained, before it is made (-c), and is the
  * thread's name, which a trap's message shows.
  *
+ * With -a each call's answer is told, for it to be compared with another
+ * module's.  Then there is one thread a round, and nothing is called whose
+ * answer depends on the time or on what a module has besides.
+ *
  * The parent makes no bad calls.  It ends a round that comes to a halt, and
  * counts one that even SIGKILL does not end as a hang.
  */
@@ -38,14 +42,15 @@ struct oid oids[MAX_OIDS];
 size_t oid_count;
 uint32_t round_number;
 int control = -1, console = -1;
-bool dry;
+bool answers, dry;
 char vm_name[32];
 char *good, *edge, *readonly;
 bool avoided[HARMS];
 
 uint64_t seed = 1;
 static const char *const harms[HARMS] = {
-	"devmem-name", "lapic-msi", "rendezvous", "rtc-time", "vmcs-field",
+	"any-run", "devmem-name", "lapic-msi", "rendezvous", "rtc-time",
+	"vmcs-field",
 };
 
 /* Every sysctl below hw.vmm, whoever added it. */
@@ -104,7 +109,7 @@ make_buffers(void)
 static void
 usage(void)
 {
-	(void)fprintf(stderr, "usage: vmmfuzz [-d] [-c console] [-n calls] "
+	(void)fprintf(stderr, "usage: vmmfuzz [-ad] [-c console] [-n calls] "
 	    "[-p calls-per-round] [-r round] [-s seed] [-x harm] ...\n");
 	exit(EX_USAGE);
 }
@@ -158,8 +163,11 @@ main(int argc, char **argv)
 	uint32_t per_round = 200, rounds = 0, hung = 0;
 	int option;
 
-	while ((option = getopt(argc, argv, "c:dn:p:r:s:x:")) != -1) {
+	while ((option = getopt(argc, argv, "ac:dn:p:r:s:x:")) != -1) {
 		switch (option) {
+		case 'a':
+			answers = true;
+			break;
 		case 'c':
 			if ((console = open(optarg, O_WRONLY | O_NOCTTY)) < 0)
 				err(EX_NOINPUT, "%s", optarg);

@@ -32,6 +32,8 @@ is_avoided(unsigned long cmd, void *arg)
 	const struct vm_rtc_time *rtc = arg;
 	const struct vm_readwrite_kernemu_device *device = arg;
 
+	if (avoided[ANY_RUN] && cmd == VM_RUN)
+		return (true);
 	/* Valid, and never the same twice. */
 	if (avoided[DEVMEM_NAME] && cmd == VM_ALLOC_MEMSEG &&
 	    seg->name[0] != '\0')
@@ -169,6 +171,20 @@ note(struct thread *self, const struct op *op, unsigned long cmd)
 	pthread_set_name_np(pthread_self(), line);
 }
 
+/* A call's error, and what it returned where that is the same each time. */
+static void
+tell(const struct thread *self, const struct op *op, int error)
+{
+	uint64_t hash = 0xcbf29ce484222325;	/* FNV-1a */
+
+	if (op->shown && error == 0) {
+		for (size_t i = 0; i < IOCPARM_LEN(op->cmd); i++)
+			hash = (hash ^ self->arg[i]) * 0x100000001b3;
+	}
+	(void)printf("answer %u.%u %d %jx %s\n", round_number, self->calls,
+	    error > ELAST ? -1 : error, (uintmax_t)hash, op->name);
+}
+
 void
 make_call(struct thread *self)
 {
@@ -178,7 +194,9 @@ make_call(struct thread *self)
 	int error;
 	bool skip;
 
-	op = draw(rng);
+	do {
+		op = draw(rng);
+	} while (answers && !op->steady);
 	memset(self->arg, 0, 512);
 	op->fill(self, self->arg);
 	cmd = op->cmd;
@@ -226,5 +244,7 @@ make_call(struct thread *self)
 	atomic_fetch_add(&shared->counts[op - ops][error], 1);
 	if (error <= ELAST)
 		atomic_fetch_add(&shared->calls, 1);
+	if (answers)
+		tell(self, op, error);
 	self->calls++;
 }

@@ -89,7 +89,8 @@ round_body(uint32_t calls)
 	(void)next(&rng);
 	fd = open_round(&rng);
 	/* Every third round is a race. */
-	count = one_in(&rng, 3) ? 2 + (int)below(&rng, MAX_THREADS - 1) : 1;
+	count = one_in(&rng, 3) && !answers ?
+	    2 + (int)below(&rng, MAX_THREADS - 1) : 1;
 	thread_calls = MAX(calls / (uint32_t)count, 1);
 	for (int i = 0; i < count; i++) {
 		threads[i].number = i;
@@ -114,6 +115,7 @@ round_body(uint32_t calls)
 			}
 		}
 	} while (busy);
+	(void)fflush(stdout);
 	_exit(0);
 }
 
@@ -174,6 +176,7 @@ run_round(uint32_t calls)
 
 	for (int i = 0; i < MAX_THREADS; i++)
 		atomic_store(&shared->at[i], 0);
+	(void)fflush(stdout);
 	if ((pid = fork()) == 0)
 		round_body(calls);
 	if (pid < 0)

@@ -61,6 +61,10 @@ struct op {
 	unsigned long	cmd;
 	void		(*fill)(struct thread *, void *);
 	int		weight;
+	/* What it answers follows from the calls before it; -a makes these alone. */
+	bool		steady;
+	/* What it returns does, too, and holds no address of ours. */
+	bool		shown;
 };
 
 struct oid {
@@ -71,9 +75,11 @@ struct oid {
 
 /*
  * Calls that are known to harm the stock module, each by the name of its story
- * in harness/bhyve/known/; -x leaves them out.
+ * in harness/bhyve/known/; -x leaves them out.  ANY_RUN is what an emulator may
+ * not bear.
  */
-enum harm { DEVMEM_NAME, LAPIC_MSI, RENDEZVOUS, RTC_TIME, VMCS_FIELD, HARMS };
+enum harm { ANY_RUN, DEVMEM_NAME, LAPIC_MSI, RENDEZVOUS, RTC_TIME, VMCS_FIELD,
+	HARMS };
 
 /* What the rounds share; main.c. */
 extern struct shared *shared;
@@ -83,6 +89,7 @@ extern uint64_t seed;
 extern uint32_t round_number;
 extern int control, console;
 extern bool dry;
+extern bool answers;			/* tell each call's answer */
 extern char vm_name[32];
 extern char *good, *edge, *readonly;	/* 64 KiB; up to an unmapped page */
 extern bool avoided[HARMS];

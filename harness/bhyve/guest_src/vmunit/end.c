@@ -278,6 +278,25 @@ debug_stop(const void *arg __unused)
 	vm_free(vm);
 }
 
+/* A VM without memory and registers: whatever it does, it comes out. */
+static void
+empty(const void *arg __unused)
+{
+	struct vm *vm;
+
+	if (emulated && !intel)
+		skip(N_A "Bochs as AMD does not come out of a guest's triple "
+		    "fault");
+	vm = vm_bare();
+	for (unsigned i = 0; i < 4; i++) {
+		int error = step(vm, vm->vcpu[0]);
+
+		check(error == 0 && vm->exit.exitcode != VM_EXITCODE_MAX,
+		    "VM_RUN: %s", strerror(error));
+	}
+	vm_free(vm);
+}
+
 /* vCPUs and sets of them that are none. */
 static void
 bad_vcpus(const void *arg __unused)
@@ -334,6 +353,8 @@ static const struct test tests[] = {
 	{ "end.halts", "a guest that halts for good", halts, NULL },
 	{ "end.nmi_wakes", "an NMI wakes it", nmi_wakes, NULL },
 	{ "end.debug_stop", "a debugger's stop", debug_stop, NULL },
+	{ "end.empty", "a VM without memory or registers is run", empty,
+	    NULL },
 	{ "end.bad_vcpus", "vCPUs that are none", bad_vcpus, NULL },
 };
 

@@ -103,7 +103,7 @@ reset(const void *arg __unused)
 		equal_at("register", (unsigned)general[i],
 		    reg(vm, general[i]), 0);
 	equal("RDX", reg(vm, VM_REG_GUEST_RDX), 0xf00);
-	equal("EFER", reg(vm, VM_REG_GUEST_EFER), 0);
+	equal("EFER", reg(vm, VM_REG_GUEST_EFER), EFER_HOST);
 	equal("DR6", reg(vm, VM_REG_GUEST_DR6), 0xffff0ff0);
 	equal("DR7", reg(vm, VM_REG_GUEST_DR7), 0x400);
 	equal("the interrupt shadow", reg(vm, VM_REG_GUEST_INTR_SHADOW), 0);

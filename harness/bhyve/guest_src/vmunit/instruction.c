@@ -174,7 +174,10 @@ tsc_written(const void *arg __unused)
 	vm_free(other);
 }
 
-/* RDTSCP and RDPID are there when the capability is; else they are a #UD. */
+/*
+ * RDTSCP and RDPID are there when the capability is; else they are a #UD, but
+ * on AMD, where vmm.ko does not ask to see them.
+ */
 static void
 read_tscp(const void *arg __unused)
 {
@@ -189,6 +192,10 @@ read_tscp(const void *arg __unused)
 	    "CPUID and VM_CAP_RDTSCP do not agree");
 	if (have != 0 && intel)
 		check(g_wrmsr(vm, 0xc0000103, 0x5a), "TSC_AUX is refused");
+	if (have == 0 && !intel) {
+		vm_free(vm);
+		return;
+	}
 	RUN(vm, 0x0f, 0x01, 0xf9);
 	if (have == 0) {
 		check(vm->fault.vector == 6, "RDTSCP is executed");
@@ -280,10 +287,10 @@ long_mode(const void *arg __unused)
 	vm->mode = LONG64;
 	expect_done(vm);
 	equal("EFER in compatibility mode", reg(vm, VM_REG_GUEST_RBX),
-	    EFER_LME | EFER_LMA);
+	    EFER_LME | EFER_LMA | EFER_HOST);
 	equal("RDX, all of it", reg(vm, VM_REG_GUEST_RDX), 0x123456789abcdef0);
 	equal("EFER from outside", reg(vm, VM_REG_GUEST_EFER),
-	    EFER_LME | EFER_LMA);
+	    EFER_LME | EFER_LMA | EFER_HOST);
 	vm_free(vm);
 }
 

@@ -81,7 +81,10 @@ pending_at_halt(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Lowering CR8 lets in what it held off. */
+/*
+ * Lowering CR8 lets in what it held off: at once, but on AMD, where vmm.ko
+ * looks at it after an exit.  CPUID is one.
+ */
 static void
 cr8_lowered(const void *arg __unused)
 {
@@ -91,10 +94,11 @@ cr8_lowered(const void *arg __unused)
 	set_lapic(vm, L_ICR, 0x40000 | 0x71);
 	window(vm);
 	equal("held off", count(vm, 0x71), 0);
-	/* xor %eax, %eax; sti; nop; mov %rax, %cr8; nop; nop; cli */
-	RUN(vm, 0x31, 0xc0, 0xfb, 0x90, 0x44, 0x0f, 0x22, 0xc0, 0x90, 0x90,
-	    0xfa);
-	equal("interrupted at", interrupted_at(vm), A_CODE + 8);
+	/* xor %eax, %eax; sti; nop; mov %rax, %cr8; cpuid; nop; nop; cli */
+	RUN(vm, 0x31, 0xc0, 0xfb, 0x90, 0x44, 0x0f, 0x22, 0xc0, 0x0f, 0xa2,
+	    0x90, 0x90, 0xfa);
+	equal("interrupted at", interrupted_at(vm), A_CODE +
+	    (intel ? 8 : 10));
 	vm_free(vm);
 }
 
@@ -110,7 +114,9 @@ cr8_raised(const void *arg __unused)
 	    0xfa);
 	expect_done(vm);
 	equal("held off", count(vm, 0x31), 0);
-	RUN(vm, 0x31, 0xc0, 0x44, 0x0f, 0x22, 0xc0, 0xfb, 0x90, 0x90, 0xfa);
+	/* xor %eax, %eax; mov %rax, %cr8; sti; nop; cpuid; nop; cli */
+	RUN(vm, 0x31, 0xc0, 0x44, 0x0f, 0x22, 0xc0, 0xfb, 0x90, 0x0f, 0xa2,
+	    0x90, 0xfa);
 	equal("let in", count(vm, 0x31), 1);
 	vm_free(vm);
 }

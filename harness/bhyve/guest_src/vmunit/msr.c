@@ -221,10 +221,11 @@ efer(const void *arg __unused)
 	uint32_t leaf[4];
 
 	check(g_rdmsr(vm, 0xc0000080, &value), "EFER cannot be read");
-	equal("EFER in 64-bit mode", value, EFER_LME | EFER_LMA);
+	equal("EFER in 64-bit mode", value, EFER_LME | EFER_LMA | EFER_HOST);
 	check(g_wrmsr(vm, 0xc0000080, value | EFER_SCE), "SCE cannot be set");
 	(void)g_rdmsr(vm, 0xc0000080, &value);
-	equal("EFER with SCE", value, EFER_LME | EFER_LMA | EFER_SCE);
+	equal("EFER with SCE", value, EFER_LME | EFER_LMA | EFER_SCE |
+	    EFER_HOST);
 	h_cpuid(0x80000001, 0, leaf);
 	if ((leaf[3] & AMDID_NX) != 0) {
 		check(g_wrmsr(vm, 0xc0000080, value | EFER_NXE),

@@ -51,6 +51,8 @@ const struct group _name##_group = { #_name, _name##_tests }
 extern bool intel;		/* the processor's maker, else AMD */
 extern bool emulated;		/* L1 runs in Bochs */
 extern bool apicv;		/* the processor delivers interrupts itself */
+/* What a guest's EFER has besides: AMD's processors want it there (APM 2, 15.5.1). */
+#define	EFER_HOST	(intel ? 0ul : (uint64_t)EFER_SVM)
 /* Begins the reason of a case that says nothing of this processor or release. */
 #define	N_A	"does not apply: "
 

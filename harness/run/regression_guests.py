@@ -1,0 +1,197 @@
+"""The patches of a folder in several guests at once, for `inv mutation --regressions`.
+
+The first guest belongs to this process.  Each further one belongs to a process of its own,
+`python -m harness.run.regression_guests`, which resumes it, proves the footing there, and asks for
+patches until there are none.  A process that ends early gives back the patch that it was at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from harness import host, log, process
+from harness.errors import WorkbenchError
+from harness.files import PROJECT
+from harness.image.model import ImageRecord
+from harness.run.regression_data import VariantResult, load
+from harness.run.session import Options, Workbench
+
+COMMAND = (sys.executable, "-m", "harness.run.regression_guests")
+"""What runs a further guest; the number of its socket follows."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a further guest's process is given."""
+
+    options: Options
+    run_dir: Path
+    decision: host.Decision
+    record: ImageRecord
+    folder: Path
+    tests: Path
+    every: bool
+
+
+@dataclass(frozen=True)
+class Footed:
+    """Which checks do not pass on the stock module in a further guest, and why."""
+
+    without: dict[str, str]
+
+
+class Todo:
+    """Names of patches, each handed out once; safe to ask from several threads."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = list(names)
+        self._held = 0
+        self._changed = threading.Condition()
+
+    def next(self, *, done: bool) -> str | None:
+        """The next one; None when there is none left and none can come back.
+
+        `done` says that the caller is through with the one that it had.
+        """
+        with self._changed:
+            if done:
+                self._held -= 1
+                self._changed.notify_all()
+            while not self._names:
+                if not self._held:
+                    return None
+                self._changed.wait()
+            self._held += 1
+            return self._names.pop(0)
+
+    def give_back(self, name: str | None) -> None:
+        """Somebody ended before the patch was judged, which is somebody else's now."""
+        with self._changed:
+            if name is not None:
+                self._held -= 1
+                self._names.insert(0, name)
+            self._changed.notify_all()
+
+
+class Others:
+    """The further guests of a run; leaving it as a context manager ends them."""
+
+    def __init__(self, todo: Todo, took: Callable[[int, VariantResult], None]) -> None:
+        """`took` gets the guest's number and what came out, from a thread of that guest."""
+        self._todo = todo
+        self._took = took
+        self._threads: list[threading.Thread] = []
+        self._children: list[tuple[subprocess.Popen[bytes], process.Line]] = []
+        self.without: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def start(self, bench: Workbench, count: int, folder: Path, tests: Path, every: bool) -> None:
+        """Start as many further guests, beside the bench's own; maybe none."""
+        if count < 1:
+            return
+        assert bench.decision is not None
+        assert bench.record is not None
+        for number in range(2, count + 2):
+            run_dir = bench.run_dir / f"guest-{number}"
+            run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            job = Job(bench.options, run_dir, bench.decision, bench.record, folder, tests, every)
+            child, line = process.start_with_line(COMMAND, PROJECT, run_dir / "process.log")
+            self._children.append((child, line))
+            line.send(job)
+            thread = threading.Thread(target=self._serve, args=(number, line), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self, number: int, line: process.Line) -> None:
+        at_hand: str | None = None
+        try:
+            while True:
+                said = line.recv()
+                if isinstance(said, Footed):
+                    self.without |= {
+                        f"{name} (guest {number})": why for name, why in said.without.items()
+                    }
+                elif isinstance(said, str):
+                    self.notes.append(f"guest {number}: {said}")
+                    break
+                else:
+                    self._took(number, said)
+                name = self._todo.next(done=at_hand is not None)
+                at_hand = name
+                line.send(name)
+                if name is None:
+                    break
+        except (EOFError, OSError):
+            self.notes.append(f"guest {number}: its process ended; see guest-{number}/process.log")
+        finally:
+            self._todo.give_back(at_hand)
+
+    def wait(self) -> None:
+        """Wait for what the other guests are at."""
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Others:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _child, line in self._children:
+            line.close()
+        for child, _line in self._children:
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+def _work(line: process.Line) -> None:
+    """The process of a further guest, from its job to the line's end."""
+    # Imported here because it imports this module.
+    from harness.run import regressions
+
+    job: Job = line.recv()
+    log.to_file(job.run_dir / "harness.log")
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while (said := line.recv()) is not None:
+                answers.put(said)
+            answers.put(None)
+            return
+        # The parent has ended or wants this to end: whatever runs here is broken off.
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=listen, daemon=True).start()
+    bench = Workbench(job.options, job.run_dir)
+    bench.decision, bench.record = job.decision, job.record
+    with bench:
+        try:
+            judge = regressions.Judge(bench, job.tests, every=job.every)
+            bench.boot()
+            judge.prove()
+            line.send(Footed(dict(judge.baseline.without)))
+            chosen = {it.mutant.name: it for it in load(job.folder)}
+            while (name := answers.get()) is not None:
+                line.send(judge.judge(chosen[name], name))
+        except WorkbenchError as error:
+            line.send(error.message)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        # The name of the module that is imported, so that what is sent is of the same classes.
+        from harness.run import regression_guests
+
+        regression_guests._work(Connection(int(sys.argv[1])))
