@@ -72,26 +72,6 @@ try_create(void)
 	return (0);
 }
 
-/* A jail needs allow.vmm_ppt besides; there is no such device to be had. */
-static int
-try_pass_through(void)
-{
-	struct vm_pptdev device = { 0 };
-	char name[32], own[64];
-	int error, fd;
-
-	vm_name_next(name, sizeof(name));
-	if (sysctlbyname("hw.vmm.create", NULL, NULL, name, strlen(name)) != 0)
-		return (errno);
-	(void)snprintf(own, sizeof(own), "/dev/vmm/%s", name);
-	error = (fd = open(own, O_RDWR)) < 0 ||
-	    (ioctl(fd, VM_BIND_PPTDEV, &device) != 0 && errno == EPERM) ?
-	    errno : 0;
-	(void)close(fd);
-	(void)sysctlbyname("hw.vmm.destroy", NULL, NULL, name, strlen(name));
-	return (error);
-}
-
 static int
 try_open(void)
 {
@@ -143,8 +123,6 @@ struct act {
 static const struct act acts[] = {
 	{ "opening /dev/vmmctl", try_control, { 0, EACCES, EPERM, 0 } },
 	{ "creating a VM", try_create, { 0, EPERM, EPERM, 0 } },
-	{ "binding a PCI device", try_pass_through, { 0, EPERM, EPERM,
-	    EPERM } },
 	{ "listing the host's VM", try_list, { 0, 0, ENOENT, ENOENT } },
 	{ "opening the host's VM", try_open, { 0, EACCES, ENOENT, ENOENT } },
 	{ "mapping the host's VM", try_map, { 0, EACCES, ENOENT, ENOENT } },

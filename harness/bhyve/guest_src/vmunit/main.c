@@ -60,7 +60,6 @@ static const struct group *const groups[] = {
 	&library_group,
 	&fresh_group,
 	&sleep_group,
-	&stuck_group,
 };
 
 struct shared *shared;
