@@ -98,7 +98,8 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
         if tree:
             linktree.identify(Path(tree), each)
             treeapply.require_complete(Path(tree))
-        reports.append(series_check.check(load.load_series(place, each, source), source))
+        loaded = load.require_patches(load.load_series(place, each, source))
+        reports.append(series_check.check(loaded, source))
     if json:
         progress.print_json([report.to_data() for report in reports])
     else:
@@ -150,7 +151,7 @@ def apply(tree: str, series: Sequence[str], topic: str, release: str) -> int:
     path = Path(tree)
     release = release or linktree.revision(path)
     linktree.identify(path, release)
-    loaded = load.load_series(where(series, topic), release, path)
+    loaded = load.require_patches(load.load_series(where(series, topic), release, path))
     _say_notes(loaded)
     applied = treeapply.apply(loaded, path)
     for drift in applied.drift:
@@ -234,7 +235,9 @@ def run_build(
     in_guest.require_known(by)
     release = release or (linktree.revision(Path(src)) if src else defaults.RELEASE)
     source, root = sources(release, src, sysroot)
-    loaded = None if stock else load.load_series(where(series, topic), release, source)
+    loaded = None
+    if not stock:
+        loaded = load.require_patches(load.load_series(where(series, topic), release, source))
     with progress.stage(f"build for FreeBSD {release}") as step:
         built = builder.build(
             source, root, loaded, release, progress=step.live, in_guest=_guest_builder(by, release)

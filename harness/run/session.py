@@ -417,8 +417,8 @@ def load_series(options: Options, tree: Path | None = None) -> patches.Series | 
         return None
     if options.series:
         where = options.series if len(options.series) > 1 else options.series[0]
-        return patches.load_series(where, options.release, tree)
-    return patches.load_series(options.topic, options.release, tree)
+        return patches.require_patches(patches.load_series(where, options.release, tree))
+    return patches.require_patches(patches.load_series(options.topic, options.release, tree))
 
 
 def features_of(topic: str) -> features.Features:

@@ -104,10 +104,14 @@ def check(series: Series, tree: Path | None) -> Report:
 
 def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> Iterator[Finding]:
     """Apply patch after patch and look at the manuals as each leaves them."""
-    if tree is not None and staging.is_applied(series, tree):
-        name = series.patches[0].name if series.patches else ""
-        yield Finding(name, "applies", f"the series is already applied in {tree}")
-        return
+    if tree is not None:
+        try:
+            with staging.staged(series, tree):
+                pass
+        except PatchError as error:
+            if staging.is_applied(series, tree):
+                yield Finding(series.patches[0].name, "applies", error.message)
+                return
     for patch in series.patches:
         pages = [path for path in patch.touched if mandoc.is_manual(path)]
         before = {path: mandoc.lint(folder / path) if lint else Counter() for path in pages}

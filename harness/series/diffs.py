@@ -38,7 +38,10 @@ _ESCAPES = {
     b"a": 7, b"b": 8, b"t": 9, b"n": 10, b"v": 11, b"f": 12, b"r": 13, b'"': 34, b"\\": 92
 }  # fmt: skip
 # How git names the two sides: a/ b/, or by diff.mnemonicPrefix what they are.
-_SIDES = {(b"a", b"b"), (b"b", b"a"), (b"i", b"w"), (b"c", b"i"), (b"c", b"w"), (b"o", b"w")}
+_SIDES = {
+    (b"a", b"b"), (b"b", b"a"), (b"i", b"w"), (b"c", b"i"), (b"c", b"w"), (b"o", b"w"),
+    (b"1", b"2"),
+}  # fmt: skip
 _NO_FILE = b"/dev/null"
 
 
@@ -89,9 +92,15 @@ def plain(data: bytes) -> bytes:
     data = data.removeprefix(b"\xef\xbb\xbf")
     if _COLOURED.search(data):
         data = _COLOUR.sub(b"", data)
-    if re.search(rb"^(?:@@ -\d.* @@|\+\+\+ ).*\r$", data, re.M):
+    if re.search(rb"^(?:@@ -\d.* @@|\+\+\+ |diff --git ).*\r$", data, re.M):
         data = re.sub(rb"\r$", b"", data, flags=re.M)
-    return data
+    return _with_last_newline(data)
+
+
+def _with_last_newline(data: bytes) -> bytes:
+    """Copying and pasting loses the last newline.  A line that is added may be cut short."""
+    last = data.rpartition(b"\n")[2]
+    return data + b"\n" if last.startswith((b" ", b"-", b"\\")) and data.count(b"\n") else data
 
 
 def sections(lines: Sequence[bytes]) -> tuple[Section, ...]:
@@ -224,13 +233,23 @@ def strip(name: bytes, level: int) -> bytes:
     return b"/".join(part for part in parts[level:] if part != b".")
 
 
+def prefix(name: bytes, level: int) -> bytes:
+    """What `strip` takes off, without git's side: src of a/src/sys/x.h at level 2."""
+    parts = re.sub(rb"/+", b"/", name).split(b"/")[:level]
+    return b"/".join(parts[1:] if parts and any(parts[0] in it for it in _SIDES) else parts)
+
+
 def fitting_level(
-    found: Sequence[Section], tops: frozenset[str], exists: Callable[[str], bool] | None = None
+    found: Sequence[Section],
+    tops: frozenset[str],
+    exists: Callable[[str], bool] | None = None,
+    prefixes: frozenset[bytes] = frozenset(),
 ) -> int | None:
     """How many parts to take off the names so that they lie in a source tree; None if none fits.
 
     `tops` are the names at the tree's top; `exists`, if there is a tree, says whether a path is a
     file in it.  Of several levels that fit, the one where most files exist, then the lowest.
+    `prefixes` are those of earlier patches of the series, which the tree proved.
     """
     names = {name for it in found for name in (it.old, it.new) if name is not None}
     present = {it.old for it in found if it.old is not None}
@@ -244,8 +263,21 @@ def fitting_level(
         scores[level] = there
     if sides:
         # The usual form.  A deeper level must prove itself: a new folder may stand at the top.
-        deeper = [level for level, there in scores.items() if level > 1 and there == len(present)]
-        return deeper[0] if deeper and 1 not in scores and present else 1
+        if 1 in scores:
+            return 1
+        deeper = [
+            level
+            for level, there in scores.items()
+            if level > 1
+            and (
+                (present and there == len(present))
+                or (prefixes and all(prefix(name, level) in prefixes for name in names))
+            )
+        ]
+        if not deeper and exists and present:
+            usual = [exists(_text(strip(name, 1))) for name in present]
+            return 1 if any(usual) else None
+        return deeper[0] if deeper else 1
     if not scores:
         return None
     return min(scores, key=lambda level: (-scores[level], level))
@@ -349,22 +381,3 @@ def needs_no_context(found: Sequence[Section]) -> bool:
         for it in found
         for hunk in it.bare
     )
-
-
-def refused(lines: Sequence[bytes]) -> str:
-    """Why a diff cannot be applied although git would skip over that part; empty if it can."""
-    for at, line in enumerate(lines):
-        words = line.rstrip()
-        if line.startswith((b"diff --cc ", b"diff --combined ")):
-            return "it is a combined diff of a merge; make one diff a commit, without merges"
-        following = b"".join(lines[at + 1 : at + 3])
-        if line.startswith(b"*** ") and re.match(rb"--- .*\n\*{15}", following):
-            return "it is a context diff; make a unified one (diff -u)"
-        if (words.startswith(b"Binary files ") and words.endswith(b" differ")) or (
-            words == b"Cannot display: file marked as a binary type."
-        ):
-            return (
-                f"it changes a binary file and does not have its data ({_text(words)}); make it "
-                "with git diff --binary"
-            )
-    return ""

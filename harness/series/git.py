@@ -8,7 +8,6 @@ fits some lines away (an offset) is reported as drift.
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from unidiff.patch import PatchSet
 from harness import beneath, process
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError
-from harness.series import diffs
+from harness.series import diffs, places
 
 JOURNAL_FOLDER = ".vmm-workbench-apply"
 """Where old versions kept a journal in the user's tree; the name is refused wherever it stands."""
@@ -35,8 +34,6 @@ _CORRUPT = re.compile(
 )
 _MISSING = re.compile(r"^error: (.*): No such file or directory$", re.M)
 _EXISTS = re.compile(r"^error: (.*): already exists in working directory$", re.M)
-_CHECKING = re.compile(r"^Checking patch (?P<path>.*)\.\.\.$")
-_OFFSET = re.compile(r"^Hunk #(?P<hunk>\d+) succeeded at \d+ \(offset (?P<offset>-?\d+) lines?\)")
 _RENAME = re.compile(rb"^(?:rename|copy) from (.*)$", re.M)
 _MODE = re.compile(
     rb"^(?:(?:old|new) mode|(?:new|deleted) file mode|index [0-9a-f]+(?:,[0-9a-f]+)*\.\.[0-9a-f]+)"
@@ -156,7 +153,11 @@ def _malformed(stderr_text: str, name: str) -> str:
 
 
 def _first_line(stderr_text: str) -> str:
-    lines = [line.removeprefix("error: ") for line in stderr_text.splitlines() if line.strip()]
+    lines = [
+        line.removeprefix("error: ")
+        for line in stderr_text.splitlines()
+        if line.strip() and not places.CHECKING.match(line)
+    ]
     return lines[0] if lines else "no reason given"
 
 
@@ -170,16 +171,25 @@ def apply_in(
     arguments = ["apply", "-v", "--whitespace=nowarn"]
     arguments += ["-R"] if reverse else []
     arguments += [f"--include={glob.escape(only)}"] if only else []
-    if _without_context(folder, data, name, reverse=reverse):
+    check = [*arguments, "--check", "-"]
+    if bare := _without_context(folder, data, name, reverse=reverse):
         # Nothing but its line number shows where such a hunk belongs.
         arguments.append("--unidiff-zero")
         data = diffs.with_exact_lines(data.splitlines(keepends=True))
-        if moved := _drift(_run(folder, [*arguments, "--check", "-"], data, name), name):
+        check = [*arguments, "--check", "-"]
+        if moved := _drift(_run(folder, check, data, name), name):
             raise PatchError(
                 f"{name} does not apply: it was made without context (diff -U0), and hunk "
                 f"{moved[0].hunk} of {moved[0].path} would fit only {moved[0].offset_lines:+d} "
                 "lines away; make it with context (git diff -U3)"
             )
+    stderr_text = _run(folder, check, data, name)
+    if doubt := places.doubtful(stderr_text, data, folder, reverse=reverse, bare=bare):
+        raise PatchError(
+            f"{name} does not apply: it was made of another version of {doubt.path}, and its hunk "
+            f"{doubt.hunk} fits there in {doubt.places} places; make it of this source, or with "
+            "more context (git diff -U10)"
+        )
     return _drift(_run(folder, [*arguments, "-"], data, name), name)
 
 
@@ -195,7 +205,7 @@ def _without_context(folder: Path, data: bytes, name: str, *, reverse: bool) -> 
             continue
         path = text_of(diffs.strip((section.new if reverse else section.old) or b"", 1))
         wanted = section.blobs[1 if reverse else 0]
-        same = _is_blob(folder / path, wanted)
+        same = places.is_blob(folder / path, wanted)
         sure = sure or same
         inserts = any(not (hunk.new_lines if reverse else hunk.old_lines) for hunk in section.bare)
         if sure and not same and inserts:
@@ -205,19 +215,6 @@ def _without_context(folder: Path, data: bytes, name: str, *, reverse: bool) -> 
                 "with context (git diff -U3)"
             )
     return sure
-
-
-def _is_blob(file: Path, wanted: str) -> bool:
-    """Whether a file has the content that git calls `wanted`, a name that may be shortened."""
-    try:
-        data = file.read_bytes()
-    except OSError:
-        return False
-    blob = b"blob %d\0%s" % (len(data), data)
-    return any(
-        hashlib.new(kind, blob, usedforsecurity=False).hexdigest().startswith(wanted)
-        for kind in ("sha1", "sha256")
-    )
 
 
 def _run(folder: Path, arguments: Sequence[str], data: bytes, name: str) -> str:
@@ -235,9 +232,9 @@ def _drift(stderr_text: str, name: str) -> tuple[Drift, ...]:
     drift = []
     path = ""
     for line in stderr_text.splitlines():
-        if found := _CHECKING.match(line):
+        if found := places.CHECKING.match(line):
             path = found["path"]
-        elif found := _OFFSET.match(line):
+        elif found := places.OFFSET.match(line):
             drift.append(Drift(name, path, int(found["hunk"]), int(found["offset"])))
     return tuple(drift)
 
@@ -246,6 +243,11 @@ def _why(folder: Path, data: bytes, name: str, stderr_text: str) -> str:
     if found := _FAILED.search(stderr_text):
         return (
             f"{name} does not apply: {_hunk_story(folder, data, found['path'], int(found['line']))}"
+        )
+    if "without full index line" in stderr_text:
+        return (
+            f"{name}: its index lines are shortened, and a binary file needs them whole; make it "
+            "with git diff --binary"
         )
     if found := _MISSING.search(stderr_text):
         return f"{name} does not apply: {found[1]} is not in the tree"
@@ -295,6 +297,11 @@ def _mismatch(file: Path, wanted: Sequence[str], line: int) -> str:
         if at >= len(have):
             return f"the file ends at line {len(have)}, expected {_short(text)}"
         if have[at] != text:
+            if have[at].split() == text.split():
+                return (
+                    f"line {at + 1} differs in white space only (a mail program's or an editor's "
+                    "work?); get the patch as a file"
+                )
             return f"line {at + 1} is {_short(have[at])}, expected {_short(text)}"
     return "the lines it expects are not there"
 

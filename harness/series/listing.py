@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import PatchError, UsageError
+from harness.series import kinds
 
 SERIES = "series"
 COMMON = "common"
@@ -41,7 +42,7 @@ class Listing:
 def from_folder(folder: Path) -> Listing:
     """The patches in a folder without a `series` file, by name; numbers in names count."""
     there = sorted((path for path in folder.iterdir()), key=_by_number)
-    taken = [path for path in there if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    taken = [path for path in there if _is_patch(path)]
     if not taken:
         held = f"; it holds {_few([path.name for path in there])}" if there else ""
         raise UsageError(
@@ -50,11 +51,17 @@ def from_folder(folder: Path) -> Listing:
     return Listing(tuple(Entry(path) for path in taken), _left_out(folder, there, taken))
 
 
+def _is_patch(path: Path) -> bool:
+    """Whether a file is meant as a patch; a compressed one is, too, and is refused when read."""
+    named = path.suffix.lower() in _SUFFIXES or kinds.packed(path.name)
+    return named and path.is_file()
+
+
 def from_file(listing: Path) -> Listing:
     """What a `series` file names.  PatchError names the line that is wrong."""
     folder = listing.parent
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PatchError(f"{listing}: cannot be read as text: {error}") from error
     entries: list[Entry] = []
@@ -68,7 +75,7 @@ def from_file(listing: Path) -> Listing:
             raise PatchError(f"{at}: names {words[0]} a second time")
         entries.append(entry)
     there = sorted(folder.iterdir(), key=_by_number)
-    patches = [path for path in there if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    patches = [path for path in there if _is_patch(path)]
     return Listing(tuple(entries), _left_out(folder, patches, [entry.path for entry in entries]))
 
 

@@ -8,15 +8,16 @@ several mails.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import files
 from harness.errors import PatchError, UsageError
-from harness.series import diffs, git, listing, mails
+from harness.series import diffs, git, kinds, listing, mails
 from harness.series.listing import COMMON, Entry, Listing
 
 PATCHES = files.PROJECT / "patches"
@@ -57,6 +58,37 @@ class Patch:
     def common(self) -> bool:
         """Whether every release of the topic shares it."""
         return self.path.parent.name == COMMON
+
+
+@dataclass
+class Place:
+    """What the patches of a series belong to, while they are read one after the other.
+
+    `tree` is the source tree, where there is one; `made` are the paths of the patches read so far,
+    which an edit of a file that an earlier patch adds names; `prefixes` are what stood before the
+    names where the tree has proved it.
+    """
+
+    tree: Path | None = None
+    made: set[str] = field(default_factory=set)
+    prefixes: set[bytes] = field(default_factory=set)
+
+    def level(self, found: Sequence[diffs.Section]) -> int | None:
+        """How many parts to take off the names of a diff; None if the diff fits nowhere."""
+        tops: frozenset[str] = diffs.TOP_NAMES
+        with contextlib.suppress(OSError):
+            tops |= set(os.listdir(self.tree)) if self.tree else set()
+        tops |= {path.partition("/")[0] for path in self.made}
+        exists = self._exists if self.tree else None
+        level = diffs.fitting_level(found, tops, exists, frozenset(self.prefixes))
+        if exists and level is not None:
+            for old in {it.old for it in found if it.old is not None}:
+                if exists(git.text_of(diffs.strip(old, level))):
+                    self.prefixes.add(diffs.prefix(old, level))
+        return level
+
+    def _exists(self, path: str) -> bool:
+        return path in self.made or (self.tree is not None and os.path.isfile(self.tree / path))
 
 
 @dataclass(frozen=True)
@@ -120,8 +152,12 @@ def load_series(
     thing, or none for `release`.  PatchError: a series naming a patch that is not there, or one
     that git cannot read.
     """
+    return _load(where, release, Place(tree))
+
+
+def _load(where: Path | str | Sequence[Path], release: str, place: Place) -> Series:
     if isinstance(where, Sequence) and not isinstance(where, str):
-        parts = [load_series(path, release, tree) for path in where]
+        parts = [_load(path, release, place) for path in where]
         folder = parts[0].folder if parts else Path()
         patches = tuple(patch for part in parts for patch in part.patches)
         notes = tuple(note for part in parts for note in part.notes)
@@ -132,13 +168,13 @@ def load_series(
     if given.is_file() and given.name == listing.SERIES:
         given = given.parent
     if given.is_file():
-        return _series(given.stem, release, given.parent, Listing((Entry(given),)), tree)
+        return _series(given.stem, release, given.parent, Listing((Entry(given),)), place)
     if not given.is_dir():
         known = ", ".join((*topics(), *suites())) or "none"
         raise UsageError(f"{given}: no such series; give a folder, a patch or a topic ({known})")
     if (given / listing.SERIES).is_file():
         topic = given.absolute().parent.name
-        return _series(topic, release, given, listing.from_file(given / listing.SERIES), tree)
+        return _series(topic, release, given, listing.from_file(given / listing.SERIES), place)
     if is_suite(given):
         raise UsageError(
             f"{given.name}: a topic of checks, without patches; run them by `./inv verify --topic "
@@ -148,24 +184,38 @@ def load_series(
     for name in dict.fromkeys((release, release.split(".")[0])):
         if (given / name / listing.SERIES).is_file():
             found = listing.from_file(given / name / listing.SERIES)
-            return _series(given.absolute().name, release, given / name, found, tree)
+            return _series(given.absolute().name, release, given / name, found, place)
     if has := releases(given):
         raise UsageError(
             f"{given.name}: no series for FreeBSD {release}, there is one for {', '.join(has)}; "
             f"put one for {release} into {given / release}/, its patches named in a file `series`"
         )
-    return _series(given.absolute().name, release, given, listing.from_folder(given), tree)
+    return _series(given.absolute().name, release, given, listing.from_folder(given), place)
 
 
-def _series(topic: str, release: str, folder: Path, found: Listing, tree: Path | None) -> Series:
+def _series(topic: str, release: str, folder: Path, found: Listing, where: Place) -> Series:
     patches: list[Patch] = []
     notes = list(found.notes)
     for entry in found.entries:
-        read, more = read_patches(entry, tree)
+        read, more = read_patches(entry, where)
         patches += read
         notes += more
         notes += [f"{patch.name}: {note}" for patch in read for note in patch.notes]
+    if found.entries and not patches:
+        raise PatchError(
+            f"{folder / found.entries[0].path.name}: there is no patch in it ({notes[0]})"
+        )
     return Series(topic, release, folder, tuple(patches), tuple(notes))
+
+
+def require_patches(series: Series) -> Series:
+    """The series, if there is something in it to test.  UsageError: it names no patch."""
+    if not series.patches:
+        raise UsageError(
+            f"{series.folder / listing.SERIES}: it names no patch yet; put one beside it and name "
+            "it there (git format-patch makes them)"
+        )
+    return series
 
 
 def read_patch(path: Path) -> Patch:
@@ -176,9 +226,10 @@ def read_patch(path: Path) -> Patch:
     return patches[0]
 
 
-def read_patches(entry: Entry, tree: Path | None = None) -> tuple[list[Patch], list[str]]:
+def read_patches(entry: Entry, where: Place | None = None) -> tuple[list[Patch], list[str]]:
     """The patches of one file, and what of it is none.
 
+    `where` is what they belong to.
     UsageError: no such file.  PatchError: no patch that git can read in it.
     """
     path = entry.path
@@ -190,32 +241,44 @@ def read_patches(entry: Entry, tree: Path | None = None) -> tuple[list[Patch], l
     several = len(letters) > 1
     patches: list[Patch] = []
     notes: list[str] = []
+    where = where or Place()
     for number, letter in enumerate(letters, 1):
         name = f"{path.name}#{number}" if several else path.name
-        if reason := diffs.refused(diffs.plain(letter.text).splitlines(keepends=True)):
+        lines = diffs.plain(letter.text).splitlines(keepends=True)
+        if reason := "" if letter.cover else kinds.refused(lines):
+            raise PatchError(f"{name}: {reason}")
+        if reason := kinds.cut_off(letter.diff):
             raise PatchError(f"{name}: {reason}")
         if letter.diff:
-            patches.append(_patch(letter, entry, number if several else 0, name, tree))
+            letter = replace(letter, notes=(*letter.notes, *kinds.passed_over(lines)))
+            patches.append(_patch(letter, entry, number if several else 0, name, where))
         elif letter.cover:
             notes.append(f"{name}: a cover letter, which is no patch")
         elif several:
             notes.append(f"{name}: a mail without a diff: {letter.subject}")
         else:
-            raise PatchError(f"{name}: there is no diff in it")
+            raise PatchError(f"{name}: {kinds.no_diff(diffs.plain(letter.text))}")
     if several and not patches:
         raise PatchError(f"{path.name}: there is no diff in its {len(letters)} mails")
     return patches, notes
 
 
-def _patch(letter: mails.Letter, entry: Entry, part: int, name: str, tree: Path | None) -> Patch:
-    diff = _usual(letter.diff, entry.level, name, tree)
+def _patch(letter: mails.Letter, entry: Entry, part: int, name: str, where: Place) -> Patch:
+    diff = _usual(letter.diff, entry.level, name, where)
+    try:
+        touched = git.touched_paths(diff, name)
+    except PatchError as error:
+        if reason := kinds.broken(letter.text):
+            raise PatchError(f"{name}: {reason}", detail=error.message) from error
+        raise
+    where.made |= set(touched)
     plain = not part and not entry.reverse and letter.text.endswith(diff) and not letter.notes
     return Patch(
         path=entry.path,
         subject=letter.subject or entry.path.stem,
         author=letter.author,
         message=letter.message,
-        touched=git.touched_paths(diff, name),
+        touched=touched,
         # What is not to be seen in the file alone, as the tree and the series file decide on it.
         digest=hashlib.sha256(
             letter.text if plain else b"%d\0%s\0%s" % (entry.reverse, diff, letter.text)
@@ -230,12 +293,12 @@ def _patch(letter: mails.Letter, entry: Entry, part: int, name: str, tree: Path 
     )
 
 
-def _usual(diff: bytes, level: int | None, name: str, tree: Path | None) -> bytes:
+def _usual(diff: bytes, level: int | None, name: str, where: Place) -> bytes:
     """The diff with its paths as a/PATH and b/PATH."""
     lines = diff.splitlines(keepends=True)
     found = diffs.sections(lines)
     if level is None:
-        level = diffs.fitting_level(found, *_look(tree))
+        level = where.level(found)
     if level is None:
         names = sorted({it for section in found for it in (section.old, section.new) if it})
         raise PatchError(
@@ -252,14 +315,3 @@ def _usual(diff: bytes, level: int | None, name: str, tree: Path | None) -> byte
     if level == 1 and diffs.is_usual(lines, found):
         return diff
     return diffs.with_usual_paths(lines, found, level)
-
-
-def _look(tree: Path | None) -> tuple[frozenset[str], Callable[[str], bool] | None]:
-    """What stands at the top of a source tree, and whether a path is a file there."""
-    if tree is None:
-        return diffs.TOP_NAMES, None
-    try:
-        tops = diffs.TOP_NAMES | set(os.listdir(tree))
-    except OSError:
-        return diffs.TOP_NAMES, None
-    return tops, lambda path: os.path.isfile(tree / path)

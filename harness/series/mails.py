@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import PatchError
-from harness.series import diffs
+from harness.series import diffs, kinds
 from harness.series.git import run_git
 
 _FROM = re.compile(rb"From .*\r?\n")
@@ -24,7 +24,7 @@ _OF_MAILS = {
 }  # fmt: skip
 _MOST_HEADER_BYTES = 1 << 16
 _INNER_FIELD = re.compile(rb"(?:From|Subject): ")
-_COVER = re.compile(rb"^Subject:[ \t]*\[[^\]\n]*\b0+/\d+[^\]\n]*\]", re.M | re.I)
+_COVER = re.compile(r"Subject:[ \t]*\[[^\]\n]*\b0+/\d+[^\]\n]*\]", re.I)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Letter:
     """One patch in a file.
 
     `diff` is without colours and CR at line ends, its names as they were written; empty if there is
-    none.  `text` is the mail as it stands in the file.  `cover`: a cover letter, [PATCH 0/n].
+    none.  `text` is the mail as it stands in the file.  `cover`: a cover letter, [PATCH 0/n]; what
+    looks like a diff in one (format-patch --interdiff) is part of its text.
     """
 
     text: bytes
@@ -46,12 +47,9 @@ class Letter:
 
 
 def read(data: bytes, name: str) -> tuple[Letter, ...]:
-    """The patches of one file, in its order.  PatchError for what cannot be distinguished."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise PatchError(
-            f"{name}: it is UTF-16 text, as PowerShell's > writes it; make it again with "
-            "git diff --output=FILE"
-        )
+    """The patches of one file, in its order.  PatchError for what cannot be told apart."""
+    if reason := kinds.no_text(data):
+        raise PatchError(f"{name}: {reason}")
     text = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
     if text.count(b"\r\n") == text.count(b"\n"):
         # Converted as a whole: the header, too.
@@ -96,22 +94,31 @@ def _letter(mail: bytes, name: str) -> Letter:
             raise PatchError(f"{name}: git cannot read it as a mail: {why[-1] if why else '?'}")
         message = (folder / "message").read_bytes()
         body = (folder / "patch").read_bytes()
+        cover = bool(_COVER.search(_subject(mail, folder)))
     fields: dict[str, str] = {}
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         field, _, value = line.partition(": ")
         fields.setdefault(field, " ".join(value.split()))
     hidden, diff = _divide(diffs.plain(body), name)
     author, address = fields.get("Author", ""), fields.get("Email", "")
+    notes = ("a diff in its message is part of the message, and not applied",) if hidden else ()
     return Letter(
         text=mail,
-        diff=diff,
+        diff=b"" if cover else diff,
         subject=fields.get("Subject", ""),
         author=f"{author} <{address}>" if address else author,
         date=fields.get("Date", ""),
         message=(message + hidden).decode("utf-8", "replace").strip(),
-        cover=bool(_COVER.search(mail)) and not diff,
-        notes=("a diff in its message is part of the message, and not applied",) if hidden else (),
+        cover=cover,
+        notes=notes,
     )
+
+
+def _subject(mail: bytes, folder: Path) -> str:
+    """The decoded Subject line of a mail, tags and all."""
+    done = run_git(["mailinfo", "-k", "--encoding=UTF-8", "whole", "rest"], folder, mail)
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    return next((line for line in lines if line.startswith("Subject:")), "")
 
 
 def _divide(body: bytes, name: str) -> tuple[bytes, bytes]:

@@ -47,15 +47,16 @@ def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
 def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
     """Apply the series to the copies in `folder`; says so if `tree` has it applied already."""
     drift: list[Drift] = []
-    for patch in series.patches:
-        try:
+    try:
+        for patch in series.patches:
             drift += apply_patch(folder, patch)
-        except PatchError as error:
-            if is_applied(series, tree):
-                raise PatchError(
-                    f"the series {series.topic} is already applied in {tree}", detail=error.detail
-                ) from error
-            raise
+    except PatchError as error:
+        if is_applied(series, tree):
+            raise _already(series, tree, error.detail) from error
+        raise
+    if drift and is_applied(series, tree, exactly=True):
+        # Text that repeats itself: it would fit a second time, somewhere else.
+        raise _already(series, tree)
     for path in series.touched:
         # git makes none from a patch that touched_paths let pass; nothing may rest on that alone.
         if any(
@@ -65,8 +66,15 @@ def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
     return tuple(drift)
 
 
-def is_applied(series: Series, tree: Path) -> bool:
-    """Whether `tree` holds the series already: it can be taken back, last patch first."""
+def _already(series: Series, tree: Path, detail: str = "") -> PatchError:
+    return PatchError(f"the series {series.topic} is already applied in {tree}", detail=detail)
+
+
+def is_applied(series: Series, tree: Path, *, exactly: bool = False) -> bool:
+    """Whether `tree` holds the series already: it can be taken back, last patch first.
+
+    `exactly`: without a hunk that moves.
+    """
     if not series.patches:
         return False
     with tempfile.TemporaryDirectory(prefix="vmm-stage-") as name:
@@ -74,7 +82,8 @@ def is_applied(series: Series, tree: Path) -> bool:
         copy_touched(series.touched, tree, folder)
         try:
             for patch in reversed(series.patches):
-                apply_patch(folder, patch, reverse=True)
+                if apply_patch(folder, patch, reverse=True) and exactly:
+                    return False
         except PatchError:
             return False
     return True

@@ -1,0 +1,158 @@
+"""Why a file is no patch that can be applied, although somebody gave it as one.
+
+git says "no valid patches" of a compressed file, a web page and a plain diff alike, and passes over
+the parts of a diff that it does not know.  Here each gets its own reason, and the way out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from harness.series import diffs
+
+_MAGIC = (
+    (b"\x1f\x8b", "it is compressed (gzip); unpack it with gunzip first"),
+    (b"BZh", "it is compressed (bzip2); unpack it with bunzip2 first"),
+    (b"\xfd7zXZ\0", "it is compressed (xz); unpack it with unxz first"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed (zstd); unpack it with unzstd first"),
+    (b"PK\x03\x04", "it is a zip archive; unpack it first"),
+    (b"%PDF-", "it is a PDF; get the patch itself as a file"),
+    (b"# v2 git bundle", _BUNDLE := "it is a git bundle; fetch from it, then git format-patch"),
+    (b"# v3 git bundle", _BUNDLE),
+    (
+        b"-----BEGIN PGP SIGNED MESSAGE-----",
+        "it is a PGP-signed text, which changes every line that begins with -; take the patch out "
+        "with gpg --decrypt",
+    ),
+)  # fmt: skip
+_UTF16 = "it is UTF-16 text, as PowerShell's > writes it; make it again with git diff --output=FILE"
+_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<\?xml)", re.I)
+_NORMAL = re.compile(rb"^\d+(?:,\d+)?[acd](?:\d+(?:,\d+)?)?\r?\n(?:[<>] |[^\n]*\n\.\r?$)", re.M)
+_CVS_CONTEXT = re.compile(rb"--- .*\n\*{15}")
+_BEHIND_MARKS = re.compile(rb"^(?:[|>] ?)+(?:diff --git |\+\+\+ )", re.M)
+_INDENTED = re.compile(rb"^[ \t]+(?:diff --git |\+\+\+ \S)", re.M)
+_WORDS = re.compile(rb"\[-.*?-\]|\{\+.*?\+\}")
+_PORCELAIN = re.compile(rb"^~$", re.M)
+_COLOURED_WORDS = re.compile(rb"^(?:@@ .*|[^-+\x1b\n][^\n]*|)\x1b\[3[12]m[^-+\n]", re.M)
+_SUBMODULE = re.compile(rb"Submodule \S+ (?:[0-9a-f]{7,64}\.{2,3}|\(|contains )")
+_ONLY_IN = re.compile(rb"Only in ([^:\n]+): ([^\r\n]+)\r?\n?$")
+_PROPERTIES = re.compile(rb"Property changes on: ([^\r\n]+)\r?\n?$")
+# Lines of a git header that change something by themselves.
+_DOES = re.compile(rb"^(?:old mode|new mode|deleted file|new file|copy |rename |GIT binary)")
+_BEGINNINGS = (b"diff --git ", b"Index: ", b"--- ", b"+++ ", b"@@ -")
+_BROKEN = "the patch is broken at line {} of its diff (cut off or edited by hand?)"
+_MOST_NAMED = 3
+
+
+def packed(name: str) -> bool:
+    """Whether a file is a compressed patch, by its name."""
+    return bool(re.search(r"\.(?:patch|diff|mbox|mbx|eml)\.(?:gz|bz2|xz|zst|zip)\Z", name, re.I))
+
+
+def no_text(data: bytes) -> str:
+    """Why a file cannot be read as a patch or a mail at all; empty if it can."""
+    for begin, reason in _MAGIC:
+        if data.startswith(begin):
+            return reason
+    sample = data[:2000]
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or sample.count(b"\0") > len(sample) / 3:
+        return _UTF16
+    if _PAGE.match(data[:1000]):
+        return "it is a web page; get the patch itself (GitHub: the address with .patch behind it)"
+    return ""
+
+
+def no_diff(data: bytes) -> str:
+    """The reason for a text in which there is no unified diff."""
+    if not data.strip():
+        return "it is empty"
+    if _NORMAL.search(data):
+        return "it is a diff without context; make a unified one (diff -u)"
+    if _BEHIND_MARKS.search(data):
+        return "every line of its diff stands behind a mark (> or |); get the patch without it"
+    if _INDENTED.search(data):
+        return "every line of its diff is indented; get the patch as it was made"
+    if any(_PROPERTIES.match(line) for line in data.splitlines(keepends=True)):
+        return "it changes nothing but Subversion's properties, which are not applied"
+    return "there is no diff in it"
+
+
+def refused(lines: Sequence[bytes]) -> str:
+    """Why a diff cannot be applied although git would skip over that part; empty if it can."""
+    for at, line in enumerate(lines):
+        words = line.rstrip()
+        if line.startswith((b"diff --cc ", b"diff --combined ")):
+            return "it is a combined diff of a merge; make one diff a commit, without merges"
+        following = b"".join(lines[at + 1 : at + 3])
+        if line.startswith(b"*** ") and _CVS_CONTEXT.match(following):
+            return "it is a context diff; make a unified one (diff -u)"
+        if _SUBMODULE.match(line):
+            return (
+                f"it changes a submodule ({_text(words)}), and a submodule's files are not in the "
+                "patch; make a patch of the files themselves"
+            )
+        if (words.startswith(b"Binary files ") and words.endswith(b" differ")) or (
+            words == b"Cannot display: file marked as a binary type."
+        ):
+            return (
+                f"it changes a binary file and does not have its data ({_text(words)}); make it "
+                "with git diff --binary"
+            )
+    return ""
+
+
+def broken(data: bytes) -> str:
+    """What a diff that git cannot read is, if that can be seen; else empty.  `data` as it came."""
+    if _WORDS.search(data) or _PORCELAIN.search(data) or _COLOURED_WORDS.search(data):
+        return "it is a diff of words; make it without --word-diff and --color-words"
+    return ""
+
+
+def cut_off(diff: bytes) -> str:
+    """Why a diff is not whole although git applies what it finds of it; empty if it is whole."""
+    lines = diff.splitlines(keepends=True)
+    found = diffs.sections(lines)
+    inside = {at for it in found for at in range(it.first, it.end)}
+    for it in found:
+        head = lines[it.first : it.end + 1]
+        if not it.hunks and not any(_DOES.match(line) for line in head):
+            return _BROKEN.format(it.first + 1)
+    for at, line in enumerate(lines):
+        if at in inside:
+            continue
+        following = next((it for it in lines[at + 2 :] if it.strip()), b"")
+        names = line.startswith(b"--- ") and b"".join(lines[at + 1 : at + 2]).startswith(b"+++ ")
+        begun = not line.endswith(b"\n") and len(line) > 2
+        if (
+            line.startswith(b"@@ -")
+            or (names and not _PROPERTIES.match(following))
+            or (begun and any(_meet(line, mark) for mark in _BEGINNINGS))
+        ):
+            return _BROKEN.format(at + 1)
+    return ""
+
+
+def _meet(line: bytes, mark: bytes) -> bool:
+    return line.startswith(mark) or mark.startswith(line)
+
+
+def passed_over(lines: Sequence[bytes]) -> Iterator[str]:
+    """What a diff speaks of and does not contain, so that it cannot be applied."""
+    alone = [found for line in lines if (found := _ONLY_IN.match(line))]
+    if alone:
+        names = [_text(found[1] + b"/" + found[2]) for found in alone]
+        yield f"only in one of the two trees, so not in the patch: {_few(names)} (diff -N has them)"
+    properties = [found for line in lines if (found := _PROPERTIES.match(line))]
+    if properties:
+        names = [_text(found[1]) for found in properties]
+        yield f"Subversion's properties are not applied: those of {_few(names)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
