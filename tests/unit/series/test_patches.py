@@ -135,7 +135,7 @@ def test_unknown_topics_and_folders_are_wrong_use(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "there is no diff in it"),
+        (b"", "it is empty"),
         (b"just words\n", "there is no diff in it"),
         (b"--- a/x\n+++ b/x\n@@ -1,3 +1,3 @@\n one\n", "broken at its line"),
         (b"--- a/../../x\n+++ b/../../x\n@@ -1 +1 @@\n-a\n+b\n", "not a path inside the tree"),
