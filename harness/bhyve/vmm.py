@@ -274,6 +274,11 @@ class Vmm:
             self._made.append(name)
         return self.guest.run([self.vmtool_path, "domains", name, str(count), str(memory_bytes)])
 
+    def misuse(self, name: str) -> dict[str, str]:
+        """Ask for what is to be refused, of a VM with 16 MB: the answer to each request."""
+        lines = self._vmtool(["misuse", name]).splitlines()
+        return dict(line.split(": ", 1) for line in lines)
+
     def names(self) -> list[str]:
         """The virtual machines under /dev/vmm, looked up without vmmls."""
         script = "test -d /dev/vmm && find /dev/vmm -type c || true"

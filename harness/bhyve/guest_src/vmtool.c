@@ -11,9 +11,11 @@
 
 #include <sys/param.h>
 #include <sys/domainset.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include <machine/vmm.h>
+#include <machine/vmm_dev.h>
 /* Where 15.1 has VM_BOOTROM; 14 has it in vmmapi.h. */
 #if __has_include(<dev/vmm/vmm_mem.h>)
 #include <dev/vmm/vmm_mem.h>
@@ -58,6 +60,7 @@ usage(void)
 	    "       vmtool clean name ...\n"
 	    "       vmtool linger name bytes\n"
 	    "       vmtool domains name count bytes\n"
+	    "       vmtool misuse name\n"
 	    "       vmtool memory\n"
 	    "       vmtool churn prefix count bytes\n"
 	    "       vmtool many prefix count bytes\n"
@@ -223,6 +226,55 @@ domains(const char *name, size_t count, size_t bytes)
 #endif
 }
 
+static void
+tell(const char *what, bool ok)
+{
+	(void)printf("%s: %s\n", what, ok ? "done" : strerror(errno));
+}
+
+static void
+give_back(struct vmctx *vm, const char *what, int segid)
+{
+#ifdef VM_FREE_MEMSEG
+	tell(what, ioctl(vm_get_device_fd(vm), VM_FREE_MEMSEG, &segid) == 0);
+#else
+	(void)vm;
+	(void)segid;
+	(void)printf("%s: no such request\n", what);
+#endif
+}
+
+/*
+ * Ask for what the kernel has to refuse, of a VM that has 16 MB of system
+ * memory and no boot ROM.
+ */
+static void
+misuse(const char *name)
+{
+	const size_t mb = 1024 * 1024;
+	struct vmctx *vm;
+
+	vm = open_vm(name);
+	tell("a name with a blank", vm_create_devmem(vm, VM_BOOTROM,
+	    "boot rom", mb) != MAP_FAILED);
+	tell("half a page", vm_create_devmem(vm, VM_BOOTROM, "bootrom",
+	    2048) != MAP_FAILED);
+	tell("no such segment", vm_create_devmem(vm, 1000, "bootrom", mb) !=
+	    MAP_FAILED);
+	tell("more than there are addresses", vm_create_devmem(vm, VM_BOOTROM,
+	    "bootrom", (size_t)-4096) != MAP_FAILED);
+	give_back(vm, "free what is not there", VM_BOOTROM);
+	give_back(vm, "free a negative segment", -1);
+	give_back(vm, "free no such segment", 1000);
+	give_back(vm, "free what the guest has", VM_SYSMEM);
+	tell("a boot ROM", vm_create_devmem(vm, VM_BOOTROM, "bootrom", mb) !=
+	    MAP_FAILED);
+	tell("the same of another size", vm_create_devmem(vm, VM_BOOTROM,
+	    "bootrom", 2 * mb) != MAP_FAILED);
+	give_back(vm, "free device memory", VM_BOOTROM);
+	vm_close(vm);
+}
+
 /* Names of equal length, so that they sort as they count. */
 static const char *
 numbered(const char *prefix, size_t i)
@@ -271,6 +323,8 @@ main(int argc, char **argv)
 		print("free", vmm_get_mem_free);
 	} else if (strcmp(argv[1], "linger") == 0 && argc == 4) {
 		linger(argv[2], number(argv[3]));
+	} else if (strcmp(argv[1], "misuse") == 0 && argc == 3) {
+		misuse(argv[2]);
 	} else if (strcmp(argv[1], "domains") == 0 && argc == 5) {
 		domains(argv[2], number(argv[3]), number(argv[4]));
 	} else if (strcmp(argv[1], "churn") == 0 && argc == 5) {

@@ -82,6 +82,28 @@ def test_the_edge_is_exact(vmm: Vmm, vm: Callable[..., None], limit: Callable[[i
 
 @pytest.mark.vtx
 @pytest.mark.tools
+def test_limits_and_sizes_beyond_32_bits(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
+) -> None:
+    """a VM of 5 GiB does not fit into 2 GiB, fits exactly into 5 GiB, and leaves no page then"""
+    gib = 1024 * MIB
+    limit(2 * gib)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("wide", 5 * gib)
+    assert vmm.memory == Memory(2 * gib, 0, 2 * gib)
+    limit(5 * gib)
+    vm("wide", 5 * gib)
+    assert vmm.memory == Memory(5 * gib, 5 * gib, 0)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("page", PAGE_BYTES)
+    limit(9 * gib)
+    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
+        vm("rom", 0, 4 * gib + PAGE_BYTES)
+    assert vmm.library_memory() == vmm.listing().memory == Memory(9 * gib, 5 * gib, 4 * gib)
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
 def test_what_was_refused_is_not_held(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
@@ -182,6 +204,69 @@ def test_a_refusal_is_told_on_the_console(
     assert any(f"{LIMIT} leaves no {33 * MIB} bytes" in line for line in guest.dmesg())
 
 
+# What is asked for wrongly, and the answer.
+MISUSE = {
+    "a name with a blank": "Invalid argument",
+    "half a page": "Invalid argument",
+    "no such segment": "Invalid argument",
+    "more than there are addresses": "Cannot allocate memory",
+    "free what is not there": "Invalid argument",
+    "free a negative segment": "Invalid argument",
+    "free no such segment": "Invalid argument",
+    "free what the guest has": "Device busy",
+    "a boot ROM": "done",
+    "the same of another size": "Invalid argument",
+    "free device memory": "Invalid argument",
+}
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+@pytest.mark.parametrize("limit_mib", [0, 64])
+def test_wrong_requests_change_nothing(
+    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None], limit_mib: int
+) -> None:
+    """each wrong request for memory, or to free it, gets its error, and the figures stay exact"""
+    limit(limit_mib * MIB)
+    before = vmm.memory
+    vm("wrong", 16 * MIB)
+    assert vmm.misuse("wrong") == MISUSE
+    memory = vmm.memory
+    assert memory.allocated_bytes == before.allocated_bytes + 16 * MIB
+    assert memory.device_bytes == before.device_bytes + 1 * MIB
+    assert memory.free_bytes == before.free_bytes - 17 * MIB
+    vmm.destroy("wrong")
+    assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_what_a_user_may_not_have_is_not_held(
+    guest: Guest, vmm: Vmm, vm: Callable[..., None]
+) -> None:
+    """memory that RLIMIT_SWAP refuses is not counted, and can be had where there is room"""
+    vm("swap")
+    before = vmm.memory
+    nodes = ["/dev/vmmctl", "/dev/vmm/swap"]
+    overcommit = guest.must(["sysctl", "-n", "vm.overcommit"]).strip()
+    give = f"{vmm.vmtool_path} domains swap 1 {64 * MIB}"
+    try:
+        guest.must(["chmod", "666", *nodes])
+        guest.must(["sysctl", "vm.overcommit=2"])
+        for _ in range(2):
+            refused = guest.run(["su", "-m", "nobody", "-c", f"limits -w 32m {give}"])
+            assert "Cannot allocate memory" in refused.stderr, refused.describe()
+            assert vmm.memory == before
+        given = guest.run(["su", "-m", "nobody", "-c", give])
+        assert given.ok, given.describe()
+    finally:
+        guest.must(["sysctl", f"vm.overcommit={overcommit}"])
+        guest.must(["chmod", "600", nodes[0]])
+    assert vmm.mem_allocated_bytes == before.allocated_bytes + 64 * MIB
+    vmm.destroy("swap")
+    assert vmm.memory == before
+
+
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_a_lower_limit_evicts_nobody(
@@ -190,7 +275,8 @@ def test_a_lower_limit_evicts_nobody(
     """a limit below what is held leaves the VMs alone, frees nothing and gives nothing more"""
     vm("stays", 96 * MIB)
     limit(32 * MIB)
-    assert vmm.memory == Memory(32 * MIB, 96 * MIB, 0)
+    lowered = Memory(32 * MIB, 96 * MIB, 0)
+    assert vmm.memory == vmm.library_memory() == vmm.listing().memory == lowered
     assert vmm.names() == ["stays"]
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
         vm("late", 1 * MIB)

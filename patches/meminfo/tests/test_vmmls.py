@@ -116,7 +116,7 @@ def test_it_lists_again(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None
     """with -w the list is printed again and again, each time as it is then"""
     vm("first", 16 * MIB)
     script = """
-"$1" -Hp -w 1 >"$2" & pid=$!
+"$1" $4 -w 1 >"$2" & pid=$!
 until_seen() {
     for _ in $(jot 300); do
         grep -q "$1" "$2" && return
@@ -131,11 +131,17 @@ kill $pid; cat "$2"; rm "$2"
 """
     home = f"{vmm.home}/again.out"
     try:
-        said = guest.script(script, vmm.vmmls_path, home, vmm.vmtool_path).stdout
+        said = guest.script(script, vmm.vmmls_path, home, vmm.vmtool_path, "-Hp").stdout
+        guest.run([vmm.vmtool_path, "clean", "second"])
+        people = guest.script(script, vmm.vmmls_path, home, vmm.vmtool_path, "-p").stdout
     finally:
         guest.run([vmm.vmtool_path, "clean", "second"])
     assert said.startswith(row("first", 16 * MIB))
     assert row("first", 16 * MIB) + row("second", 16 * MIB) in said
+    # The last line is worked out again, too.
+    sums = re.findall(r"Allocated: (\d+) ", people)
+    assert {int(sums[0]), int(sums[-1])} == {16 * MIB, 32 * MIB}
+    assert people.count("NAME ") == len(sums)
 
 
 @pytest.mark.vtx
