@@ -75,6 +75,14 @@ def test_the_first_patches_leave_nothing_of_a_step_behind() -> None:
         assert "-		vmm_acct_release(seg->len, seg->sysmem);" in memory[1]
 
 
+@by_release
+def test_the_account_compiles_after_each_patch(release: str) -> None:
+    """A search for the patch that broke something (git bisect) may stop at any of them."""
+    assert [name[:4] for name in source.compile_steps(release)][:5] == [
+        f"{number:04}" for number in range(1, 6)
+    ]
+
+
 def test_tests_are_built_where_there_is_a_vmm_alone() -> None:
     """MK_BHYVE is yes on armv7, i386 and powerpc, which have neither vmm.h nor libvmmapi."""
     condition = '.if ${MK_BHYVE} != "no" && exists(${SRCTOP}/sys/${MACHINE}/include/vmm.h)'

@@ -79,6 +79,23 @@ def tree(release: str) -> Path:
     return folder
 
 
+def compile_steps(release: str) -> list[str]:
+    """Compile the kernel's account as each of the release's patches leaves it: their names."""
+    folder = _workspace()
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    shim = HERE / "kernel"
+    compiled: list[str] = []
+    for patch in patches(release):
+        if f" b/{ACCT}\n" not in patch.read_text():
+            continue
+        only = [f"--include={ACCT}", f"--include={ACCT.removesuffix('.c')}.h"]
+        subprocess.run(["git", "apply", *only, str(patch)], cwd=folder, env=env, check=True)
+        flags = (*WARNINGS, "-D_KERNEL", f"-I{shim}", f"-I{folder / 'sys'}")
+        _cc(*flags, "-c", folder / ACCT, "-o", folder / "step.o")
+        compiled.append(patch.name)
+    return compiled
+
+
 def _write_libvmmapi(folder: Path, release: str) -> None:
     """libvmmapi's functions go into a file of the tree's own: take the lines that are added."""
     path = "lib/libvmmapi/vmmapi.c"
