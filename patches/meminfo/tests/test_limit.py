@@ -241,34 +241,6 @@ def test_wrong_requests_change_nothing(
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_what_a_user_may_not_have_is_not_held(
-    guest: Guest, vmm: Vmm, vm: Callable[..., None]
-) -> None:
-    """memory that RLIMIT_SWAP refuses is not counted, and can be had where there is room"""
-    vm("swap")
-    before = vmm.memory
-    nodes = ["/dev/vmmctl", "/dev/vmm/swap"]
-    overcommit = guest.must(["sysctl", "-n", "vm.overcommit"]).strip()
-    give = f"{vmm.vmtool_path} domains swap 1 {64 * MIB}"
-    try:
-        guest.must(["chmod", "666", *nodes])
-        guest.must(["sysctl", "vm.overcommit=2"])
-        for _ in range(2):
-            refused = guest.run(["su", "-m", "nobody", "-c", f"limits -w 32m {give}"])
-            assert "Cannot allocate memory" in refused.stderr, refused.describe()
-            assert vmm.memory == before
-        given = guest.run(["su", "-m", "nobody", "-c", give])
-        assert given.ok, given.describe()
-    finally:
-        guest.must(["sysctl", f"vm.overcommit={overcommit}"])
-        guest.must(["chmod", "600", nodes[0]])
-    assert vmm.mem_allocated_bytes == before.allocated_bytes + 64 * MIB
-    vmm.destroy("swap")
-    assert vmm.memory == before
-
-
-@pytest.mark.vtx
-@pytest.mark.tools
 def test_a_lower_limit_evicts_nobody(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
