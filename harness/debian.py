@@ -24,6 +24,7 @@ TOOLS: Mapping[str, str] = {
     "make": "make",
     "xz": "xz-utils",
     "bsdtar": "libarchive-tools",
+    "mke2fs": "e2fsprogs",
     "mandoc": "mandoc",
     "ssh": "openssh-client",
     "sshd": "openssh-server",

@@ -24,7 +24,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def _build_into(folder: Path, packages: list[str], cache: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache) as work, files.atomic_dir(folder) as out:
         root = Path(work) / "root"
         debian.unpack(packages, cache, root)
-        kernel = _only(root, "boot/vmlinuz-*")
+        kernel = only(root, "boot/vmlinuz-*")
         shutil.copyfile(kernel, out / "vmlinuz")
         host_key, host_blob = _host_key()
         user_key = Ed25519PrivateKey.generate()
@@ -128,14 +128,14 @@ def _build_into(folder: Path, packages: list[str], cache: Path) -> None:
         (out / "standin.json").write_text(json.dumps(noted, indent=2) + "\n")
 
 
-def _only(root: Path, pattern: str) -> Path:
+def only(root: Path, pattern: str) -> Path:
     found = sorted(root.glob(pattern))
     if not found:
         raise CannotError(f"the stand-in guest: no {pattern} in the packages it is made of")
     return found[-1]
 
 
-def _first(root: Path, *places: str) -> Path:
+def first(root: Path, *places: str) -> Path:
     """The first of the places that a package has put its file in.
 
     Debian 12 and Ubuntu 24.04 have programs in bin, later ones in usr/bin alone.
@@ -193,7 +193,7 @@ def _add_system(archive: cpio.Archive, root: Path, release: str) -> None:
     archive.folder("root", 0o700)
     archive.folder("root/.ssh", 0o700)
     archive.device("dev/console", 5, 1)
-    archive.file("bin/busybox", _first(root, "bin/busybox", "usr/bin/busybox").read_bytes(), 0o755)
+    archive.file("bin/busybox", first(root, "bin/busybox", "usr/bin/busybox").read_bytes(), 0o755)
     archive.link("bin/sh", "busybox")
     for path in sorted((HERE / "root").rglob("*")):
         if path.is_file():
@@ -209,7 +209,7 @@ def _add_system(archive: cpio.Archive, root: Path, release: str) -> None:
         archive.file(f"{target}/{name}", path.read_bytes(), 0o755)
     # Where dropbear looks for it.
     archive.link("usr/lib/sftp-server", "openssh/sftp-server")
-    for position, (name, data) in enumerate(_modules(root, release)):
+    for position, (name, data) in enumerate(modules(root, release, MODULES)):
         archive.file(f"lib/modules/{position:02}-{name}.ko", data, 0o644)
 
 
@@ -238,9 +238,12 @@ def _collect_libraries(program: Path, root: Path, found: dict[str, Path]) -> Non
         _collect_libraries(path, root, found)
 
 
-def _modules(root: Path, release: str) -> Iterator[tuple[str, bytes]]:
-    """The kernel modules in the order they load in; what the kernel has built in is left out."""
-    tree = _first(root, "lib/modules", "usr/lib/modules") / release
+def modules(root: Path, release: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Kernel modules and what they need, in the order they load in.
+
+    What the kernel has built in is left out.
+    """
+    tree = first(root, "lib/modules", "usr/lib/modules") / release
     files_by_name = {
         p.name.split(".ko")[0].replace("-", "_"): p for p in sorted(tree.rglob("*.ko*"))
     }
@@ -258,7 +261,7 @@ def _modules(root: Path, release: str) -> Iterator[tuple[str, bytes]]:
                     yield from load(other)
         yield name, data
 
-    for wanted in MODULES:
+    for wanted in names:
         yield from load(wanted)
 
 

@@ -14,13 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from backends import BOCHS_VERSIONS, EMULATORS
 
 from harness.errors import CannotError
 from harness.files import PROJECT
 from harness.machine import bochs_packages, bochs_program
-
-BOCHS_VERSIONS = tuple(bochs_packages.SUITES)
-EMULATORS = ("tcg", *(f"bochs {version}" for version in BOCHS_VERSIONS))
 
 
 def _load(name: str, *below: str) -> ModuleType:
@@ -41,6 +39,12 @@ standin_build = _load("standin_build", "images", "standin", "build.py")
 def standin() -> Any:
     """The stand-in guest's disk, key and host key.  The first use downloads some 35 MB."""
     return standin_build.build()
+
+
+@pytest.fixture(scope="session")
+def nested() -> ModuleType:
+    """What makes and runs a Linux with KVM.  The first use downloads some 30 MB."""
+    return _load("nested_build", "images", "nested", "nested.py")
 
 
 @contextlib.contextmanager

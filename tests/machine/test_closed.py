@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import backends
 import paramiko
 import psutil
 import pytest
+from backends import BACKENDS, QEMU
 from test_machines import Made, boot, make, sector
 
-from harness import machine as machines
 from harness.deadline import Deadline
 from harness.errors import GuestError
 from harness.files import PROJECT
@@ -77,25 +78,25 @@ def network_of(pid: int | None) -> str:
 
 
 @needs_namespaces
-@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_port_on_this_machine(make: Made, backend: str) -> None:
     machine = make(backend, ssh=True)
     boot(machine)
     assert network_of(machine.pid) != network_of(os.getpid())
     assert listening(machine) == []
     assert machine.forward is not None
-    with machine.forward.connect(5) as connection:
+    with machine.forward.connect(30) as connection:
         assert connection.getpeername() == ("127.0.0.1", machine.ssh_port)
     closed = make(backend, run="closed")
     boot(closed)
     assert listening(closed) == []
     machine.stop(Deadline.after(10))
     with pytest.raises(ConnectionRefusedError):
-        machine.forward.connect(5)
+        machine.forward.connect(30)
 
 
 @pytest.mark.usefixtures("shared_network")
-@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_port_on_loopback_where_namespaces_are_forbidden(make: Made, backend: str) -> None:
     machine = make(backend, ssh=True)
     boot(machine)
@@ -104,7 +105,7 @@ def test_one_port_on_loopback_where_namespaces_are_forbidden(make: Made, backend
 
 
 def test_qemu_runs_in_its_sandbox_and_gains_no_rights(make: Made) -> None:
-    machine = make("tcg", ssh=True)
+    machine = make(QEMU, ssh=True)
     boot(machine)
     status = Path(f"/proc/{machine.pid}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -113,7 +114,7 @@ def test_qemu_runs_in_its_sandbox_and_gains_no_rights(make: Made) -> None:
 
 
 @root_only
-@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_another_user_finds_the_machine_s_files_and_lines_closed(
     make: Made, backend: str, open_folder: Path
 ) -> None:
@@ -149,7 +150,7 @@ with machine.make(sys.argv[1], spec) as virtual:
 
 
 @root_only
-@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_machine_needs_root(backend: str, sector: Path, open_folder: Path) -> None:
     env = {"PATH": os.environ["PATH"], "HOME": str(open_folder), "PYTHONDONTWRITEBYTECODE": "1"}
     python = [*AS_NOBODY, "--no-new-privs", sys.executable, "-c"]
@@ -182,7 +183,7 @@ def up(standin: Any, folder: Path) -> Iterator[Guest]:
     """The stand-in, ready."""
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name="the stand-in")
     with (
-        machines.make("tcg", spec) as machine,
+        backends.make(QEMU, spec) as machine,
         Guest(machine, Access(standin.private_key, standin.host_key)) as made,
     ):
         machine.start(Deadline.after(30))

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import backends
 import psutil
 import pytest
+from backends import BACKENDS, QEMU
 from test_machines import Made, ask, boot, make, sector
 
-from harness import machine as machines
 from harness.deadline import Deadline
 from harness.errors import (
     CannotError,
@@ -44,7 +45,7 @@ BOOT_S = 90.0
 @pytest.mark.parametrize("delay_s", [0.0, 0.03, 0.1, 0.2, 0.35, 0.6])
 def test_killed_at_any_moment(make: Made, delay_s: float) -> None:
     """From the first instruction of its start to the last of its end: an error of ours, or none."""
-    machine = make("tcg", ssh=True)
+    machine = make(QEMU, ssh=True)
 
     def kill() -> None:
         time.sleep(delay_s)
@@ -64,7 +65,7 @@ def test_killed_at_any_moment(make: Made, delay_s: float) -> None:
     assert not [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_stopped_emulator_is_named(
     make: Made, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +83,7 @@ def test_a_stopped_emulator_is_named(
     assert machine.pid is None
 
 
-@pytest.mark.parametrize("backend", ["tcg", "bochs"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_guest_that_switches_itself_off_is_named(make: Made, backend: str) -> None:
     machine = make(backend)
     boot(machine)
@@ -106,7 +107,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("backend", "said"),
-    [("tcg", "No space left on device"), ("bochs", "Bochs cannot write the guest's disk")],
+    [(QEMU, "No space left on device"), ("bochs", "Bochs cannot write the guest's disk")],
 )
 def test_a_full_disk_beneath_the_guest_is_named(
     make: Made, tiny: Path, backend: str, said: str
@@ -127,7 +128,7 @@ def test_a_full_disk_before_the_start_is_named(make: Made, tiny: Path) -> None:
         while fill.write(b"x" * 512):
             pass
     with pytest.raises((GuestError, OSError, CannotError)) as raised:
-        boot(make("tcg", run=str(tiny / "run")))
+        boot(make(QEMU, run=str(tiny / "run")))
     assert "No space left on device" in f"{raised.value}"
 
 
@@ -140,7 +141,7 @@ def guest(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gu
     folder = tmp_path_factory.mktemp("faults") / "run"
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name="the stand-in")
     with (
-        machines.make("tcg", spec) as machine,
+        backends.make(QEMU, spec) as machine,
         Guest(machine, Access(standin.private_key, standin.host_key)) as made,
     ):
         machine.start(Deadline.after(30))

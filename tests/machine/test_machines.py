@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import backends
 import psutil
 import pytest
+from backends import QEMU, VENDOR
 
 from harness import machine as machines
 from harness.deadline import Deadline
@@ -31,7 +34,12 @@ Made = Callable[..., Machine]
 
 @pytest.fixture(scope="session")
 def sector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guest: 1 MiB with the boot sector at its beginning."""
+    """The guest: 1 MiB with the boot sector at its beginning.
+
+    Where there is no compiler (the Linux of images/nested), HARNESS_TEST_SECTOR names it, built.
+    """
+    if os.environ.get("HARNESS_TEST_SECTOR"):
+        return Path(os.environ["HARNESS_TEST_SECTOR"])
     folder = tmp_path_factory.mktemp("sector")
     source = Path(__file__).with_name("sector.S")
     compiling: list[str | Path] = [
@@ -63,7 +71,7 @@ def make(sector: Path, tmp_path: Path) -> Iterator[Made]:
             drive=Drive(disk),
             **{"ssh": False, "memory_bytes": 32 << 20, **more},  # type: ignore[arg-type]
         )
-        made.append(machines.make(backend, spec))
+        made.append(backends.make(backend, spec))
         return made[-1]
 
     yield build
@@ -156,7 +164,7 @@ def test_an_emulator_that_is_killed_ends_waits_at_once(
 
 def test_a_signal_from_outside_is_no_power_off(make: Made) -> None:
     """QEMU exits with 0 when it is asked to end by a signal."""
-    machine = make("tcg")
+    machine = make(QEMU)
     boot(machine)
     assert machine.pid is not None
     os.kill(machine.pid, signal.SIGTERM)
@@ -171,7 +179,7 @@ from harness import machine
 from harness.deadline import Deadline
 drive = machine.Drive(Path(sys.argv[3]))
 spec = machine.Spec(Path(sys.argv[2]), drive, 32 << 20, ssh=sys.argv[4] == "ssh")
-virtual = machine.make(sys.argv[1], spec)
+virtual = machine.make(machine.Backend(sys.argv[1], sys.argv[5]), spec)
 virtual.start(Deadline.after(20))
 print(virtual.pid, flush=True)
 time.sleep(60)
@@ -183,7 +191,7 @@ def test_an_emulator_does_not_outlive_a_killed_harness(
     backend: str, network: str, sector: Path, tmp_path: Path
 ) -> None:
     run_dir = str(tmp_path / "run")
-    command = [sys.executable, "-c", _CHILD, backend, run_dir, str(sector), network]
+    command = [sys.executable, "-c", _CHILD, backend, run_dir, str(sector), network, VENDOR]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PROJECT
     ) as child:
@@ -197,8 +205,68 @@ def test_an_emulator_does_not_outlive_a_killed_harness(
     assert not emulator.is_running() or emulator.status() == psutil.STATUS_ZOMBIE
 
 
+def test_the_accelerator_is_the_backend_s(make: Made) -> None:
+    machine = make(QEMU)
+    boot(machine)
+    said = machine._qmp.execute("query-kvm", Deadline.after(5))  # type: ignore[attr-defined]
+    assert said["enabled"] == (QEMU == "kvm")
+
+
+def ask_stub(stub: socket.socket, packet: str) -> str:
+    """What the stub answers; it is asked as gdb asks it.
+
+    That the guest has stopped it may report at any time, unasked.
+    """
+    stub.sendall(b"$%s#%02x" % (packet.encode(), sum(packet.encode()) & 0xFF))
+    said = b""
+    while True:
+        for answer in re.findall(rb"\$([^#]*)#..", said):
+            if packet == "?" or not answer.startswith(b"T"):
+                stub.sendall(b"+")
+                return bytes(answer).decode()
+        part = stub.recv(4096)
+        assert part, said
+        said += part
+
+
+def test_gdb_s_stub_reads_the_guest_and_lets_it_go_on(
+    make: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no gdb: what is asked here is what it asks."""
+    machine = make(QEMU)
+    boot(machine)
+    path = machine.open_debugger(Deadline.after(10))
+    # A socket's path may have 108 bytes.
+    monkeypatch.chdir(path.parent)
+    with socket.socket(socket.AF_UNIX) as stub:
+        stub.settimeout(20)
+        stub.connect(path.name)
+        assert ask_stub(stub, "?").startswith(("T05", "S05", "T02", "S02"))
+        assert ask_stub(stub, "m7dfe,2") == "55aa"
+        assert len(ask_stub(stub, "g")) > 100
+        # What it writes, the guest has.
+        assert ask_stub(stub, "M7000,2:abcd") == "OK"
+        assert ask_stub(stub, "m7000,2") == "abcd"
+    machine.close_debugger(Deadline.after(10))
+    ask(machine, "echo", "echo")
+
+
+def test_three_machines_side_by_side(make: Made) -> None:
+    """Each has a guest of its own, and one's end is not the others'."""
+    machines_here = [make(QEMU, run=f"run{number}") for number in range(3)]
+    for machine in machines_here:
+        machine.start(Deadline.after(20))
+    for machine in machines_here:
+        machine.console.talk(0).expect_any([PROMPT], "greeting", Deadline.after(30))
+    first, *others = machines_here
+    first.console.send("q")
+    assert first.wait_ended(Deadline.after(10)) is not None
+    for machine in others:
+        ask(machine, "echo", "echo")
+
+
 def test_a_model_that_does_not_exist_is_named_by_the_emulator(make: Made, backend: str) -> None:
-    words = {"tcg": "unable to find CPU model 'nonsense'", "bochs": "cpu directive malformed"}
+    words = {QEMU: "unable to find CPU model 'nonsense'", "bochs": "cpu directive malformed"}
     machine = make(backend, cpu="nonsense")
     with pytest.raises(MachineDied, match=r"did not start: exited with 1") as raised:
         machine.start(Deadline.after(30))
@@ -258,7 +326,7 @@ def test_a_disk_of_another_format_is_told(make: Made, tmp_path: Path) -> None:
     disk.write_bytes(b"not qcow2")
     spec = Spec(run_dir=tmp_path / "run", drive=Drive(disk, "qcow2"))
     with pytest.raises(CannotError, match=r"disk\.qcow2: .*not in qcow2 format"):
-        machines.make("tcg", spec).start(Deadline.after(10))
+        backends.make(QEMU, spec).start(Deadline.after(10))
     with pytest.raises(CannotError, match=r"Bochs boots raw disks only, .*qcow2"):
         machines.make("bochs", spec)
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import backends
 import pytest
+from backends import QEMU
 
-from harness import machine as machines
 from harness.deadline import Deadline
 from harness.errors import GuestError, MachineDied
 from harness.guest import snapshot
@@ -24,7 +25,7 @@ Resume = Callable[..., Guest]
 
 
 def make(spec: Spec) -> Machine:
-    return machines.make("tcg", spec)
+    return backends.make(QEMU, spec)
 
 
 def ask(guest: Guest, command: str) -> str:

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import backends
 import psutil
 import pytest
+from backends import QEMU
 
-from harness import machine as machines
 from harness.deadline import Deadline
 from harness.guest.freebsd import Access, Guest
 from harness.machine import Drive, Spec
@@ -26,7 +27,7 @@ def boot_once(standin: Any, folder: Path) -> Forward:
     """Boot, run a command, switch off; the way that was used."""
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name=folder.name)
     with (
-        machines.make("tcg", spec) as machine,
+        backends.make(QEMU, spec) as machine,
         Guest(machine, Access(standin.private_key, standin.host_key)) as guest,
     ):
         machine.start(Deadline.after(60))

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import backends
 import paramiko
 import pytest
+from backends import QEMU
 
-from harness import machine as machines
 from harness.deadline import Deadline
 from harness.errors import GuestPanic
 from harness.machine import Drive, Machine, Spec
@@ -29,7 +30,7 @@ PROMPT = "root@standin:~ # "
 def guest(standin: Any, tmp_path: Path) -> Iterator[Machine]:
     """A booted stand-in under TCG, at its login prompt."""
     spec = Spec(run_dir=tmp_path / "run", drive=Drive(standin.disk), memory_bytes=384 << 20)
-    with machines.make("tcg", spec) as machine:
+    with backends.make(QEMU, spec) as machine:
         machine.start(Deadline.after(10))
         yield machine
 
@@ -178,7 +179,7 @@ def test_a_second_disk_is_read_as_it_is_and_not_written(standin: Any, tmp_path: 
         second=Drive(disk),
         memory_bytes=384 << 20,
     )
-    with machines.make("tcg", spec) as machine:
+    with backends.make(QEMU, spec) as machine:
         machine.start(Deadline.after(10))
         talk = log_in(machine)
         talk.sendline("tar -xOf /dev/vdb src/content; echo no >/dev/vdb")

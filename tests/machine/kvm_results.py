@@ -1,0 +1,65 @@
+"""A plugin of pytest's: each phase of a test as a line of JSON, as soon as it has ended.
+
+    python -m pytest -p kvm_results ...     with HARNESS_TEST_RESULTS naming where the lines go
+
+The limits in the tests are for a machine's own processor; there, one processor emulates another,
+and each is longer.  The lines leave that Linux over its second serial line: what was told is
+outside already when it hangs or ends.  The first line says what this ran on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.deadline import Deadline
+
+SLOWER = 4.0
+_after = Deadline.after
+
+
+def _tell(**line: object) -> None:
+    with open(os.environ["HARNESS_TEST_RESULTS"], "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def pytest_sessionstart() -> None:
+    """What the tests run on, as evidence beside their results."""
+    Deadline.after = staticmethod(lambda limit_s: _after(limit_s * SLOWER))  # type: ignore[method-assign]
+    version = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
+    cpu = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", cpu)
+    _tell(
+        kernel=platform.release(),
+        processor=model[1] if model else "",
+        flags=sorted({"svm", "vmx", "npt", "ept", "nrip_save", "hypervisor"} & set(cpu.split())),
+        kvm=sorted(path.name for path in Path("/sys/module").glob("kvm_*")),
+        emulator=version,
+        python=platform.python_version(),
+    )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """One phase of one test: setup, call or teardown."""
+    said = report.longrepr
+    reason = said[2] if isinstance(said, tuple) else report.longreprtext
+    _tell(
+        test=report.nodeid,
+        phase=report.when,
+        outcome=report.outcome,
+        seconds=round(report.duration, 2),
+        said=reason[-6000:],
+    )
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """That all were told, and how pytest ends."""
+    _tell(ended=int(exitstatus))
