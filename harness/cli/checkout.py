@@ -16,7 +16,6 @@ def require(top: Path) -> None:
     if missing:
         sys.stderr.write(
             f"error: {top} is no checkout of vmm-workbench ({', '.join(missing)} not there): an "
-            "installed wheel holds the library alone; run ./inv in a checkout, or pip install -e . "
-            "there\n"
+            "installed wheel holds the library alone; clone the repository and work there\n"
         )
         raise SystemExit(EXIT_CANNOT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import series_source as source
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 PHYSICAL = 16 << 30
@@ -110,6 +110,7 @@ operations = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(operations, max_size=25), st.sampled_from(source.RELEASES))
+@example([("sysmem", 1 << 63)], "15.1")
 def test_numbers_are_what_they_mean(steps: list[tuple[str, int]], release: str) -> None:
     model = Model()
     commands: list[str] = []

@@ -152,7 +152,9 @@ def test_a_tree_without_release_is_held_to_its_own_series(
 ) -> None:
     """Not to every series of its branch."""
     (Path(topic) / "15.0").mkdir()
-    (Path(topic) / "15.0/series").write_text("")
+    other = mail(diff(tmp_path, {}, {"sys/y.h": "y\n"}))
+    (Path(topic) / "15.0/1.patch").write_bytes(other)
+    (Path(topic) / "15.0/series").write_text("1.patch\n")
     for version, release, note in ((1501000, "15.1", ""), (1500000, "15.0", "")):
         tree = other_tree(tmp_path / release, "", version)
         assert patch_commands.check([topic], "", "", tree, json=True) == 0

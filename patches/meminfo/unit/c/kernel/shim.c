@@ -244,7 +244,9 @@ swap_pager_init_object(vm_object_t object, void *handle, struct ucred *cred,
     vm_ooffset_t size, vm_ooffset_t offset)
 {
 	check(handle == NULL && offset == 0, "an object with a handle");
-	check((vm_pindex_t)atop(size) == object->size, "another size");
+	/* An offset is signed, a segment's size is not. */
+	check((vm_pindex_t)((uint64_t)size >> PAGE_SHIFT) == object->size,
+	    "another size");
 	if (cred != NULL) {
 		if (getenv("SHIM_NO_SWAP") != NULL)
 			return (false);
