@@ -141,6 +141,11 @@ def _git_section(lines: Sequence[bytes], first: int) -> Section:
     section = Section(first, at, old, new, blobs=blobs)
     if _begins_paths(lines, at):
         return _with_paths(lines, section, at)
+    # Git takes either of the two lines alone, and believes it where it could not read the first.
+    if at < len(lines) and lines[at].startswith(b"--- ") and old is None:
+        return replace(section, end=at + 1, old=_name(lines[at]))
+    if at < len(lines) and lines[at].startswith(b"+++ ") and new is None:
+        return replace(section, end=at + 1, new=_name(lines[at]))
     return section
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from faketree import NUMBERED, diff, mail, make_tree
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import PatchError, UsageError, WorkbenchError
@@ -592,6 +592,7 @@ def test_no_header_ends_in_a_traceback(
         max_size=30,
     ).map(b"".join)
 )  # fmt: skip
+@example(b'diff --git "a/\\From: a <a@b>\nnew file mode 100644\n+++ b/x\n')
 def test_no_text_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.patch"
     path.write_bytes(text)
