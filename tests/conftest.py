@@ -14,9 +14,3 @@ def umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what waits longest for one machine, so that the other tests run meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_kvm.py")
