@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
 import uuid
 import xml.etree.ElementTree as ET
@@ -18,6 +19,7 @@ import pexpect
 import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
+from faketree import diff, mail
 
 from harness import host, keeper, progress, report
 from harness.errors import CannotError, GuestError, PatchError, UsageError, WorkbenchError
@@ -259,10 +261,17 @@ def test_side_by_side(run: Run) -> None:
     assert "1 that take minutes" in result.properties["left out"]
 
 
+def a_patch_in(folder: Path) -> None:
+    """One that adds a file."""
+    data = diff(folder, {}, {"sys/x.h": "x\n"})
+    shutil.rmtree(folder / "repository")
+    (folder / "1.patch").write_bytes(mail(data))
+
+
 def test_another_series_is_not_asked_for_the_topic_s_claims(run: Run, tmp_path: Path) -> None:
     """Nor for a comparison, when there is nothing to compare with."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "series").write_text("")
+    a_patch_in(tmp_path / "mine")
     result = run(BESIDE, series=(tmp_path / "mine",), topic="")
     assert "test_of_the_patch" not in status(result)
     assert "test_compares" not in status(result)
@@ -275,7 +284,7 @@ def test_a_topic_brings_its_own_checks(run: Run, tmp_path: Path) -> None:
     text = "import pytest\n@pytest.mark.patch\ndef test_mine(guest): pass\n"
     (own / f"test_{uuid.uuid4().hex}.py").write_text(text)
     (own.parent / "15.1").mkdir()
-    (own.parent / "15.1" / "series").write_text("")
+    a_patch_in(own.parent / "15.1")
     result = run(topic=str(own.parent))
     assert "test_mine" in status(result)
     assert "test_of_the_patch" not in status(result)
