@@ -1,17 +1,13 @@
 """The patches of a folder in several guests at once, for `inv mutation --regressions`.
 
 The first guest belongs to this process.  Each further one belongs to a process of its own,
-`python -m harness.run.regression_guests`, which resumes it, proves the footing there, and asks for
+`python -m harness.run.regression_guests`, which resumes it, finds the baseline there, and asks for
 patches until there are none.  A process that ends early gives back the patch that it was at.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -21,8 +17,9 @@ from pathlib import Path
 
 from harness import host, log, process
 from harness.errors import WorkbenchError
-from harness.files import PROJECT
 from harness.image.model import ImageRecord
+from harness.run import further_guest
+from harness.run.further_guest import FurtherGuest
 from harness.run.regression_data import VariantResult, load
 from harness.run.session import Options, Workbench
 
@@ -44,7 +41,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Footed:
+class OutsideBaseline:
     """Which checks do not pass on the stock module in a further guest, and why."""
 
     without: dict[str, str]
@@ -91,7 +88,7 @@ class Others:
         self._todo = todo
         self._took = took
         self._threads: list[threading.Thread] = []
-        self._children: list[tuple[subprocess.Popen[bytes], process.Line]] = []
+        self._guests: list[FurtherGuest] = []
         self.without: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -103,21 +100,19 @@ class Others:
         assert bench.record is not None
         for number in range(2, count + 2):
             run_dir = bench.run_dir / f"guest-{number}"
-            run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             job = Job(bench.options, run_dir, bench.decision, bench.record, folder, tests, every)
-            child, line = process.start_with_line(COMMAND, PROJECT, run_dir / "process.log")
-            self._children.append((child, line))
-            line.send(job)
-            thread = threading.Thread(target=self._serve, args=(number, line), daemon=True)
+            guest = FurtherGuest(COMMAND, run_dir, job)
+            self._guests.append(guest)
+            thread = threading.Thread(target=self._serve, args=(number, guest.line), daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def _serve(self, number: int, line: process.Line) -> None:
-        at_hand: str | None = None
+        current: str | None = None
         try:
             while True:
                 said = line.recv()
-                if isinstance(said, Footed):
+                if isinstance(said, OutsideBaseline):
                     self.without |= {
                         f"{name} (guest {number})": why for name, why in said.without.items()
                     }
@@ -126,15 +121,15 @@ class Others:
                     break
                 else:
                     self._took(number, said)
-                name = self._todo.next(done=at_hand is not None)
-                at_hand = name
+                name = self._todo.next(done=current is not None)
+                current = name
                 line.send(name)
                 if name is None:
                     break
         except (EOFError, OSError):
             self.notes.append(f"guest {number}: its process ended; see guest-{number}/process.log")
         finally:
-            self._todo.give_back(at_hand)
+            self._todo.give_back(current)
 
     def wait(self) -> None:
         """Wait for what the other guests are at."""
@@ -145,14 +140,7 @@ class Others:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _child, line in self._children:
-            line.close()
-        for child, _line in self._children:
-            try:
-                child.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+        FurtherGuest.end(self._guests)
 
 
 def _work(line: process.Line) -> None:
@@ -162,18 +150,7 @@ def _work(line: process.Line) -> None:
 
     job: Job = line.recv()
     log.to_file(job.run_dir / "harness.log")
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def listen() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while (said := line.recv()) is not None:
-                answers.put(said)
-            answers.put(None)
-            return
-        # The parent has ended or wants this to end: whatever runs here is broken off.
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=listen, daemon=True).start()
+    answers = further_guest.answers(line)
     bench = Workbench(job.options, job.run_dir)
     bench.decision, bench.record = job.decision, job.record
     with bench:
@@ -181,7 +158,7 @@ def _work(line: process.Line) -> None:
             judge = regressions.Judge(bench, job.tests, every=job.every)
             bench.boot()
             judge.prove()
-            line.send(Footed(dict(judge.baseline.without)))
+            line.send(OutsideBaseline(dict(judge.baseline.without)))
             chosen = {it.mutant.name: it for it in load(job.folder)}
             while (name := answers.get()) is not None:
                 line.send(judge.judge(chosen[name], name))

@@ -255,9 +255,9 @@ def _processor(bench: Workbench) -> str:
     return "AMD" if any(maker in model for maker in ("AMD", "Hygon")) else "Intel"
 
 
-def _baseline_note(footing: Baseline) -> str:
-    note = f"{len(footing.seconds)} checks pass on the stock module"
-    return note + (f", {len(footing.without)} do not" if footing.without else "")
+def _baseline_note(baseline: Baseline) -> str:
+    note = f"{len(baseline.seconds)} checks pass on the stock module"
+    return note + (f", {len(baseline.without)} do not" if baseline.without else "")
 
 
 def _said(judged: VariantResult) -> str:

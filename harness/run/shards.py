@@ -12,28 +12,24 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import queue
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness import host, log, process, progress
 from harness.build.builder import Build
 from harness.errors import GuestError, WorkbenchError
-from harness.files import PROJECT
 from harness.guest.panic_report import Panic
 from harness.host.survey import available_memory_bytes
 from harness.image.model import ImageRecord
 from harness.report import Check
-from harness.run import distribution
+from harness.run import distribution, further_guest
+from harness.run.further_guest import FurtherGuest
 from harness.run.session import Options, Workbench
 
 # What a guest of 1 GiB takes with its emulator, and what is left to everything else.
@@ -131,26 +127,6 @@ def key(item: pytest.Item) -> str:
     return str(item.path) if shared else item.nodeid
 
 
-class _Worker:
-    """A further guest's process, as the parent sees it."""
-
-    def __init__(self, job: Job) -> None:
-        self.number = job.number
-        job.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = job.run_dir / "process.log"
-        self._process, self.line = process.start_with_line(COMMAND, PROJECT, log)
-        self.line.send(job)
-
-    def end(self) -> None:
-        """Let it end its guest; it ends as soon as the line is closed."""
-        self.line.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
 class Pool:
     """The further guests of a run; as a context manager it ends them."""
 
@@ -159,7 +135,7 @@ class Pool:
         self.bench = bench
         self._tests = tests
         self._count = count
-        self.workers: list[_Worker] = []
+        self.workers: dict[int, FurtherGuest] = {}
         self.notes: list[str] = []
 
     @property
@@ -190,7 +166,7 @@ class Pool:
                 bench.stages[0].began_s,
                 self._tests,
             )
-            self.workers.append(_Worker(job))
+            self.workers[number] = FurtherGuest(COMMAND, job.run_dir, job)
 
     def phase(self, *, stock: bool, took: Callable[[str, Check], None]) -> Phase:
         """One round over the checks; `took` gets what the other guests' checks showed."""
@@ -200,10 +176,7 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.workers:
-            worker.line.close()
-        for worker in self.workers:
-            worker.end()
+        FurtherGuest.end(self.workers.values())
 
 
 class Phase:
@@ -233,39 +206,40 @@ class Phase:
             todo = distribution.groups([(key(item), item.nodeid) for item in items], known)
             self._distributor = distribution.Distributor(todo)
             self._pool.start(todo)
-            for worker in self._pool.workers:
-                thread = threading.Thread(target=self._serve, args=(worker,), daemon=True)
+            for number, worker in self._pool.workers.items():
+                serving = (number, worker.line)
+                thread = threading.Thread(target=self._serve, args=serving, daemon=True)
                 thread.start()
                 self._threads.append(thread)
         return self._distributor.next(1)
 
-    def _serve(self, worker: _Worker) -> None:
+    def _serve(self, number: int, line: process.Line) -> None:
         """Answer one guest's process until it has ended this round."""
         distributor, current = self._the_distributor(), ""
         try:
-            worker.line.send(("run", self._stock))
+            line.send(("run", self._stock))
             while True:
-                kind, value = worker.line.recv()
+                kind, value = line.recv()
                 if kind == "next":
-                    worker.line.send(distributor.next(worker.number))
+                    line.send(distributor.next(number))
                 elif kind == "begun":
                     current = value
-                    distributor.begun(worker.number, value)
+                    distributor.begun(number, value)
                 elif kind == "check":
-                    self._took(current, dataclasses.replace(value, guest=worker.number))
+                    self._took(current, dataclasses.replace(value, guest=number))
                     current = ""
                 elif kind == "done":
-                    self.done[worker.number] = value
+                    self.done[number] = value
                     break
         except (EOFError, OSError):
-            why = f"the process of guest {worker.number} ended; see guest-{worker.number}/"
-            self.done[worker.number] = Done(error=why)
+            why = f"the process of guest {number} ended; see guest-{number}/"
+            self.done[number] = Done(error=why)
             if current:
-                self._took(current, _lost(current, why, worker.number))
+                self._took(current, _lost(current, why, number))
         finally:
-            distributor.gone(worker.number)
-            if (done := self.done.get(worker.number)) and done.error:
-                self._pool.notes.append(f"guest {worker.number}: {done.error}")
+            distributor.gone(number)
+            if (done := self.done.get(number)) and done.error:
+                self._pool.notes.append(f"guest {number}: {done.error}")
 
     def end(self) -> None:
         """Wait for the other guests' last checks."""
@@ -310,16 +284,7 @@ def _work(line: process.Line) -> None:
 
     job: Job = line.recv()
     log.to_file(job.run_dir / "harness.log")
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def listen() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                answers.put(line.recv())
-        # The parent has ended or wants this to end: whatever runs here is broken off.
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=listen, daemon=True).start()
+    answers = further_guest.answers(line)
 
     def ask(_items: list[pytest.Item]) -> tuple[str, ...]:
         line.send(("next", None))

@@ -92,8 +92,8 @@ class Trials:
     def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
         """Run all checks over correct code.
 
-        A check that waits in vain there has no footing, like one that fails.  CannotError when none
-        passes; a panic or a reboot is raised, since nothing can be judged then.
+        A check that waits in vain is not in the baseline, like one that fails.  CannotError when
+        none passes; a panic or a reboot is raised, since nothing can be judged then.
         """
         recorder = _Recorder(self, variant, stage, None)
         if refusal := _bring_in(self.bench, variant):

@@ -20,11 +20,11 @@ CHILD = """
 import sys
 from multiprocessing.connection import Connection
 from harness.run.regression_data import VariantResult
-from harness.run.regression_guests import Footed
+from harness.run.regression_guests import OutsideBaseline
 
 line = Connection(int(sys.argv[-1]))
 job = line.recv()
-line.send(Footed({"test_x": "no such program"}))
+line.send(OutsideBaseline({"test_x": "no such program"}))
 while (name := line.recv()) is not None:
     if name == "bad":
         sys.exit("the emulator is gone")

@@ -1,0 +1,68 @@
+"""A further guest of a run: a process of its own, with a line to it over which work is handed out.
+
+What is said on the line is the matter of who starts the process (shards, regression_guests).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import process
+from harness.files import PROJECT
+
+_END_S = 30.0
+
+
+class FurtherGuest:
+    """Such a process, as the one that started it sees it."""
+
+    def __init__(self, command: Sequence[str], run_dir: Path, job: object) -> None:
+        """Start it and hand it its job; what it prints goes to process.log in `run_dir`."""
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = run_dir / "process.log"
+        self._process, self.line = process.start_with_line(command, PROJECT, log)
+        self.line.send(job)
+
+    def _wait(self) -> None:
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    @staticmethod
+    def end(guests: Iterable[FurtherGuest]) -> None:
+        """Let processes end their guests, at the same time; each ends once its line is closed."""
+        guests = list(guests)
+        for guest in guests:
+            guest.line.close()
+        for guest in guests:
+            guest._wait()
+
+
+def answers(line: process.Line) -> queue.SimpleQueue[Any]:
+    """What comes over the line from now on, in the process of a further guest.
+
+    None is the last word.  When the line ends before it, the one that started this has ended or
+    wants this to end: whatever runs here is interrupted.
+    """
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while (said := line.recv()) is not None:
+                found.put(said)
+            found.put(None)
+            return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=listen, daemon=True).start()
+    return found
