@@ -45,8 +45,8 @@ service:
 	movl	%eax, %cr0
 	ljmpl	$0x08, $bios_enter
 
-	/* Back in a 16-bit segment, and then in real mode. */
-bios_leave:
+	/* From a 16-bit segment to real mode. */
+	.macro	to_real_mode
 	movw	$DATA16, %ax
 	movw	%ax, %ds
 	movw	%ax, %es
@@ -55,7 +55,12 @@ bios_leave:
 	andb	$0xfe, %al
 	movl	%eax, %cr0
 	ljmpw	$0x9000, $HERE(1f)
-1:	movw	%cs, %ax
+1:
+	.endm
+
+bios_leave:
+	to_real_mode
+	movw	%cs, %ax
 	movw	%ax, %ds
 	movw	HERE(saved_ss), %ss
 	movl	HERE(saved_esp), %esp
@@ -65,17 +70,10 @@ bios_leave:
 	addw	$2, %sp
 	iret
 
-	/* The same on the way to the boot sector. */
+	/* On the way to the boot sector. */
 bios_jump:
-	movw	$DATA16, %ax
-	movw	%ax, %ds
-	movw	%ax, %es
-	movw	%ax, %ss
-	movl	%cr0, %eax
-	andb	$0xfe, %al
-	movl	%eax, %cr0
-	ljmpw	$0x9000, $HERE(1f)
-1:	xorw	%ax, %ax
+	to_real_mode
+	xorw	%ax, %ax
 	movw	%ax, %ds
 	movw	%ax, %es
 	movw	%ax, %ss

@@ -14,7 +14,6 @@ import importlib.metadata
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -273,12 +272,9 @@ def _required() -> Iterator[str]:
 
 
 def _run(command: list[str], may_fail: bool = False) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise CannotError(f"the Linux with KVM: {command[0]} is not installed") from error
-    if done.returncode and not may_fail:
-        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+    done = process.run(command)
+    if not done.ok and not may_fail:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.code}"]
         raise CannotError(f"the Linux with KVM: {command[0]} failed: {said[-1]}")
     return done.stdout
 

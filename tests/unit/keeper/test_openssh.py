@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,17 +43,23 @@ def record(server: Sshd, tmp_path: Path, request: pytest.FixtureRequest) -> Reco
     )  # fmt: skip
 
 
-def test_inv_ssh_gets_in(record: Record) -> None:
-    words, environment = shells.ssh_command(record, ["echo", "inside"], terminal=False)
-    done = subprocess.run(
+def run(
+    words: list[str], more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         words,
-        env={**os.environ, **environment},
+        env={**os.environ, **(more or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def test_inv_ssh_gets_in(record: Record) -> None:
+    words, environment = shells.ssh_command(record, ["echo", "inside"], terminal=False)
+    done = run(words, environment)
     assert (done.stdout, done.stderr) == ("inside\n", "")
 
 
@@ -64,14 +70,7 @@ def test_another_program_gets_in_by_the_file(record: Record) -> None:
         assert not config.exists()
         return
     assert config.stat().st_mode & 0o777 == 0o600
-    done = subprocess.run(
-        ["ssh", "-F", str(config), "odd", "echo inside"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run(["ssh", "-F", str(config), "odd", "echo inside"])
     assert (done.stdout, done.stderr) == ("inside\n", "")
 
 
