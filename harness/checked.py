@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from harness import release
+
 T = TypeVar("T")
 
 _REGEX = re.compile(r"`str` matching regex '.*'(?= - at |$)")
@@ -37,7 +39,7 @@ Moment = Annotated[
 ]
 """A time as ISO 8601 writes it, or nothing."""
 
-Release = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}(?:-[A-Za-z0-9]{1,20})?\Z")]
+Release = Annotated[str, msgspec.Meta(pattern=rf"\A{release.TEXT}\Z")]
 """A release like 15.1 or 16.0-CURRENT."""
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness import defaults
 from harness.bench.model import Live, Measurements, Ratio, Result
 from harness.bench.subject import Subject
 from harness.build import builder
 from harness.errors import CannotError
 from harness.files import cache_dir
+from harness.image import store
 from harness.series import load
 
-_TOPIC = "meminfo"
+_TOPIC = defaults.TOPIC
 _TOUCHED = ("sys/amd64/vmm/x86.c", "sys/amd64/vmm/vmm_util.c", "sys/amd64/vmm/vmm_ktr.h")
 _SCRATCH, _ONE, _NOTHING = "from scratch", "one file touched", "nothing changed"
 
@@ -27,7 +29,8 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
     record = subject.record
     if record is None or record.source is None:
         raise CannotError(
-            "inv bench build needs FreeBSD's source: ./inv image.import --release 15.1 --src DIR"
+            "inv bench build needs FreeBSD's source: "
+            + store.trees_line(defaults.RELEASE, src=True)
         )
     series = load.load_series(_TOPIC, record.release)
     paths = [patch.path for patch in series.patches]

@@ -21,6 +21,7 @@ from harness.errors import CannotError, GuestError, PatchError
 from harness.files import sha256_file
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed, Result
+from harness.release import major_of
 from harness.units import MiB
 
 MIB = MiB
@@ -106,7 +107,7 @@ def load(guest: Guest, build: Build) -> Loaded:
     if any(kld.name == "vmm.ko" for kld in guest.klds()):
         guest.must(["kldunload", "vmm"])
     running = guest.number("kern.osreldate")
-    if running // 100000 != build.osversion // 100000 or running < build.osversion:
+    if major_of(running) != major_of(build.osversion) or running < build.osversion:
         raise CannotError(
             f"the guest runs FreeBSD {running}, the source tree is {build.osversion}: the kernel "
             "must be of the same major release and at least as new; give the tree that the image "

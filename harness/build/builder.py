@@ -27,7 +27,8 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
-from harness import checked, files
+from harness import checked, files, source_tree
+from harness import sysroot as sysroots
 from harness.build import bmake, ccache, kernconf, linktree, parts, sandbox, targets, workdir
 from harness.build.bmake import Progress, Toolchain
 from harness.build.features import Features
@@ -36,6 +37,7 @@ from harness.build.in_guest import GuestBuilder
 from harness.errors import CannotError, PatchError, WorkbenchError
 from harness.series import apply
 from harness.series.load import PATCHES, Series
+from harness.source_tree import SourceTree
 
 # Part of every key: raise it when the same input is to be made in another way.
 _RECIPE = 1
@@ -143,7 +145,7 @@ def build(
     """
     if sandboxed is None:
         sandboxed = sandbox.wanted()
-    tree = linktree.identify(source, release)
+    tree = source_tree.identify(source, release)
     apply.require_complete(tree.path)
     try:
         toolchain = bmake.find_toolchain()
@@ -160,7 +162,7 @@ def build(
     config = kernconf.read_config(tree.path, kernel_config, options)
     root = files.cache_dir() / "builds"
     if sysroot is not None:
-        sysroot = targets.require_sysroot(sysroot, tree.osversion)
+        sysroot = sysroots.require(sysroot, tree.release.major)
     sysroot_is = targets.sysroot_fingerprint(sysroot) if sysroot else "no sysroot"
     key = files.sha256_text(
         str(_RECIPE),
@@ -207,7 +209,7 @@ def build(
 
 @dataclass(frozen=True)
 class _Job:
-    tree: linktree.SourceTree
+    tree: SourceTree
     sysroot: Path | None
     sysroot_is: str
     series: Series | None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import files
+from harness import sysroot as sysroots
 from harness.build import bmake, sandbox, targets, workdir
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
@@ -44,7 +45,7 @@ def compile_program(
     if "vmmapi" in libraries and built.library is None:
         raise CannotError("libvmmapi was not built, so no program can be linked against it")
     name = name or sources[0].stem
-    sysroot = targets.require_sysroot(sysroot)
+    sysroot = sysroots.require(sysroot)
     toolchain = bmake.find_toolchain()
     try:
         beside = {path for source in sources for path in source.parent.glob("*.h")} | set(headers)

@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from harness import source_tree
 from harness.build.parts import PARTS
 from harness.build.sandbox import Sandbox
-from harness.errors import CannotError, PatchError, UsageError
+from harness.errors import CannotError, PatchError
 from harness.series import git, staging
 from harness.series.load import Series
+from harness.source_tree import SourceTree
 
 _FOLDERS = tuple(part.folder for part in PARTS.values())
 # What the parts' Makefiles reach out to.
@@ -66,70 +68,6 @@ _PRODUCT = re.compile(
 )
 # Made out of the kernel's *_if.m for a module; bhyve has sources that are called so.
 _INTERFACE = re.compile(r".*_if\.[ch]\Z")
-_OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
-_REVISION = re.compile(r"^REVISION=[\"']?(\d+\.\d+)[\"']?\s*$", re.M)
-_BRANCH = re.compile(r"^BRANCH=\"([^\"]+)\"", re.M)
-
-
-@dataclass(frozen=True)
-class SourceTree:
-    """What a source tree says of itself."""
-
-    path: Path
-    revision: str
-    branch: str
-    osversion: int
-
-    @property
-    def target(self) -> str:
-        """The compiler's name for what this tree builds."""
-        return f"x86_64-unknown-freebsd{self.revision}"
-
-
-def revision(source: Path) -> str:
-    """The release a tree is ("15.1").  UsageError when it is not a source tree."""
-    return read_tree(source).revision
-
-
-def identify(source: Path, release: str) -> SourceTree:
-    """Read the tree's release and __FreeBSD_version.
-
-    UsageError: not a source tree, or one of another major version than `release`.
-    """
-    tree = read_tree(source)
-    if tree.revision.split(".")[0] != release.split(".")[0]:
-        raise UsageError(
-            f"{source} is FreeBSD {tree.revision}, not {release}; name the right --src"
-        )
-    return tree
-
-
-def read_tree(source: Path) -> SourceTree:
-    """What a source tree is.  UsageError when it is none.
-
-    __FreeBSD_version says which FreeBSD it is; newvers.sh may have another product's name and
-    number, and is believed only where both agree.
-    """
-    source = source.absolute()
-    staging.require_tree(source)
-    try:
-        newvers = (source / "sys/conf/newvers.sh").read_text(errors="replace")
-        param = (source / "sys/sys/param.h").read_text(errors="replace")
-    except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    found = _OSVERSION.search(param)
-    if not found:
-        raise UsageError(
-            f"{source}: cannot find its release (__FreeBSD_version in sys/sys/param.h)"
-        )
-    version = int(found[1])
-    major = str(version // 100_000)
-    named = _REVISION.search(newvers)
-    revision = named[1] if named else ""
-    if revision.split(".")[0] != major or "." not in revision:
-        revision = f"{major}.{version // 1000 % 100}"
-    branch = _BRANCH.search(newvers)
-    return SourceTree(source, revision, branch[1] if branch else "", version)
 
 
 def _walk(source: Path, roots: Iterable[str], flat: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -340,7 +278,7 @@ def elsewhere(tree: SourceTree) -> tuple[Path, ...]:
             continue
         if not any(f"{target}/".startswith(f"{it}/") for it in found):
             above = (str(it) for it in PurePosixPath(target).parents)
-            found[next((it for it in above if _is_tree(it)), target)] = None
+            found[next((it for it in above if source_tree.is_tree(it)), target)] = None
         if len(found) > _ELSEWHERE_MOST:
             raise CannotError(
                 f"{tree.path}: its links lead to more than {_ELSEWHERE_MOST} places outside it; "
@@ -366,7 +304,3 @@ def _links(source: Path) -> Iterator[tuple[str, str]]:
                     yield folder, entry.path
                 elif entry.is_dir() and os.path.relpath(entry.path, source) not in SKIPPED:
                     folders.append(entry.path)
-
-
-def _is_tree(folder: str) -> bool:
-    return os.path.isfile(os.path.join(folder, "sys/conf/newvers.sh"))

@@ -18,8 +18,9 @@ from harness.build.features import Features
 from harness.build.parts import PARTS
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
-from harness.errors import CannotError, PatchError, UsageError
+from harness.errors import CannotError, PatchError
 from harness.series.load import Series
+from harness.source_tree import SourceTree
 
 # Where headers are installed -> where they lie in the source tree.
 _HEADERS = (
@@ -40,7 +41,6 @@ _QUIET = (
     ("MK_TESTS", "no"), ("MK_AUTO_OBJ", "yes"), ("MK_WARNS", "yes"),
 )  # fmt: skip
 
-_OSVERSION = re.compile(r"^#define\s+__FreeBSD_version\s+(\d+)", re.M)
 _TOOL_LIMIT_S = 300.0
 _OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
 
@@ -52,7 +52,7 @@ class Job:
     Everything runs in `sandbox`, where the folder `obj` alone can be written to.
     """
 
-    tree: linktree.SourceTree
+    tree: SourceTree
     work: Path
     log: Path
     config: kernconf.KernelConfig
@@ -99,27 +99,6 @@ class Made:
     symbols: Path | None = None
     programs: tuple[Path, ...] = ()
     reached: tuple[str, ...] = ()
-
-
-def require_sysroot(sysroot: Path, osversion: int = 0) -> Path:
-    """The sysroot, absolute.  UsageError unless it holds FreeBSD's headers and C library.
-
-    With `osversion` (__FreeBSD_version of the source) it must be of the same major release too.
-    """
-    for needed in ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so"):
-        if not (sysroot / needed).is_file():
-            raise UsageError(
-                f"{sysroot}: not a FreeBSD sysroot ({needed} is not there); unpack base.txz"
-            )
-    if osversion:
-        header = sysroot / "usr/include/sys/param.h"
-        found = _OSVERSION.search(header.read_text(errors="replace"))
-        if found and int(found[1]) // 100000 != osversion // 100000:
-            raise UsageError(
-                f"{sysroot} is of FreeBSD {int(found[1]) // 100000}, the source of "
-                f"{osversion // 100000}; name the base.txz of the source's release (--sysroot)"
-            )
-    return sysroot.absolute()
 
 
 def sysroot_fingerprint(sysroot: Path) -> str:

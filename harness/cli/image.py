@@ -8,12 +8,13 @@ from invoke.tasks import task
 from harness import defaults
 from harness.cli.program import run_task
 from harness.errors import UsageError
+from harness.release import EXAMPLES
 
 
 @task(
     name="import",
     help={
-        "release": "the FreeBSD release it is, like 15.1 or 16.0-CURRENT",
+        "release": f"the FreeBSD release it is, like {EXAMPLES}",
         "disk": "a bootable disk, raw or qcow2 (or raw.xz); it is only read",
         "src": "its source: a folder, or src.txz",
         "sysroot": "its headers and libraries: a folder, or base.txz",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
+from harness import defaults
 from harness.cli.options import SANDBOX_HELP
 from harness.cli.program import run_task
 
 SERIES_HELP = {
     "series": "a folder of patches, a patch or a mailbox, instead of a topic (may be given again)",
     "topic": "a folder of patches/ (default: meminfo)",
-    "release": "15.1 or 14 (default: what the tree is, or 15.1)",
+    "release": f"{defaults.RELEASE} or 14 (default: what the tree is, or {defaults.RELEASE})",
 }
 
 
@@ -62,7 +63,7 @@ def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
     iterable=["series"],
     help={
         **SERIES_HELP,
-        "release": "15.1 or 14 (default: every release, or what the tree is)",
+        "release": f"{defaults.RELEASE} or 14 (default: every release, or what the tree is)",
         "tree": "source tree to try it on (default: the imported one, if any)",
         "json": "print the findings as JSON",
     },

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import debian, defaults, files, host, progress
-from harness.build import builder, in_guest, linktree
+from harness import debian, defaults, files, host, progress, source_tree
+from harness import release as releases
+from harness.build import builder, in_guest
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
 from harness.machine.models import Backend
@@ -91,12 +92,12 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
     has = load.releases(folder) if isinstance(folder, Path) else ()
     wanted: Sequence[str] = (release,) if release else has
     if tree and not release:
-        wanted = (_closest(linktree.revision(Path(tree)), has),)
+        wanted = (_closest(source_tree.revision(Path(tree)), has),)
     reports = []
     for each in wanted or (defaults.RELEASE,):
         source = Path(tree) if tree else _source(each)
         if tree:
-            linktree.identify(Path(tree), each)
+            source_tree.identify(Path(tree), each)
             treeapply.require_complete(Path(tree))
         loaded = load.require_patches(load.load_series(place, each, source))
         reports.append(series_check.check(loaded, source))
@@ -110,15 +111,16 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
 
 def _closest(release: str, has: Sequence[str]) -> str:
     """The release of a topic whose series is for `release`, or else the nearest of its branch."""
-    major, _, minor = release.partition(".")
-    if release in has or major in has:
+    wanted = releases.read(release)
+    if wanted is None or release in has or wanted.branch in has:
         return release
-    near = [it for it in has if it.split(".")[0] == major]
+    known = [found for it in has if (found := releases.read(it))]
+    near = [it for it in known if it.major == wanted.major]
     if not near:
         return release
-    found = min(near, key=lambda it: abs(int(it.partition(".")[2] or 0) - int(minor or 0)))
-    progress.say(f"note: no series for FreeBSD {release}; the one for {found} is checked")
-    return found
+    closest = str(min(near, key=wanted.distance))
+    progress.say(f"note: no series for FreeBSD {release}; the one for {closest} is checked")
+    return closest
 
 
 def _source(release: str) -> Path | None:
@@ -149,8 +151,8 @@ def _show_report(report: series_check.Report) -> None:
 def apply(tree: str, series: Sequence[str], topic: str, release: str) -> int:
     """Apply a series to a user's tree, all or nothing."""
     path = Path(tree)
-    release = release or linktree.revision(path)
-    linktree.identify(path, release)
+    release = release or source_tree.revision(path)
+    source_tree.identify(path, release)
     loaded = load.require_patches(load.load_series(where(series, topic), release, path))
     _say_notes(loaded)
     applied = treeapply.apply(loaded, path)
@@ -166,7 +168,7 @@ def refresh_series(
     tree: str, pristine: str, series: Sequence[str], topic: str, release: str, into: str
 ) -> int:
     """Bring the edits of a tree back into the series."""
-    release = release or linktree.revision(Path(tree))
+    release = release or source_tree.revision(Path(tree))
     base = sources(release, pristine, "")[0]
     loaded = load.load_series(where(series, topic), release, base)
     done = refresh.refresh(loaded, base, Path(tree), into=into)
@@ -233,7 +235,7 @@ def run_build(
     if stock and series:
         raise UsageError("--stock builds without patches; leave out --series or --stock")
     in_guest.require_known(by)
-    release = release or (linktree.revision(Path(src)) if src else defaults.RELEASE)
+    release = release or (source_tree.revision(Path(src)) if src else defaults.RELEASE)
     source, root = sources(release, src, sysroot)
     loaded = None
     if not stock:

@@ -32,6 +32,7 @@ from typing import IO, Annotated
 import msgspec
 
 from harness import checked, limits
+from harness import sysroot as sysroots
 from harness.checked import (
     Count,
     Digest,
@@ -191,7 +192,7 @@ def _own(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     name = member.name.removeprefix("./").removeprefix(".")
     wanted = any(
         f"{part}/".startswith(f"{name}/") or name.startswith(f"{part}/") or not name
-        for part in trees.SYSROOT_PARTS
+        for part in sysroots.PARTS
     )
     return _anonymous(member) if wanted else None
 

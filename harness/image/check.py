@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from harness import release as releases
+from harness import sysroot
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.files import human_bytes
 from harness.image import fetch, rekey, store, trees
@@ -70,9 +73,10 @@ def _image(name: str, live: Live) -> Iterator[Finding]:
 
 def _trees(name: str) -> Iterator[Finding]:
     known = store.trees(name)
-    looks: tuple[tuple[str, Path | None, str, Callable[[Path], None]], ...] = (
+    fits = partial(sysroot.require, major=releases.parse(name).major)
+    looks: tuple[tuple[str, Path | None, str, Callable[[Path], object]], ...] = (
         ("source", known.source, "--src DIR-or-src.txz", lambda it: trees.check_release(it, name)),
-        ("sysroot", known.sysroot, "--sysroot DIR-or-base.txz", trees.check_sysroot),
+        ("sysroot", known.sysroot, "--sysroot DIR-or-base.txz", fits),
     )
     for what, path, option, look in looks:
         if path is None:

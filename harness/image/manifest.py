@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import defaults
+from harness import release as releases
 from harness.errors import UsageError
 from harness.files import PROJECT
 from harness.image.model import DiskFormat, Login
+from harness.release import major_of
 
 FOLDER = PROJECT / "images"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
-_RELEASE = re.compile(r"[0-9]+\.[0-9]+(?:-[A-Za-z0-9]+)?")
+_RELEASE = re.compile(releases.TEXT)
 _HEX = {"sha256": 64, "sha512": 128}
 
 Algorithm = Literal["sha256", "sha512"]
@@ -68,27 +71,20 @@ class Manifest:
     @property
     def major(self) -> int:
         """15 for 15.1."""
-        return self.osversion // 100_000
+        return major_of(self.osversion)
 
 
 def check_release(release: str) -> str:
     """`release` if it can be one; UsageError otherwise (it names folders and files)."""
-    if not _RELEASE.fullmatch(release):
-        raise UsageError(
-            f"--release {release}: a release is written like 15.1 or 16.0-CURRENT; "
-            f"manifests are here for {', '.join(available()) or 'none'}"
-        )
+    releases.parse(release, f"; manifests are here for {', '.join(available()) or 'none'}")
     return release
 
 
 def available(folder: Path = FOLDER) -> tuple[str, ...]:
     """The releases that have a manifest, newest first."""
     names = (path.stem.removeprefix("freebsd-") for path in folder.glob("freebsd-*.toml"))
-    return tuple(sorted(names, key=_order, reverse=True))
-
-
-def _order(release: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"[0-9]+", release))
+    found = [release for name in names if (release := releases.read(name))]
+    return tuple(map(str, sorted(found, key=lambda it: it.order, reverse=True)))
 
 
 def find(release: str, folder: Path = FOLDER) -> Manifest | None:
@@ -114,7 +110,7 @@ def read(path: Path) -> Manifest:
     login = top.table("login")
     image = top.table("image")
     manifest = Manifest(
-        release=top.text("release", _RELEASE, "a release like 15.1"),
+        release=top.text("release", _RELEASE, f"a release like {defaults.RELEASE}"),
         osversion=top.number("osversion", 1_000_000, 9_999_999),
         mirrors=top.addresses("mirrors"),
         room_bytes=top.number("room_bytes", 0, 1 << 50, default=0),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from harness import release as releases
 from harness.image import store
 from harness.run.session import Workbench
 
@@ -34,13 +34,10 @@ def unmet(marks: Mapping[str, tuple[object, ...]], bench: Workbench) -> str:
         return f"needs a processor that virtualizes: {bench.loaded.refusal}"
     if "freebsd" in marks:
         wanted = marks["freebsd"]
-        if len(wanted) != 1 or not isinstance(wanted[0], str):
+        oldest = releases.read(str(wanted[0])) if len(wanted) == 1 else None
+        if oldest is None or not isinstance(wanted[0], str):
             raise ValueError('freebsd takes the oldest release that will do, as freebsd("15.0")')
-        release = bench.options.release
-        if _numbers(release) < _numbers(wanted[0]):
-            return f"needs FreeBSD {wanted[0]} or newer; this guest runs {release}"
+        release = releases.parse(bench.options.release)
+        if not release.has(oldest):
+            return f"needs FreeBSD {oldest} or newer; this guest runs {release}"
     return ""
-
-
-def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", release))

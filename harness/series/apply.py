@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from harness import files
+from harness import files, source_tree
 from harness.beneath import Beneath
 from harness.errors import CannotError, PatchError, UsageError
 from harness.series import git, staging
@@ -88,7 +88,7 @@ def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: N
     `between` is called after each file that moved (tests look, fail or die there).  Raises
     PatchError when a patch does not apply, UsageError when the tree cannot be written to.
     """
-    staging.require_tree(tree)
+    source_tree.require(tree)
     tree = tree.resolve()
     if not os.access(tree, os.W_OK):
         raise UsageError(f"{tree}: cannot be written to")

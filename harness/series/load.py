@@ -17,6 +17,7 @@ from pathlib import Path
 
 from harness import files
 from harness.errors import PatchError, UsageError
+from harness.release import branch_of
 from harness.series import diffs, git, kinds, listing, mails
 from harness.series.listing import COMMON, Entry, Listing
 
@@ -181,7 +182,7 @@ def _load(where: Path | str | Sequence[Path], release: str, place: Place) -> Ser
             f"{given.name}` on the stock module, with --series PATCHES on yours"
         )
     # A patch for a whole branch stands in a folder named after its major version.
-    for name in dict.fromkeys((release, release.split(".")[0])):
+    for name in dict.fromkeys((release, branch_of(release))):
         if (given / name / listing.SERIES).is_file():
             found = listing.from_file(given / name / listing.SERIES)
             return _series(given.absolute().name, release, given / name, found, place)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from unidiff.patch import PatchSet
 
-from harness import files
+from harness import files, source_tree
 from harness.errors import CannotError, PatchError, UsageError
 from harness.series import apply, git, staging
 from harness.series.load import Patch, Series
@@ -49,7 +49,7 @@ def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> 
     Raises PatchError when the series does not apply to `pristine`.
     """
     for tree in (pristine, edited):
-        staging.require_tree(tree)
+        source_tree.require(tree)
     if pristine.resolve() == edited.resolve():
         raise UsageError("patch.refresh needs two trees: the edited one, and --pristine")
     apply.require_complete(edited)

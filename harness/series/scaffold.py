@@ -6,13 +6,13 @@ import contextlib
 import re
 from pathlib import Path
 
-from harness import files
+from harness import defaults, files
+from harness import release as releases
 from harness.errors import UsageError
 from harness.series import listing, load
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _LONGEST = 40
-_RELEASE = re.compile(r"\d+(?:\.\d+)?")
 
 _SERIES = """\
 # The patches of {name} for FreeBSD {release}, one a line, in the order in which they apply.
@@ -81,8 +81,9 @@ def new(name: str, release: str, root: Path = load.PATCHES, like: str = "") -> P
             f"{name!r} cannot be a topic's name: lower-case letters and digits, with - or _ "
             f"between them, at most {_LONGEST}, and not {listing.COMMON}"
         )
-    if not _RELEASE.fullmatch(release) and not (like and not release):
-        raise UsageError(f"{release!r}: a release like 15.1 or 14 is meant")
+    known = releases.read(release)
+    if (known is None or known.kind) and not (like and not release):
+        raise UsageError(f"{release!r}: a release like {defaults.RELEASE} or 14 is meant")
     folder = root / name
     if folder.exists():
         raise UsageError(f"{folder} is there already; choose another name")

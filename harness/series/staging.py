@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from harness import source_tree
 from harness.errors import PatchError, UsageError
 from harness.series import git
 from harness.series.git import Drift
@@ -29,7 +30,7 @@ def staged(series: Series, tree: Path) -> Iterator[tuple[Path, tuple[Drift, ...]
 
 def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
     """Copy those of the `touched` files that `tree` has into `folder`, content and mode."""
-    require_tree(tree)
+    source_tree.require(tree)
     folder.mkdir(parents=True, exist_ok=True)
     for path in touched:
         source, target = tree / path, folder / path
@@ -87,14 +88,6 @@ def is_applied(series: Series, tree: Path, *, exactly: bool = False) -> bool:
         except PatchError:
             return False
     return True
-
-
-def require_tree(tree: Path) -> None:
-    """UsageError unless `tree` is a FreeBSD source tree: sys/conf/newvers.sh is there."""
-    if not tree.is_dir():
-        raise UsageError(f"{tree}: no such folder; name a FreeBSD source tree")
-    if not (tree / "sys/conf/newvers.sh").is_file():
-        raise UsageError(f"{tree}: not a FreeBSD source tree (sys/conf/newvers.sh is not there)")
 
 
 def apply_patch(

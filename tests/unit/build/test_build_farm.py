@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from faketree import diff, mail, make_series, make_tree, snapshot
 
+from harness import source_tree
 from harness.build import bmake, kernconf, linktree, targets
 from harness.build.sandbox import Sandbox
 from harness.errors import UsageError
@@ -30,7 +31,7 @@ def series_of(tmp_path: Path, before: str, after: str, path: str = HEADER) -> Se
 
 def planted(tmp_path: Path, tree: Path, series: Series | None) -> Path:
     folder = tmp_path / "linked"
-    linktree.plant(linktree.identify(tree, "15.1"), series, folder)
+    linktree.plant(source_tree.identify(tree, "15.1"), series, folder)
     return folder
 
 
@@ -103,7 +104,7 @@ def test_reading_an_unpatched_file_after_all_is_noticed(tmp_path: Path, tree: Pa
     objects.mkdir(parents=True)
     listing = objects / ".depend.vmm.o"
     listing.write_text(f"vmm.o: {folder}/sys/dev/vmm/vmm.c \\\n {folder}/{HEADER}\n")
-    source = linktree.identify(tree, "15.1")
+    source = source_tree.identify(tree, "15.1")
     assert linktree.reads(source, series, folder, tmp_path / "obj") == linktree.Reads(
         (), frozenset({HEADER})
     )
@@ -231,15 +232,6 @@ def test_error_lines_are_the_compilers_and_few() -> None:
     assert bmake.error_lines(plain, "/f") == ["sh: strange: not found"]
 
 
-def test_a_sysroot_needs_headers_and_libraries(tmp_path: Path) -> None:
-    for needed in ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so"):
-        with pytest.raises(UsageError, match=f"not a FreeBSD sysroot \\({needed}"):
-            targets.require_sysroot(tmp_path)
-        (tmp_path / needed).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / needed).touch()
-    assert targets.require_sysroot(tmp_path) == tmp_path
-
-
 def test_warnings_are_the_same_wherever_the_lines_and_the_farm_are() -> None:
     log = """\
 $ cd /c/builds/work/0123456789abcdef/src/sys/modules/vmm && bmake
@@ -266,13 +258,13 @@ def test_a_link_that_make_laid_and_a_copied_header_count_as_read(
     series = series_of(tmp_path, "1\n", "2\n", header)
     work = tmp_path / "work"
     work.mkdir()
-    linktree.plant(linktree.identify(tree, "15.1"), series, work / "src")
+    linktree.plant(source_tree.identify(tree, "15.1"), series, work / "src")
     fence = Sandbox("bwrap", work)
     (work / "obj/m").mkdir(parents=True)
     (work / "obj/m/machine").symlink_to("/workbench/src/sys/amd64/include")
     (work / "include/machine").mkdir(parents=True)
     copies = {work / "include/machine/vmm.h": header}
-    source = linktree.identify(tree, "15.1")
+    source = source_tree.identify(tree, "15.1")
     for listed in ("machine/vmm.h", "/workbench/include/machine/vmm.h", f"/workbench/src/{header}"):
         (work / "obj/m/.depend.x.o").write_text(f"x.o: {listed}\n")
         found = linktree.reads(source, series, work / "src", work / "obj", fence, copies)

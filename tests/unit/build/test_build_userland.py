@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
-from faketree import diff, mail, make_series, make_tree
+from faketree import PARAM, diff, mail, make_series, make_tree
 
 from harness import debian
 from harness.build import builder
@@ -61,6 +61,7 @@ def sysroot(tmp_path: Path) -> Path:
     for name in ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+    (folder / "usr/include/sys/param.h").write_text(PARAM)
     # The release's own header, which the patched one has to hide.
     (folder / "usr/include/vmmapi.h").write_text("#error the sysroot's header\n")
     return folder
@@ -159,7 +160,7 @@ def test_a_sysroot_of_another_major_release_is_refused(
     if fits:
         assert builder.build(tree, sysroot, None, "15.1").library
         return
-    with pytest.raises(UsageError, match=rf"is of FreeBSD {version // 100000}, the source of 15;"):
+    with pytest.raises(UsageError, match=rf"is of FreeBSD {version // 100000} \({version}\), and"):
         builder.build(tree, sysroot, None, "15.1")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faketree import NUMBERED, diff, mail, make_series, make_tree
 
-from harness import debian
+from harness import debian, source_tree
 from harness.build import builder, ccache, linktree
 from harness.build.sandbox import Sandbox
 from harness.series import load
@@ -128,6 +128,6 @@ def test_a_header_that_a_series_takes_away_is_no_name(tmp_path: Path) -> None:
         tmp_path, {names[0]: "x\n", names[1]: None}, {names[0]: None, names[1]: "y\n"}
     )
     before = linktree.names(tree, None, tree)
-    linktree.plant(linktree.identify(tree, "15.1"), series, tmp_path / "planted")
+    linktree.plant(source_tree.identify(tree, "15.1"), series, tmp_path / "planted")
     after = linktree.names(tree, series, tmp_path / "planted")
     assert (before - after, after - before) == (frozenset({names[0]}), frozenset({names[1]}))

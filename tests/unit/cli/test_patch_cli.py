@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from faketree import NUMBERED, diff, mail, make_series, make_tree
 
-from harness import debian
-from harness.build import linktree
+from harness import debian, source_tree
 from harness.cli import patch_commands
 from harness.errors import CannotError, UsageError
 from harness.run.session import Options
@@ -142,9 +141,9 @@ def other_tree(folder: Path, newvers: str, version: int) -> str:
 def test_a_tree_is_known_by_its_version(
     tmp_path: Path, newvers: str, version: int, release: str
 ) -> None:
-    tree = linktree.read_tree(Path(other_tree(tmp_path / "other", newvers, version)))
+    tree = source_tree.read(Path(other_tree(tmp_path / "other", newvers, version)))
     assert (tree.revision, tree.osversion) == (release, version)
-    assert linktree.identify(tree.path, release) == tree
+    assert source_tree.identify(tree.path, release) == tree
 
 
 def test_a_tree_without_release_is_held_to_its_own_series(

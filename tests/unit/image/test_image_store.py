@@ -79,10 +79,15 @@ def make_disk(path: Path, mark: bytes = b"") -> Path:
     return path
 
 
+SYSROOT = ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so")
+
+
 def make_source(top: Path, revision: str = "15.1") -> Path:
+    major, _, minor = revision.partition(".")
+    number = int(major) * 100_000 + int(minor) * 1_000
     for name, text in (
         ("sys/conf/newvers.sh", NEWVERS.format(revision)),
-        ("sys/sys/param.h", PARAM),
+        ("sys/sys/param.h", f"#define __FreeBSD_version {number}\n"),
     ):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text(text)
@@ -90,7 +95,7 @@ def make_source(top: Path, revision: str = "15.1") -> Path:
 
 
 def make_sysroot(top: Path) -> Path:
-    for name in ("usr/include/sys/param.h", "usr/lib/libc.so", "lib/libc.so.7", "bin/sh"):
+    for name in (*SYSROOT, "lib/libc.so.7", "bin/sh"):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text(PARAM if name.endswith("param.h") else "x")
     return top
@@ -241,10 +246,10 @@ def test_what_is_refused(tmp_path: Path, cache: Path) -> None:
     assert "no such file or folder" in wrong(Files(disk, tmp_path / "absent"), cache)
     assert "no FreeBSD source tree (sys/sys/param.h" in wrong(Files(disk, empty), cache)
     assert "neither a folder nor an archive" in wrong(Files(disk, disk), cache)
-    assert "no sysroot (usr/include" in wrong(Files(disk, None, empty), cache)
+    assert "not a FreeBSD sysroot (usr/include" in wrong(Files(disk, None, empty), cache)
     packed = pack(tmp_path / "x.txz", empty, "usr/src")
     assert "no FreeBSD source" in wrong(Files(disk, packed), cache)
-    assert "no sysroot" in wrong(Files(disk, None, packed), cache)
+    assert "not a FreeBSD sysroot" in wrong(Files(disk, None, packed), cache)
     assert not (cache / "images/15.1/source").exists()
 
 
@@ -261,10 +266,10 @@ def test_a_source_of_another_release(tmp_path: Path, cache: Path) -> None:
 
 def test_a_source_that_does_not_say_what_it_is(tmp_path: Path, cache: Path) -> None:
     source = make_source(tmp_path / "s")
-    (source / "sys/conf/newvers.sh").write_text("")
-    assert "does not say which FreeBSD it is" in wrong(Files(None, source), cache)
+    (source / "sys/sys/param.h").write_text("")
+    assert "cannot find its release (__FreeBSD_version in" in wrong(Files(None, source), cache)
     (source / "sys/conf/newvers.sh").unlink()
-    assert "newvers.sh: No such file" in wrong(Files(None, source), cache)
+    assert "newvers.sh is not there" in wrong(Files(None, source), cache)
 
 
 def test_nothing_here_and_no_network_make_one_line(cache: Path) -> None:

@@ -1,0 +1,115 @@
+"""A FreeBSD release as a value: read from its text or from __FreeBSD_version, and compared."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from harness import defaults
+from harness.errors import UsageError
+
+_NUMBER = r"(?:0|[1-9][0-9]{0,2})"
+TEXT = rf"{_NUMBER}\.{_NUMBER}(?:-[A-Za-z0-9]{{1,20}})?"
+"""What the text of a release looks like, as a regular expression without groups."""
+EXAMPLES = f"{defaults.RELEASE} or 16.0-CURRENT"
+
+_PARTS = re.compile(rf"({_NUMBER})(?:\.({_NUMBER}))?(?:-([A-Za-z0-9]{{1,20}}))?")
+_DEFINED = re.compile(r"^#define\s+__FreeBSD_version\s+(\d{6,8})\b", re.MULTILINE)
+_PER_MAJOR = 100_000
+_PER_MINOR = 1_000
+# In the order in which they follow each other; RELEASE is meant where nothing is said.
+_KINDS = ("CURRENT", "PRERELEASE", "ALPHA", "BETA", "RC", "RELEASE", "STABLE")
+
+
+@dataclass(frozen=True)
+class Release:
+    """15.1, 16.0-CURRENT, or a whole branch, which has no `minor`.
+
+    `kind` is what stands behind the numbers, empty where nothing does.  `osversion` is its
+    __FreeBSD_version, or 0 where that is not known; it does not count when two are compared.
+    """
+
+    major: int
+    minor: int | None = None
+    kind: str = ""
+    osversion: int = field(default=0, compare=False)
+
+    def __str__(self) -> str:
+        """The text that it was read from."""
+        return f"{self.version}-{self.kind}" if self.kind else self.version
+
+    @property
+    def version(self) -> str:
+        """Its numbers alone: 16.0 for 16.0-CURRENT."""
+        return self.branch if self.minor is None else f"{self.major}.{self.minor}"
+
+    @property
+    def branch(self) -> str:
+        """Its major number alone, as the name of a branch: 15 for 15.1."""
+        return str(self.major)
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """A sort key, the oldest first: by version, then CURRENT, BETA1, BETA2, RC1, RELEASE."""
+        word = self.kind.rstrip("0123456789").upper()
+        number = self.kind[len(word) :]
+        rank = _KINDS.index(word if word in _KINDS else "RELEASE")
+        return self.major, self.minor or 0, rank, int(number or 0)
+
+    def __lt__(self, other: Release) -> bool:
+        """Whether it is older."""
+        return self.order < other.order
+
+    def has(self, other: Release) -> bool:
+        """Whether what `other` brought is in it, by the numbers: 15.1 and 16.0-CURRENT have 15.0.
+
+        A branch is taken for its first release.
+        """
+        return self.order[:2] >= other.order[:2]
+
+    def distance(self, other: Release) -> int:
+        """How many minor releases of the same branch lie between them."""
+        return abs((self.minor or 0) - (other.minor or 0))
+
+
+def read(text: str) -> Release | None:
+    """The release, or the branch, that a text names; None where it names neither."""
+    found = _PARTS.fullmatch(text)
+    if found is None:
+        return None
+    major, minor, kind = found.groups()
+    return Release(int(major), int(minor) if minor else None, kind or "")
+
+
+def parse(text: str, more: str = "") -> Release:
+    """The release that --release names; UsageError, with `more` behind its reason, for no release.
+
+    A branch alone (15) is none.
+    """
+    found = read(text)
+    if found is None or found.minor is None:
+        raise UsageError(f"--release {text}: a release is written like {EXAMPLES}{more}")
+    return found
+
+
+def branch_of(text: str) -> str:
+    """The branch that a release is of, by its text: 15 for 15.1; what is none stays as it is."""
+    found = read(text)
+    return found.branch if found else text
+
+
+def of_osversion(osversion: int, kind: str = "") -> Release:
+    """The release that has this __FreeBSD_version: 15.1 for 1501000."""
+    major, rest = divmod(osversion, _PER_MAJOR)
+    return Release(major, rest // _PER_MINOR, kind, osversion)
+
+
+def major_of(osversion: int) -> int:
+    """The major number that a __FreeBSD_version is of: 15 for 1501000."""
+    return osversion // _PER_MAJOR
+
+
+def defined_osversion(header: str) -> int | None:
+    """The __FreeBSD_version that the text of a sys/param.h defines; None where it defines none."""
+    found = _DEFINED.search(header)
+    return int(found[1]) if found else None

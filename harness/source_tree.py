@@ -1,0 +1,108 @@
+"""A FreeBSD source tree, and what it says of itself.
+
+This is the only place that reads newvers.sh and sys/param.h of a source tree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import release as releases
+from harness.errors import UsageError
+from harness.release import Release
+
+NEWVERS = "sys/conf/newvers.sh"
+PARAM = "sys/sys/param.h"
+
+_REVISION = re.compile(r"^REVISION=[\"']?(\d+\.\d+)[\"']?\s*$", re.M)
+_BRANCH = re.compile(r"^BRANCH=\"?([^\"\n]+)\"?", re.M)
+
+
+@dataclass(frozen=True)
+class SourceTree:
+    """What a source tree says of itself; `branch` is newvers.sh's word, like RELEASE-p1."""
+
+    path: Path
+    release: Release
+    branch: str
+
+    @property
+    def revision(self) -> str:
+        """Its release without what kind it is, as newvers.sh has it: 15.1."""
+        return self.release.version
+
+    @property
+    def osversion(self) -> int:
+        """Its __FreeBSD_version."""
+        return self.release.osversion
+
+    @property
+    def target(self) -> str:
+        """The compiler's name for what this tree builds."""
+        return f"x86_64-unknown-freebsd{self.revision}"
+
+    @property
+    def in_git(self) -> bool:
+        """Whether it is the top of a checkout of git's."""
+        return (self.path / ".git").exists()
+
+    def __str__(self) -> str:
+        return f"{self.revision}-{self.branch}" if self.branch else self.revision
+
+
+def is_tree(folder: str | Path) -> bool:
+    """Whether a folder is the top of a source tree."""
+    return os.path.isfile(os.path.join(folder, NEWVERS))
+
+
+def require(folder: Path) -> None:
+    """UsageError unless a folder is the top of a source tree."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name a FreeBSD source tree")
+    if not is_tree(folder):
+        raise UsageError(f"{folder}: not a FreeBSD source tree ({NEWVERS} is not there)")
+
+
+def read(folder: Path) -> SourceTree:
+    """What a source tree is.  UsageError when it is none.
+
+    __FreeBSD_version says which FreeBSD it is; newvers.sh may have another product's name and
+    number, and is believed only where both agree.
+    """
+    folder = folder.absolute()
+    require(folder)
+    try:
+        newvers = (folder / NEWVERS).read_text(errors="replace")
+        param = (folder / PARAM).read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    osversion = releases.defined_osversion(param)
+    if osversion is None:
+        raise UsageError(f"{folder}: cannot find its release (__FreeBSD_version in {PARAM})")
+    found = _BRANCH.search(newvers)
+    branch = found[1] if found else ""
+    kind = branch.partition("-")[0]
+    release = releases.of_osversion(osversion, kind)
+    named = _REVISION.search(newvers)
+    said = releases.read(named[1]) if named else None
+    if said and said.major == release.major:
+        release = Release(said.major, said.minor, kind, osversion)
+    return SourceTree(folder, release, branch)
+
+
+def identify(folder: Path, release: str) -> SourceTree:
+    """As `read`; UsageError also where the tree is of another major version than `release`."""
+    tree = read(folder)
+    if tree.release.branch != releases.branch_of(release):
+        raise UsageError(
+            f"{folder} is FreeBSD {tree.revision}, not {release}; name the right --src"
+        )
+    return tree
+
+
+def revision(folder: Path) -> str:
+    """The release that a tree is of ("15.1").  UsageError when it is not a source tree."""
+    return read(folder).revision

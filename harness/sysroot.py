@@ -1,0 +1,43 @@
+"""A sysroot: FreeBSD's headers and libraries, to build programs for the guest against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import release as releases
+from harness.errors import UsageError
+
+PARTS = ("usr/include", "usr/lib", "lib")
+"""What of a base.txz is taken for one."""
+
+_HEADER = "usr/include/sys/param.h"
+_MARKS = (_HEADER, "usr/lib/crt1.o", "usr/lib/libc.so")
+
+
+def require(root: Path, major: int = 0, given: Path | None = None) -> Path:
+    """The sysroot, absolute; UsageError unless FreeBSD's headers and C library are in it.
+
+    With `major` it has to be of that major release.  `given` is what the user named, where that is
+    not the folder itself.
+    """
+    named = given or root
+    for mark in _MARKS:
+        if not (root / mark).is_file():
+            raise UsageError(
+                f"{named}: not a FreeBSD sysroot ({mark} is not there); give base.txz, or a folder "
+                f"with {', '.join(PARTS)} of the release"
+            )
+    if not major:
+        return root.absolute()
+    osversion = releases.defined_osversion((root / _HEADER).read_text(errors="replace"))
+    if osversion is None:
+        raise UsageError(
+            f"{named}: {_HEADER} does not say which FreeBSD it is of; give base.txz of the release"
+        )
+    if releases.major_of(osversion) != major:
+        raise UsageError(
+            f"{named}: this sysroot is of FreeBSD {releases.major_of(osversion)} ({osversion}), "
+            f"and FreeBSD {major} is meant; what is built against it would not fit the guest; "
+            "give base.txz of that release (--sysroot)"
+        )
+    return root.absolute()
