@@ -48,5 +48,8 @@ XZ_MEMORY_BYTES = 512 << 20
 DISK_BYTES = 4 << 40
 """The largest disk that is taken for one, sparse or not."""
 
+PATCH_BYTES = 256 << 20
+"""What may come in on a pipe as a series; the largest patches of FreeBSD import a compiler."""
+
 COMMAND_OUTPUT_BYTES = 64 << 20
 """What one command in a guest may print before it is ended; what is pulled goes to a file."""

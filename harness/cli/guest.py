@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from invoke.context import Context
 from invoke.tasks import task
 
 from harness import defaults
 from harness.cli.options import BACKEND_HELP, OFFLINE_HELP, RELEASE_HELP, SANDBOX_HELP
 from harness.cli.program import after_dashes, run_task
+from harness.series import given as given_series
 
 NAME_HELP = {"name": "the guest's name (default: guest)"}
 
@@ -21,7 +20,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
         **RELEASE_HELP,
         **BACKEND_HELP,
         "stock": "load the unpatched module",
-        "series": "load the module of this series (a folder or a patch, may be given again)",
+        "series": "load this series' module (a folder, a patch, - for stdin; may be repeated)",
         "module": "--no-module builds and loads nothing",
         **SANDBOX_HELP,
         **OFFLINE_HELP,
@@ -52,7 +51,7 @@ def up(
 
     fence.choose(sandbox)
     debian.ensure()
-    given = tuple(Path(path).absolute() for path in series)
+    given = given_series.absolute_paths(series)
     options = Options(
         release,
         backend,
@@ -172,7 +171,7 @@ def reload(
     fence.choose(sandbox)
     changes: dict[str, object] = {}
     if stock or series:
-        given = tuple(Path(path).absolute() for path in series)
+        given = given_series.absolute_paths(series)
         changes = {"stock": stock, "series": given}
     return guest_commands.reload(name, changes)
 

@@ -13,6 +13,7 @@ from harness.guest import snapshot
 from harness.image import bundle, check, manifest, obtain, prune, store
 from harness.image.fetch import FetchError
 from harness.image.model import ImageRecord
+from harness.series import given
 
 
 def import_release(release: str, disk: str, src: str, sysroot: str, backend: str) -> int:
@@ -167,6 +168,7 @@ def prune_all() -> int:
     freed = sum(prune.release(release) for release in store.known())
     freed += prune.small_guests()
     freed += sum(snapshot.prune(record.disk) for record in store.prepared())
+    freed += given.forget_stored()
     progress.say(f"pruned: {human_bytes(freed)} freed")
     return 0
 

@@ -10,7 +10,7 @@ from harness.cli.options import SANDBOX_HELP
 from harness.cli.program import run_task
 
 SERIES_HELP = {
-    "series": "a folder of patches, a patch or a mailbox, instead of a topic (may be given again)",
+    "series": "a folder of patches, a patch, a mailbox, or - for standard input (may be repeated)",
     "topic": "a folder of patches/ (default: meminfo)",
     "release": f"{defaults.RELEASE} or 14 (default: what the tree is, or {defaults.RELEASE})",
 }

@@ -14,16 +14,18 @@ from harness.machine.models import Backend
 from harness.series import apply as treeapply
 from harness.series import check as series_check
 from harness.series import commits as series_commits
+from harness.series import given as given_series
 from harness.series import load, mailbox, refresh, sender
 from harness.series.load import Series
 
 
-def where(series: Sequence[str], topic: str) -> Path | str | list[Path]:
+def where(series: Sequence[str], topic: str) -> Path | str | tuple[Path, ...]:
     """What the options --series (which may be given again) and --topic name, for load_series."""
     if series and topic:
         raise UsageError("--series and --topic both name patches; leave out one of them")
     if series:
-        return Path(series[0]) if len(series) == 1 else [Path(it) for it in series]
+        paths = given_series.paths(series)
+        return paths[0] if len(paths) == 1 else paths
     return topic or defaults.TOPIC
 
 
@@ -168,6 +170,7 @@ def refresh_series(
     tree: str, pristine: str, series: Sequence[str], topic: str, release: str, into: str
 ) -> int:
     """Bring the edits of a tree back into the series."""
+    given_series.require_files(series, "patch.refresh")
     release = release or source_tree.revision(Path(tree))
     base = sources(release, pristine, "")[0]
     loaded = load.load_series(where(series, topic), release, base)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from invoke.context import Context
 from invoke.tasks import task
 
@@ -17,6 +15,7 @@ from harness.cli.options import (
 )
 from harness.cli.program import run_task
 from harness.errors import UsageError
+from harness.series import given as given_series
 
 
 @task(
@@ -29,7 +28,7 @@ from harness.errors import UsageError
         "known": "make the calls, too, that are known to harm the stock module",
         **RELEASE_HELP,
         **VIRTUALIZING_HELP,
-        "series": "attack this series' module (a folder or a patch, may be given again)",
+        "series": "attack this series' module (a folder, a patch, - for stdin; may be repeated)",
         "topic": f"a folder of patches/ (default: {defaults.TOPIC})",
         **OFFLINE_HELP,
         **SANDBOX_HELP,
@@ -65,7 +64,7 @@ def fuzz(
         release,
         backend,
         stock,
-        tuple(Path(path).absolute() for path in series),
+        given_series.absolute_paths(series),
         topic,
         offline=offline,
         side_by_side=not stock,
@@ -90,7 +89,7 @@ def fuzz(
         "good": "how many patches are known to be good (default: 0, the stock source)",
         "bad": "how many patches are known to be bad (default: all)",
         "k": "judge by the checks that match this, as pytest -k takes it (default: all)",
-        "series": "the series to search (a folder or a patch, may be given again)",
+        "series": "the series to search (a folder, a patch, - for stdin; may be repeated)",
         "topic": "a folder of patches/, whose series, if none is given, and checks to use",
         **RELEASE_HELP,
         **BACKEND_HELP,
@@ -124,7 +123,7 @@ def bisect(
 
     fence.choose(sandbox)
     debian.ensure()
-    given = tuple(Path(path).absolute() for path in series)
+    given = given_series.absolute_paths(series)
     if not given and not topic:
         raise UsageError("--series or --topic says in which patches to search")
     options = Options(

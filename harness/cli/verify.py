@@ -17,6 +17,7 @@ from harness.cli.options import (
 )
 from harness.cli.program import run_task
 from harness.errors import EXIT_USAGE, UsageError
+from harness.series import given as given_series
 
 
 @task(
@@ -25,7 +26,7 @@ from harness.errors import EXIT_USAGE, UsageError
         **RELEASE_HELP,
         **BACKEND_HELP,
         "stock": "run the same checks on the unpatched module: the patch's must fail there",
-        "series": "test this series (a folder or a patch, may be given again)",
+        "series": "test this series (a folder, a patch, - for stdin; may be repeated)",
         "topic": "a folder of patches/, whose series and checks to use (default: meminfo); the "
         "checks of one without patches run alone, on the stock module or on --series",
         "side-by-side": "run the checks on the stock module first (--series does so by itself)",
@@ -74,7 +75,7 @@ def verify(
     from harness.run.session import Options
     from harness.run.verify import verify as run_verify
 
-    given = tuple(Path(path).absolute() for path in series)
+    given = given_series.absolute_paths(series)
     if alone and not given:
         raise UsageError("--alone belongs to --series, which alone tries the stock module as well")
     if alone and side_by_side:

@@ -188,11 +188,20 @@ def test_paths_are_meant_from_where_it_was_called(tmp_path: Path) -> None:
     (top / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (top / ".venv/bin/python").chmod(0o755)
 
-    def go(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def go(*arguments: str, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "HARNESS_CACHE": "kept", "HARNESS_RUNS": "ran"}
-        return subprocess.run(
-            [top / "inv", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        source = os.open(stdin or "/dev/null", os.O_RDONLY)
+        try:
+            return subprocess.run(
+                [top / "inv", *arguments],
+                stdin=source,
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+        finally:
+            os.close(source)
 
     done = go("patch.apply", "src", "--series", "mine")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -202,6 +211,11 @@ def test_paths_are_meant_from_where_it_was_called(tmp_path: Path) -> None:
     assert (done.returncode, (tmp_path / "out.mbox").is_file()) == (0, True), done.stderr
     done = go("patch.check", "--series", "nowhere")
     assert (done.returncode, done.stderr[:24]) == (2, "error: nowhere: no such ")
+    # Standard input, also where it is nothing that could be read.
+    done = go("patch.check", "--series", "-", stdin=tmp_path / "mine/1.patch")
+    assert (done.returncode, "stdin-" in done.stdout) == (0, True), done.stderr
+    done = go("patch.check", "--series", "-", stdin=tmp_path / "mine")
+    assert (done.returncode, "nothing came in" in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize(
