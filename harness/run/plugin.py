@@ -251,8 +251,6 @@ def _restart_guest(config: pytest.Config, broken: str) -> None:
     bench = config.stash.get(WORKBENCH, None)
     if bench is None or not bench.options.go_on:
         pytest.skip(f"not run, the machine broke before: {broken}")
-    if bench.guest is not None:
-        bench.guest.given_up = ""
     try:
         bench.restart_guest()
     except WorkbenchError as error:

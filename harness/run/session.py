@@ -333,6 +333,8 @@ class Workbench:
         self.collect_panic()
         guest.disconnect()
         self._end_machine(guest)
+        # What was given up is the machine that has gone.
+        guest.given_up = ""
         self.breaks += 1
         self.panic = None
         self.boot()

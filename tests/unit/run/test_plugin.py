@@ -349,6 +349,7 @@ def test_a_broken_guest_is_brought_up_anew_on_request(
     def restart_guest() -> None:
         guest.machine.console.panic = ""  # type: ignore[attr-defined]
         guest.machine.console.text = ""  # type: ignore[attr-defined]
+        guest.given_up = ""
 
     brought.bench.restart_guest = restart_guest
     pytester.makepyfile(
@@ -420,7 +421,11 @@ def test_a_guest_that_broke_is_no_success_by_being_repeated(
     )
     brought = Brought(guest)
     brought.bench.options = dataclasses.replace(brought.bench.options, go_on=restarted)
-    brought.bench.restart_guest = lambda: None
+
+    def restart_guest() -> None:
+        guest.given_up = ""
+
+    brought.bench.restart_guest = restart_guest
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*the guest broke under this check before: qemu was killed*"])

@@ -58,6 +58,14 @@ def test_without_a_module(bench: Bench) -> None:
     assert bench.vmm.loaded == "mine in guest"  # type: ignore[comparison-overlap]
 
 
+def test_one_that_was_given_up_is_asked_again(bench: Bench) -> None:
+    """For whoever restarts it outside pytest, as the trials of real bugs do."""
+    assert bench.guest is not None
+    bench.guest.given_up = "it broke: the guest panicked"
+    bench.restart_guest(load=False)
+    assert bench.guest.given_up == ""
+
+
 def test_an_interrupt_before_there_is_a_machine_leaves_no_overlay(tmp_path: Path) -> None:
     bench = Workbench(Options(), tmp_path)
     (tmp_path / "guest").mkdir()
