@@ -6,7 +6,7 @@ import pytest
 
 from harness.bhyve import vmunit
 from harness.bhyve.vmm import Vmm
-from harness.bhyve.vmunit import Case
+from harness.bhyve.vmunit import Family
 from harness.guest.freebsd import Guest
 from harness.run.session import Workbench, load_series
 
@@ -39,8 +39,8 @@ def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Case] | None]:
-    """The results of the families that have run; None for one that did not end."""
+def families() -> dict[str, Family]:
+    """The families of which something was run."""
     return {}
 
 
@@ -56,20 +56,18 @@ def test_vmunit(
     workbench: Workbench,
     guest: Guest,
     program: str,
-    results: dict[str, dict[str, Case] | None],
+    families: dict[str, Family],
     name: str,
 ) -> None:
     """vmm.ko does what the processors' and devices' manuals say"""
-    family = vmunit.family(name)
-    if family not in results:
+    word = vmunit.family(name)
+    family = families.setdefault(word, Family(word))
+    if why := family.broke.get(name):
+        pytest.fail(f"the guest broke, or time was over, while this case ran: {why}")
+    if not family.cases:
         # One command for all of a family.
-        results[family] = None
-        emulated = workbench.backend == "bochs"
-        results[family] = vmunit.run(guest, program, f"{family}.", emulated=emulated)
-    cases = results[family]
-    if cases is None:
-        pytest.skip(f"not run: vmunit did not come to the end of {family}")
-    case = cases.get(name)
+        family.run(guest, program, emulated=workbench.backend == "bochs")
+    case = family.cases.get(name)
     assert case is not None, f"vmunit said nothing about {name}"
     if case.skipped:
         pytest.skip(case.skipped)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from fakes import FakeGuest
 
 from harness.bhyve import vmunit
-from harness.errors import GuestError, GuestPanic
+from harness.errors import GuestError, GuestPanic, WaitTimeout
+from harness.machine import bochs, qemu
 from harness.probe import tap
+from harness.run.verify import PYTEST_OPTIONS
 
 PRINTED = """\
 TAP version 13
@@ -58,18 +61,36 @@ def test_what_breaks_off_is_an_error(printed: str, problem: str) -> None:
         vmunit.run(guest, "/x/vmunit", "lapic.", emulated=False)
 
 
-def test_a_panic_names_the_last_case() -> None:
-    guest = FakeGuest()
-
-    def panics() -> tuple[int, str, str]:
+def broken(guest: FakeGuest, error: GuestError) -> Callable[[], tuple[int, str, str]]:
+    def breaks() -> tuple[int, str, str]:
         guest.machine.console.text += (  # type: ignore[attr-defined]
             "VMUNIT lapic.reset_values\r\nVMUNIT lapic.msi\r\npanic: x\r\n"
         )
-        raise GuestPanic("the guest panicked: x")
+        raise error
 
-    guest.answers = {COMMAND: panics}
-    with pytest.raises(GuestPanic, match=r"the guest panicked: x; last case of vmunit: lapic\.msi"):
-        vmunit.run(guest, "/x/vmunit", "lapic.", emulated=False)
+    return breaks
+
+
+@pytest.mark.parametrize(
+    "error", [GuestPanic("the guest panicked: x"), WaitTimeout("`vmunit` did not end within 60 s")]
+)
+def test_what_breaks_the_guest_is_named_and_left_out_from_then_on(error: GuestError) -> None:
+    guest, family = FakeGuest(), vmunit.Family("lapic")
+    guest.answers = {COMMAND: broken(guest, error)}
+    with pytest.raises(type(error), match=r"; last case of vmunit: lapic\.msi"):
+        family.run(guest, "/x/vmunit", emulated=False)
+    assert family.broke == {"lapic.msi": error.message}
+    guest.answers = {"/x/vmunit": (1, PRINTED, "")}
+    family.run(guest, "/x/vmunit", emulated=False)
+    assert guest.said[-1] == "/x/vmunit -c /dev/console -x lapic.msi lapic."
+    assert "lapic.lvt_bits" in family.cases
+
+
+def test_a_family_that_hangs_is_ended_by_its_own_deadline_everywhere() -> None:
+    """Not by pytest's limit for a check, which says nothing of the case that hangs."""
+    slowest = max(traits.time_scale for traits in (bochs.TRAITS, qemu.KVM, qemu.TCG))
+    pytest_s = next(int(it.partition("=")[2]) for it in PYTEST_OPTIONS if it.startswith("timeout="))
+    assert vmunit.FAMILY_S * slowest < pytest_s
 
 
 def test_the_list_names_each_case_once_in_words_that_tap_takes() -> None:

@@ -14,10 +14,21 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "judge.h"
 
 static jmp_buf leave;
+static pid_t judging;
+
+/* Away from the test; a process that it has started has nowhere to go. */
+static void __dead2
+abandon(void)
+{
+	if (getpid() != judging)
+		_exit(1);
+	longjmp(leave, 1);
+}
 
 double
 uptime(void)
@@ -73,7 +84,7 @@ fail(const char *format, ...)
 	va_start(arguments, format);
 	add(format, arguments);
 	va_end(arguments);
-	longjmp(leave, 1);
+	abandon();
 }
 
 /* The test says nothing here, for this reason. */
@@ -86,7 +97,7 @@ skip(const char *format, ...)
 	(void)vsnprintf(shared->skipped, sizeof(shared->skipped), format,
 	    arguments);
 	va_end(arguments);
-	longjmp(leave, 1);
+	abandon();
 }
 
 bool
@@ -129,6 +140,7 @@ judge(const struct test *test)
 	shared->notes[0] = shared->skipped[0] = '\0';
 	atomic_store(&shared->failed, false);
 	late = 0;
+	judging = getpid();
 	patience(PATIENCE_S);
 	if (setjmp(leave) == 0)
 		test->func(test->arg);

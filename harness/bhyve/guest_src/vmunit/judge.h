@@ -34,7 +34,8 @@ extern const struct group modrm_group, string_group, fault_group, cpuid_group,
     ioapic_group, legacy_group, hpet_group, rtc_group, clock_group, memory_group,
     gla_group, capability_group, smp_group, second_group, end_group,
     access_group, wear_group, interrupt_group, library_group,
-    fresh_group, sleep_group;
+    fresh_group, sleep_group, stuck_group, registers_group, task_group,
+    x2apic_group, legacy_more_group, ioctl_group;
 
 #define	PATIENCE_S	8
 

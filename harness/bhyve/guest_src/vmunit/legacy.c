@@ -9,16 +9,11 @@
 #include <errno.h>
 #include <string.h>
 
-#include "devices.h"
-
-#define	MASTER	0x20
-#define	SLAVE	0xa0
-#define	BASE1	0x30
-#define	BASE2	0x38
+#include "legacy.h"
 
 /* ICW1 to ICW4 for both, all unmasked but what `masks` says. */
-static void
-init(struct vm *vm, uint8_t icw4, uint16_t masks)
+void
+init_pics(struct vm *vm, uint8_t icw4, uint16_t masks)
 {
 	outb(vm, MASTER, 0x11);
 	outb(vm, MASTER + 1, BASE1);
@@ -33,31 +28,31 @@ init(struct vm *vm, uint8_t icw4, uint16_t masks)
 }
 
 /* A VM with the PICs wired straight to the vCPU: its APIC is disabled. */
-static struct vm *
+struct vm *
 vm_with_pic(uint32_t flags, uint8_t icw4)
 {
 	struct vm *vm = vm_new();
 
-	init(vm, icw4, 0);
+	init_pics(vm, icw4, 0);
 	handlers(vm, flags);
 	return (vm);
 }
 
-static void
+void
 pulse(struct vm *vm, int irq)
 {
 	if (vm_isa_pulse_irq(vm->ctx, irq, -1) != 0)
 		fail("IRQ %d cannot be pulsed: %s", irq, strerror(errno));
 }
 
-static uint8_t
+uint8_t
 irr(struct vm *vm, uint16_t port)
 {
 	outb(vm, port, 0x0a);
 	return (inb(vm, port));
 }
 
-static uint8_t
+uint8_t
 isr(struct vm *vm, uint16_t port)
 {
 	outb(vm, port, 0x0b);
@@ -230,7 +225,7 @@ special_modes(const void *arg __unused)
 	equal("IRQ 6 in special mask mode", count(vm, BASE1 + 6), 1);
 	outb(vm, MASTER, 0x48);
 	/* Poll: the line and acknowledgement by a read. */
-	init(vm, 1, 0);
+	init_pics(vm, 1, 0);
 	outb(vm, MASTER, 0x63);
 	outb(vm, MASTER, 0x66);
 	pulse(vm, 5);
@@ -246,13 +241,13 @@ virtual_wire(const void *arg __unused)
 {
 	struct vm *vm = vm_with_lapic(H_EOI_PIC);
 
-	init(vm, 1, 0);
+	init_pics(vm, 1, 0);
 	pulse(vm, 5);
 	window(vm);
 	equal("while LINT0 is masked", count(vm, BASE1 + 5), 0);
 	vm_free(vm);
 	vm = vm_with_lapic(H_EOI_PIC);
-	init(vm, 1, 0);
+	init_pics(vm, 1, 0);
 	set_lapic(vm, L_LINT0, 0x700);
 	pulse(vm, 5);
 	window(vm);
