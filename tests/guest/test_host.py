@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.bhyve.l2 import L2, Exit
 from harness.bhyve.vmm import LIMIT, MIB, Vmm
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed, Result
@@ -85,6 +86,24 @@ def test_memory_that_cannot_be_wired_leaves_no_trace(guest: Guest, vmm: Vmm) -> 
         guest.must(["sysctl", f"{MOST_WIRED}={most}"])
     assert vmm.memory == before
     assert vmm.names() == []
+
+
+def test_a_guest_that_cannot_be_wired_leaves_no_memory(
+    guest: Guest, vmm: Vmm, l2: Callable[..., L2]
+) -> None:
+    """bhyve -S cannot wire the memory, names the limit and ends: its VM has none of the memory"""
+    before = vmm.memory
+    most, wired = guest.must(["sysctl", "-n", MOST_WIRED, WIRED]).split()
+    guest.must(["sysctl", f"{MOST_WIRED}={int(wired) + 1024}"])
+    stiff = l2("stiff", 32)
+    try:
+        stiff.launch("-S", "-l", "bootrom,/nonexistent")
+        assert stiff.wait_exit() == Exit.ERROR
+    finally:
+        guest.must(["sysctl", f"{MOST_WIRED}={most}"])
+    assert MOST_WIRED in stiff.errors()
+    assert [listed.memory_bytes for listed in vmm.listing().vms] == [0]
+    assert vmm.memory == before
 
 
 @pytest.mark.minutes

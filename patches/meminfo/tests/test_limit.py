@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.bhyve.l2 import L2, Exit
 from harness.bhyve.vmm import LIMIT, MIB, Memory, Vmm
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed
@@ -190,6 +191,41 @@ def test_a_refused_domain_leaves_none_behind(
     limit(0)
     vmm.destroy("numa")
     assert vmm.memory == before
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_a_refused_boot_rom_leaves_no_memory_behind(
+    vmm: Vmm, l2: Callable[..., L2], limit: Callable[[int], None]
+) -> None:
+    """bhyve finds no room for its boot ROM, names the limit and ends: a smaller guest then starts"""
+    limit(48 * MIB)
+    large = l2("rom", 40)
+    large.launch("-l", "bootrom,/nonexistent")
+    assert large.wait_exit() == Exit.ERROR
+    assert "Cannot allocate memory" in large.errors()
+    assert LIMIT in large.errors()
+    assert vmm.memory == Memory(48 * MIB, 0, 48 * MIB)
+    small = l2("rom", 32)
+    assert small.start().low_mib == 32
+    assert vmm.memory == Memory(48 * MIB, 32 * MIB, 0, 16 * MIB)
+
+
+@pytest.mark.vtx
+@pytest.mark.tools
+def test_memory_of_a_guest_that_ended_stays_with_its_vm(
+    vmm: Vmm, l2: Callable[..., L2], limit: Callable[[int], None]
+) -> None:
+    """a guest powers off: its VM has the memory until it is destroyed, and may be started again"""
+    limit(48 * MIB)
+    for _ in range(2):
+        inner = l2("off", 32)
+        inner.start()
+        inner.send("p")
+        assert inner.wait_exit() == Exit.POWER_OFF
+        assert vmm.memory == Memory(48 * MIB, 32 * MIB, 0, 16 * MIB)
+    inner.end()
+    assert vmm.memory == Memory(48 * MIB, 0, 48 * MIB)
 
 
 @pytest.mark.vtx

@@ -53,7 +53,8 @@ def test_a_mutant_applies_to_what_the_series_makes(mutant: mutants.Mutant, tmp_p
     """Whole where the series adds the file; where FreeBSD wrote it, by the lines of the series."""
     assert mutant.patch is not None
     top = source.tree("15.1")
-    ours = [path for path in mutant.patch.touched if (top / path).is_file()]
+    whole = {path for patch in source.patches("15.1") for path in source.added_files(patch)}
+    ours = [path for path in mutant.patch.touched if path in whole]
     for path in ours:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((top / path).read_bytes())

@@ -275,7 +275,8 @@ SCRIPT = {
 
 LOCK = "	mtx_lock(&vmm_acct_mtx);\n"
 UNLOCK = "	mtx_unlock(&vmm_acct_mtx);\n"
-ADD = "	else if (charge->sysmem)\n		vmm_acct_allocated += charge->len;\n"
+ADD = "	else if (sysmem)\n		vmm_acct_allocated += len;\n"
+OVER = "held + len > vmm_acct_limit"
 
 
 def section(function: str) -> str:
@@ -305,32 +306,32 @@ FAULTS = {
     "sets the limit without the lock": unlocked("vmm_acct_set_limit"),
     "lets go of the lock between look and leap": reserve_with(
         ADD,
-        f"{UNLOCK}{LOCK}	if (error == 0 && charge->sysmem)\n"
-        "		vmm_acct_allocated += charge->len;\n	else if (charge->sysmem)\n		;\n",
+        f"{UNLOCK}{LOCK}	if (error == 0 && limit == NULL && sysmem)\n"
+        "		vmm_acct_allocated += len;\n	else if (sysmem)\n		;\n",
     ),
     "adds in two steps": reserve_with(
         ADD,
-        "	else if (charge->sysmem) {\n		vmm_acct_allocated += charge->len / 4;\n"
-        f"{UNLOCK}{LOCK}		vmm_acct_allocated += charge->len - charge->len / 4;\n	}}\n",
+        "	else if (sysmem) {\n		vmm_acct_allocated += len / 4;\n"
+        f"{UNLOCK}{LOCK}		vmm_acct_allocated += len - len / 4;\n	}}\n",
     ),
     "forgets to unlock": (
         "	busy = vmm_acct_allocated != 0 || vmm_acct_device != 0;\n"
         "	mtx_unlock(&vmm_acct_mtx);",
         "	busy = vmm_acct_allocated != 0 || vmm_acct_device != 0;",
     ),
-    "limit is off by one": ("charge->len > ceiling - held", "charge->len >= ceiling - held"),
-    "a lowered limit underflows": ("held > ceiling || ", ""),
+    "limit is off by one": (OVER, "held + len >= vmm_acct_limit"),
+    "a lowered limit underflows": (OVER, "len > vmm_acct_limit - held"),
     "the limit is for system memory alone": (
-        "	held = vmm_acct_allocated + vmm_acct_device;\n	if (held",
-        "	held = vmm_acct_allocated;\n	if (held",
+        "	held = vmm_acct_allocated + vmm_acct_device;\n	if (len",
+        "	held = vmm_acct_allocated;\n	if (len",
     ),
     "device memory is not counted": (
-        "		vmm_acct_device += charge->len;\n",
-        "		(void)charge;\n",
+        "		vmm_acct_device += len;\n",
+        "		vmm_acct_device += 0 * len;\n",
     ),
     "device memory is system memory": (
         "charge->sysmem = sysmem;",
-        "charge->sysmem = sysmem || true;",
+        "charge->sysmem = sysmem = true;",
     ),
     "device memory is free": (
         "	held = vmm_acct_allocated + vmm_acct_device;\n	total",
@@ -348,11 +349,12 @@ FAULTS = {
         "CTLTYPE_U64 | CTLFLAG_RD, NULL, VMM_ACCT_FREE",
     ),
     "total is free": ("		value = total;", "		value = total - held;"),
-    "nothing is released": ("	*sum -= charge->len;\n", ""),
+    "nothing is released": ("	*sum -= len;\n", ""),
     "the swap pager is forgotten": ("	swappagerops.pgo_dealloc(object);\n", ""),
     "released before the swap pager is done": (
-        "	swappagerops.pgo_dealloc(object);\n	vmm_acct_release(charge);\n",
-        "	vmm_acct_release(charge);\n	object->un_pager.swp.swp_priv = NULL;\n",
+        "	swappagerops.pgo_dealloc(object);\n",
+        "	vmm_acct_release(charge->len, charge->sysmem);\n"
+        "	charge->len = 0;\n	object->un_pager.swp.swp_priv = NULL;\n",
     ),
     "an object without a charge": ("	object->un_pager.swp.swp_priv = charge;\n", ""),
     "a refusal by the swap pager is not undone": (

@@ -23,7 +23,7 @@
 
 #include "shim.h"
 
-#include <dev/vmm/vmm_acct.h>
+#include <dev/vmm/vmm_mem.h>
 
 #define	OBJECTS	4096
 

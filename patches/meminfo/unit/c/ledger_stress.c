@@ -24,7 +24,7 @@
 
 #include "shim.h"
 
-#include <dev/vmm/vmm_acct.h>
+#include <dev/vmm/vmm_mem.h>
 
 #define	WALKERS		3
 #define	FIRST(i)	(1ULL << (12 + 2 * (i)))

@@ -26,6 +26,7 @@ TARGET_CPU = ("-D__amd64__=1",)
 WARNINGS = ("-std=gnu17", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE")
 
 ACCT = "sys/dev/vmm/vmm_acct.c"
+ACCT_HEADER = re.compile(r"sys/(dev/vmm/vmm_mem|amd64/include/vmm)\.h")
 VMMLS = "usr.sbin/vmmls/vmmls.c"
 
 
@@ -75,8 +76,29 @@ def tree(release: str) -> Path:
             capture_output=True,
             text=True,
         )
+    for patch in patches(release):
+        _write_prototypes(folder, patch)
     _write_libvmmapi(folder, release)
     return folder
+
+
+def _write_prototypes(folder: Path, patch: Path) -> None:
+    """The account's functions are declared in a header of the tree's own: take what is added.
+
+    That is vmm_mem.h in 15 and vmm.h in 14; here it is the former, which the shim's vmm.h includes.
+    """
+    header = folder / "sys" / "dev" / "vmm" / "vmm_mem.h"
+    lines = header.read_text().splitlines() if header.is_file() else []
+    for path in re.findall(r"^diff --git a/(\S+) ", patch.read_text(), re.MULTILINE):
+        if not ACCT_HEADER.fullmatch(path):
+            continue
+        for line in hunks(patch, path).split("\n@@", 1)[1].splitlines()[1:]:
+            if line.startswith("-") and "vmm_acct" in line:
+                lines.remove(line[1:])
+            elif re.match(r"\+\w+ vmm_acct_", line):
+                lines.append(line[1:])
+    header.parent.mkdir(parents=True, exist_ok=True)
+    header.write_text("\n".join([*lines, ""]))
 
 
 def compile_steps(release: str) -> list[str]:
@@ -88,8 +110,9 @@ def compile_steps(release: str) -> list[str]:
     for patch in patches(release):
         if f" b/{ACCT}\n" not in patch.read_text():
             continue
-        only = [f"--include={ACCT}", f"--include={ACCT.removesuffix('.c')}.h"]
-        subprocess.run(["git", "apply", *only, str(patch)], cwd=folder, env=env, check=True)
+        only = f"--include={ACCT}"
+        subprocess.run(["git", "apply", only, str(patch)], cwd=folder, env=env, check=True)
+        _write_prototypes(folder, patch)
         flags = (*WARNINGS, "-D_KERNEL", f"-I{shim}", f"-I{folder / 'sys'}")
         _cc(*flags, "-c", folder / ACCT, "-o", folder / "step.o")
         compiled.append(patch.name)
