@@ -198,7 +198,7 @@ def test_a_refused_domain_leaves_none_behind(
 def test_a_refused_boot_rom_leaves_no_memory_behind(
     vmm: Vmm, l2: Callable[..., L2], limit: Callable[[int], None]
 ) -> None:
-    """bhyve finds no room for its boot ROM, names the limit and ends: a smaller guest then starts"""
+    """bhyve has no room for its boot ROM, names the limit and ends: a smaller guest then starts"""
     limit(48 * MIB)
     large = l2("rom", 40)
     large.launch("-l", "bootrom,/nonexistent")
