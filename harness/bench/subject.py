@@ -76,7 +76,7 @@ def find(backend: Backend, release: str) -> Subject:
         spec = Spec(
             run_dir=Path(),
             drive=Drive(record.disk),
-            cpus=1 if backend.name == "bochs" else 2,
+            cpus=machines.traits(backend.name).processors,
             name=f"FreeBSD {release}",
         )
         access = Access(

@@ -28,7 +28,7 @@ from harness.errors import CannotError, PatchError, UsageError
 from harness.guest.freebsd import Access, Guest
 from harness.image.model import ImageRecord
 from harness.image.prepare import ANNOUNCEMENT
-from harness.machine.models import Backend
+from harness.machine.models import BOCHS_RUNS, Backend
 
 BUILDERS = ("auto", "host", "guest")
 
@@ -136,7 +136,7 @@ def choose(asked: str, record: ImageRecord, backend: Backend, run_dir: Path) -> 
     require_known(asked)
     if asked == "host" or (asked == "auto" and debian.clang_version() is not None):
         return None
-    return GuestBuilder(record, Backend("tcg") if backend.name == "bochs" else backend, run_dir)
+    return GuestBuilder(record, Backend("tcg") if backend.name in BOCHS_RUNS else backend, run_dir)
 
 
 def require_compiler(guest: Guest, record: ImageRecord) -> None:

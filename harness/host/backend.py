@@ -10,9 +10,16 @@ from harness.errors import CannotError, UsageError
 from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts, Kvm
 from harness.host.kvm import API_VERSION
 from harness.host.requirements import required_lacking
-from harness.machine.models import BOCHS_MODELS, Backend, Vendor, vendor_of
+from harness.machine.models import (
+    BACKENDS,
+    BOCHS_MODELS,
+    KVM_IN_BOCHS,
+    Backend,
+    Vendor,
+    vendor_of,
+)
 
-ASKED = ("auto", "kvm", "bochs", "tcg")
+ASKED = ("auto", *BACKENDS)
 
 _QEMU = "qemu-system-x86_64"
 _SETUP = "./inv setup"
@@ -57,7 +64,7 @@ class Decision:
 
         The probe proves it.
         """
-        return self.backend is not None and self.backend.name in {"kvm", "bochs"}
+        return self.backend is not None and self.backend.name != "tcg"
 
     @property
     def name(self) -> str:
@@ -75,8 +82,9 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
     """Choose a backend, and whose processor guests get: `vendor` is intel, amd or empty for any.
 
     "auto" takes KVM where a guest truly gets what vmm.ko asks for, else Bochs; it never takes TCG,
-    which can run no virtual machines.  A backend asked for by name is that one or none.  Raises
-    UsageError for a name that is none of ASKED.
+    which can run no virtual machines, nor KVM in Bochs, which is slow.  A
+    backend asked for by name is that one or none.  Raises UsageError for a name that is none of
+    ASKED.
     """
     if asked not in ASKED:
         raise UsageError(f"--backend {asked}: no such backend; use one of {', '.join(ASKED)}")
@@ -88,6 +96,13 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
             return Decision(asked, None, f"TCG: {refusal.cause}", refusal.remedy, kvm)
         reason = "asked for; it has no VMX, so no virtual machines inside"
         return Decision(asked, Backend("tcg", wanted or "intel"), reason)
+    if asked == KVM_IN_BOCHS:
+        nested = bochs_refusal(facts, wanted or "intel") or _qemu_refusal(facts)
+        if nested:
+            return Decision(asked, None, f"KVM in Bochs: {nested.cause}", nested.remedy, kvm)
+        emulated = _EMULATED[wanted or "intel"]
+        reason = f"Bochs emulates {emulated} for a Linux with KVM, whose guest this is"
+        return Decision(asked, Backend(KVM_IN_BOCHS, wanted or "intel"), reason)
     if kvm is None and asked in {"auto", "kvm"}:
         if facts.kvm.guest and facts.kvm.guest.vmx:
             reason = "KVM gives guests VMX, EPT and unrestricted guest"

@@ -16,7 +16,7 @@ from harness.image import disk as disks
 from harness.image import fetch, manifest, prepare, store, trees
 from harness.image.model import ImageRecord, Imported, Login, Prepared
 from harness.image.store import Live, Trees
-from harness.machine.models import Backend
+from harness.machine.models import BOCHS_RUNS, Backend
 
 Preparer = Callable[[Imported, Path, Backend, Live], Prepared]
 
@@ -179,15 +179,15 @@ def obtain(
 
 def _for_preparing(backend: str) -> str:
     """Bochs runs images and does not prepare them; whoever asked for it gets TCG's help."""
-    return "auto" if backend == "bochs" else backend
+    return "auto" if backend in BOCHS_RUNS else backend
 
 
 def _preparing_backend(asked: str) -> Backend:
     """kvm where it works, tcg otherwise; what was asked for by name is not replaced."""
     if asked == "tcg":
         return Backend("tcg")
-    if asked == "bochs":
-        raise UsageError("--backend bochs: an image is prepared under kvm or tcg")
+    if asked in BOCHS_RUNS:
+        raise UsageError(f"--backend {asked}: an image is prepared under kvm or tcg")
     decision = host.decide(host.gather(), "kvm")
     if asked == "kvm":
         return decision.require()

@@ -23,7 +23,7 @@ from harness.guest.serial_login import SerialLogin
 from harness.image.disk import ZFS_REFUSED
 from harness.image.model import Imported, Prepared
 from harness.machine.console import Console
-from harness.machine.models import Backend
+from harness.machine.models import BOCHS_RUNS, Backend
 from harness.machine.qemu import QemuMachine, flatten
 
 VERSION = 8
@@ -62,7 +62,7 @@ def prepare(
     `folder` gets `disk.raw`, the private key, the serial line's password and the boot's logs.
     Raises CannotError when the image cannot be entered, GuestError when it breaks.
     """
-    if backend.name == "bochs":
+    if backend.name in BOCHS_RUNS:
         raise CannotError("an image is prepared under kvm or tcg; use --backend tcg")
     require_room(folder, imported.disk_bytes, f"preparing {imported.disk.name}")
     key = folder / "id_ed25519"

@@ -1,17 +1,17 @@
-"""Virtual computers: one interface to two kinds of emulator."""
+"""Virtual computers: one interface to two kinds of emulator, and to one inside the other."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from harness.errors import UsageError
-from harness.machine import bochs, qemu
+from harness.machine import bochs, nested, qemu
 from harness.machine.base import Drive, Machine, Spec, Traits
-from harness.machine.models import BACKENDS, BOCHS_MODELS, Backend
+from harness.machine.models import BACKENDS, BOCHS_MODELS, KVM_IN_BOCHS, Backend
 
 __all__ = ["BACKENDS", "Backend", "Drive", "Machine", "Spec", "Traits", "make", "traits"]
 
-_TRAITS = {"kvm": qemu.KVM, "tcg": qemu.TCG, "bochs": bochs.TRAITS}
+_TRAITS = {"kvm": qemu.KVM, "tcg": qemu.TCG, "bochs": bochs.TRAITS, KVM_IN_BOCHS: nested.TRAITS}
 
 
 def traits(backend: str) -> Traits:
@@ -33,4 +33,6 @@ def make(backend: Backend | str, spec: Spec) -> Machine:
     kind = traits(chosen.name)
     if kind is bochs.TRAITS:
         return bochs.BochsMachine(replace(spec, cpu=spec.cpu or BOCHS_MODELS[chosen.vendor]))
+    if kind is nested.TRAITS:
+        return nested.NestedMachine(spec, chosen)
     return qemu.QemuMachine(spec, kind, chosen.flag)

@@ -38,6 +38,7 @@ class Traits:
     `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
     can be expected inside (the probe proves it); `saves` whether a running machine can be saved
     and resumed, `can_be_asked` whether the emulator ends by itself when it is asked to.
+    `processors` is how many a run's guest gets.
     """
 
     backend: str
@@ -45,6 +46,7 @@ class Traits:
     virtualizes: bool
     saves: bool = False
     can_be_asked: bool = True
+    processors: int = 2
 
 
 @dataclass(frozen=True)

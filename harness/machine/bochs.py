@@ -29,6 +29,7 @@ TRAITS = Traits(
     virtualizes=True,
     saves=True,
     can_be_asked=False,
+    processors=1,
 )
 
 # How many instructions make a second of the guest's.  With fewer, the guest spends its instructions
@@ -42,7 +43,7 @@ _DEBUGGER = "debugger.txt"
 _STOPS = 50
 _SLIRP = "slirp.txt"
 _LOG = "bochs.log"
-_DISK = "disk.img"
+DISK = "disk.img"
 _TTY = "console.tty"
 _BIOS, _VGA_BIOS = "bios.rom", "vgabios.rom"
 _PORT_TAKEN = "could not set up host forwarding rule"
@@ -60,10 +61,13 @@ _CHATTER = re.compile(r"^\d{11}[ide]\[|^=+$|^Bochs (?:connected|is exiting)|^ALS
 _POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown requested")
 
 
-def configuration(spec: Spec, *, has_network: bool) -> str:
+def configuration(
+    spec: Spec, *, has_network: bool, ips: int = _IPS, more_disks: tuple[str, ...] = ()
+) -> str:
     """The bochsrc for `spec`; pure, so that golden files can hold it.
 
     The same in every run of the same machine: what differs stands behind names in the run's folder.
+    `more_disks` are names there too, of a second and a third disk.
     """
     mib = spec.memory_bytes >> 20
     lines = [
@@ -73,7 +77,7 @@ def configuration(spec: Spec, *, has_network: bool) -> str:
         # fastboot: the BIOS does not wait three seconds for a key.
         f"romimage: file={_BIOS}, options=fastboot",
         f"vgaromimage: file={_VGA_BIOS}",
-        f"cpu: model={spec.cpu or BOCHS_MODELS['intel']}, count=1, ips={_IPS}, "
+        f"cpu: model={spec.cpu or BOCHS_MODELS['intel']}, count=1, ips={ips}, "
         "reset_on_triple_fault=1, ignore_bad_msrs=1",
         f"memory: guest={mib}, host={mib}",
         # The guest's clock follows the instructions alone, so it leaps while the guest idles.
@@ -82,8 +86,8 @@ def configuration(spec: Spec, *, has_network: bool) -> str:
         "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14",
         # What the guest writes goes to the journal; the image is only read.
         # Its name is a link's: Bochs reads quotes and $VARIABLES in what stands here.
-        f'ata0-master: type=disk, mode=volatile, path="{_DISK}", journal={_REDOLOG}',
-        "ata1: enabled=0",
+        f'ata0-master: type=disk, mode=volatile, path="{DISK}", journal={_REDOLOG}',
+        *_further_disks(more_disks),
         "boot: disk",
         f'com1: enabled=1, mode=term, dev="{_TTY}"',
         f"log: {_LOG}",
@@ -102,6 +106,17 @@ def configuration(spec: Spec, *, has_network: bool) -> str:
             f'script="{_SLIRP}"',
         )
     return "\n".join(lines) + "\n"
+
+
+def _further_disks(names: tuple[str, ...]) -> list[str]:
+    """The settings' lines for further disks; without a third one there is no second controller."""
+    places = zip(("ata0-slave", "ata1-master"), names, strict=False)
+    lines = [
+        f'{place}: type=disk, mode=volatile, path="{name}", journal={name}.redolog'
+        for place, name in places
+    ]
+    second = "enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15" if len(names) > 1 else "enabled=0"
+    return [*lines[:1], f"ata1: {second}", *lines[1:]]
 
 
 def slirp_settings(ssh_port: int, network_out: bool) -> str:
@@ -144,13 +159,25 @@ class BochsMachine(Machine):
         return self._bochs.command("-q", *begin, *script)
 
     @property
+    def _emulated(self) -> Spec:
+        """What Bochs itself emulates."""
+        return self.spec
+
+    def _settings(self) -> str:
+        return configuration(self.spec, has_network=self.spec.ssh)
+
+    def _disks(self) -> dict[str, Path]:
+        """The disks by their names in the run's folder."""
+        return {DISK: self.spec.drive.path.absolute()}
+
+    @property
     def _in_debugger(self) -> bool:
         return self._bochs.debugger is bochs_program.Debugger.ALWAYS
 
     def reads(self) -> dict[str, str]:
         network = {_SLIRP: slirp_settings(self.ssh_port or 0, self.spec.network_out)}
         return {
-            _CONFIG: configuration(self.spec, has_network=self.spec.ssh),
+            _CONFIG: self._settings(),
             **(network if self.spec.ssh else {}),
             **({_DEBUGGER: "c\n" * self._goes_on} if self._in_debugger else {}),
         }
@@ -176,7 +203,7 @@ class BochsMachine(Machine):
         (run_dir / _LOG).unlink(missing_ok=True)
         self._log_seen_bytes = self._resets = 0
         links = {
-            _DISK: self.spec.drive.path.absolute(),
+            **self._disks(),
             _BIOS: self._bochs.bios,
             _VGA_BIOS: self._bochs.vga_bios,
         }
@@ -288,7 +315,7 @@ class BochsMachine(Machine):
         if not self.spec.savable:
             raise CannotError(f"{self.spec.name} was not started as one that can be saved")
         run_dir = self.spec.run_dir
-        bochs_state.request(run_dir, folder, self.spec.memory_bytes)
+        bochs_state.request(run_dir, folder, self._emulated.memory_bytes)
         if self._process is not None:
             # In its debugger it stops at the prompt and goes on; outside it has to end.
             self._process.send_signal(signal.SIGINT if self._in_debugger else signal.SIGUSR1)
@@ -298,13 +325,13 @@ class BochsMachine(Machine):
                 self.check()
             if deadline.expired:
                 raise WaitTimeout(f"Bochs did not save the guest within {deadline.limit_s:.0f} s")
-        bochs_state.complete(folder, configuration(self.spec, has_network=self.spec.ssh))
+        bochs_state.complete(folder, self._settings())
         if not self._in_debugger:
             self.wait_ended(Deadline.after(_END_S))
 
     def depends_on(self) -> dict[str, str]:
         """Bochs as it is here, its settings, and how it is saved."""
-        settings = configuration(self.spec, has_network=self.spec.ssh)
+        settings = self._settings()
         return {
             "Bochs": self._bochs.identity(),
             "the machine's settings": settings + slirp_settings(0, self.spec.network_out),

@@ -10,7 +10,11 @@ from harness.errors import UsageError
 Vendor = Literal["intel", "amd"]
 
 VENDORS: tuple[Vendor, ...] = ("intel", "amd")
-BACKENDS = ("kvm", "bochs", "tcg")
+KVM_IN_BOCHS = "kvm-in-bochs"
+BACKENDS = ("kvm", "bochs", "tcg", KVM_IN_BOCHS)
+
+BOCHS_RUNS = frozenset({"bochs", KVM_IN_BOCHS})
+"""The backends whose emulator is Bochs."""
 
 BOCHS_MODELS: dict[Vendor, str] = {"intel": "broadwell_ult", "amd": "zambezi"}
 """The processor models Bochs is run with.
@@ -25,7 +29,7 @@ _FLAGS: dict[Vendor, str] = {"intel": "vmx", "amd": "svm"}
 
 @dataclass(frozen=True)
 class Backend:
-    """What a machine runs in (kvm, bochs or tcg) and whose processor it has.
+    """What a machine runs in (one of BACKENDS) and whose processor it has.
 
     UsageError for a name or a vendor that does not exist.
     """

@@ -43,15 +43,17 @@ def command_line(
     spec: Spec,
     traits: Traits,
     *,
-    console_fd: int,
-    qmp_fd: int,
-    ssh_port: int | None,
+    console: str,
+    qmp: str | None,
+    forward: str,
     cpu: str,
     ram_fd: int | None = None,
 ) -> list[str]:
     """QEMU's arguments for `spec`; pure, so that golden files can hold it.
 
-    The machine starts stopped (-S), so that an early exit can be distinguished from a guest's.
+    `console` and `qmp` are the character devices com1, the serial line, and qmp; `forward` is the
+    address and port that lead to the guest's port 22.  With QMP the machine starts stopped (-S), so
+    that an early exit can be distinguished from a guest's.
     With `ram_fd` the guest's memory is that file: shared while it may be saved from there, private
     when resumed.
     """
@@ -63,16 +65,15 @@ def command_line(
         "-nodefaults",
         "-no-user-config",
         "-display", "none",
-        "-S",
+        *(("-S",) if qmp else ()),
         "-machine", "q35" + (",memory-backend=ram0" if ram_fd is not None else ""),
         "-accel", accel,
         "-cpu", spec.cpu or cpu,
         "-smp", str(spec.cpus),
         "-m", memory,
-        "-chardev", f"socket,id=com1,fd={console_fd}",
+        "-chardev", console,
         "-serial", "chardev:com1",
-        "-chardev", f"socket,id=qmp,fd={qmp_fd}",
-        "-mon", "chardev=qmp,mode=control",
+        *(("-chardev", qmp, "-mon", "chardev=qmp,mode=control") if qmp else ()),
         # The overlay is thrown away with the run: nothing in it needs to survive a power cut.
         "-drive", f"if=none,id=disk0,file={OVERLAY},format=qcow2,cache=unsafe,discard=unmap",
         "-device", "virtio-blk-pci,drive=disk0",
@@ -89,7 +90,7 @@ def command_line(
         restrict = "off" if spec.network_out else "on"
         command += [
             "-netdev",
-            f"user,id=net0,restrict={restrict},hostfwd=tcp:127.0.0.1:{ssh_port}-:22",
+            f"user,id=net0,restrict={restrict},hostfwd=tcp:{forward}-:22",
             "-device", "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56",
         ]  # fmt: skip
     if ram_fd is not None:
@@ -134,9 +135,9 @@ class QemuMachine(Machine):
         return command_line(
             self.spec,
             self.traits,
-            console_fd=console_fd,
-            qmp_fd=qmp_fd,
-            ssh_port=ssh_port,
+            console=f"socket,id=com1,fd={console_fd}",
+            qmp=f"socket,id=qmp,fd={qmp_fd}",
+            forward=f"127.0.0.1:{ssh_port}",
             cpu=self._cpu,
             ram_fd=ram_fd,
         )

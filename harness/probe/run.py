@@ -27,8 +27,10 @@ MEMORY_BYTES = 64 << 20
 _PARTS = ("*.c", "*.h", "*.S", "*.ld", "*.txt", "Makefile")
 _START_LIMIT_S = 10.0
 _STEP_S = 0.02
-# Once the verdict is there the machine switches itself off; what does not is ended after this.
+# Once the verdict is there the machine tries what may hang it, and switches itself off; what does
+# not is ended after this, stretched to the backend's pace.
 _LINGER_S = 1.0
+_LINGER_MOST_S = 30.0
 
 
 def lines_of(fault: str) -> set[str]:
@@ -180,7 +182,7 @@ def run_probe(
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         # The emulators' own start counts too, and that depends on the host, not on the backend.
-        _wait(machine, Deadline.after(10 + 2 * scale))
+        _wait(machine, Deadline.after(10 + 2 * scale), min(_LINGER_MOST_S, _LINGER_S * scale))
         died = machine.exit_code
     seconds = time.monotonic() - begun
     report = tap.parse(machine.console.since(0))
@@ -214,15 +216,15 @@ def _start(machine: Machine, cpu: str | None) -> None:
         ) from error
 
 
-def _wait(machine: Machine, deadline: Deadline) -> None:
-    """Until the emulator ended, or said its last line and had a moment to end."""
+def _wait(machine: Machine, deadline: Deadline, linger_s: float) -> None:
+    """Until the emulator ended, or gave its verdict and had a moment to end."""
     said_all_at_s: float | None = None
     while machine.wait_ended(Deadline.after(_STEP_S)) is None and not deadline.expired:
         if said_all_at_s is None:
             report = tap.parse(machine.console.since(0))
             if report.verdict or report.bail is not None:
                 said_all_at_s = time.monotonic()
-        elif time.monotonic() - said_all_at_s > _LINGER_S:
+        elif time.monotonic() - said_all_at_s > linger_s:
             return
 
 
@@ -232,6 +234,9 @@ def show(result: ProbeResult) -> None:
         (test.name, _status(test), "\n".join((test.what, *test.notes)))
         for test in result.report.tests
     ]
+    if result.report.unanswered:
+        what = "the machine hung in an optional step that has no part in the verdict"
+        rows.append(("(after the verdict)", "no answer", what))
     progress.table(("capability", "status", "what it is, and what was found"), rows)
     progress.out.print(f"{result.reason}; {result.seconds:.1f} s", markup=False)
 

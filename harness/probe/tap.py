@@ -51,7 +51,8 @@ class Report:
     """All that the probe said.
 
     `comments` are the lines before the plan (processor, capability registers), `verdict` the values
-    of its closing line, empty when it never came; `bail` why it gave up, if it did.
+    of its closing line, empty when it never came; `followed` is how many of the tests came after
+    it; `bail` why it gave up, if it did.
     """
 
     plan: int | None = None
@@ -59,6 +60,7 @@ class Report:
     comments: tuple[str, ...] = ()
     bail: str | None = None
     verdict: Mapping[str, str] = field(default_factory=dict)
+    followed: int = 0
 
     @property
     def problem(self) -> str:
@@ -69,7 +71,7 @@ class Report:
             return "it said nothing" if not self.comments else "it ended before its first test"
         if [test.number for test in self.tests] != list(range(1, len(self.tests) + 1)):
             return "its tests are not numbered in order"
-        if len(self.tests) != self.plan:
+        if len(self.tests) - self.followed + self._announced != self.plan:
             return f"it ended after {len(self.tests)} of {self.plan} tests"
         if not self.verdict:
             return "it ended before its verdict"
@@ -78,6 +80,16 @@ class Report:
             counted = self.verdict.get("failed", "nothing")
             return f"its verdict counts {counted} failed, its lines {failed}"
         return ""
+
+    @property
+    def unanswered(self) -> int:
+        """How many of the lines that follow the verdict never came: the machine hung there."""
+        return max(0, self._announced - self.followed)
+
+    @property
+    def _announced(self) -> int:
+        after = self.verdict.get("after", "")
+        return int(after) if after.isdigit() else 0
 
     @property
     def missing(self) -> tuple[Test, ...]:
@@ -116,6 +128,7 @@ def parse(text: str) -> Report:
     comments: list[str] = []
     tests: list[Test] = []
     notes: list[list[str]] = []
+    before = 0
     # A machine that was reset begins again; the last beginning counts.
     for line in lines[starts[-1] + 1 :]:
         if line.startswith("Bail out!"):
@@ -138,13 +151,17 @@ def parse(text: str) -> Report:
             comment = line.removeprefix("# ")
             if comment.startswith(_VERDICT):
                 verdict = _pairs(comment.removeprefix(_VERDICT))
-                break
+                before = len(tests)
+                if not verdict.get("after", "").isdigit():
+                    break
+                continue
             (notes[-1] if notes else comments).append(comment)
     results = tuple(
         Test(**{**vars(test), "notes": tuple(below)})
         for test, below in zip(tests, notes, strict=True)
     )
-    return Report(plan, results, tuple(comments), bail, verdict)
+    followed = len(tests) - before if verdict else 0
+    return Report(plan, results, tuple(comments), bail, verdict, followed)
 
 
 def _pairs(text: str) -> dict[str, str]:

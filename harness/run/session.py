@@ -257,7 +257,7 @@ class Workbench:
             run_dir=self.guest_dir,
             drive=machine.Drive(record.disk),
             memory_bytes=_MEMORY_BYTES,
-            cpus=1 if self.backend == "bochs" else 2,
+            cpus=machine.traits(self.backend).processors,
             name=f"FreeBSD {record.release}",
         )
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +40,13 @@ MODULES = ("virtio_pci", "virtio_blk", "kvm_amd", "kvm_intel", "virtio_rng")
 CPU = "EPYC,+svm,+npt"
 MEMORY_BYTES = 2 << 30
 APPEND = (
-    "console=ttyS0,115200 panic=-1 quiet loglevel=4 tsc=reliable random.trust_cpu=on "
-    "mitigations=off kvm_amd.nested=1 kvm_amd.npt=1"
+    "console=ttyS0,115200 panic=-1 quiet loglevel=4 tsc=reliable no_timer_check "
+    "random.trust_cpu=on mitigations=off kvm_amd.nested=1 kvm_amd.npt=1"
 )
 DISK_BYTES = 1 << 30
 
-_PROGRAMS = ("qemu-system-x86_64", "qemu-img", "setpriv")
+EMULATOR = ("qemu-system-x86_64", "qemu-img")
+_PROGRAMS = (*EMULATOR, "setpriv")
 # What QEMU loads for the machines that the project makes.
 _ROMS = (
     "bios-256k.bin",
@@ -100,20 +101,30 @@ def _build_into(folder: Path, cache: Path) -> None:
         kernel = standin.only(root, "boot/vmlinuz-*")
         shutil.copyfile(kernel, out / "vmlinuz")
         busybox = standin.first(root, "bin/busybox", "usr/bin/busybox").read_bytes()
-        archive = cpio.Archive()
-        for name in ("bin", "dev", "proc", "sys", "lib/modules"):
-            archive.folder(name)
-        archive.device("dev/console", 5, 1)
-        archive.file("bin/busybox", busybox, 0o755)
-        archive.file("init", (HERE / "init").read_bytes(), 0o755)
-        release = kernel.name.removeprefix("vmlinuz-")
-        drivers = dict(standin.modules(root, release, MODULES))
-        if "kvm_amd" not in drivers:
+        found = drivers(root, kernel, MODULES)
+        if "kvm_amd" not in found:
             raise CannotError(f"the Linux with KVM: {packages[-1]} has no module kvm_amd")
-        for position, (name, data) in enumerate(drivers.items()):
-            archive.file(f"lib/modules/{position:02}-{name}.ko", data, 0o644)
         (out / "busybox").write_bytes(busybox)
-        (out / "initrd").write_bytes(archive.closed())
+        (out / "initrd").write_bytes(first_file_system(busybox, HERE / "init", found))
+
+
+def drivers(root: Path, kernel: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The modules by name, with those that they need, in the order in which they load."""
+    release = kernel.name.removeprefix("vmlinuz-")
+    return dict(standin.modules(root, release, names))
+
+
+def first_file_system(busybox: bytes, init: Path, modules: Mapping[str, bytes]) -> bytes:
+    """An initramfs with busybox, the drivers and the first process."""
+    archive = cpio.Archive()
+    for name in ("bin", "dev", "proc", "sys", "disk", "lib/modules"):
+        archive.folder(name)
+    archive.device("dev/console", 5, 1)
+    archive.file("bin/busybox", busybox, 0o755)
+    archive.file("init", init.read_bytes(), 0o755)
+    for position, (name, data) in enumerate(modules.items()):
+        archive.file(f"lib/modules/{position:02}-{name}.ko", data, 0o644)
+    return archive.closed()
 
 
 # --- the disk
@@ -135,18 +146,25 @@ def make_disk(target: Path, nested: Nested, script: str, extra: Iterable[Path]) 
         root.libraries()
         (root.folder / "l1").mkdir()
         (root.folder / "l1/run").write_text(script)
-        target.unlink(missing_ok=True)
-        command = [
-            _system_program("mke2fs"),
-            "-q",
-            "-t",
-            "ext4",
-            "-O",
-            "^has_journal",
-            "-d",
-            str(root.folder),
-        ]
-        _run([*command, str(target), f"{DISK_BYTES >> 10}k"])
+        make_ext4(target, root.folder, DISK_BYTES)
+
+
+def make_ext4(target: Path, folder: Path, size_bytes: int) -> None:
+    """An ext4 file system with what is in `folder`, made without any right."""
+    target.unlink(missing_ok=True)
+    command = [_system_program("mke2fs"), "-q", "-t", "ext4", "-O", "^has_journal"]
+    _run([*command, "-d", str(folder), str(target), f"{size_bytes >> 10}k"])
+
+
+def copy_into(source: Path, target: Path, at_bytes: int) -> None:
+    """Write a file with holes into another one, from `at_bytes` on; its holes stay holes."""
+    with source.open("rb") as stream, target.open("r+b") as out:
+        at = 0
+        while chunk := stream.read(1 << 20):
+            if chunk.strip(b"\0"):
+                out.seek(at_bytes + at)
+                out.write(chunk)
+            at += len(chunk)
 
 
 class Root:
@@ -209,9 +227,9 @@ class Root:
                 if path.is_file() and "site-packages" in path.parts:
                     self.copy(path)
 
-    def emulator(self) -> None:
+    def emulator(self, programs: Iterable[str] = _PROGRAMS) -> None:
         """This machine's QEMU, what the project starts it with, and the firmware that it loads."""
-        for name in _PROGRAMS:
+        for name in programs:
             found = shutil.which(name)
             if found is None:
                 raise CannotError(f"{name} is not installed; run ./inv setup")

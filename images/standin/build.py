@@ -123,7 +123,7 @@ def _build_into(folder: Path, packages: list[str], cache: Path) -> None:
         initrd.file("etc/dropbear/host_key", host_blob, 0o600)
         initrd.file("root/.ssh/authorized_keys", _public_line(user_key).encode() + b"\n", 0o600)
         (out / "initrd").write_bytes(initrd.closed())
-        _write_disk(out, root)
+        write_disk(out / "disk.raw", root, out / "vmlinuz", out / "initrd", APPEND, DATA_BYTES)
         noted = {"packages": packages, "host_key": host_key}
         (out / "standin.json").write_text(json.dumps(noted, indent=2) + "\n")
 
@@ -285,12 +285,18 @@ def _modinfo(module: bytes) -> list[str]:
 # --- the disk
 
 
-def _write_disk(out: Path, root: Path) -> None:
-    kernel, initrd = out / "vmlinuz", out / "initrd"
+def write_disk(
+    target: Path, root: Path, kernel: Path, initrd: Path, append: str, data_bytes: int
+) -> int:
+    """A disk that boots `kernel` with `initrd`; where its second partition begins, in bytes.
+
+    `root` holds the unpacked packages, GRUB's among them; the second partition has `data_bytes`,
+    zeros so far.
+    """
     kernel_sectors, initrd_sectors = _sectors(kernel), _sectors(initrd)
     initrd_at = FIRST_SECTOR + kernel_sectors
     config = (
-        f"linux16 (hd0){FIRST_SECTOR}+{kernel_sectors} {APPEND}\n"
+        f"linux16 (hd0){FIRST_SECTOR}+{kernel_sectors} {append}\n"
         f"initrd16 (hd0){initrd_at}+{initrd_sectors}\n"
         "boot\n"
     )
@@ -298,11 +304,11 @@ def _write_disk(out: Path, root: Path) -> None:
     if len(core) > (FIRST_SECTOR - 1) * SECTOR_BYTES:
         raise CannotError("the stand-in guest: GRUB does not fit before the first partition")
     boot_end = -(-(initrd_at + initrd_sectors) // 2048) * 2048
-    data_sectors = DATA_BYTES // SECTOR_BYTES
+    data_sectors = data_bytes // SECTOR_BYTES
     table = _partition(0x83, FIRST_SECTOR, boot_end - FIRST_SECTOR, active=True)
     table += _partition(0x83, boot_end, data_sectors, active=False)
     boot = (root / "usr/lib/grub/i386-pc/boot.img").read_bytes()[:440]
-    with (out / "disk.raw").open("wb") as disk:
+    with target.open("wb") as disk:
         disk.write(boot.ljust(446, b"\0") + table.ljust(64, b"\0") + b"\x55\xaa")
         disk.write(core)
         for sector, path in ((FIRST_SECTOR, kernel), (initrd_at, initrd)):
@@ -310,6 +316,7 @@ def _write_disk(out: Path, root: Path) -> None:
             with path.open("rb") as stream:
                 shutil.copyfileobj(stream, disk)
         disk.truncate((boot_end + data_sectors) * SECTOR_BYTES)
+    return boot_end * SECTOR_BYTES
 
 
 def _sectors(path: Path) -> int:

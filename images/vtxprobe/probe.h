@@ -68,6 +68,7 @@ int	 watchdog_pending(void);
 #define	R_L2		0x04	/* a step of the L2 part */
 #define	R_OPTIONAL	0x08	/* used when present */
 #define	R_NEEDS_RUN	0x10	/* needs every R_RUN row */
+#define	R_LAST		0x20	/* optional; runs after the verdict */
 
 struct row {
 	const char	*name;

@@ -82,6 +82,20 @@ missing(size_t i)
 	return (NULL);
 }
 
+/*
+ * Rows that may hang the whole machine come last, after the verdict: all
+ * that counts has been said by then.
+ */
+static size_t
+nrows_after(void)
+{
+	size_t i, n;
+
+	for (i = n = 0; i < nrows; i++)
+		n += (rows[i].flags & R_LAST) != 0;
+	return (n);
+}
+
 /* Whether all rows with one of `flags` held. */
 static int
 all_held(unsigned flags)
@@ -121,41 +135,52 @@ verdict(const char *vt)
 		    tap_held("procbased2.unrestricted_guest"));
 	say(" l2=%d failed=%d first_missing=%s", all_held(R_L2), failed,
 	    first_failed());
+	if (nrows_after() != 0)
+		say(" after=%lu", nrows_after());
 	if (tap_held("l2.cpuid_roundtrip"))
 		say(" cpuid_roundtrip_cycles=%lu", l2_cost());
 	say("\n");
 }
 
-void
-tap_run(const char *vt, const struct row *table, size_t n)
+static void
+run(size_t i)
 {
 	const struct row *r;
 	const char *miss;
-	size_t i;
 	int optional;
+
+	r = &rows[i];
+	notes_len = 0;
+	notes[0] = '\0';
+	miss = missing(i);
+	if (miss != NULL)
+		detail("not run: needs %s", miss);
+	else
+		held[i] = r->fn(r) != 0;
+	/* A TODO that passes would read as a surprise. */
+	optional = (r->flags & R_OPTIONAL) != 0;
+	say("%s %lu - %s: %s%s\n", held[i] ? "ok" : "not ok", i + 1,
+	    r->name, r->desc,
+	    !held[i] && optional ? " # TODO optional" : "");
+	say("%s", notes);
+	if (!held[i] && !optional)
+		failed++;
+}
+
+void
+tap_run(const char *vt, const struct row *table, size_t n)
+{
+	size_t i, before;
 
 	rows = table;
 	nrows = n;
 	if (n > MAXROWS)
 		bail_out("%lu rows are too many", n);
+	before = n - nrows_after();
 	say("1..%lu\n", n);
-	for (i = 0; i < n; i++) {
-		r = &rows[i];
-		notes_len = 0;
-		notes[0] = '\0';
-		miss = missing(i);
-		if (miss != NULL)
-			detail("not run: needs %s", miss);
-		else
-			held[i] = r->fn(r) != 0;
-		/* A TODO that passes would read as a surprise. */
-		optional = (r->flags & R_OPTIONAL) != 0;
-		say("%s %lu - %s: %s%s\n", held[i] ? "ok" : "not ok", i + 1,
-		    r->name, r->desc,
-		    !held[i] && optional ? " # TODO optional" : "");
-		say("%s", notes);
-		if (!held[i] && !optional)
-			failed++;
-	}
+	for (i = 0; i < before; i++)
+		run(i);
 	verdict(vt);
+	for (; i < n; i++)
+		run(i);
 }

@@ -196,43 +196,6 @@ flush(void)
 	invalidate(0, 1, eptp);
 }
 
-/*
- * External-interrupt exiting has to work whatever L2's IF says.  Should it
- * not, only the VMX-preemption timer gets us back: every slice of it ends
- * with a look at the 8259, whether an interrupt is pending in vain.
- */
-int
-vmx_interrupt_masked(const struct row *r)
-{
-	struct vexit x;
-	int i, late;
-
-	(void)r;
-	vmwrite(VMCS_CTL_PIN, vmx_control(PIN, PIN_EXTINT | PIN_NMI |
-	    PIN_VIRTUAL_NMI | PIN_PREEMPTION_TIMER, 0));
-	vmwrite(VMCS_GUEST_RFLAGS, 2);
-	vmwrite(VMCS_GUEST_RIP, (uint64_t)(l2_spin - l2_code_start));
-	watchdog_arm(TICK_SHORT);
-	/* The first time the two may have come together. */
-	for (i = late = 0; i < SLICES && late < 2; i++) {
-		vmwrite(VMCS_PREEMPTION_TIMER,
-		    SLICE_CYCLES >> (rdmsr(MSR_VMX_MISC) & 0x1f));
-		enter(&x);
-		if (x.kind == EXIT_INTERRUPT)
-			break;
-		if (x.reason != REASON_TIMER) {
-			detail("exit reason 0x%lx", x.reason);
-			break;
-		}
-		late += watchdog_pending();
-	}
-	watchdog_disarm();
-	if (x.kind != EXIT_INTERRUPT)
-		detail("%s", late != 0 ? "an interrupt is pending, but L2 "
-		    "keeps the processor" : "no interrupt");
-	return (x.kind == EXIT_INTERRUPT);
-}
-
 /* SDM volume 3, table "Exit Qualification for EPT Violations". */
 static int
 check_nested(const struct vexit *x, int write)
@@ -458,6 +421,49 @@ vmx_vmcs(const struct row *r)
 	}
 	l2_begin(&vt);
 	return (1);
+}
+
+/*
+ * External-interrupt exiting has to work whatever L2's IF says.  Should it
+ * not, only the VMX-preemption timer gets us back: every slice of it ends
+ * with a look at the 8259, whether an interrupt is pending in vain.  A
+ * hypervisor beneath that makes this timer out of interrupts of its own
+ * hangs then, and all with it: under KVM in Bochs, it does.
+ */
+int
+vmx_interrupt_masked(const struct row *r)
+{
+	struct vexit x;
+	int i, late;
+
+	/* The rows before it have left VMX operation. */
+	launched = 0;
+	if (!vmx_on(r) || !vmx_vmcs(r))
+		return (0);
+	vmwrite(VMCS_CTL_PIN, vmx_control(PIN, PIN_EXTINT | PIN_NMI |
+	    PIN_VIRTUAL_NMI | PIN_PREEMPTION_TIMER, 0));
+	vmwrite(VMCS_GUEST_RFLAGS, 2);
+	vmwrite(VMCS_GUEST_RIP, (uint64_t)(l2_spin - l2_code_start));
+	watchdog_arm(TICK_SHORT);
+	/* The first time the two may have come together. */
+	for (i = late = 0; i < SLICES && late < 2; i++) {
+		vmwrite(VMCS_PREEMPTION_TIMER,
+		    SLICE_CYCLES >> (rdmsr(MSR_VMX_MISC) & 0x1f));
+		enter(&x);
+		if (x.kind == EXIT_INTERRUPT)
+			break;
+		if (x.reason != REASON_TIMER) {
+			detail("exit reason 0x%lx", x.reason);
+			break;
+		}
+		late += watchdog_pending();
+	}
+	watchdog_disarm();
+	vmx_off(r);
+	if (x.kind != EXIT_INTERRUPT)
+		detail("%s", late != 0 ? "an interrupt is pending, but L2 "
+		    "keeps the processor" : "no interrupt");
+	return (x.kind == EXIT_INTERRUPT);
 }
 
 int

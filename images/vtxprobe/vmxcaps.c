@@ -227,10 +227,11 @@ const struct row vmx_rows[] = {
 	STEP("l2.cpuid_roundtrip", "1001 CPUID round trips", l2_round_trips,
 	    "l2.interrupt"),
 	STEP("l2.hlt", "HLT exits", l2_halt, "l2.cpuid_roundtrip"),
-	{ "l2.interrupt_masked", "the same while L2's IF is clear", O,
-	    vmx_interrupt_masked, { "l2.interrupt", "l2.hlt",
-	    "pinbased.preemption_timer" }, 0, 0, 0 },
 	STEP("vmxoff", "VMXOFF", vmx_off, "vmxon"),
+	{ "l2.interrupt_masked",
+	    "the timer interrupt, while L2's IF is clear", O | R_LAST,
+	    vmx_interrupt_masked, { "l2.interrupt", "vmxoff",
+	    "pinbased.preemption_timer" }, 0, 0, 0 },
 };
 const size_t vmx_nrows = nitems(vmx_rows);
 

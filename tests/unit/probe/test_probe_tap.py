@@ -106,6 +106,39 @@ def test_what_follows_the_verdict_does_not_count() -> None:
     assert tap.parse(WHOLE + "ok 6 - late: too late\n").problem == ""
 
 
+AFTER = WHOLE.replace("1..5", "1..6").replace("first_missing=none", "first_missing=none after=1")
+LAST = "not ok 6 - l2.interrupt_masked: masked # TODO optional\n# no interrupt\n"
+
+
+def test_a_line_after_the_verdict_is_read() -> None:
+    report = tap.parse(AFTER + LAST)
+    assert report.problem == ""
+    assert report.unanswered == 0
+    assert report.tests[-1].name == "l2.interrupt_masked"
+    assert report.tests[-1].notes == ("no interrupt",)
+    assert report.missing == ()
+
+
+def test_a_machine_that_hangs_after_its_verdict_has_given_it() -> None:
+    for cut in ("", LAST[:20]):
+        report = tap.parse(AFTER + cut)
+        assert report.problem == ""
+        assert report.unanswered == 1
+    assert result(AFTER).held
+
+
+@pytest.mark.parametrize("after", ["0", "x", "-1", ""])
+def test_only_lines_that_were_to_follow_the_verdict_may_be_absent(after: str) -> None:
+    text = AFTER.replace("after=1", f"after={after}")
+    assert tap.parse(text).problem == "it ended after 5 of 6 tests"
+
+
+def test_a_line_before_the_verdict_may_not_be_absent() -> None:
+    text = AFTER.replace("1..6", "1..7")
+    assert tap.parse(text).problem == "it ended after 5 of 7 tests"
+    assert tap.parse(text + LAST).problem == "it ended after 6 of 7 tests"
+
+
 def result(text: str, **changes: str) -> ProbeResult:
     return ProbeResult(backend="bochs", report=tap.parse(text), seconds=0.5, **changes)
 

@@ -1,0 +1,130 @@
+"""KVM's guests on a machine without hardware for them: a Linux in Bochs runs QEMU with KVM.
+
+Bochs emulates a processor with VMX or SVM.  A small Linux (images/nested/kvmhost.py) boots on it,
+loads KVM and starts one QEMU, with the command line that the KVM backend has everywhere.  To all
+above, this is one machine: its serial line is the guest's, its forwarded port leads to the guest,
+and it is saved and resumed as any machine in Bochs is, with the Linux and the QEMU in it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from harness import files, process
+from harness.deadline import Deadline
+from harness.errors import CannotError
+from harness.machine import bochs, qemu
+from harness.machine.base import Spec, Traits
+from harness.machine.models import BOCHS_MODELS, KVM_IN_BOCHS, Backend
+
+TRAITS = Traits(
+    backend=KVM_IN_BOCHS,
+    # Each of its exits is a hundred or a thousand instructions of an emulated processor.
+    time_scale=150.0,
+    virtualizes=True,
+    saves=True,
+    can_be_asked=False,
+    processors=1,
+)
+
+# What the Linux has: the guest's memory, and as much again for itself and what the guest writes.
+_LINUX_BYTES = 1 << 30
+# A guest in the guest is interrupted before it has run much where a second has few instructions.
+_IPS = 100_000_000
+_PROGRAM = files.PROJECT / "images" / "nested" / "kvmhost.py"
+_BUILD_S = 1800.0
+_GUEST_DISK, _ORDERS = "guest.img", "orders.img"
+# One cylinder of Bochs's smallest disk.
+_ORDERS_BYTES = 16 * 63 * 512
+
+
+def orders(spec: Spec, vendor_flag: str) -> str:
+    """What the Linux's shell runs: QEMU, with its guest's serial line on the Linux's own; pure."""
+    command = qemu.command_line(
+        replace(spec, savable=False, resume_from=None),
+        qemu.KVM,
+        console="stdio,id=com1,signal=off",
+        qmp=None,
+        forward="0.0.0.0:22",
+        cpu=qemu.default_cpu(qemu.KVM, vendor_flag),
+    )
+    # The guest's disk is the second one there.
+    disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/dev/sdb", qemu.OVERLAY]
+    lines = [
+        "cd /run",
+        "stty raw -echo",
+        f"{shlex.join(disk)} || exit",
+        f"{shlex.join(command)} 2>qemu.log",
+        'echo "QEMU in the Linux ended with $?"',
+        "cat qemu.log",
+        "exit",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class NestedMachine(bochs.BochsMachine):
+    """A virtual computer under KVM, in a Linux, in Bochs."""
+
+    traits = TRAITS
+
+    def __init__(self, spec: Spec, backend: Backend) -> None:
+        super().__init__(spec)
+        self._orders = orders(spec, backend.flag)
+        self._linux = replace(
+            spec,
+            cpu=BOCHS_MODELS[backend.vendor],
+            memory_bytes=spec.memory_bytes + _LINUX_BYTES,
+            cpus=1,
+        )
+
+    @property
+    def _emulated(self) -> Spec:
+        return self._linux
+
+    def _settings(self) -> str:
+        return bochs.configuration(
+            self._linux,
+            has_network=self.spec.ssh,
+            ips=_IPS,
+            more_disks=(_GUEST_DISK, _ORDERS),
+        )
+
+    def _disks(self) -> dict[str, Path]:
+        return {
+            **super()._disks(),
+            _GUEST_DISK: self.spec.drive.path.absolute(),
+            bochs.DISK: _linux_disk(),
+        }
+
+    def start(self, deadline: Deadline) -> None:
+        # Making the Linux is no part of what the deadline is for.
+        _linux_disk()
+        super().start(Deadline.after(deadline.limit_s))
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        text = self._orders.encode()
+        (self.spec.run_dir / _ORDERS).write_bytes(text.ljust(_ORDERS_BYTES, b"\0"))
+
+    def depends_on(self) -> dict[str, str]:
+        return {
+            **super().depends_on(),
+            "the Linux with KVM": str(_linux_disk()),
+            "QEMU in it": self._orders,
+        }
+
+
+def _linux_disk() -> Path:
+    """The disk of the Linux, made when the cache has none."""
+    # The program runs without this one's environment, and has to use the same cache.
+    environment = process.clean_environment({"HARNESS_CACHE": str(files.cache_dir())})
+    done = process.run(
+        [sys.executable, str(_PROGRAM)], Deadline.after(_BUILD_S), environment=environment
+    )
+    if not done.ok:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.code}"]
+        raise CannotError(f"the Linux with KVM cannot be made: {said[-1]}")
+    return Path(done.stdout.strip())

@@ -1,0 +1,86 @@
+"""A Linux whose one work is to run one QEMU with KVM: what runs KVM's guests inside Bochs.
+
+Bochs emulates a processor with VMX, or SVM; this Linux boots on it, loads KVM and starts QEMU, by
+the lines on its third disk, with its second disk as the guest's.  harness/machine/nested.py is who
+starts it.  The disk is made from Debian packages and this machine's own QEMU, as any user.
+
+    python images/nested/kvmhost.py        prints the path of the disk, made if it is not there yet
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# The project that this file belongs to, and the neighbours, whoever runs it from wherever.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import nested
+from nested import debian, standin
+
+from harness import files
+from harness.errors import WorkbenchError
+
+HERE = Path(__file__).resolve().parent
+
+MODULES = ("ata_piix", "sd_mod", "e1000", "button", "kvm_intel", "kvm_amd")
+# The VMX-preemption timer is hidden, as Bochs 2.7's does not always end a guest; what Bochs counts
+# as time are instructions, so that the time-stamp counter is all that a clock can go by.
+APPEND = (
+    "console=ttyS0,115200 panic=-1 quiet loglevel=1 tsc=reliable no_timer_check "
+    "random.trust_cpu=on mitigations=off kvm_intel.nested=1 kvm_intel.preemption_timer=0 "
+    "kvm_amd.nested=1 kvm.halt_poll_ns=0"
+)
+DISK = "kvmhost.raw"
+_ROOM_BYTES = 512 << 20
+
+
+def build() -> Path:
+    """The disk, built if the cache has none by this recipe and this QEMU.
+
+    CannotError when its parts can be neither found nor downloaded.
+    """
+    cache = files.cache_dir() / "nested"
+    recipe = hashlib.sha256()
+    own = (HERE / name for name in ("nested.py", "kvmhost.py", "kvmhost_init"))
+    for path in (*own, *sorted((HERE.parent / "standin").glob("*.py"))):
+        recipe.update(path.read_bytes())
+    for name in nested.EMULATOR:
+        about = Path(shutil.which(name) or "/").stat()
+        recipe.update(f"{name} {about.st_size} {about.st_mtime_ns}".encode())
+    folder = cache / recipe.hexdigest()[:16]
+    with files.locked(cache / "lock", "building the Linux with KVM"):
+        if not (folder / DISK).exists():
+            _build_into(folder, cache)
+    return folder / DISK
+
+
+def _build_into(folder: Path, cache: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=cache) as name, files.atomic_dir(folder) as out:
+        work = Path(name)
+        root = work / "root"
+        debian.unpack(debian.resolve(cache), cache, root)
+        kernel = standin.only(root, "boot/vmlinuz-*")
+        busybox = standin.first(root, "bin/busybox", "usr/bin/busybox").read_bytes()
+        drivers = nested.drivers(root, kernel, MODULES)
+        initrd = work / "initrd"
+        initrd.write_bytes(nested.first_file_system(busybox, HERE / "kvmhost_init", drivers))
+        system = nested.Root(work / "system")
+        system.system(busybox)
+        system.emulator(nested.EMULATOR)
+        system.libraries()
+        (system.folder / "run").mkdir()
+        ext4 = work / "system.ext4"
+        nested.make_ext4(ext4, system.folder, _ROOM_BYTES)
+        begin = standin.write_disk(out / DISK, root, kernel, initrd, APPEND, _ROOM_BYTES)
+        nested.copy_into(ext4, out / DISK, begin)
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except WorkbenchError as error:
+        sys.exit(error.message)
