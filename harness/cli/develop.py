@@ -16,6 +16,8 @@ from harness.errors import UsageError
 from harness.files import PROJECT
 
 SECTIONS = {"unit": ("tests/unit", "patches/meminfo/unit"), "machine": ("tests/machine",)}
+# Asked for by name, as each takes long.
+SLOW = ("kvm", "soak")
 
 # The layers' own command line comes without a `python -m` of its own.
 _LAYERS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
@@ -41,7 +43,7 @@ def _style() -> int:
 @task(
     name="test",
     help={
-        "only": "style, unit, machine or soak (default: the first three)",
+        "only": "style, unit, machine, kvm or soak (default: the first three)",
         "args": "further arguments for pytest",
     },
 )
@@ -50,16 +52,16 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     """Run the project's own tests: no FreeBSD, no KVM needed."""
     from harness import debian
 
-    known = ("style", *SECTIONS, "soak")
+    known = ("style", *SECTIONS, *SLOW)
     if only not in ("", *known):
         raise UsageError(f"--only {only}: no such part of the tests; there are {', '.join(known)}")
     if only == "style":
         return _style()
     debian.ensure()
-    if only == "soak":
-        # One after another, because what a test holds open is counted.
-        soak = [sys.executable, "-m", "pytest", "tests/machine", "-m", "soak", "-s"]
-        return subprocess.call([*soak, *shlex.split(args)], cwd=PROJECT)
+    if only in SLOW:
+        # One after another: soak counts what a test holds open, and kvm's tests share one machine.
+        slow = [sys.executable, "-m", "pytest", "tests/machine", "-m", only, "-s"]
+        return subprocess.call([*slow, *shlex.split(args)], cwd=PROJECT)
     # Without the development packages (a wheel) there is nothing to check the style with.
     style = _style() if not only and find_spec("ruff") else 0
     folders = [it for name, paths in SECTIONS.items() if only in ("", name) for it in paths]

@@ -7,11 +7,11 @@ from harness import defaults
 RELEASE_HELP = {"release": f"the FreeBSD release to boot (default: {defaults.RELEASE})"}
 
 BACKEND_HELP = {
-    "backend": "auto (default), kvm, bochs or tcg",
+    "backend": "auto (default), kvm, bochs, tcg, or kvm-in-bochs (KVM in a Linux in Bochs)",
     "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
 }
 
-VIRTUALIZING_HELP = {**BACKEND_HELP, "backend": "auto (default), kvm or bochs"}
+VIRTUALIZING_HELP = {**BACKEND_HELP, "backend": "auto (default), kvm, bochs or kvm-in-bochs"}
 """For tasks that do nothing where no virtual machine can be made."""
 
 SANDBOX_HELP = {

@@ -112,7 +112,7 @@ def _further_disks(names: tuple[str, ...]) -> list[str]:
     """The settings' lines for further disks; without a third one there is no second controller."""
     places = zip(("ata0-slave", "ata1-master"), names, strict=False)
     lines = [
-        f'{place}: type=disk, mode=volatile, path="{name}", journal={name}.redolog'
+        f'{place}: type=disk, mode=volatile, path="{name}", journal=overlay.{name}.redolog'
         for place, name in places
     ]
     second = "enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15" if len(names) > 1 else "enabled=0"

@@ -30,7 +30,7 @@ _STEP_S = 0.02
 # Once the verdict is there the machine tries what may hang it, and switches itself off; what does
 # not is ended after this, stretched to the backend's pace.
 _LINGER_S = 1.0
-_LINGER_MOST_S = 30.0
+_LINGER_MOST_S = 10.0
 
 
 def lines_of(fault: str) -> set[str]:

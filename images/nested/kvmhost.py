@@ -73,6 +73,11 @@ def _build_into(folder: Path, cache: Path) -> None:
         system.emulator(nested.EMULATOR)
         system.libraries()
         (system.folder / "run").mkdir()
+        # For those who load KVM with other settings.
+        (system.folder / "usr/lib/modules").mkdir()
+        for name, data in drivers.items():
+            if name.startswith("kvm"):
+                (system.folder / f"usr/lib/modules/{name}.ko").write_bytes(data)
         ext4 = work / "system.ext4"
         nested.make_ext4(ext4, system.folder, _ROOM_BYTES)
         begin = standin.write_disk(out / DISK, root, kernel, initrd, APPEND, _ROOM_BYTES)

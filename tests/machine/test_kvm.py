@@ -61,6 +61,13 @@ _TESTS = {
         "test_a_full_disk_beneath_the_guest_is_named[kvm-No space left on device]",
         "test_a_full_disk_before_the_start_is_named",
     ),
+    "test_snapshots": (
+        "test_the_guest_goes_on_after_it_was_saved",
+        "test_resumed_guests_are_right_and_the_snapshot_stays_as_it_is",
+        "test_another_host_key_than_the_pinned_is_refused",
+        "test_a_full_disk_stops_the_saving_and_not_the_guest",
+        "test_what_is_cut_off_is_refused_at_once[devices]",
+    ),
 }
 INSIDE = tuple(f"tests/machine/{file}.py::{it}" for file, its in _TESTS.items() for it in its)
 
