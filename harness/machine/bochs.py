@@ -21,7 +21,7 @@ from harness.machine import bochs_program, bochs_screen, bochs_state
 from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, tail_of
 from harness.machine.bochs_screen import Screen
 from harness.machine.console import Console
-from harness.machine.models import BOCHS_MODELS
+from harness.machine.models import BOCHS_MODELS, BOCHS_REFUSED
 
 TRAITS = Traits(
     backend="bochs",
@@ -62,12 +62,18 @@ _POWERED_OFF = ("ACPI control: soft power off", "Shutdown port: shutdown request
 
 
 def configuration(
-    spec: Spec, *, has_network: bool, ips: int = _IPS, more_disks: tuple[str, ...] = ()
+    spec: Spec,
+    *,
+    has_network: bool,
+    ips: int = _IPS,
+    more_disks: tuple[str, ...] = (),
+    errors: str = "action=report",
 ) -> str:
     """The bochsrc for `spec`; pure, so that golden files can hold it.
 
     The same in every run of the same machine: what differs stands behind names in the run's folder.
-    `more_disks` are names there too, of a second and a third disk.
+    `more_disks` are names there too, of a second and a third disk; `errors` says which of its
+    complaints Bochs logs.
     """
     mib = spec.memory_bytes >> 20
     lines = [
@@ -92,7 +98,7 @@ def configuration(
         f'com1: enabled=1, mode=term, dev="{_TTY}"',
         f"log: {_LOG}",
         "panic: action=fatal",
-        "error: action=report",
+        f"error: {errors}",
         "info: action=report",
         "debug: action=ignore",
         "usb_uhci: enabled=0",
@@ -142,6 +148,10 @@ class BochsMachine(Machine):
             raise CannotError(
                 "Bochs is too slow to build in, and has no second disk; take --backend tcg or "
                 "kvm, or --builder host"
+            )
+        if not spec.debug_exit and (why := BOCHS_REFUSED.get(spec.cpu or "")):
+            raise CannotError(
+                f"Bochs's model {spec.cpu} boots no FreeBSD: {why}; take {BOCHS_MODELS['amd']}"
             )
         super().__init__(spec)
         self._bochs = bochs_program.find()

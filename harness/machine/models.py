@@ -21,8 +21,13 @@ BOCHS_MODELS: dict[Vendor, str] = {"intel": "broadwell_ult", "amd": "zambezi"}
 
 Of Intel's models that have all vmm.ko asks for, broadwell_ult advertises the lowest frequency:
 FreeBSD takes its early delays from that number, and each is spent in instructions.  Of AMD's,
-`ryzen` announces TCE and refuses EFER.TCE, so FreeBSD resets for ever on it; zambezi boots.
+zambezi boots (see BOCHS_REFUSED).
 """
+
+BOCHS_REFUSED = {
+    "ryzen": "it announces TCE and refuses EFER.TCE, so FreeBSD resets for ever in its first lines"
+}
+"""Models of Bochs's that no operating system is booted on, and why; the bare-metal probe runs."""
 
 _FLAGS: dict[Vendor, str] = {"intel": "vmx", "amd": "svm"}
 

@@ -18,8 +18,10 @@ from pathlib import Path
 # The project that this file belongs to, and the neighbours, whoever runs it from wherever.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "standin"))
+import build as standin
+import debian
 import nested
-from nested import debian, standin
 
 from harness import files
 from harness.errors import WorkbenchError

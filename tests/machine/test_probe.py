@@ -200,7 +200,7 @@ def test_a_probe_that_gives_up(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("each_bochs")
 def test_an_emulator_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def kill(running: machine.Machine, _deadline: Deadline) -> None:
+    def kill(running: machine.Machine, *_limits: object) -> None:
         assert running.pid is not None
         os.kill(running.pid, signal.SIGKILL)
         running.wait_ended(Deadline.after(5))
@@ -217,7 +217,9 @@ def test_a_probe_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     blank.write_bytes(bytes(1032192))
     monkeypatch.setattr(probe, "build", lambda _fault: blank)
     wait = probe._wait
-    monkeypatch.setattr(probe, "_wait", lambda running, _limit: wait(running, Deadline.after(1)))
+    monkeypatch.setattr(
+        probe, "_wait", lambda running, *_limits: wait(running, Deadline.after(1), 1)
+    )
     with pytest.raises(GuestError, match=r"it said nothing \(it was ended after \d s\)") as caught:
         probe.run_probe(Backend("tcg"), run_dir=tmp_path / "run")
     assert caught.value.exit_code == 4

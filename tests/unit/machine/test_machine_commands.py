@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from harness import machine as machines
-from harness.errors import UsageError
+from harness.errors import CannotError, UsageError
 from harness.machine import Backend, Drive, Spec, Traits, bochs, nested, qemu
 from harness.machine.base import describe_exit
-from harness.machine.models import Vendor
+from harness.machine.models import BOCHS_MODELS, BOCHS_REFUSED, Vendor
 
 GOLDEN = Path(__file__).with_name("golden")
 DISK = Path("/images/FreeBSD 15.1.raw")
@@ -126,6 +126,14 @@ def test_backends_by_name() -> None:
         assert machines.make(name, spec()).backend == name
     with pytest.raises(UsageError, match=r"--backend vbox: .*auto, kvm, bochs, tcg"):
         machines.traits("vbox")
+
+
+def test_a_model_of_bochs_on_which_freebsd_resets_for_ever_is_refused() -> None:
+    with pytest.raises(CannotError, match=r"model ryzen boots no FreeBSD: .*TCE.*; take zambezi"):
+        machines.make("bochs", spec(cpu="ryzen"))
+    # The bare-metal probe runs on it.
+    assert machines.make("bochs", spec(cpu="ryzen", debug_exit=True)).backend == "bochs"
+    assert not set(BOCHS_MODELS.values()) & set(BOCHS_REFUSED)
 
 
 def test_the_command_shown_is_the_command_run() -> None:
