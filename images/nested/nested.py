@@ -204,11 +204,15 @@ class Root:
             self.copy(path.parent / path.readlink())
         elif path.is_dir():
             shutil.copytree(
-                path, there, symlinks=True, ignore=_UNUSED if path == _stdlib() else None
+                path,
+                there,
+                symlinks=True,
+                ignore=_UNUSED if path == _stdlib() else None,
+                copy_function=_place,
             )
             self._elf |= {it for it in path.rglob("*.so*") if it.is_file()}
         elif path.is_file():
-            shutil.copy2(path, there)
+            _place(path, there)
             self._elf.add(path)
         else:
             raise CannotError(f"the Linux with KVM: {path} is not there")
@@ -255,6 +259,14 @@ class Root:
                 there = self._there(Path(path))
                 if not there.exists():
                     shutil.copy2(path, there)
+
+
+def _place(source: str | Path, target: str | Path) -> None:
+    """The same file at a second place where that is allowed, a copy where it is not."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _stdlib() -> Path:

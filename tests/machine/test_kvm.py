@@ -27,14 +27,12 @@ __all__ = ["sector"]
 
 pytestmark = [
     pytest.mark.skipif(QEMU == "kvm", reason="this is the Linux that these tests run in"),
-    # Guests hung there at times, so that this is no test that every run can wait for yet.
-    pytest.mark.soak,
     # The first of them boots and runs all; a worker beside it waits.
-    pytest.mark.timeout(1700),
+    pytest.mark.timeout(3200),
 ]
 
-# With two processors to itself it needs some 90 s; this is for a machine with much else to do.
-LIMIT_S = 1500.0
+# It takes three minutes of a processor's time; this is for a machine with much else to do.
+LIMIT_S = 3000.0
 
 _TESTS = {
     "test_closed": (
