@@ -195,6 +195,8 @@ def commits(repo: str, base: str, out: str) -> int:
     """Write the commits of a checkout as a series."""
     written = series_commits.write_series(Path(repo or "."), base, Path(out))
     progress.say(f"{out}: {len(written)} patches, from the commits after {base}")
+    if waits := series_commits.uncommitted(Path(repo or ".")):
+        progress.say(f"note: {waits} files are changed and not committed; that is not tested")
     return EXIT_OK
 
 

@@ -58,12 +58,17 @@ def write_series(repo: Path, base: str, out: Path) -> tuple[Path, ...]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: there is something already; name a new folder with --out")
     checkout = _Checkout(repo)
-    found = checkout.commits(base)
+    found = checkout.commits(base.strip())
     written = []
     for commit in found:
         files.write_atomic(out / commit.name, commit.mail)
         written.append(out / commit.name)
     return tuple(written)
+
+
+def uncommitted(repo: Path) -> int:
+    """How many files of a checkout are changed and not committed: no commit has these changes."""
+    return _Checkout(repo).uncommitted()
 
 
 class _Checkout:
@@ -85,22 +90,43 @@ class _Checkout:
             raise UsageError(f"{repo}: not a git checkout ({_last(stderr_text)})")
         top = self._run("rev-parse", "--show-toplevel")
         if not top.returncode:
-            self._repo = Path(git.text_of(top.stdout).rstrip("\n"))
+            named = Path(git.text_of(top.stdout).rstrip("\n"))
+            # core.worktree may name a folder that is gone; git reads the commits all the same.
+            self._repo = named if named.is_dir() else repo
 
     def _run(
         self, *arguments: str, data: bytes = b"", extra: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         settings = [word for it in (*_PINNED, *self._settings) for word in ("-c", it)]
         # A folder of the checkout will do: git looks above it.
-        looking = {"GIT_CEILING_DIRECTORIES": "", **(extra or {})}
+        # The commits as they are, and not what `git replace` shows in their place.
+        looking = {
+            "GIT_CEILING_DIRECTORIES": "",
+            "GIT_NO_REPLACE_OBJECTS": "1",
+            **(extra or {}),
+        }
         return git.run_git([*settings, *arguments], self._repo, data, looking)
 
     def _ask(self, *arguments: str) -> str:
         done = self._run(*arguments)
         if done.returncode:
-            stderr_text = _last(done.stderr.decode(errors="replace"))
-            raise CannotError(f"{self._repo}: git {arguments[0]} failed: {stderr_text}")
+            raise self._failed(arguments[0], done.stderr)
         return git.text_of(done.stdout).rstrip("\n")
+
+    def _failed(self, what: str, stderr: bytes) -> CannotError:
+        stderr_text = _last(stderr.decode(errors="replace"))
+        if "promisor remote" in stderr_text:
+            return CannotError(
+                f"{self._repo}: a partial clone, and its remote does not give what it lacks "
+                f"({stderr_text}); let git reach the remote, or clone it without --filter"
+            )
+        return CannotError(f"{self._repo}: git {what} failed: {stderr_text}")
+
+    def uncommitted(self) -> int:
+        """How many files are changed and not committed; 0 where git cannot say."""
+        how = ("status", "--porcelain=v1", "-z", "--untracked-files=no", "--no-renames")
+        done = self._run(*how, "--ignore-submodules=all")
+        return 0 if done.returncode else done.stdout.count(b"\0")
 
     def commits(self, base: str) -> tuple[Commit, ...]:
         """The commits after `base`, as patches that make the head of the base."""
@@ -122,7 +148,11 @@ class _Checkout:
                 f"{min(edge)[:12]}), so what its commits change cannot be known; {_DEEPER}"
             )
         if not after:
-            raise UsageError(f"{self._repo}: no commit after {base}: nothing to test")
+            waits = self.uncommitted()
+            raise UsageError(
+                f"{self._repo}: no commit after {base}: nothing to test"
+                + (f"; commit your changes first ({waits} files)" if waits else "")
+            )
         merges = set(self._ask("rev-list", "--merges", f"{start}..{head}").split())
         plain = [(it, self._diff(it)) for it in after if it not in merges]
         changes = [(it, diff) for it, diff in plain if diff]
@@ -146,8 +176,18 @@ class _Checkout:
                 raise CannotError(
                     f"{self._repo}: a shallow clone without the commit {name}; {_DEEPER}"
                 )
-            raise UsageError(f"{self._repo}: there is no commit {name!r}")
+            raise UsageError(f"{self._repo}: there is no commit {name!r}; {self._advice(name)}")
         return done.stdout.decode().strip()
+
+    def _advice(self, name: str) -> str:
+        """What to give instead of a name that is no commit."""
+        if ".." in name:
+            return "give the commit before yours alone, as the last one is always HEAD"
+        # A CI's checkout has the one branch that it tests, and the others as its remote's.
+        how = ("for-each-ref", "--format=%(refname:short)", f"refs/remotes/*/{name}")
+        if known := self._ask(*how).split("\n")[0]:
+            return f"it is known as {known} here"
+        return "git branch --all and git tag show the names that this checkout has"
 
     def _edges(self) -> set[str]:
         """Commits whose parents a shallow clone does not have."""
@@ -160,8 +200,7 @@ class _Checkout:
     def _diff(self, *commits: str) -> bytes:
         done = self._run(*_DIFF, *commits)
         if done.returncode:
-            stderr_text = _last(done.stderr.decode(errors="replace"))
-            raise CannotError(f"{self._repo}: git diff-tree failed: {stderr_text}")
+            raise self._failed("diff-tree", done.stderr)
         return done.stdout
 
     def _makes(self, start: str, head: str, diffs: Sequence[bytes]) -> bool:
@@ -216,5 +255,8 @@ def _trusted() -> list[str]:
 
 
 def _last(stderr_text: str) -> str:
-    lines = [line for line in stderr_text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("fatal: ") if lines else "no reason given"
+    """What git says at the end, from its last `fatal:` on, as one line."""
+    lines = [line.strip() for line in stderr_text.splitlines() if line.strip()]
+    fatal = [at for at, line in enumerate(lines) if line.startswith("fatal: ")]
+    said = " ".join(lines[fatal[-1] :] if fatal else lines[-1:])
+    return said.removeprefix("fatal: ") or "no reason given"

@@ -275,3 +275,55 @@ def test_a_checkout_of_another_user_is_named(
         commits.write_series(repo, "base", tmp_path / "out")
     git(tmp_path, "config", "--global", "--add", "safe.directory", str(repo), home=tmp_path)
     assert len(commits.write_series(repo, "base", tmp_path / "out")) == 2
+
+
+def test_a_name_that_is_no_commit_has_its_remedy(repo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=r"'base\.\.HEAD'; give the commit before yours alone"):
+        commits.write_series(repo, "base..HEAD", out)
+    with pytest.raises(UsageError, match="'trunk'; git branch --all and git tag show"):
+        commits.write_series(repo, "trunk", out)
+    git(repo, "update-ref", "refs/remotes/upstream/trunk", "base")
+    with pytest.raises(UsageError, match="'trunk'; it is known as upstream/trunk here"):
+        commits.write_series(repo, "trunk", out)
+    # As a shell's `$(cat FILE)` or a CI's variable may bring it.
+    assert len(commits.write_series(repo, " base\n", out)) == 2
+
+
+def test_what_is_not_committed_is_named(repo: Path, tmp_path: Path) -> None:
+    assert commits.uncommitted(repo) == 0
+    (repo / SOURCE).write_text("#define NUMBER 3\n")
+    (repo / "sys/untracked.c").write_text("x\n")
+    assert commits.uncommitted(repo) == 1
+    with pytest.raises(UsageError, match=r"nothing to test; commit your changes first \(1 files\)"):
+        commits.write_series(repo, "HEAD", tmp_path / "out")
+    git(repo, "clone", "-q", "--bare", ".", str(tmp_path / "bare"))
+    assert commits.uncommitted(tmp_path / "bare") == 0
+
+
+def test_what_replace_shows_is_not_taken(repo: Path, tmp_path: Path) -> None:
+    git(repo, "replace", "--graft", "HEAD")
+    assert len(commits.write_series(repo, "base", tmp_path / "out")) == 2
+
+
+def test_a_work_tree_that_is_gone(repo: Path, tmp_path: Path) -> None:
+    git(repo, "config", "core.worktree", "/nonexistent")
+    assert len(commits.write_series(repo, "base", tmp_path / "out")) == 2
+
+
+def test_a_partial_clone_without_its_remote(repo: Path, tmp_path: Path) -> None:
+    git(repo, "config", "uploadpack.allowFilter", "true")
+    clone = tmp_path / "clone"
+    how = ("-c", "protocol.file.allow=always", "clone", "-q", "--filter=blob:none")
+    git(tmp_path, *how, "--no-checkout", f"file://{repo}", str(clone), home=tmp_path)
+    git(clone, "remote", "set-url", "origin", "file:///nowhere")
+    with pytest.raises(CannotError, match=r"a partial clone, and .*; .* clone it without --filter"):
+        commits.write_series(clone, "base", tmp_path / "out")
+
+
+def test_what_git_says_in_several_lines(repo: Path, tmp_path: Path) -> None:
+    git(repo, "config", "core.repositoryformatversion", "1")
+    with (repo / ".git/config").open("a") as config:
+        config.write("[extensions]\n\tnewThing = true\n")
+    with pytest.raises(UsageError, match=r"unknown repository extension.*newthing"):
+        commits.write_series(repo, "base", tmp_path / "out")
