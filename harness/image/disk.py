@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import stat
 import struct
 import uuid
@@ -13,6 +15,7 @@ from pathlib import Path
 from harness import limits
 from harness.errors import CannotError, UsageError
 from harness.files import atomic_path, human_bytes, require_room, write_sparse
+from harness.image import qcow2
 from harness.image.model import DiskFormat
 from harness.image.packed import DAMAGED, decompressed
 
@@ -30,22 +33,36 @@ ZFS_REFUSED = (
 # Of GPT's entries the first 16 bytes say what a partition is for.
 _UFS = uuid.UUID("516e7cb6-6ecf-11d6-8ff8-00022d09712b").bytes_le
 _ZFS = uuid.UUID("516e7cba-6ecf-11d6-8ff8-00022d09712b").bytes_le
+# A slice divided by BSD's own label, in GPT and in MBR.
+_FREEBSD = uuid.UUID("516e7cb4-6ecf-11d6-8ff8-00022d09712b").bytes_le
+_SLICE = 0xA5
 _WHOLE_DISK = 0xEE
-_DATA_FILE = 4
-_LONGEST_NAME_BYTES = 200
 _TABLE_AT, _ENTRY_BYTES, _ENTRIES = 1024, 128, 128
 
-# What else people bring, by its first bytes -> what to run on it first.
-_OTHERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "compressed with gzip", "gunzip -k {}"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unzstd -k {}"),
-    (b"BZh", "compressed with bzip2", "bunzip2 -k {}"),
-    (b"PK\x03\x04", "a zip archive", "unzip {}"),
-    (b"KDMV", "a VMware disk", "qemu-img convert -O raw {} disk.raw"),
-    (b"vhdxfile", "a VHDX disk", "qemu-img convert -O raw {} disk.raw"),
-    (b"conectix", "a VHD disk", "qemu-img convert -O raw {} disk.raw"),
-    (b"<<< Oracle VM", "a VirtualBox disk", "qemu-img convert -O raw {} disk.raw"),
+_CONVERT = "qemu-img convert -O raw {} disk.raw"
+# What else people bring: where in the file, its mark -> what it is, what to run on it first.
+_OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\x1f\x8b", "compressed with gzip", "gzip -dc {} >disk.raw"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dc {} >disk.raw"),
+    (0, b"BZh", "compressed with bzip2", "bzip2 -dc {} >disk.raw"),
+    (0, b"\x04\x22\x4d\x18", "compressed with lz4", "lz4 -dc {} >disk.raw"),
+    (0, b"]\0\0", "compressed with lzma", "xz --format=lzma -dc {} >disk.raw"),
+    (0, b"\x1f\x9d", "compressed with compress", "gzip -dc {} >disk.raw"),
+    (0, b"PK\x03\x04", "a zip archive", "unzip {}"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "7z x {}"),
+    (0, b"Rar!\x1a\x07", "a RAR archive", "unrar x {}"),
+    (257, b"ustar", "a tar archive", "tar -xf {}"),
+    (0, b"KDMV", "a VMware disk", _CONVERT),
+    (0, b"# Disk DescriptorFile", "the description of a VMware disk", _CONVERT),
+    (0, b"vhdxfile", "a VHDX disk", _CONVERT),
+    (0, b"conectix", "a VHD disk", _CONVERT),
+    (64, b"\x7f\x10\xda\xbe", "a VirtualBox disk", _CONVERT),
+    (0, b"QED\0", "a QED disk", _CONVERT),
+    (0, b"WithoutFreeSpace", "a Parallels disk", _CONVERT),
+    (0, b"WithouFreSpacExt", "a Parallels disk", _CONVERT),
 )
+_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<\?xml)", re.I)
+_ADDRESS = re.compile(r"[a-z]+:/", re.I)
 
 
 @dataclass(frozen=True)
@@ -65,19 +82,54 @@ def is_xz(path: Path) -> bool:
 def examine(path: Path) -> Disk:
     """Look at a raw or qcow2 disk; UsageError says what is wrong with it, and the remedy."""
     head = _head(path)
-    if head.startswith(b"QFI\xfb"):
-        return _examine_qcow2(path, head)
-    for magic, what, command in _OTHERS:
-        if head.startswith(magic):
-            raise UsageError(f"{path}: it is {what}; run {command.format(path)} and import that")
-    if head[0x8001:0x8006] == b"CD001":
-        # Those that boot from a USB stick too have partition tables besides.
-        raise UsageError(f"{path}: it is a CD image; bring the disk of an installed system")
+    if head.startswith(qcow2.MAGIC):
+        header = qcow2.examine(path, head)
+        qcow2.require_complete(path, header)
+        inside = qcow2.beginning(path, header, _HEAD_BYTES)
+        if inside is not None:
+            _examine_content(path, inside, header.size_bytes)
+        return Disk(path, "qcow2", header.size_bytes)
     size = path.stat().st_size
+    _refuse_others(path, head, size)
     if size < _LEAST_BYTES or size % _SECTOR_BYTES:
         raise UsageError(
             f"{path}: {human_bytes(size)} is no whole raw disk (sectors of 512 bytes, 1 MiB at "
-            "least); was the file cut short?"
+            "least); was the file cut short? Copy it again"
+        )
+    _examine_content(path, head, size, _tail(path, size))
+    return Disk(path, "raw", size)
+
+
+def _refuse_others(path: Path, head: bytes, size: int) -> None:
+    """UsageError for what is neither raw nor qcow2."""
+    named = shlex.quote(str(path))
+    for at, mark, what, command in _OTHERS:
+        if head.startswith(mark, at):
+            raise UsageError(f"{path}: it is {what}; run {command.format(named)} and import that")
+    if head.startswith(b"LUKS\xba\xbe"):
+        raise UsageError(f"{path}: {qcow2.encrypted('luks', 'key-secret', path)}")
+    if _PAGE.match(head):
+        raise UsageError(f"{path}: it is a web page; fetch the disk itself (curl -fLO ADDRESS)")
+    # Of a VHD disk with all its room the mark stands at the end, and the rest is raw.
+    if size >= _SECTOR_BYTES and _tail(path, size).startswith(b"conectix"):
+        raise UsageError(
+            f"{path}: it is a VHD disk; run "
+            f"{_CONVERT.replace('convert', 'convert -f vpc').format(named)} and import that"
+        )
+
+
+def _examine_content(path: Path, head: bytes, size: int, at_end: bytes = b"EFI PART") -> None:
+    """Of what a guest sees as its disk: UsageError if it cannot boot from it.
+
+    `at_end` is the last sector, where it can be seen: GPT has its copy there.
+    """
+    if head[0x8001:0x8006] == b"CD001":
+        # Those that boot from a USB stick too have partition tables besides.
+        raise UsageError(f"{path}: it is a CD image; bring the disk of an installed system")
+    if head[4096:4104] == b"EFI PART" and head[512:520] != b"EFI PART":
+        raise UsageError(
+            f"{path}: it is divided in sectors of 4096 bytes, and guests here have sectors of 512; "
+            "bring a disk that was made for these"
         )
     if head[510:512] != b"\x55\xaa" and head[512:520] != b"EFI PART":
         raise UsageError(
@@ -87,11 +139,33 @@ def examine(path: Path) -> Disk:
     if size > limits.DISK_BYTES:
         raise UsageError(f"{path}: {human_bytes(size)} is more than any disk that is taken here")
     _require_complete(path, head, size)
-    table = head[_TABLE_AT : _TABLE_AT + _ENTRIES * _ENTRY_BYTES]
-    kinds = {table[at : at + 16] for at in range(0, len(table), _ENTRY_BYTES)}
+    kinds = _kinds(head)
     if head[512:520] == b"EFI PART" and _ZFS in kinds and _UFS not in kinds:
         raise UsageError(f"{path}: {ZFS_REFUSED}")
-    return Disk(path, "raw", size)
+    if kinds == {_WHOLE_DISK} and not at_end.startswith(b"EFI PART"):
+        raise UsageError(
+            f"{path}: its partition table (GPT) is gone, at the beginning and at the end; copy the "
+            "disk again"
+        )
+    if kinds and not kinds & {_UFS, _ZFS, _FREEBSD, _SLICE, _WHOLE_DISK}:
+        raise UsageError(
+            f"{path}: no partition of FreeBSD is on it; bring the disk of an installed FreeBSD"
+        )
+
+
+def _kinds(head: bytes) -> set[bytes | int]:
+    """What the partitions are for: GPT's 16 bytes, or MBR's number."""
+    if head[512:520] == b"EFI PART":
+        table = head[_TABLE_AT : _TABLE_AT + _ENTRIES * _ENTRY_BYTES]
+        found = {table[at : at + 16] for at in range(0, len(table), _ENTRY_BYTES)}
+        return {it for it in found if any(it)}
+    return {head[at + 4] for at in range(446, 510, 16) if head[at + 4]}
+
+
+def _tail(path: Path, size: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(size - _SECTOR_BYTES)
+        return stream.read()
 
 
 def _require_complete(path: Path, head: bytes, size: int) -> None:
@@ -109,10 +183,12 @@ def _require_complete(path: Path, head: bytes, size: int) -> None:
             if kind not in (0, _WHOLE_DISK):
                 sectors = max(sectors, start + count)
     if sectors * _SECTOR_BYTES > size:
+        described, there = human_bytes(sectors * _SECTOR_BYTES), human_bytes(size)
+        if described == there:
+            described, there = f"{sectors} sectors", f"{size // _SECTOR_BYTES}"
         raise UsageError(
-            f"{path}: it was cut short: its partition table describes "
-            f"{human_bytes(sectors * _SECTOR_BYTES)}, the file has {human_bytes(size)}; copy it "
-            "again"
+            f"{path}: it was cut short: its partition table describes {described}, the file has "
+            f"{there}; copy it again"
         )
 
 
@@ -124,52 +200,21 @@ def _head(path: Path) -> bytes:
             mode = os.fstat(handle).st_mode
             if not stat.S_ISREG(mode):
                 what = "a folder" if stat.S_ISDIR(mode) else "no plain file"
+                copy = f"sudo dd if={shlex.quote(str(path))} of=disk.raw bs=1M"
                 raise UsageError(
                     f"{path}: it is {what}; --disk takes a raw or qcow2 disk in a plain file"
+                    + (f" (copy it: {copy})" if stat.S_ISBLK(mode) else "")
                 )
             return os.pread(handle, _HEAD_BYTES, 0)
         finally:
             os.close(handle)
     except OSError as error:
+        if _ADDRESS.match(str(path)):
+            raise UsageError(
+                f"{path}: an address is not fetched; fetch the disk with curl -fLO ADDRESS and "
+                "import the file"
+            ) from error
         raise UsageError(f"{path}: {error.strerror}") from error
-
-
-def _examine_qcow2(path: Path, head: bytes) -> Disk:
-    if len(head) < 104:
-        raise UsageError(f"{path}: it begins like qcow2 and ends at once; was it cut short?")
-    version, backing, length, _bits, size, crypt = struct.unpack_from(">IQIIQI", head, 4)
-    if version not in (2, 3):
-        raise UsageError(f"{path}: qcow2 of version {version} is not known here, only 2 and 3")
-    features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
-    # No command that would copy the other file into the image: it may be any file of this machine.
-    whole = "bring a disk that is whole by itself, from whoever made this one"
-    if backing:
-        name = _name_at(path, backing, length)
-        raise UsageError(
-            f"{path}: it holds only what differs from another file, {name} (its backing file); "
-            f"{whole}"
-        )
-    if features & _DATA_FILE:
-        raise UsageError(f"{path}: its data lie in another file; {whole}")
-    if crypt:
-        raise UsageError(f"{path}: it is encrypted; run qemu-img convert with its key first")
-    if features & 3:
-        raise UsageError(
-            f"{path}: it was not closed properly; if nothing uses it, run qemu-img check -r all "
-            f"{path}"
-        )
-    if size < _LEAST_BYTES:
-        raise UsageError(f"{path}: {human_bytes(size)} is no whole disk")
-    return Disk(path, "qcow2", size)
-
-
-def _name_at(path: Path, at: int, length: int) -> str:
-    """The name that a qcow2 file has at `at`, for people to read."""
-    with path.open("rb") as stream:
-        if at > path.stat().st_size:
-            return "whose name is not in it"
-        stream.seek(at)
-        return repr(stream.read(min(length, _LONGEST_NAME_BYTES)).decode("utf-8", "replace"))
 
 
 def decompress(

@@ -364,7 +364,9 @@ def pytest_runtest_makereport(
         except GuestError as found:
             report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
             if isinstance(found, (*_LOST, WaitTimeout)):
-                broken = f"it answers no more: {found.message}"
+                # What was waited for first is the cause, and this proves it.
+                waited = error.message if isinstance(error, WaitTimeout) else found.message
+                broken = f"it answers no more since {item.name}: {waited}"
         else:
             report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
     if broken is not None:

@@ -30,6 +30,7 @@ _GOES_ON = {"starts", "makes", "again"}
 _FOREIGN = {
     "git config --global --add": {"--global", "--add"},
     "git diff --output": {"--output"},
+    "clone it without --filter": {"--filter"},
     "in a container: --security-opt": {"--security-opt"},
     "`inv --list`": {"--list", "--help"},
     "see `inv --help": {"--help"},

@@ -6,6 +6,7 @@ import lzma
 import os
 import struct
 import uuid
+import zlib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ def raw(path: Path, size: int = MIB, *, mbr: bool = True, gpt: bool = False) -> 
     return path
 
 
+CLUSTER = 1 << 16
+
+
 def qcow2(
     path: Path,
     *,
@@ -36,9 +40,30 @@ def qcow2(
     crypt: int = 0,
     features: int = 0,
     size: int = 8 * MIB,
+    first: bytes = bytes(510) + b"\x55\xaa",
+    packed: bool = False,
+    long: bool = False,
 ) -> Path:
-    head = struct.pack(">4sIQIIQI", b"QFI\xfb", version, backing, 0, 16, size, crypt)
-    path.write_bytes(head.ljust(72, b"\0") + struct.pack(">Q", features) + bytes(MIB))
+    """A disk of which the first cluster has content: header, two tables, one more cluster at 9."""
+    where = {"L1": 1, "L2": 2, "first": 3, "last": 9}
+    at = {name: number * CLUSTER for name, number in where.items()}
+    head = struct.pack(">4sIQIIQIIQ", b"QFI\xfb", version, backing, 0, 16, size, crypt, 1, at["L1"])
+    features |= 16 if long else 0
+    data = bytearray(at["last"] + CLUSTER)
+    data[: len(head)] = head
+    data[72:80] = struct.pack(">Q", features)
+    data[at["L1"] : at["L1"] + 8] = struct.pack(">Q", at["L2"] | 1 << 63)
+    content, entry = first, at["first"] | 1 << 63
+    if packed:
+        work = zlib.compressobj(wbits=-12)
+        content = work.compress(first.ljust(CLUSTER, b"\0")) + work.flush()
+        entry = at["first"] | (len(content) - 1) // 512 << 54 | 1 << 62
+    data[at["first"] : at["first"] + len(content)] = content
+    step = 2 if long else 1
+    entries = {0: entry, 5 * step: at["last"] | 1 << 63, 7 * step: 1}
+    for number, each in entries.items():
+        struct.pack_into(">Q", data, at["L2"] + 8 * number, each)
+    path.write_bytes(data)
     return path
 
 
@@ -101,10 +126,25 @@ def test_qcow2_that_cannot_stand_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (b"\x1f\x8b\x08", "run gunzip -k"),
-        (b"\x28\xb5\x2f\xfd", "run unzstd -k"),
+        (b"\x1f\x8b\x08", "run gzip -dc"),
+        (b"\x28\xb5\x2f\xfd", "run zstd -dc"),
+        (b"BZh9", "run bzip2 -dc"),
+        (b"\x04\x22\x4d\x18", "run lz4 -dc"),
+        (b"]\0\0\x80\0", "run xz --format=lzma -dc"),
+        (b"\x1f\x9d\x90", "run gzip -dc"),
+        (b"7z\xbc\xaf\x27\x1c", "run 7z x"),
+        (b"Rar!\x1a\x07\1\0", "run unrar x"),
+        (b"raw.img".ljust(257, b"\0") + b"ustar\0", "run tar -xf"),
         (b"KDMV\1\0\0\0", "run qemu-img convert -O raw"),
+        (b"# Disk DescriptorFile\nversion=1", "the description of a VMware disk; run qemu-img"),
         (b"conectix", "a VHD disk"),
+        (b"<<< Oracle VM VirtualBox".ljust(64, b"\0") + b"\x7f\x10\xda\xbe", "a VirtualBox disk"),
+        (b"<<< QEMU VM".ljust(64, b"\0") + b"\x7f\x10\xda\xbe", "a VirtualBox disk"),
+        (b"QED\0", "a QED disk"),
+        (b"WithouFreSpacExt", "a Parallels disk"),
+        (b"QFI\xfb\0\0\0\1", "qcow disk of version 1; run qemu-img convert -O qcow2"),
+        (b"LUKS\xba\xbe\0\1", "driver=luks,key-secret=key"),
+        (b"\n<!DOCTYPE html><title>404", "it is a web page; fetch the disk itself"),
         (b"\0" * 0x8001 + b"CD001", "it is a CD image"),
     ],
 )
@@ -112,6 +152,95 @@ def test_other_kinds_get_their_command(tmp_path: Path, head: bytes, said: str) -
     path = tmp_path / "disk"
     path.write_bytes(head.ljust(MIB, b"\0"))
     assert said in refused(path)
+
+
+def test_a_command_takes_a_name_with_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "my disk.img"
+    path.write_bytes(b"BZh9".ljust(MIB, b"\0"))
+    assert f"run bzip2 -dc '{path}' >disk.raw and import that" in refused(path)
+
+
+def test_a_vhd_with_all_its_room_ends_with_its_mark(tmp_path: Path) -> None:
+    path = gpt(tmp_path / "d.vhd", 4 * MIB)
+    with path.open("ab") as stream:
+        stream.write(b"conectix".ljust(512, b"\0"))
+    assert "it is a VHD disk; run qemu-img convert -f vpc -O raw" in refused(path)
+
+
+def test_a_qcow2_disk_cut_short(tmp_path: Path) -> None:
+    for kind in ({}, {"packed": True}, {"long": True}):
+        path = qcow2(tmp_path / "q", **kind)  # type: ignore[arg-type]
+        assert disk.examine(path)
+        data = path.read_bytes()
+        # Within a table, and before a cluster that a table names.
+        for length in (CLUSTER + 4, 2 * CLUSTER + 100, 3 * CLUSTER, 9 * CLUSTER):
+            path.write_bytes(data[:length])
+            assert "cut short: its tables name what lies behind" in refused(path)
+    path.write_bytes(data[:36] + b"\xff" * 4 + data[40:])
+    assert "its header is damaged" in refused(path)
+
+
+def test_what_a_qcow2_disk_has_inside(tmp_path: Path) -> None:
+    path = tmp_path / "q"
+    good = gpt(tmp_path / "raw", 4 * MIB).read_bytes()[:CLUSTER]
+    for packed in (False, True):
+        assert disk.examine(qcow2(path, first=good, packed=packed, size=4 * MIB))
+        assert "no partition table" in refused(qcow2(path, first=b"x" * 600, packed=packed))
+        # What was made of a raw disk that had been cut short.
+        assert "it was cut short: its partition table" in refused(
+            qcow2(path, first=good, packed=packed, size=3 * MIB)
+        )
+    qcow2(path, first=b"x", packed=True)
+    data = bytearray(path.read_bytes())
+    data[3 * CLUSTER] ^= 0xFF
+    path.write_bytes(data)
+    assert "damaged" in refused(path)
+    # Nothing here unpacks zstd: what is inside is seen when it boots.
+    assert disk.examine(qcow2(path, first=b"x", packed=True, features=8))
+
+
+def test_sectors_of_another_size(tmp_path: Path) -> None:
+    path = raw(tmp_path / "d", 4 * MIB)
+    with path.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"EFI PART")
+    assert "divided in sectors of 4096 bytes" in refused(path)
+
+
+def test_a_gpt_without_both_its_headers(tmp_path: Path) -> None:
+    """FreeBSD's loader finds the copy at the end; without that there is nothing to boot."""
+    path = raw(tmp_path / "d", 4 * MIB)
+    with path.open("r+b") as stream:
+        stream.seek(446 + 4)
+        stream.write(b"\xee")
+    assert "its partition table (GPT) is gone" in refused(path)
+    with path.open("r+b") as stream:
+        stream.seek(4 * MIB - 512)
+        stream.write(b"EFI PART")
+    assert disk.examine(path)
+
+
+def test_a_disk_of_another_system(tmp_path: Path) -> None:
+    path = raw(tmp_path / "mbr", 4 * MIB)
+    for kind, good in ((0x83, False), (0x07, False), (0xA5, True)):
+        with path.open("r+b") as stream:
+            stream.seek(446 + 4)
+            stream.write(bytes([kind]))
+        if good:
+            assert disk.examine(path)
+        else:
+            assert "no partition of FreeBSD" in refused(path)
+    linux = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4").bytes_le
+    path = gpt(tmp_path / "gpt", 4 * MIB)
+    with path.open("r+b") as stream:
+        stream.seek(1024)
+        stream.write(linux)
+    assert "no partition of FreeBSD" in refused(path)
+
+
+def test_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "curl -fLO ADDRESS" in refused(Path("https://example.org/disk.raw.xz"))
 
 
 @pytest.mark.parametrize("name", ["/etc/shadow", "json:{}", "\x1b[31mx\ny", "x" * 1000, ""])
@@ -159,9 +288,14 @@ def test_a_disk_cut_short_is_known_by_its_tables(tmp_path: Path) -> None:
         gpt(tmp_path / "a", 4 * MIB, copy_at=8 * MIB // 512 - 1)
     )
     assert "cut short" in refused(gpt(tmp_path / "b", 4 * MIB, last=8 * MIB // 512 - 1))
+    assert "describes 8193 sectors, the file has 8192; copy" in refused(
+        gpt(tmp_path / "c", 4 * MIB, copy_at=8192)
+    )
     path = raw(tmp_path / "mbr", 4 * MIB)
     for kind, count, good in ((0xA5, 4096, True), (0xA5, 9000, False), (0xEE, 9000, True)):
         with path.open("r+b") as stream:
+            stream.seek(4 * MIB - 512)
+            stream.write(b"EFI PART")
             stream.seek(446)
             stream.write(struct.pack("<BxxxBxxxII", 0x80, kind, 63, count))
         if good:
