@@ -146,7 +146,8 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
             step.outcome = "ok"
     except BaseException as error:
         step.outcome = "failed"
-        step.note = step.note or str(error) or type(error).__name__
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        step.note = step.note or str(error) or what
         raise
     finally:
         step.seconds = time.monotonic() - step.began_s

@@ -23,7 +23,7 @@ import requests
 from harness import checked
 from harness.errors import CannotError, UsageError
 from harness.files import human_bytes, locked, require_room, sync, write_atomic
-from harness.image import network
+from harness.image import checksums, network
 from harness.image.manifest import RemoteFile
 from harness.image.network import Broken, Limits, NothingMore, patiently
 from harness.limits import LEAST_FREE_BYTES
@@ -34,7 +34,6 @@ Progress = Callable[[int, int | None], None]
 LIMITS = Limits()
 _CHECKSUM_LIMIT_BYTES = 4 << 20
 _MOST_BREAKS = 3
-_LINE_CHARS = 8192
 _MOST_BYTES = 16 << 30
 _LOOK_BYTES = 64 << 20
 
@@ -246,41 +245,16 @@ def _named(url: str) -> Iterator[None]:
 def published_digest(text: str, file: str, remote: RemoteFile) -> str | None:
     """The digest that a checksum file gives for `file`, in lower case, or None.
 
-    All forms are read that the common tools write: BSD's and openssl's `SHA512 (file) = hex`, GNU's
-    `hex  file` and `hex *file`, both also with GNU's backslash in front for odd names, and the
-    distribution sets' MANIFEST, whose second column, after a tab, is SHA-256.  A file with one
-    digest and nothing else is about the only file there is.  ValueError when two lines differ.
+    ValueError when two lines differ, or when the name stands there in another folder alone.
     """
-    algorithm = remote.algorithm
-    digits = f"[0-9a-fA-F]{{{hashlib.new(algorithm).digest_size * 2}}}"
-    number = algorithm.removeprefix("sha")
-    shapes = [
-        re.compile(rf"(?i:SHA-?{number}|SHA2-{number}) ?\((?P<name>.+)\) ?= (?P<digest>{digits})"),
-        re.compile(rf"(?P<digest>{digits}) [ *?^U](?P<name>.+)"),
-        re.compile(rf"(?P<name>[^\t]+)\t(?P<digest>{digits})(?:\t.*)?"),
-    ]
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if len(lines) == 1 and re.fullmatch(digits, lines[0].strip()):
-        return lines[0].strip().lower()
-    found = set()
-    for line in lines:
-        if len(line) > _LINE_CHARS:
-            continue
-        odd = line.startswith("\\")
-        for shape in shapes:
-            match = shape.fullmatch(line.removeprefix("\\").rstrip())
-            if match and _named_there(match["name"], odd).removeprefix("./") == file:
-                found.add(match["digest"].lower())
-    if len(found) > 1:
+    found = checksums.digests(text, remote.algorithm)
+    here = {digest for name, digest in found if name in ("", file)}
+    if len(here) > 1:
         raise ValueError(f"it has two digests for {file}")
-    return found.pop() if found else None
-
-
-def _named_there(name: str, odd: bool) -> str:
-    """A name as a checksum file has it, with GNU's escapes undone."""
-    if not odd:
-        return name
-    return re.sub(r"\\(.)", lambda it: {"n": "\n", "r": "\r"}.get(it[1], it[1]), name)
+    elsewhere = sorted(name for name, _ in found if name.endswith(f"/{file}"))
+    if elsewhere and not here:
+        raise ValueError(f"it has no digest for {file}, but for {elsewhere[0]}")
+    return here.pop() if here else None
 
 
 def _download(

@@ -100,3 +100,13 @@ def test_a_table_gives_no_orders_wherever_it_folds(capsys: pytest.CaptureFixture
         progress.table(("what", "is"), [("x" * 3, "y" * width + "::add-mask::secret")])
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.strip().startswith("::")]
+
+
+def test_an_interrupt_has_a_word_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        progress.past_capture(),
+        progress.stage("checks") as step,
+    ):
+        raise KeyboardInterrupt
+    assert (step.outcome, step.note) == ("failed", "interrupted")

@@ -384,6 +384,22 @@ FORMS = {
     "GNU folder": f"{DIGEST}  ./{NAME}\n",
     "openssl": f"SHA512({NAME})= {DIGEST}\n",
     "openssl 3": f"SHA2-512({NAME})= {DIGEST}\n",
+    "BSD with -r": f"{DIGEST} {NAME}\n",
+    "a tab": f"{DIGEST}\t{NAME}\n",
+    "GNU with -z": f"{DIGEST}  {NAME}\0",
+    "blanks around": f"  {DIGEST}  {NAME}  \n",
+    "byte order mark": f"\ufeffSHA512 ({NAME}) = {DIGEST}\n",
+    "gpg": f"{NAME}: {' '.join(DIGEST.upper()[at : at + 8] for at in range(0, 128, 8))}\n",
+    "certutil": f"SHA512 hash of {NAME}:\n{DIGEST}\nCertUtil: -hashfile: it worked.\n",
+    "signed": (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\nSHA512 ({NAME}) = {DIGEST}\n"
+        "-----BEGIN PGP SIGNATURE-----\n\niQIz\n-----END PGP SIGNATURE-----\n"
+    ),
+    "bare, signed": (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA512\r\n\r\n{DIGEST}\r\n"
+        "-----BEGIN PGP SIGNATURE-----\r\n\r\niQIz\r\n-----END PGP SIGNATURE-----\r\n"
+    ),
+    "several algorithms": f"SHA256 ({NAME}) = {DIGEST[:64]}\nSHA512 ({NAME}) = {DIGEST}\n",
     "CRLF": f"SHA512 ({NAME}) = {DIGEST}\r\n",
     "bare": f"{DIGEST}\n",
     "among others": f"# sums\n{'0' * 128}  other\n\n{DIGEST}  {NAME}\n{'1' * 128} *{NAME}.sig\n",
@@ -401,7 +417,8 @@ def test_checksum_files_in_every_form(server: BadServer, tmp_path: Path, form: s
     ("text", "said"),
     [
         (f"{DIGEST}  {NAME}\n{'0' * 128}  {NAME}\n", "two digests for"),
-        (f"{DIGEST}  other/{NAME}\n", "no digest for"),
+        (f"{DIGEST}  other/{NAME}\n", f"no digest for {NAME}, but for other/{NAME}"),
+        (f"SHA512 (/r/{NAME}) = {DIGEST}\n", f"no digest for {NAME}, but for /r/{NAME}"),
         (f"{DIGEST[:64]}  {NAME}\n", "no digest for"),
         (f"SHA256 ({NAME}) = {DIGEST}\n", "no digest for"),
         (f"{DIGEST}\n{'0' * 128}\n", "no digest for"),
