@@ -31,6 +31,7 @@ Counts = dict[str, int]
 FIGURES = ("total", "allocated", "free", "device")
 SYSCTLS = tuple(f"hw.vmm.mem_{name}" for name in FIGURES)
 LIMIT = "hw.vmm.mem_limit"
+USER_LIMIT = "hw.vmm.mem_user_limit"
 _SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
 _MAX_VCPUS = 4
 # Bochs 2.7 loses interrupts that the processor is to deliver to a guest by itself, and VM entries
