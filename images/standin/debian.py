@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import CannotError
@@ -58,16 +58,19 @@ def _apt(cache: Path, *arguments: str, cwd: Path | None = None, own_lists: bool 
     return done.stdout
 
 
-def resolve(cache: Path) -> list[str]:
-    """The packages by name and version (`busybox-static=1:1.35.0-4`), newest lists if need be."""
+def resolve(cache: Path, kernels: Sequence[str] = KERNELS) -> list[str]:
+    """The packages by name and version (`busybox-static=1:1.35.0-4`), newest lists if need be.
+
+    The kernel is the first of `kernels` that the distribution has.
+    """
     try:
-        return _candidates(cache, own_lists=False)
+        return _candidates(cache, kernels, own_lists=False)
     except CannotError:
         _apt(cache, "apt-get", "update", own_lists=True)
-        return _candidates(cache, own_lists=True)
+        return _candidates(cache, kernels, own_lists=True)
 
 
-def _candidates(cache: Path, own_lists: bool) -> list[str]:
+def _candidates(cache: Path, kernels: Sequence[str], own_lists: bool) -> list[str]:
     shown = _apt(cache, "apt-cache", "show", "--no-all-versions", *PACKAGES, own_lists=own_lists)
     found = [f"{p['Package']}={p['Version']}" for p in _stanzas(shown)]
     if len(found) < len(PACKAGES):
@@ -76,7 +79,7 @@ def _candidates(cache: Path, own_lists: bool) -> list[str]:
             f"the stand-in guest is made from Debian packages, and apt's lists lack {lacking[0]}; "
             "is there a network, and is apt-get update all right?"
         )
-    return found + _kernel_packages(cache, own_lists)
+    return found + _kernel_packages(cache, kernels, own_lists)
 
 
 def _stanzas(text: str) -> Iterator[dict[str, str]]:
@@ -87,9 +90,9 @@ def _stanzas(text: str) -> Iterator[dict[str, str]]:
             yield stanza
 
 
-def _kernel_packages(cache: Path, own_lists: bool) -> list[str]:
+def _kernel_packages(cache: Path, kernels: Sequence[str], own_lists: bool) -> list[str]:
     """The kernel's own packages, behind the name that always means the newest."""
-    for name in KERNELS:
+    for name in kernels:
         try:
             meta = next(_stanzas(_apt(cache, "apt-cache", "show", name, own_lists=own_lists)))
         except (CannotError, StopIteration):
@@ -103,7 +106,7 @@ def _kernel_packages(cache: Path, own_lists: bool) -> list[str]:
         for stanza in _stanzas(shown):
             newest.setdefault(stanza["Package"], stanza["Version"])
         return [f"{package}={version}" for package, version in newest.items()]
-    raise CannotError(f"the stand-in guest: apt's lists have none of {', '.join(KERNELS)}")
+    raise CannotError(f"the stand-in guest: apt's lists have none of {', '.join(kernels)}")
 
 
 def unpack(packages: list[str], cache: Path, root: Path) -> None:
