@@ -19,6 +19,7 @@ from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
 from harness.image import store
 from harness.machine.console import clean_lines
+from harness.machine.models import BOCHS_RUNS
 
 SOURCES = Path(__file__).parent / "guest_src" / "vmmfuzz"
 KNOWN = Path(__file__).parent / "known"
@@ -126,7 +127,7 @@ def beyond(backend: str, cpu_vendor: str) -> tuple[str, ...]:
     Where nothing was set up, VM_RUN ends in the guest's triple fault.  As AMD, Bochs does not come
     out of one, or goes on with interrupts that nobody sent.
     """
-    return ("any-run",) if backend == "bochs" and cpu_vendor == "amd" else ()
+    return ("any-run",) if backend in BOCHS_RUNS and cpu_vendor == "amd" else ()
 
 
 def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:

@@ -21,6 +21,7 @@ from harness.errors import CannotError, GuestError, PatchError
 from harness.files import sha256_file
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed, Result
+from harness.machine.models import BOCHS_RUNS
 from harness.release import major_of
 from harness.units import MiB
 
@@ -122,7 +123,7 @@ def load(guest: Guest, build: Build) -> Loaded:
             raise GuestError(f"{remote} arrived as {arrived}, not as {digest}")
     # By default a VM may have as many vCPUs as the guest has CPUs, which may be one.
     guest.must(["kenv", f"hw.vmm.maxcpu={_MAX_VCPUS}"])
-    if guest.machine.traits.backend == "bochs":
+    if guest.machine.backend in BOCHS_RUNS:
         guest.must(["kenv", _WITHOUT_APICV])
     mark = guest.machine.console.mark
     result = guest.run(["kldload", remote], guest.deadline(30))

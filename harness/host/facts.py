@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.machine.models import BOCHS_RUNS
+
 KVM_INTEL = "kvm_intel"
 KVM_AMD = "kvm_amd"
 
@@ -151,7 +153,7 @@ class HostFacts:
 
 def identity(facts: HostFacts, backend: str) -> dict[str, str]:
     """What a report names this machine and the backend's emulator by."""
-    emulator = facts.emulators.get("bochs" if backend == "bochs" else "qemu-system-x86_64")
+    emulator = facts.emulators.get("bochs" if backend in BOCHS_RUNS else "qemu-system-x86_64")
     return {
         "host": f"{facts.cpu.model or 'unknown processor'}, {facts.cpu.count} of them",
         "emulator": f"{emulator.path} {emulator.version}" if emulator else "unknown",

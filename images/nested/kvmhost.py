@@ -31,12 +31,9 @@ HERE = Path(__file__).resolve().parent
 # With drivers for an emulator's devices: those for clouds have none for Bochs's network card.
 KERNELS = ("linux-image-amd64", "linux-image-generic")
 MODULES = ("ata_piix", "sd_mod", "e1000", "button", "kvm_intel", "kvm_amd")
-# The VMX-preemption timer is hidden, as Bochs 2.7's does not always end a guest; what Bochs counts
-# as time are instructions, so that the time-stamp counter is all that a clock can go by.
 APPEND = (
     "console=ttyS0,115200 panic=-1 quiet loglevel=1 tsc=reliable no_timer_check "
-    "random.trust_cpu=on mitigations=off kvm_intel.nested=1 kvm_intel.preemption_timer=0 "
-    "kvm_amd.nested=1 kvm.halt_poll_ns=0"
+    "random.trust_cpu=on mitigations=off"
 )
 DISK = "kvmhost.raw"
 _ROOM_BYTES = 512 << 20

@@ -44,7 +44,7 @@ MEMORY_BYTES = 2 << 30
 # one interrupt only, that processor then waits for ever.  A periodic timer comes again.
 APPEND = (
     "console=ttyS0,115200 panic=-1 quiet loglevel=4 tsc=reliable no_timer_check nohz=off "
-    "highres=off random.trust_cpu=on mitigations=off kvm_amd.nested=1 kvm_amd.npt=1"
+    "highres=off random.trust_cpu=on mitigations=off"
 )
 DISK_BYTES = 1 << 30
 

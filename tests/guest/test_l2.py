@@ -9,6 +9,7 @@ import pytest
 from harness.bhyve.l2 import L2, Exit
 from harness.bhyve.vmm import MIB, Vmm
 from harness.guest.freebsd import Guest
+from harness.machine.models import BOCHS_RUNS
 from harness.report.data import N_A
 from harness.run.session import Workbench
 
@@ -39,7 +40,7 @@ def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exi
 
 def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> None:
     """a triple fault ends L2, and bhyve says so: by exit code on AMD, by an abort on Intel"""
-    if workbench.backend == "bochs" and workbench.options.cpu_vendor == "amd":
+    if workbench.backend in BOCHS_RUNS and workbench.options.cpu_vendor == "amd":
         pytest.skip(f"{N_A}Bochs as AMD does not come out of a guest's triple fault")
     inner = l2("faults")
     inner.start()

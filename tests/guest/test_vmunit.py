@@ -8,6 +8,7 @@ from harness.bhyve import vmunit
 from harness.bhyve.vmm import Vmm
 from harness.bhyve.vmunit import Family
 from harness.guest.freebsd import Guest
+from harness.machine.models import BOCHS_RUNS
 from harness.run.session import Workbench, load_series
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools, pytest.mark.freebsd("15.0")]
@@ -66,7 +67,7 @@ def test_vmunit(
         pytest.fail(f"the guest broke, or time was over, while this case ran: {why}")
     if not family.cases:
         # One command for all of a family.
-        family.run(guest, program, emulated=workbench.backend == "bochs")
+        family.run(guest, program, emulated=workbench.backend in BOCHS_RUNS)
     case = family.cases.get(name)
     assert case is not None, f"vmunit said nothing about {name}"
     if case.skipped:
