@@ -12,6 +12,7 @@ from harness.files import PROJECT
 from harness.host.facts import load
 from harness.host.requirements import Control
 from harness.machine import Backend
+from harness.machine.models import vendor_of
 
 HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
 
@@ -150,6 +151,21 @@ def test_tcg_is_taken_only_when_asked(name: str) -> None:
 
 def test_bochs_by_name_where_kvm_would_do() -> None:
     assert host.decide(facts_of("intel-nested"), "bochs").name == "bochs"
+
+
+@pytest.mark.parametrize("vendor", ["intel", "amd"])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_kvm_in_bochs_needs_nothing_of_this_machine_s_kvm(name: str, vendor: str) -> None:
+    facts = facts_of(name)
+    assert host.decide(facts).name != "kvm-in-bochs"
+    decision = host.decide(facts, "kvm-in-bochs", vendor)
+    needed = {"qemu-system-x86_64", "bochs"} <= set(facts.emulators)
+    if needed and host.decide(facts, "bochs", vendor).ok:
+        assert decision.require() == Backend("kvm-in-bochs", vendor_of(vendor))
+        assert decision.virtualizes
+    else:
+        assert decision.backend is None
+        assert decision.reason.startswith("KVM in Bochs: ")
 
 
 @pytest.mark.parametrize(
