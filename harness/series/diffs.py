@@ -47,12 +47,16 @@ _NO_FILE = b"/dev/null"
 
 @dataclass(frozen=True)
 class Hunk:
-    """Where a hunk stands in the old file, how many lines both sides have, how many are context."""
+    """Where a hunk stands in the old file, how many lines both sides have, how many are context.
+
+    `ends` says which kinds of its lines (context, removed, added) end a file without a newline.
+    """
 
     old_start: int
     old_lines: int
     new_lines: int
     context: int
+    ends: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ def _with_paths(lines: Sequence[bytes], section: Section, at: int) -> Section:
         old_left, new_left = (int(head[n]) if head[n] else 1 for n in (2, 4))
         hunk = Hunk(int(head[1]), old_left, new_left, 0)
         context = 0
+        begin = at
         at += 1
         while at < len(lines) and (old_left > 0 or new_left > 0):
             kind = lines[at][:1]
@@ -174,7 +179,10 @@ def _with_paths(lines: Sequence[bytes], section: Section, at: int) -> Section:
             at += 1
         while at < len(lines) and lines[at].startswith(b"\\"):
             at += 1
-        hunks.append(replace(hunk, context=context))
+        ends = b"".join(
+            lines[number - 1][:1] for number in range(begin + 2, at) if lines[number][:1] == b"\\"
+        )
+        hunks.append(replace(hunk, context=context, ends=ends))
     if section.first == paths and hunks and old is not None and new is not None:
         # Not git's: svn and diff -N name a file that is not there.
         if hunks[0].old_lines == 0 and lines[paths].rstrip().endswith(b"(nonexistent)"):

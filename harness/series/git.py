@@ -7,6 +7,7 @@ fits some lines away (an offset) is reported as drift.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -168,6 +169,7 @@ def apply_in(
 
     Returns the hunks that had to move.  Raises PatchError naming patch, file, hunk and reason.
     """
+    _require_same_end(folder, data, name, reverse=reverse)
     arguments = ["apply", "-v", "--whitespace=nowarn"]
     arguments += ["-R"] if reverse else []
     arguments += [f"--include={glob.escape(only)}"] if only else []
@@ -191,6 +193,26 @@ def apply_in(
             "more context (git diff -U10)"
         )
     return _drift(_run(folder, [*arguments, "-"], data, name), name)
+
+
+def _require_same_end(folder: Path, data: bytes, name: str, *, reverse: bool) -> None:
+    """PatchError where a hunk's last line ends the file without a newline, and the file goes on.
+
+    git finds the beginning of a longer line there and joins what follows to it.
+    """
+    read = b" +" if reverse else b" -"
+    for section in diffs.sections(data.splitlines(keepends=True)):
+        side = section.new if reverse else section.old
+        for number, hunk in enumerate(section.hunks, 1):
+            if side is None or not set(hunk.ends) & set(read):
+                continue
+            path = text_of(diffs.strip(side, 1))
+            with contextlib.suppress(OSError):
+                if (folder / path).read_bytes().endswith(b"\n"):
+                    raise PatchError(
+                        f"{name} does not apply: by its hunk {number} {path} ends without a "
+                        "newline, and here it ends with one; make it of this source"
+                    )
 
 
 def _without_context(folder: Path, data: bytes, name: str, *, reverse: bool) -> bool:
@@ -255,6 +277,11 @@ def _why(folder: Path, data: bytes, name: str, stderr_text: str) -> str:
         return f"{name} does not apply: it adds {found[1]}, which the tree already has"
     if _CORRUPT.search(stderr_text):
         return _malformed(stderr_text, name)
+    if "removal patch leaves file contents" in stderr_text:
+        return (
+            f"{name}: it removes a file and does not have all of its lines; make it without "
+            "--irreversible-delete (-D)"
+        )
     return f"{name} does not apply: {_first_line(stderr_text)}"
 
 

@@ -37,24 +37,32 @@ class Listing:
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
+    by_name: bool = False
+    """No file says the order: the names do."""
 
 
 def from_folder(folder: Path) -> Listing:
     """The patches in a folder without a `series` file, by name; numbers in names count."""
     there = sorted((path for path in folder.iterdir()), key=_by_number)
     taken = [path for path in there if _is_patch(path)]
+    if lost := [path for path in there if path.is_symlink() and not path.exists()]:
+        raise UsageError(f"{lost[0]}: a link that leads nowhere; repair it or remove it")
     if not taken:
         held = f"; it holds {_few([path.name for path in there])}" if there else ""
+        inner = [path for path in there if path.is_dir() and not path.name.startswith(".")]
         raise UsageError(
             f"{folder}: neither a `series` file nor patches ({', '.join(_SUFFIXES)}) in it{held}"
+            + (f"; folders in it are not looked into: name {inner[0]} itself" if inner else "")
         )
-    return Listing(tuple(Entry(path) for path in taken), _left_out(folder, there, taken))
+    left = _left_out(folder, there, taken)
+    return Listing(tuple(Entry(path) for path in taken), left, by_name=True)
 
 
 def _is_patch(path: Path) -> bool:
     """Whether a file is meant as a patch; a compressed one is, too, and is refused when read."""
     named = path.suffix.lower() in _SUFFIXES or kinds.packed(path.name)
-    return named and path.is_file()
+    # What begins with a dot is an editor's or macOS's (._0001.patch), not a patch.
+    return named and not path.name.startswith(".") and path.is_file()
 
 
 def from_file(listing: Path) -> Listing:

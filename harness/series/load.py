@@ -18,7 +18,8 @@ from pathlib import Path
 from harness import files
 from harness.errors import PatchError, UsageError
 from harness.release import branch_of
-from harness.series import diffs, git, kinds, listing, mails
+from harness.series import arrange, diffs, git, kinds, listing, mails
+from harness.series.arrange import Tags
 from harness.series.listing import COMMON, Entry, Listing
 
 PATCHES = files.PROJECT / "patches"
@@ -49,6 +50,7 @@ class Patch:
     reverse: bool = False
     plain: bool = True
     notes: tuple[str, ...] = ()
+    tags: Tags = field(default_factory=Tags)
 
     @property
     def name(self) -> str:
@@ -202,6 +204,9 @@ def _series(topic: str, release: str, folder: Path, found: Listing, where: Place
         patches += read
         notes += more
         notes += [f"{patch.name}: {note}" for patch in read for note in patch.notes]
+    if found.by_name:
+        patches, more = arrange.arranged(patches, str(folder))
+        notes += more
     if found.entries and not patches:
         raise PatchError(
             f"{folder / found.entries[0].path.name}: there is no patch in it ({notes[0]})"
@@ -261,6 +266,9 @@ def read_patches(entry: Entry, where: Place | None = None) -> tuple[list[Patch],
             raise PatchError(f"{name}: {kinds.no_diff(diffs.plain(letter.text))}")
     if several and not patches:
         raise PatchError(f"{path.name}: there is no diff in its {len(letters)} mails")
+    if several:
+        patches, more = arrange.arranged(patches, path.name)
+        notes += more
     return patches, notes
 
 
@@ -291,6 +299,7 @@ def _patch(letter: mails.Letter, entry: Entry, part: int, name: str, where: Plac
         reverse=entry.reverse,
         plain=plain,
         notes=letter.notes,
+        tags=letter.tags,
     )
 
 
@@ -302,6 +311,11 @@ def _usual(diff: bytes, level: int | None, name: str, where: Place) -> bytes:
         level = where.level(found)
     if level is None:
         names = sorted({it for section in found for it in (section.old, section.new) if it})
+        if names and b"\\" in names[0] and b"/" not in names[0]:
+            raise PatchError(
+                f"{name}: the parts of its paths are divided by \\ ({git.text_of(names[0])}); make "
+                "it with git diff, which writes /"
+            )
         raise PatchError(
             f"{name}: its paths ({git.text_of(names[0])}) lie in no FreeBSD source tree, "
             "however many parts are taken off them; make the diff at the top of the tree, or name "

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import PatchError
-from harness.series import diffs, kinds
+from harness.series import arrange, diffs, kinds
+from harness.series.arrange import Tags
 from harness.series.git import run_git
 
 _FROM = re.compile(rb"From .*\r?\n")
@@ -44,6 +45,7 @@ class Letter:
     message: str = ""
     cover: bool = False
     notes: tuple[str, ...] = ()
+    tags: Tags = field(default_factory=Tags)
 
 
 def read(data: bytes, name: str) -> tuple[Letter, ...]:
@@ -94,7 +96,8 @@ def _letter(mail: bytes, name: str) -> Letter:
             raise PatchError(f"{name}: git cannot read it as a mail: {why[-1] if why else '?'}")
         message = (folder / "message").read_bytes()
         body = (folder / "patch").read_bytes()
-        cover = bool(_COVER.search(_subject(mail, folder)))
+        subject = _subject(mail, folder)
+        cover = bool(_COVER.search(subject))
     fields: dict[str, str] = {}
     for line in done.stdout.decode("utf-8", "replace").splitlines():
         field, _, value = line.partition(": ")
@@ -111,6 +114,7 @@ def _letter(mail: bytes, name: str) -> Letter:
         message=(message + hidden).decode("utf-8", "replace").strip(),
         cover=cover,
         notes=notes,
+        tags=arrange.tags(subject.removeprefix("Subject:")),
     )
 
 

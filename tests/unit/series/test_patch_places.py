@@ -72,7 +72,7 @@ def test_a_patch_that_is_cut_off_is_refused(tmp_path: Path, tree: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (gzip.compress(b"x", mtime=0), r"compressed \(gzip\); unpack it with gunzip"),
+        (gzip.compress(b"x", mtime=0), r"compressed \(gzip\); unpack it first: gzip -dc"),
         (b"BZh9", "compressed .bzip2"),
         (b"\xfd7zXZ\0", "compressed .xz"),
         (b"PK\x03\x04" + bytes(90), "a zip archive"),
