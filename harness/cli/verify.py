@@ -143,9 +143,11 @@ def show_report(
 
 @task(
     aliases=["teeth"],
-    iterable=["only"],
+    iterable=["only", "checks"],
     help={
         "only": "a variant's name (may be given again; default: all there are)",
+        "checks": "run, besides those that a variant names, only the checks with this in their "
+        "file::name (may be given again; default: all)",
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
         "at-least": "with --regressions: the rate in per cent below which it fails (default: 80)",
         "guests": "with --regressions: in how many guests at once (default: this machine's room)",
@@ -164,6 +166,7 @@ def show_report(
 def mutation(
     _context: Context,
     only: list[str],
+    checks: list[str],
     regressions: str = "",
     at_least: int = 80,
     guests: int = 0,
@@ -190,6 +193,8 @@ def mutation(
         raise UsageError("--table belongs to --regressions")
     if topic and regressions:
         raise UsageError("--topic chooses the mutants; --regressions takes their place")
+    if checks and regressions:
+        raise UsageError("--checks chooses among the checks for mutants; --regressions has its own")
     if not 0 <= at_least <= 100:
         raise UsageError(f"--at-least {at_least}: a rate from 0 to 100 per cent is meant")
     fence.choose(sandbox)
@@ -203,7 +208,7 @@ def mutation(
         cpu_vendor=cpu_vendor,
     )
     if not regressions:
-        result = mutants.mutation(options, only, every=all)
+        result = mutants.mutation(options, only, every=all, only_checks=checks)
         if json:
             progress.print_json(result.to_data())
         else:

@@ -97,11 +97,17 @@ class Result:
 
 
 def mutation(
-    options: Options, only: Sequence[str] = (), *, every: bool = False, tests: Path = CHECKS
+    options: Options,
+    only: Sequence[str] = (),
+    *,
+    every: bool = False,
+    only_checks: Sequence[str] = (),
+    tests: Path = CHECKS,
 ) -> Result:
     """Build every variant, start a guest, try them one after another; the run's folder has it all.
 
     `every` runs all checks over each variant instead of stopping at the first that fails.
+    `only_checks` are parts of names: besides the named ones only these checks are run.
     Raises PatchError when a mutant does not apply or build, and whatever keeps the guest from
     starting.
     """
@@ -124,7 +130,8 @@ def mutation(
             try:
                 bench.boot()
                 named = tuple(dict.fromkeys(it for mutant in chosen for it in mutant.caught_by))
-                trials = Trials(bench, tests, every=every, named=named)
+                chosen_checks = tuple(only_checks)
+                trials = Trials(bench, tests, every=every, named=named, chosen=chosen_checks)
                 with progress.stage("baseline", bench.stages) as stage:
                     began = time.monotonic()
                     right = jobs[0].result()

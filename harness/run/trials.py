@@ -79,8 +79,9 @@ class Trial:
 class Trials:
     """Which checks are run: those in `tests`, and the topic's own unless `general`.
 
-    `named` are checks that are run even where they take minutes.  With `every` a trial runs all
-    checks, otherwise it ends at the first that fails.
+    `named` are checks that are run even where they take minutes.  Of the others only those run of
+    whose FILE::NAME one of `chosen` is a part, or all where there is none.  With `every` a trial
+    runs all checks, otherwise it ends at the first that fails.
     """
 
     bench: Workbench
@@ -88,6 +89,7 @@ class Trials:
     general: bool = False
     every: bool = False
     named: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
 
     def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
         """Run all checks over correct code.
@@ -270,6 +272,9 @@ class _Recorder:
         if self.baseline is not None and _short(item) not in self.baseline.seconds:
             return False
         if self.trials.general and item.get_closest_marker("patch"):
+            return False
+        chosen = self.trials.chosen
+        if not named and chosen and not any(part in _short(item) for part in chosen):
             return False
         return named or self.trials.bench.options.full or not item.get_closest_marker(_MINUTES)
 

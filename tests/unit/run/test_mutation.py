@@ -99,9 +99,13 @@ def run(played: Played, checks: Path, stock: Mutant, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Mutant, "series", series)
 
-    def go(*chosen: Mutant, every: bool = False, **options: Any) -> mutation.Result:
+    def go(
+        *chosen: Mutant, every: bool = False, only_checks: tuple[str, ...] = (), **options: Any
+    ) -> mutation.Result:
         monkeypatch.setattr(mutants, "load", lambda _folder, only, stock: (SERIES, *chosen))
-        return mutation.mutation(Options(**options), every=every, tests=checks)
+        return mutation.mutation(
+            Options(**options), every=every, only_checks=only_checks, tests=checks
+        )
 
     return go
 
@@ -171,6 +175,15 @@ def test_without_a_check_that_passes_nothing_is_judged(
 
 def test_all_names_every_check_that_fails(run: Run, stock: Mutant) -> None:
     assert verdicts(run(stock, every=True))["stock"] == ("caught", "test_a, test_b")
+
+
+def test_checks_are_chosen_by_a_part_of_their_name(run: Run, wrong: Callable[..., Mutant]) -> None:
+    """Those that a variant names run in any case; what was not chosen catches nothing."""
+    result = run(wrong("wrong-b", "test_a"), only_checks=("::test_br",))
+    assert [it.checks_run for it in result.variants] == [2, 2]
+    assert verdicts(result)["wrong-b"][0] == "SURVIVED"
+    result = run(wrong("wrong-b", "test_a"), only_checks=("::test_br", "test_b"))
+    assert verdicts(result)["wrong-b"][0] == "caught"
 
 
 def test_a_mutant_that_survives_is_a_failure(run: Run, wrong: Callable[..., Mutant]) -> None:
