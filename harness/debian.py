@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness import process, progress
+from harness import process, progress, surroundings
 from harness.deadline import Deadline
 from harness.errors import CannotError
 
@@ -113,7 +113,7 @@ def _install(lacking: Missing) -> None:
     prefix = _root_prefix()
     if prefix is None:
         raise CannotError(
-            f"missing Debian packages: {', '.join(lacking.packages)}; run: sudo {lacking.line}"
+            f"missing Debian packages: {', '.join(lacking.packages)}; run: {_typed(lacking)}"
         )
     progress.say(f"setup: {lacking.line}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -126,9 +126,13 @@ def _install(lacking: Missing) -> None:
         )
         if not done.ok:
             raise CannotError(
-                f"setup: {' '.join(command[:2])} failed; repair it and run: sudo {lacking.line}",
+                f"setup: {' '.join(command[:2])} failed; repair it and run: {_typed(lacking)}",
                 detail="\n".join(done.stdout.splitlines()[-15:]),
             )
+
+
+def _typed(lacking: Missing) -> str:
+    return surroundings.look().as_root(lacking.line)
 
 
 def _root_prefix() -> list[str] | None:

@@ -6,7 +6,6 @@
 from harness.host.backend import (
     ASKED,
     Decision,
-    Refusal,
     bochs_refusal,
     decide,
     kvm_refusal,
@@ -23,6 +22,7 @@ from harness.host.facts import (
     identity,
     to_data,
 )
+from harness.host.refusal import Refusal
 from harness.host.requirements import VMX_CONTROLS, Control, Lack, Need, lacking, required_lacking
 from harness.host.survey import gather
 

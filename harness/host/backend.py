@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from harness.debian import BOCHS, OTHER_BOCHS
 from harness.errors import CannotError, UsageError
-from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts, Kvm
-from harness.host.kvm import API_VERSION
+from harness.host import device
+from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts
+from harness.host.refusal import Refusal
 from harness.host.requirements import required_lacking
 from harness.machine.models import (
     BACKENDS,
@@ -28,19 +29,7 @@ _EMULATED: dict[Vendor, str] = {
     "intel": "VMX, EPT and unrestricted guest",
     "amd": "SVM, nested paging and NRIP save",
 }
-_X86 = {"x86_64", "amd64", "i686"}
 _NESTED_ON = {"Y", "y", "1"}
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a backend cannot do its work here, and the command or change that fixes it."""
-
-    cause: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.cause}; {self.remedy}" if self.remedy else self.cause
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,7 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
 
 def kvm_refusal(facts: HostFacts) -> Refusal | None:
     """Why KVM here is not fit for bhyve inside a guest, or None when it is."""
-    return _device_refusal(facts) or _guest_refusal(facts) or _qemu_refusal(facts)
+    return device.refusal(facts) or _guest_refusal(facts) or _qemu_refusal(facts)
 
 
 def _vendor_refusal(facts: HostFacts, wanted: Vendor | None) -> Refusal | None:
@@ -172,69 +161,20 @@ def _qemu_refusal(facts: HostFacts) -> Refusal | None:
     return None
 
 
-def _device_refusal(facts: HostFacts) -> Refusal | None:
-    """/dev/kvm itself: there, permitted, working."""
-    kvm, cpu = facts.kvm, facts.cpu
-    if cpu.architecture not in _X86:
-        return Refusal(
-            f"this processor is {cpu.architecture}, and KVM makes guests of its own kind only",
-            "no setting changes that; Bochs emulates a processor with VT-x on any machine",
-        )
-    if not kvm.present:
-        if not cpu.vmx and not cpu.svm:
-            where = "this virtual machine" if cpu.hypervisor else "this processor"
-            return Refusal(
-                f"there is no /dev/kvm, and {where} shows neither VMX nor SVM",
-                "turn on nested virtualization in the host below"
-                if cpu.hypervisor
-                else "turn on virtualization in the firmware's setup, if this processor has it",
-            )
-        module = KVM_INTEL if cpu.vmx else KVM_AMD
-        if module in kvm.modules:
-            return Refusal(
-                f"there is no /dev/kvm although {module} is loaded: a container without the device",
-                "start the container with --device /dev/kvm",
-            )
-        return Refusal("there is no /dev/kvm: the module is not loaded", f"sudo modprobe {module}")
-    if not kvm.device:
-        return Refusal("/dev/kvm is no device node", "sudo rm /dev/kvm && sudo modprobe -r kvm")
-    if kvm.open_error in {"EACCES", "EPERM"}:
-        return Refusal(
-            f"no right to open /dev/kvm ({kvm.open_error})",
-            'sudo usermod -aG kvm "$USER" and log in again (a CI job: sudo chmod 666 /dev/kvm)',
-        )
-    if kvm.open_error:
-        return Refusal(
-            f"/dev/kvm cannot be opened ({kvm.open_error})",
-            f"sudo modprobe {KVM_INTEL if cpu.vmx else KVM_AMD}",
-        )
-    if kvm.problem:
-        return Refusal(f"/dev/kvm is there, but {kvm.problem}", "look at sudo dmesg | grep -i kvm")
-    if kvm.api_version != API_VERSION:
-        return Refusal(f"KVM's API version is {kvm.api_version}, not {API_VERSION}")
-    if kvm.create_vm_error:
-        return Refusal(
-            f"KVM makes no virtual machine (KVM_CREATE_VM: {kvm.create_vm_error})",
-            "end the other hypervisor that holds the processor (VirtualBox, VMware)"
-            if kvm.create_vm_error == "EBUSY"
-            else "look at sudo dmesg | grep -i kvm",
-        )
-    return None
-
-
-def _setting(kvm: Kvm, module: str, names: Sequence[str]) -> str:
+def _setting(facts: HostFacts, module: str, names: Sequence[str]) -> str:
     """How to switch settings of a module on; one that is built in cannot be loaded again."""
-    if module in kvm.built_in:
+    here = facts.surroundings
+    where = "on the container's host, " if here.container else ""
+    if module in facts.kvm.built_in:
         words = " ".join(f"{module}.{name}=1" for name in names)
         return (
-            f"{module} is built into the kernel: add {words} to the kernel's command line (Debian: "
-            "GRUB_CMDLINE_LINUX in /etc/default/grub, then sudo update-grub) and reboot"
+            f"{module} is built into the kernel: {where}add {words} to the kernel's command line "
+            "(Debian: GRUB_CMDLINE_LINUX in /etc/default/grub, then "
+            f"{'sudo update-grub' if where else here.as_root('update-grub')}) and reboot"
         )
     words = " ".join(f"{name}=1" for name in names)
-    return (
-        f"end all virtual machines, then: sudo modprobe -r {module} && sudo modprobe {module} "
-        f"{words}"
-    )
+    commands = (f"modprobe -r {module}", f"modprobe {module} {words}")
+    return f"end all virtual machines, then {here.on_kernel(*commands)}"
 
 
 def _guest_refusal(facts: HostFacts) -> Refusal | None:
@@ -249,7 +189,7 @@ def _guest_refusal(facts: HostFacts) -> Refusal | None:
             if module in kvm.modules and nested is not None and nested not in _NESTED_ON:
                 return Refusal(
                     f"nesting is off ({module}.nested={nested})",
-                    _setting(kvm, module, ["nested"]),
+                    _setting(facts, module, ["nested"]),
                 )
         if kvm.kind.startswith("software"):
             return Refusal(
@@ -276,6 +216,6 @@ def _guest_refusal(facts: HostFacts) -> Refusal | None:
         module = off[0].partition(".")[0]
         return Refusal(
             f"a guest would lack {names} ({', '.join(off)})",
-            _setting(kvm, module, [item.partition(".")[2].partition("=")[0] for item in off]),
+            _setting(facts, module, [item.partition(".")[2].partition("=")[0] for item in off]),
         )
     return Refusal(f"a guest would lack {names}")

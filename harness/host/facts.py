@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.machine.models import BOCHS_RUNS
+from harness.surroundings import Surroundings
 
 KVM_INTEL = "kvm_intel"
 KVM_AMD = "kvm_amd"
@@ -63,7 +64,8 @@ class Kvm:
     Errors are errno names, empty where there was none.  `modules` are the kernel modules whose name
     begins with kvm, `built_in` those of them that are parts of the kernel; `parameters` some of
     their settings (`kvm_intel.nested`: "Y").  `guest` is the processor a guest would get: None when
-    KVM was not asked or did not say.
+    KVM was not asked or did not say.  `group` is the group whose members may open the device, with
+    its number; `member`: the user is one by the system's files, though not yet in this session.
     """
 
     present: bool = False
@@ -77,6 +79,9 @@ class Kvm:
     built_in: tuple[str, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     guest: Processor | None = None
+    group: str = "kvm"
+    group_id: int = 0
+    member: bool = False
 
     @property
     def kind(self) -> str:
@@ -148,6 +153,7 @@ class HostFacts:
     sandbox: str = ""
     sandbox_refusal: str = ""
     network_refusal: str | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
     about: str = ""
 
 
@@ -221,6 +227,7 @@ def from_data(data: Mapping[str, Any]) -> HostFacts:
         cache=Folder(**data.get("cache", {})),
         runs=Folder(**data.get("runs", {})),
         images=tuple(Image(**image) for image in data.get("images", ())),
+        surroundings=Surroundings(**data.get("surroundings", {})),
         **rest,
     )
 

@@ -7,8 +7,10 @@ is what it costs.
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import platform
+import pwd
 import re
 import shutil
 import subprocess
@@ -19,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from harness import debian, files
+from harness import debian, files, surroundings
 from harness.deadline import Deadline
 from harness.errors import WorkbenchError
 from harness.host import kvm as kvm_device
@@ -62,7 +64,7 @@ def gather() -> HostFacts:
     answers = {name: _answer(child, deadline) for name, child in questions.items()}
     return HostFacts(
         cpu=cpu,
-        kvm=make_kvm(found, _modules(Path("/sys/module"))),
+        kvm=replace(make_kvm(found, _modules(Path("/sys/module"))), **device_group()),
         emulators=_emulators(answers, bochs),
         tools={
             name: version_in(answer)
@@ -75,6 +77,7 @@ def gather() -> HostFacts:
         runs=runs,
         memory_available_bytes=memory,
         python_version=platform.python_version(),
+        surroundings=surroundings.look(),
     )
 
 
@@ -260,6 +263,26 @@ def make_kvm(found: Mapping[str, Any], modules: Modules) -> Kvm:
         parameters=modules.parameters,
         guest=guest,
     )
+
+
+def device_group(device: Path = Path("/dev/kvm")) -> dict[str, Any]:
+    """Whose members may open the device, and whether this user is one who has to log in again."""
+    none = {"group": "", "group_id": 0, "member": False}
+    try:
+        state = device.stat()
+    except OSError:
+        return none
+    number = state.st_gid
+    if not number or state.st_mode & 0o060 != 0o060:
+        return none
+    try:
+        group = grp.getgrgid(number)
+        user = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return {**none, "group": str(number), "group_id": number}
+    listed = user.pw_name in group.gr_mem or user.pw_gid == number
+    member = listed and number not in {*os.getgroups(), os.getegid()}
+    return {"group": group.gr_name, "group_id": number, "member": member}
 
 
 def available_memory_bytes() -> int:

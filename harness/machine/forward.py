@@ -9,6 +9,7 @@ Where the machine forbids this, the port is on this machine's loopback, as befor
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
+from harness import process, surroundings
 from harness.deadline import Deadline
 from harness.errors import CannotError
 
@@ -92,11 +93,27 @@ def fenced(command: Sequence[str]) -> list[str]:
     return [*_entry(), "run", *command]
 
 
-def namespace_remedy() -> str:
+# What a setting has to be for namespaces to be made by anybody: its file, what forbids, the remedy.
+_SWITCHES = (
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+    ("kernel/unprivileged_userns_clone", "0", "1"),
+    ("user/max_user_namespaces", "0", "15000"),
+)
+
+
+def namespace_remedy(settings: Path = Path("/proc/sys")) -> str:
     """What to do where the machine forbids user namespaces."""
-    switch = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
-    if switch.is_file() and switch.read_text().strip() == "1":
-        return "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows it"
+    here = surroundings.look()
+    for name, forbids, allows in _SWITCHES:
+        with contextlib.suppress(OSError):
+            if (settings / name).read_text().strip() == forbids:
+                command = f"sysctl {name.replace('/', '.')}={allows}"
+                return f"{here.on_kernel(command)} allows it"
+    if here.container:
+        return (
+            "allow user namespaces here: start the container with --security-opt "
+            "seccomp=unconfined --security-opt apparmor=unconfined"
+        )
     return "allow user namespaces here (in a container: --security-opt seccomp=unconfined)"
 
 

@@ -10,8 +10,9 @@ from harness.build import sandbox
 from harness.errors import EXIT_CANNOT, EXIT_OK, WorkbenchError
 from harness.files import human_bytes
 from harness.host import survey
-from harness.host.backend import Decision, Refusal, bochs_refusal, decide, kvm_refusal
+from harness.host.backend import Decision, bochs_refusal, decide, kvm_refusal
 from harness.host.facts import Emulator, Folder, HostFacts, Image, Processor, to_data
+from harness.host.refusal import Refusal
 from harness.host.requirements import Need, lacking
 from harness.image import store
 from harness.image.manifest import available
@@ -297,7 +298,7 @@ def _tools(facts: HostFacts) -> Row:
         found or "none",
         f"missing Debian packages: {', '.join(missing)}",
         MISSING,
-        f"./inv setup (sudo {facts.packages_line})",
+        f"./inv setup ({facts.surroundings.as_root(facts.packages_line)})",
     )
 
 

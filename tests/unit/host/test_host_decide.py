@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -13,6 +14,7 @@ from harness.host.facts import load
 from harness.host.requirements import Control
 from harness.machine import Backend
 from harness.machine.models import vendor_of
+from harness.surroundings import Surroundings
 
 HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
 
@@ -29,7 +31,7 @@ EXPECTED: dict[str, tuple[str | None, str, str]] = {
     "amd-no-nrips": ("bochs", "a guest would lack svm.nrip_save", ""),
     "arm": ("bochs", "this processor is aarch64", "no setting changes that"),
     "bochs-without-broadwell": (None, "no /dev/kvm", "nested virtualization in the host below"),
-    "container-without-kvm": ("bochs", "a container without the device", "--device /dev/kvm"),
+    "container-without-kvm": ("bochs", "a chroot without the device", "--device /dev/kvm"),
     "full-disk": ("kvm", "", ""),
     "hanging-device": ("bochs", "did not answer within 1.2 s", "dmesg"),
     "hosted-ci-runner": ("bochs", "no right to open /dev/kvm (EACCES)", "chmod 666 /dev/kvm"),
@@ -63,7 +65,7 @@ EXPECTED: dict[str, tuple[str | None, str, str]] = {
     "no-bochs": (None, "no /dev/kvm", "nested virtualization in the host below"),
     "no-emulators": (None, "qemu-system-x86_64 is not installed", "./inv setup"),
     "no-rights": ("bochs", "no right to open /dev/kvm (EACCES)", "usermod -aG kvm"),
-    "not-a-device": ("bochs", "no device node", "rm /dev/kvm"),
+    "not-a-device": ("bochs", "no device node", "sudo rm -r /dev/kvm && sudo modprobe kvm_intel"),
     "software-kvm": ("bochs", "software (kvm_pvm)", "no setting of this machine helps"),
     "virtual-machine-without-nesting": ("bochs", "neither VMX nor SVM", "in the host below"),
 }
@@ -244,3 +246,79 @@ def test_kvm_that_is_almost_right(change: dict[str, object], cause: str) -> None
     refusal = host.kvm_refusal(dataclasses.replace(facts, kvm=kvm))
     assert refusal is not None
     assert cause in refusal.cause
+
+
+def remedy(name: str, here: Surroundings, **kvm: object) -> str:
+    """What is said about /dev/kvm on a host, for somebody in these surroundings."""
+    facts = dataclasses.replace(facts_of(name), surroundings=here)
+    changed = dataclasses.replace(facts.kvm, **kvm)  # type: ignore[arg-type]
+    refusal = host.kvm_refusal(dataclasses.replace(facts, kvm=changed))
+    assert refusal is not None
+    return refusal.remedy
+
+
+ROOT = Surroundings(root=True, sudo=False)
+PLAIN = Surroundings(sudo=False)
+DOCKER = Surroundings(root=True, sudo=False, container="docker")
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "kvm", "expected"),
+    [
+        (
+            "intel-nesting-off",
+            ROOT,
+            {},
+            "then modprobe -r kvm_intel && modprobe kvm_intel nested=1",
+        ),
+        ("intel-nesting-off", PLAIN, {}, "then su -c 'modprobe -r kvm_intel && modprobe kvm_intel"),
+        (
+            "intel-nesting-off",
+            DOCKER,
+            {},
+            "then on the container's host: sudo modprobe -r kvm_intel && sudo modprobe kvm_intel",
+        ),
+        ("intel-built-in", ROOT, {}, "then update-grub) and reboot"),
+        ("intel-built-in", DOCKER, {}, "on the container's host, add kvm_intel.nested=1"),
+        ("intel-no-module", DOCKER, {}, "on the container's host: sudo modprobe kvm_intel"),
+        ("intel-no-module", ROOT, {}, "modprobe kvm_intel"),
+        ("not-a-device", DOCKER, {}, "--device /dev/kvm instead of -v"),
+        ("not-a-device", PLAIN, {}, "su -c 'rm -r /dev/kvm && modprobe kvm_intel'"),
+        ("not-a-device", ROOT, {"built_in": ("kvm_intel",)}, "mknod -m 666 /dev/kvm c 10 232"),
+        ("container-without-kvm", DOCKER, {}, "start the container with --device /dev/kvm"),
+        ("container-without-kvm", ROOT, {}, "without a container: mknod -m 666 /dev/kvm c 10 232"),
+        ("no-rights", Surroundings(), {"group": "kvm"}, 'sudo usermod -aG kvm "$USER" and log in'),
+        ("no-rights", Surroundings(), {"group": "vm"}, 'sudo usermod -aG vm "$USER" and log in'),
+        ("no-rights", PLAIN, {}, "su -c 'usermod -aG kvm \"$USER\"' and log in again"),
+        (
+            "no-rights",
+            Surroundings(),
+            {"member": True},
+            "log in again, so that the group kvm counts",
+        ),
+        ("no-rights", Surroundings(), {"group": ""}, "sudo chmod 666 /dev/kvm"),
+        (
+            "no-rights",
+            Surroundings(container="docker"),
+            {"group": "104", "group_id": 104},
+            "start the container with --group-add 104",
+        ),
+        (
+            "no-rights",
+            DOCKER,
+            {"open_error": "EPERM"},
+            "start the container with --device /dev/kvm",
+        ),
+        ("no-rights", ROOT, {"open_error": "EPERM"}, "a control group forbids it"),
+        ("hanging-device", DOCKER, {}, "look at on the container's host: sudo dmesg"),
+    ],
+)
+def test_a_remedy_fits_the_surroundings(
+    name: str, here: Surroundings, kvm: dict[str, object], expected: str
+) -> None:
+    assert expected in remedy(name, here, **kvm)
+
+
+def test_surroundings_go_into_the_facts_and_back() -> None:
+    facts = dataclasses.replace(facts_of("intel-nested"), surroundings=DOCKER)
+    assert load(json.dumps(host.to_data(facts))).surroundings == DOCKER
