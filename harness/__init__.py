@@ -1,1 +1,1 @@
-"""vmm-workbench: boot FreeBSD on virtual VT-x/EPT, load a patched vmm.ko, and prove the patch."""
+"""vmm-workbench: boot FreeBSD on virtual VT-x/EPT, load a patched vmm.ko, and check the patch."""

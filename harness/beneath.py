@@ -1,7 +1,7 @@
 """File operations below one folder that follow no symbolic link, at any step of a path.
 
-A path is checked and used in one go: each folder on the way is opened from the one above it with
-O_NOFOLLOW, so nobody can put a link there between a look and a write.
+A path is checked and used in one step: each folder of it is opened from the one above with
+O_NOFOLLOW, so nobody can put a link there between the check and the use.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def refusal(path: str) -> str:
 
 
 class Beneath:
-    """A folder that is held open; use it as a context manager.
+    """An open folder; use it as a context manager.
 
-    Every method takes a path relative to it.  OSError with the whole path as `filename` when a part
-    of the way is missing or is a symbolic link (ELOOP, ENOTDIR).
+    Every method takes a path relative to it.  Raises OSError with the whole path as `filename` if a
+    part of the path is missing or is a symbolic link (ELOOP, ENOTDIR).
     """
 
     def __init__(self, top: Path) -> None:
@@ -62,7 +62,7 @@ class Beneath:
             os.close(fd)
 
     def read(self, path: str) -> tuple[bytes, os.stat_result] | None:
-        """A regular file's content and state; None if there is nothing."""
+        """A regular file's content and state; None if it does not exist."""
         try:
             with self._parent(path) as (folder, name):
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -97,17 +97,17 @@ class Beneath:
             os.replace(name, target, src_dir_fd=source, dst_dir_fd=folder)
 
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError), self._parent(path) as (folder, name):
             os.unlink(name, dir_fd=folder)
 
     def make_folder(self, path: str) -> None:
-        """Make one folder, if it is not there; the one above it must be."""
+        """Make one folder if it does not exist; its parent must exist."""
         with suppress(FileExistsError), self._parent(path) as (folder, name):
             os.mkdir(name, dir_fd=folder)
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder, if it is there and empty."""
+        """Remove a folder if it exists and is empty."""
         try:
             with self._parent(path) as (folder, name):
                 os.rmdir(name, dir_fd=folder)

@@ -1,7 +1,7 @@
-"""What was read back, or came from elsewhere, is of the kinds it should be before it is believed.
+"""Checks the types of values from files and from other programs before they are used.
 
-msgspec compares JSON with a dataclass's own types.  What a type alone does not say (one line of
-text, a digest, a time within reason) is said by the kinds here, in the fields' annotations.
+msgspec compares JSON with a dataclass's own types.  The types in this module add what a plain type
+cannot express (one line of text, a digest, a plausible time); fields use them as annotations.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _REGEX = re.compile(r"`str` matching regex '.*'(?= - at |$)")
 _UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
 
 Line = Annotated[str, msgspec.Meta(max_length=4096, pattern=rf"\A[^{_UNPRINTABLE}]*\Z")]
-"""One line of text that does nothing to a terminal."""
+"""One line of text without control characters."""
 
 Name = Annotated[str, msgspec.Meta(max_length=255, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._+-]*\Z")]
-"""A file's name without a folder, no option of any command."""
+"""A file's name without a folder, which no command takes for an option."""
 
 User = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,31}\Z")]
 """A user's name."""
@@ -55,29 +55,30 @@ Osversion = Annotated[int, msgspec.Meta(ge=100_000, le=99_999_999)]
 """__FreeBSD_version."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=-1e8, le=1e8)]
-"""A stretch or a point of time in a run: three years at most."""
+"""A duration or a moment of a run in seconds: at most three years."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-"""Bytes, or how often."""
+"""A number of bytes or of events."""
 
 Address = Annotated[int, msgspec.Meta(ge=0)]
-"""Where something is in memory: a kernel's addresses lie in the upper half of 64 bits."""
+"""An address in memory; a kernel's addresses are in the upper half of 64 bits."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
 
 
 def decode(kind: type[T], text: str | bytes) -> T:
-    """A value of `kind` from JSON; ValueError saying where it is of another kind.
+    """A value of type `kind` from JSON; ValueError names the place where the type is wrong.
 
-    What a dataclass has no field for is passed over: newer and older programs wrote files too.
+    Keys without a field in the dataclass are ignored, because older and newer versions wrote files
+    too.
     """
     with _in_words():
         return msgspec.json.decode(text, type=kind, dec_hook=_path)
 
 
 def convert(kind: type[T], data: Any) -> T:
-    """As `decode`, from what a JSON reader or Python made of it."""
+    """Like `decode`, but from data that a JSON reader or Python has already parsed."""
     with _in_words():
         return msgspec.convert(data, type=kind, dec_hook=_path)
 
@@ -87,13 +88,15 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except (RecursionError, OverflowError) as error:
-        raise ValueError(f"it holds too much ({type(error).__name__})") from error
+        raise ValueError(
+            f"it is nested too deeply or too large ({type(error).__name__})"
+        ) from error
     except msgspec.ValidationError as error:
-        raise ValueError(_REGEX.sub("text of another form", str(error))) from error
+        raise ValueError(_REGEX.sub("text in the wrong form", str(error))) from error
 
 
 def table(text: str | bytes) -> dict[str, Any]:
-    """A JSON object; ValueError when it is none."""
+    """A JSON object; ValueError when the data is something else."""
     return decode(dict[str, Any], text)
 
 
@@ -102,4 +105,4 @@ def _path(kind: type, value: Any) -> Any:
         return Path(value)
     if kind is Path and isinstance(value, Path):
         return value
-    raise ValueError("a path is meant")
+    raise ValueError("it must be a path")

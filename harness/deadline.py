@@ -1,8 +1,8 @@
 """One clock for every wait.
 
-A `Deadline` is made once for a stage and handed down, so that ten waits in a row share one
-limit.  `scaled` stretches a limit written for native speed to a backend's pace: one number per
-backend, kept with the backend, instead of time limits tuned call by call.
+A stage makes one `Deadline` and passes it to every wait, so that ten waits in a row share one
+limit.  `scaled` stretches a limit written for native speed to a backend's speed: each backend has
+one factor, instead of a tuned time limit in each call.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Deadline:
-    """A point on the monotonic clock; `limit_s` is how far away it was when made."""
+    """A point on the monotonic clock; `limit_s` is its distance from the time it was made."""
 
     limit_s: float
     at_s: float
@@ -35,10 +35,10 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """Whether the time is over."""
+        """Whether the time has run out."""
         return self.remaining_s == 0.0
 
     def at_most(self, limit_s: float) -> Deadline:
-        """The sooner of this deadline and one `limit_s` seconds from now."""
+        """The earlier of this deadline and one `limit_s` seconds from now."""
         other = Deadline.after(limit_s)
         return other if other.at_s < self.at_s else self

@@ -1,4 +1,4 @@
-"""The Debian packages the project needs: which are missing, and how they get installed."""
+"""Finds the Debian packages that are missing, and installs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from harness import process, progress, surroundings
 from harness.deadline import Deadline
 from harness.errors import CannotError
 
-# What a command line needs -> the package that brings it.  The compilers are not in it: any
-# version from 17 on will do, and a distribution rarely has more than two of them.
+# Program -> the package that contains it.  The compilers are not listed: any version from 17 on is
+# good enough, and a distribution rarely has more than two of them.
 TOOLS: Mapping[str, str] = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
@@ -23,7 +23,6 @@ TOOLS: Mapping[str, str] = {
     "gcc": "gcc",
     "make": "make",
     "xz": "xz-utils",
-    "bsdtar": "libarchive-tools",
     "mke2fs": "e2fsprogs",
     "mandoc": "mandoc",
     "ssh": "openssh-client",
@@ -37,8 +36,8 @@ FILES: Mapping[str, str] = {
 }
 BOCHS = frozenset({"bochs", "bochs-term", "bochsbios", "vgabios"})
 OTHER_BOCHS = "HARNESS_BOCHS"
-"""The variable that names a Bochs which is not installed; none need be then."""
-# What makes things faster and is done without where it is not there.
+"""The variable that names an unpacked Bochs; if it is set, Bochs need not be installed."""
+# Packages that only save time; the work is also possible without them.
 OPTIONAL: Mapping[str, str] = {"ccache": "ccache"}
 _INSTALL_S = 3600.0
 CLANG_VERSIONS = (19, 20, 21, 18, 17)
@@ -46,23 +45,23 @@ CLANG_VERSIONS = (19, 20, 21, 18, 17)
 
 @dataclass(frozen=True)
 class Missing:
-    """Packages that are not there, and the line that installs them."""
+    """Missing packages, and the command that installs them."""
 
     packages: tuple[str, ...]
 
     @property
     def line(self) -> str:
-        """The one command to run, as root."""
+        """The command to run as root."""
         return "apt-get install -y --no-install-recommends " + " ".join(self.packages)
 
 
 def search_path() -> str:
-    """PATH with the system folders that an ordinary user's lacks (sshd lives there)."""
+    """PATH plus the system folders that an ordinary user's PATH lacks (sshd is there)."""
     return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 def clang_version() -> int | None:
-    """The preferred clang that is installed together with its lld and llvm-objcopy."""
+    """The preferred version of clang among those installed with their lld and llvm-objcopy."""
     for version in CLANG_VERSIONS:
         names = (f"clang-{version}", f"ld.lld-{version}", f"llvm-objcopy-{version}")
         if all(shutil.which(name) for name in names):
@@ -71,7 +70,7 @@ def clang_version() -> int | None:
 
 
 def missing() -> Missing:
-    """What this machine lacks of the packages named here."""
+    """The packages of this module's lists that this machine lacks."""
     packages = {
         package for tool, package in TOOLS.items() if not shutil.which(tool, path=search_path())
     }
@@ -85,11 +84,11 @@ def missing() -> Missing:
 
 
 def ensure(*, optional: bool = False) -> None:
-    """Install what is missing, as root or through a sudo that asks nothing.
+    """Install missing packages, as root or through a sudo that asks for no password.
 
-    What is `optional` comes along with what is needed; with the argument it is asked for by itself,
-    and a line says so where it cannot be had.  Raises CannotError with the line to run where what
-    is needed is missing and neither is possible.
+    Optional packages are installed together with the needed ones; `optional` also installs them if
+    nothing else is missing, and prints a line if that is impossible.  Raises CannotError with the
+    command to run if needed packages are missing and cannot be installed.
     """
     needed = missing()
     more = tuple(package for tool, package in OPTIONAL.items() if not shutil.which(tool))
@@ -100,7 +99,8 @@ def ensure(*, optional: bool = False) -> None:
             _install(Missing(more))
         except CannotError as error:
             progress.say(
-                f"setup: done without {', '.join(more)}, which only saves time: {error.message}"
+                f"setup: continuing without {', '.join(more)}, which only saves time: "
+                f"{error.message}"
             )
 
 
@@ -108,7 +108,7 @@ def _install(lacking: Missing) -> None:
     if not shutil.which("apt-get"):
         raise CannotError(
             f"missing: {', '.join(lacking.packages)} (Debian's names), and there is no apt-get "
-            "here; install what brings these with your own package manager"
+            "here; install the packages with these programs by your own package manager"
         )
     prefix = _root_prefix()
     if prefix is None:

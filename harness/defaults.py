@@ -1,4 +1,4 @@
-"""What is meant where a user names none."""
+"""Default values for options that the user leaves out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What can go wrong, by whose fault it is; each kind has its exit code.
+"""Errors, sorted by whose fault they are; each kind has its exit code.
 
-A message is one line: the thing, the reason, the remedy.  `detail` holds what may follow it (a
-compiler's lines, a console's tail) and is printed below the line, never instead of it.
+A message is one line: the thing, the reason, the remedy.  `detail` may contain more (a compiler's
+messages, the end of the console) and is printed in addition to the line, never instead of it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ EXIT_GUEST = 4
 EXIT_PATCH = 5
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
-"""What a shell says of a program that SIGPIPE ended: 128 and the signal's number."""
+"""The exit code that a shell reports if SIGPIPE ended a program: 128 plus the signal's number."""
 
 
 class WorkbenchError(Exception):
-    """Base of every error a user may meet; never raised itself."""
+    """Base class of every error that a user may see; it is never raised itself."""
 
     exit_code = EXIT_CANNOT
 
@@ -29,35 +29,35 @@ class WorkbenchError(Exception):
 
 
 class UsageError(WorkbenchError):
-    """The command was called wrongly: unknown release, file that is not there, bad option."""
+    """The command was used wrongly: an unknown release, a missing file, a bad option."""
 
     exit_code = EXIT_USAGE
 
 
 class CannotError(WorkbenchError):
-    """This machine, or what is installed on it, cannot do what was asked."""
+    """This machine, or the software on it, cannot do what was asked."""
 
     exit_code = EXIT_CANNOT
 
 
 class GuestError(WorkbenchError):
-    """The virtual computer or the system in it broke: died, hung, refused."""
+    """The virtual computer or the system in it broke: it ended, hung or refused."""
 
     exit_code = EXIT_GUEST
 
 
 class MachineDied(GuestError):
-    """The emulator ended by itself while somebody still needed it."""
+    """The emulator ended by itself while it was still needed."""
 
 
 class DiskFull(MachineDied):
-    """The guest stands still: what it writes finds no room on this machine."""
+    """The guest is stopped, because this machine has no room for the data that it writes."""
 
     exit_code = EXIT_CANNOT
 
 
 class GuestRebooted(GuestError):
-    """The guest answers, but it is not the system that was there before: it rebooted by itself."""
+    """The guest answers, but it has rebooted by itself, so everything loaded before is gone."""
 
 
 class GuestPanic(GuestError):
@@ -69,18 +69,18 @@ class WaitTimeout(GuestError):
 
 
 class PatchError(WorkbenchError):
-    """A patch does not apply, or what it makes does not build."""
+    """A patch does not apply, or the patched source does not build."""
 
     exit_code = EXIT_PATCH
 
 
 class Interrupted(WorkbenchError):
-    """Somebody pressed Ctrl-C."""
+    """The user pressed Ctrl-C."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class ChecksFailed(WorkbenchError):
-    """Everything ran, and a check did not hold."""
+    """Everything ran, and a check failed."""
 
     exit_code = EXIT_CHECK_FAILED

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, digests, and where things are kept."""
+"""Files that appear completely or not at all, digests, and the folders of cache and runs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 """The checkout: `images/`, `patches/` and `tests/` are below it."""
 
 _CHUNK_BYTES = 1 << 20
-# A compiler that found no room takes back what it wrote.
+# A compiler that finds no room deletes its output again, so the disk may no longer be full.
 _FULL_BYTES = 1 << 20
 _SYNC_EACH = 32
 
 
 def cache_dir() -> Path:
-    """Where prepared images and builds are kept: $HARNESS_CACHE or the user's cache folder.
+    """The folder of prepared images and builds: $HARNESS_CACHE or the user's cache folder.
 
     Raises CannotError when the folder cannot be made.
     """
@@ -41,16 +41,16 @@ def cache_dir() -> Path:
 
 
 def runs_dir() -> Path:
-    """Where each run leaves its folder: $HARNESS_RUNS or `runs/` in the checkout."""
+    """The folder that contains a folder for each run: $HARNESS_RUNS or `runs/` in the checkout."""
     given = os.environ.get("HARNESS_RUNS")
     path = Path(given).absolute() if given else PROJECT / "runs"
     return _private(path, "set HARNESS_RUNS to a folder of yours")
 
 
 def _private(path: Path, remedy: str) -> Path:
-    """`path`, made where it is absent; CannotError unless it is ours and nobody else may write.
+    """Make `path` if it is missing; CannotError unless it is ours and nobody else may write to it.
 
-    What is kept there is believed later: records, builds, trees that are compiled.
+    Later runs trust its contents: records, builds, trees that are compiled.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,8 +58,7 @@ def _private(path: Path, remedy: str) -> Path:
         foreign = next((it.st_uid for it in (link, state) if it.st_uid != os.geteuid()), None)
         if foreign is not None:
             raise CannotError(
-                f"{path}: it belongs to {_user(foreign)}, who could change what is kept there; "
-                f"{remedy}"
+                f"{path}: it belongs to {_user(foreign)}, who could change its contents; {remedy}"
             )
         if state.st_mode & 0o022:
             raise CannotError(
@@ -82,9 +81,9 @@ def _user(number: int) -> str:
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` that becomes `target` if the block ends well.
+    """A temporary name in the folder of `target`, renamed to `target` if the block succeeds.
 
-    The file is synced before it is renamed; when the block raises, nothing of it stays.
+    The file is synced before it is renamed; if the block raises, it is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -100,7 +99,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_atomic(target: Path, data: str | bytes, mode: int = 0o644) -> None:
-    """Write `data` to `target`, whole or not at all."""
+    """Write `data` to `target`, completely or not at all."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         temporary.chmod(mode)
@@ -108,7 +107,7 @@ def write_atomic(target: Path, data: str | bytes, mode: int = 0o644) -> None:
 
 @contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` if the block ends well.
+    """A temporary folder next to `target`, renamed to `target` if the block succeeds.
 
     An existing `target` is replaced only then.
     """
@@ -136,10 +135,11 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def _sync_below(folder: Path) -> None:
-    """Have everything below `folder` on the disk.
+    """Write everything below `folder` to the disk.
 
-    Of many files the whole file system is synced at once: 5,000 of 6 KB took 25 s one by one where
-    that took 0.2 s, and FreeBSD's source has twenty times as many.
+    If there are many files, the whole file system is synced at once.  Syncing 5,000 files of 6 KB
+    one by one took 25 s, the file system 0.2 s, and FreeBSD's source has twenty times as many
+    files.
     """
     paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
     if len(paths) > _SYNC_EACH and _sync_file_system(folder):
@@ -173,7 +173,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, what: str, timeout_s: float = 600.0) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; CannotError when another process keeps it too long."""
+    """Hold an exclusive lock on `path`; CannotError if another process holds it too long."""
     lock = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def checksum_sparse(path: Path) -> str:
-    """A checksum of a file in which long runs of zeros cost nothing, be they holes or written.
+    """A checksum of a file that skips long runs of zeros quickly, whether holes or written zeros.
 
     SHA-256 over the CRC-32 of each MiB: four times as fast as SHA-256 alone.  It detects damage,
     not forgery: whoever could forge the file could also write its checksum again.
@@ -219,7 +219,8 @@ def checksum_sparse(path: Path) -> str:
         at = 0
         while at < size:
             try:
-                # From the chunk's beginning: file systems differ in what they keep as a hole.
+                # Seek from the chunk's beginning, because file systems differ in what they store as
+                # a hole.
                 at = max(at, os.lseek(fd, at, os.SEEK_DATA) // _CHUNK_BYTES * _CHUNK_BYTES)
             except OSError:
                 break
@@ -231,7 +232,7 @@ def checksum_sparse(path: Path) -> str:
 
 
 def sha256_text(*parts: str) -> str:
-    """One digest over several texts, each closed so that ("ab", "c") differs from ("a", "bc")."""
+    """One digest of several texts, separated so that ("ab", "c") differs from ("a", "bc")."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape")
@@ -251,7 +252,9 @@ def require_room(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 def out_of_room(folder: Path, said: str) -> CannotError | None:
-    """The error to raise instead, when what failed in `folder`, and `said` why, wanted room."""
+    """The error to raise instead, if the failure in `folder` with the message `said` was a full
+    disk.
+    """
     if os.strerror(errno.ENOSPC) not in said and shutil.disk_usage(folder).free > _FULL_BYTES:
         return None
     return CannotError(
@@ -262,7 +265,9 @@ def out_of_room(folder: Path, said: str) -> CannotError | None:
 
 
 def write_sparse(out: IO[bytes], chunk: bytes) -> None:
-    """Write a piece of a new file; zeros become a hole.  The file is to be truncated at its end."""
+    """Write a piece of a new file; zeros become a hole.  The caller truncates the file at its
+    end.
+    """
     if chunk.count(0) == len(chunk):
         out.seek(len(chunk), os.SEEK_CUR)
     else:

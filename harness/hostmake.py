@@ -1,7 +1,7 @@
-"""Building what the project writes itself, the probe and the boot ROM, with the host's make.
+"""Builds the project's own C programs, the probe and the boot ROM, with the host's make.
 
-make and its shell take few paths.  So the sources are copied to a private folder with a plain
-name and made there, wherever the checkout and the cache lie.
+make and its shell cannot handle every path.  So the sources are copied to a private folder with a
+plain name and built there, whatever the paths of the checkout and the cache are.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SHARED = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - mkdtemp makes a folde
 
 
 def make(source: Path, *arguments: str, result: str = "", target: Path | None = None) -> str:
-    """Run make on a copy of the folder `source` with O=FOLDER; what it printed.
+    """Run make on a copy of the folder `source` with O=FOLDER; returns its output.
 
-    The file FOLDER/`result` is copied to `target`.  Raises CannotError with the compiler's lines
-    when make is not there or fails.
+    The file FOLDER/`result` is copied to `target`.  Raises CannotError with the compiler's messages
+    if make is missing or fails.
     """
     if not shutil.which("make"):
         raise CannotError("make is not installed; run ./inv setup")
@@ -50,7 +50,9 @@ def make(source: Path, *arguments: str, result: str = "", target: Path | None = 
 
 
 def _why(said: str) -> str:
-    """The most useful line of what make and a compiler printed; the remedy where there is one."""
+    """The most useful line of the output of make and a compiler, with the remedy if there is
+    one.
+    """
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
     why = next((line for line in lines if "rror: " in line or "not found" in line), lines[-1])
     return why if shutil.which("cc") else f"{why}; there is no C compiler here, run ./inv setup"
@@ -58,7 +60,9 @@ def _why(said: str) -> str:
 
 @contextmanager
 def _plain_folder() -> Iterator[Path]:
-    """A private folder for the time of the block, at a path that make and a shell can take."""
+    """A private folder that exists during the block, with a path that make and a shell can
+    handle.
+    """
     with tempfile.TemporaryDirectory(prefix="vmm-workbench-", dir=_place()) as made:
         yield Path(made)
 

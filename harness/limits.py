@@ -1,7 +1,8 @@
-"""How much of a stranger's input is believed: one place for all bounds.
+"""All bounds for input from outside, in one place.
 
-What a header, a guest or a mirror says is compared with these before anything is read, written or
-kept because of it.  Where room on the disk is the true limit, the free room is asked for as well.
+Sizes and counts from a header, a guest or a mirror are compared with these bounds before anything
+is read, written or stored.  If the real limit is the room on the disk, the free room is checked as
+well.
 """
 
 from __future__ import annotations
@@ -13,43 +14,43 @@ ARCHIVE_MEMBERS = 1_000_000
 """Members of one archive.  FreeBSD's source has about 110,000, its base system about 30,000."""
 
 ARCHIVE_PLAIN_BYTES = 64 << 30
-"""What an archive may be long when it is unpacked, with what is passed over in it."""
+"""The length of an unpacked archive, including the members that are skipped."""
 
 ARCHIVE_TAIL_BYTES = 16 << 20
-"""What may follow the end mark of a tar: padding to a whole record."""
+"""Bytes that may follow the end mark of a tar: padding to a full record."""
 
 PATH_BYTES = 1024
-"""A member's path and a link's target.  FreeBSD's own limit (MAXPATHLEN) is this."""
+"""The length of a member's path and of a link's target, as FreeBSD's MAXPATHLEN."""
 
 PATH_PARTS = 128
-"""Folders within folders; what is deeper cannot be removed by every tool either."""
+"""The depth of nested folders; some tools cannot remove deeper ones."""
 
 LOG_MOST_BYTES = 1 << 30
-"""What is stored of a machine's console, and what Bochs may write to its log about one guest."""
+"""Bytes stored of a machine's console, and bytes that Bochs may write to its log for one guest."""
 
 BUILD_LEAVES_BYTES = 256 << 20
-"""Room that a build leaves free on its disk; what takes more is ended."""
+"""Room that a build must leave free on its disk; a build that takes more is ended."""
 
 BUILD_LEAVES_FILES = 1_000
-"""Files that its file system must still be able to take."""
+"""The number of files that its file system must still have room for."""
 
 LEAST_FREE_BYTES = 512 << 20
-"""Room that unpacking leaves free on the disk, whatever it unpacks."""
+"""Room that unpacking must leave free on the disk."""
 
 LEAST_FREE_FILES = 10_000
-"""Files and folders that a file system must still be able to take while something is unpacked."""
+"""The number of files that a file system must still have room for during unpacking."""
 
 LATEST_TIME_S = 7_258_118_400
 """The year 2200: a file's time beyond it, or before 1970, is not set."""
 
 XZ_MEMORY_BYTES = 512 << 20
-"""What an xz stream may want to be unpacked with; `xz -9` wants 65 MiB."""
+"""The memory that unpacking an xz stream may need; `xz -9` needs 65 MiB."""
 
 DISK_BYTES = 4 << 40
-"""The largest disk that is taken for one, sparse or not."""
+"""The size of the largest disk that is accepted, sparse or not."""
 
 PATCH_BYTES = 256 << 20
 """What may come in on a pipe as a series; the largest patches of FreeBSD import a compiler."""
 
 COMMAND_OUTPUT_BYTES = 64 << 20
-"""What one command in a guest may print before it is ended; what is pulled goes to a file."""
+"""Bytes that one command in a guest may print before it is ended; `pull` has no such bound."""

@@ -1,4 +1,4 @@
-"""One log for each run: what this program did, and what its libraries and programs said of it.
+"""One log for each run, with messages of this program, its libraries and the programs it runs.
 
 `runs/TIME-WHAT/harness.log` has everything at debug level; `inv -v TASK` shows the same on the
 terminal while it happens.
@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 NAMES = ("harness", "paramiko", "qemu.qmp")
-"""The loggers that a run's log takes in: ours, SSH's and QMP's."""
+"""The loggers whose messages a run's log contains: ours, SSH's and QMP's."""
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(name)s %(levelname)s %(message)s"
 _VERBOSE = "HARNESS_VERBOSE"
 
 
 class _OneLine(logging.Formatter):
-    """Whatever was logged takes one line of its own, and steers no terminal."""
+    """Formats each message as one line without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -36,9 +36,9 @@ def _attach(handler: logging.Handler) -> None:
 
 
 def to_file(path: Path) -> None:
-    """From now on also log to `path`, which is made if it is not there and readable by its owner.
+    """From now on also log to `path`, a file that only its owner can read; it is made if missing.
 
-    A file that cannot be written is left out: a log must not end the work that it describes.
+    If the file cannot be written there is no log: a log must not end the work that it describes.
     """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -48,11 +48,11 @@ def to_file(path: Path) -> None:
 
 
 def live() -> None:
-    """From now on also log to standard error; programs that are started do so as well."""
+    """From now on also log to standard error; so do our programs that are started from here."""
     os.environ[_VERBOSE] = "1"
     _attach(logging.StreamHandler(sys.stderr))
 
 
 def verbose_asked() -> bool:
-    """Whether a program that started this one was asked to log to standard error."""
+    """Whether the program that started this one logs to standard error."""
     return bool(os.environ.get(_VERBOSE))

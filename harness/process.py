@@ -1,8 +1,9 @@
 """One way to run a program: an argument list, a deadline, a clean environment, bounded output.
 
-The program runs in a process group of its own, and the whole group ends with it: what it left
-behind, what outlives the deadline, and everything after an interrupt.  Its output goes to the
-logger `harness.process`, so that a run's log holds what every program said.
+The program runs in a process group of its own, and the whole group ends with it: background
+processes that it left, everything that runs at the deadline, and everything after an interrupt.
+Its output goes to the logger `harness.process`, so that a run's log has the output of every
+program.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from harness.deadline import Deadline
 from harness.errors import CannotError
 
 Line: TypeAlias = "Connection[Any, Any]"
-"""What two processes of ours send each other objects over."""
+"""The connection over which two of our processes send each other Python objects."""
 
 OUTPUT_MOST_BYTES = 16 << 20
-"""What is kept of a program's output unless the caller says otherwise; a longer output is cut."""
+"""The bytes of a program's output that are stored by default; a longer output is cut."""
 
 LIMIT_S = 120.0
-"""The deadline of a program that needs moments."""
+"""The deadline of a program that should end quickly."""
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 16
 _GRACE_S = 5.0
 _WATCH_S = 0.25
 _LOGGED_CHARACTERS = 4000
-# What a program may see of the caller's environment.  Everything else may hold secrets, or change
-# what the program does.
+# The variables of the caller's environment that a program gets.  Others may contain secrets, or
+# change what the program does.
 _PASSED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TERM", "TZ")
 
 
@@ -68,12 +69,12 @@ class Finished:
 
     @property
     def stdout(self) -> str:
-        """Its standard output as text; bytes that are no UTF-8 are replaced."""
+        """Its standard output as text; bytes that are not UTF-8 are replaced."""
         return self.output.decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """Its standard error as text; bytes that are no UTF-8 are replaced."""
+        """Its standard error as text; bytes that are not UTF-8 are replaced."""
         return self.errors.decode(errors="replace")
 
 
@@ -98,11 +99,11 @@ def run(
 ) -> Finished:
     """Run `command` to its end.
 
-    `environment` is the whole of it (default: `clean_environment()`), `given` what it reads on its
-    standard input (default: nothing), `merged` sends its errors to its output, `sink` gets the
-    output as it comes, up to the same bound; `watch` is called now and then, and what it raises
-    ends the program.  Raises CannotError when the program cannot be run, Unfinished at the deadline
-    (default: LIMIT_S).
+    `environment` is its complete environment (default: `clean_environment()`).  `given` is its
+    standard input (default: empty).  `merged` sends its standard error to its standard output.
+    `sink` gets the output as it comes, up to the same bound.  `watch` is called now and then; an
+    exception from it ends the program.  Raises CannotError when the program cannot be run,
+    Unfinished at the deadline (default: LIMIT_S).
     """
     words = tuple(os.fspath(word) for word in command)
     deadline = deadline or Deadline.after(LIMIT_S)
@@ -132,7 +133,7 @@ def run(
         raise
     end_group(child, at_once=in_time)
     output, errors = (bytes(exchange.read.get(it, b"")) for it in (child.stdout, child.stderr))
-    # A name that is no UTF-8 must not break the log.
+    # A name that is not UTF-8 must not break the log.
     called = shlex.join(words).encode(errors="backslashreplace").decode()
     _log.debug("%s: exit code %d\n%s", called, child.returncode, _ends(output + errors))
     if not in_time:
@@ -146,8 +147,9 @@ def run(
 def end_group(child: subprocess.Popen[bytes], *, at_once: bool = False) -> None:
     """End a child that leads a process group, with all of its group, and collect it.
 
-    With `at_once`, or after a grace time, by SIGKILL.  A group number cannot be somebody else's:
-    the child is collected only after the last signal.
+    It is killed with SIGKILL, after a grace time or (`at_once`) immediately.  The group's number
+    cannot belong to another process meanwhile, because the child is collected only after the last
+    signal.
     """
     if child.returncode is not None:
         return
@@ -174,10 +176,10 @@ def _signal_group(group: int, number: int) -> None:
 def start_with_line(
     command: Sequence[str], cwd: Path, log: Path
 ) -> tuple[subprocess.Popen[bytes], Line]:
-    """Start a program in a session of its own, with a line to it; what it prints goes to `log`.
+    """Start a program in a session of its own, connected by a socket; its output goes to `log`.
 
-    The number of its end's descriptor is its last argument.  `cwd` keeps it from holding the
-    caller's folder and from importing that folder's modules.
+    Its last argument is the number of its descriptor of the socket.  It runs in `cwd`, so that it
+    neither blocks the caller's folder nor imports modules from there.
     """
     ours, theirs = socket.socketpair()
     with theirs, log.open("ab") as output:
@@ -195,9 +197,9 @@ def start_with_line(
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[list[int]]:
-    """Hold back the handlers of SIGINT, SIGTERM and SIGHUP; yields the signals that arrived.
+    """Delay the handlers of SIGINT, SIGTERM and SIGHUP; yields the signals that arrived.
 
-    An exception of theirs within Popen would leave a child that nobody knows.
+    If a handler raised an exception within Popen, the child would run on unnoticed.
     """
     arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -216,7 +218,7 @@ def _signals_wait() -> Iterator[list[int]]:
 
 
 class _Exchange:
-    """What goes in and out of a child until it ends."""
+    """The input and output of a child until it ends."""
 
     def __init__(
         self,
@@ -233,10 +235,11 @@ class _Exchange:
         self.cut = False
 
     def until_end(self, deadline: Deadline, watch: Callable[[], None] | None) -> bool:
-        """Serve the pipes until the child ended or the time is over; whether it ended."""
+        """Serve the pipes until the child has ended or the time has run out; whether it ended."""
         watched = Deadline.after(0)
         with selectors.DefaultSelector() as selector:
-            # The child's end counts, not that of its pipes: a daemon may hold those for ever.
+            # Wait for the child's end, not for that of its pipes, which a daemon may keep open for
+            # ever.
             ended = os.pidfd_open(self._child.pid)
             try:
                 selector.register(ended, selectors.EVENT_READ)
@@ -264,7 +267,7 @@ class _Exchange:
                 os.close(ended)
 
     def _drained(self) -> bool:
-        """Read what an ended child left in its pipes."""
+        """Read the rest of an ended child's output from its pipes."""
         for stream in self.read:
             while stream and not stream.closed and self._take(stream):
                 if self.cut:
@@ -272,7 +275,7 @@ class _Exchange:
         return True
 
     def _serve(self, stream: IO[bytes]) -> bool:
-        """Move what can be moved; False when the stream came to its end."""
+        """Copy available bytes; False at the end of the stream."""
         if stream is self._child.stdin:
             try:
                 self._given = self._given[os.write(stream.fileno(), self._given[:_CHUNK_BYTES]) :]
@@ -287,7 +290,7 @@ class _Exchange:
         return self._take(stream) != b""
 
     def _take(self, stream: IO[bytes]) -> bytes | None:
-        """The next of a stream's bytes; empty at its end, None when there are none yet."""
+        """The next bytes of a stream; empty at its end, None if there are none yet."""
         try:
             chunk = os.read(stream.fileno(), _CHUNK_BYTES)
         except BlockingIOError:

@@ -1,8 +1,8 @@
-"""What people see: stages as they happen, and tables.
+"""Output for people: stages while they run, and tables.
 
 On a terminal a stage shows one live line (what, how long, the console's last line); without one it
-prints a plain line when it begins and one when it ends.  Everything for people goes to standard
-error while work is under way, so that standard output holds the result alone.
+prints a plain line when it begins and one when it ends.  While work is in progress all output for
+people goes to standard error, so that standard output contains only the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.text import Text
 
 
 class _Console(Console):
-    """rich's console, except that a reader who has gone does not pass for exit code 1."""
+    """rich's console, except that a closed pipe does not end the program with exit code 1."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -40,15 +40,16 @@ out = _Console(highlight=False, soft_wrap=True)
 _log = logging.getLogger(__name__)
 
 Listener = Callable[[str, str, str], None]
-"""Gets `say`, `detail`, `begin`, `live` or `end`, and two texts: a line or a stage's name; for
-`end` the outcome and the note."""
+"""It is called with `say`, `detail`, `begin`, `live` or `end`, and two texts: a line or a stage's
+name; for `end` the outcome and the note.
+"""
 
 _listener: Listener | None = None
 
 
 @contextmanager
 def reported_to(listener: Listener) -> Iterator[None]:
-    """While the block runs, nothing is printed here: `listener` shows it to people elsewhere."""
+    """While the block runs, nothing is printed here; `listener` gets it instead."""
     global _listener
     before, _listener = _listener, listener
     try:
@@ -59,7 +60,7 @@ def reported_to(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def past_capture() -> Iterator[None]:
-    """While the block runs, what people see goes past whoever captures standard error meanwhile."""
+    """While the block runs, output for people bypasses a capture of standard error (pytest's)."""
     global err
     with os.fdopen(os.dup(2), "w", buffering=1) as stream:
         before, err = err, _Console(file=stream, highlight=False, soft_wrap=True)
@@ -70,7 +71,7 @@ def past_capture() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """One line about the work under way, on standard error."""
+    """Print a line about the work in progress on standard error."""
     _log.info("%s", line)
     if _listener is not None:
         _listener("say", line, "")
@@ -79,7 +80,7 @@ def say(line: str) -> None:
 
 
 def say_detail(text: str) -> None:
-    """What belongs below or above a line, a log's end for instance, on standard error."""
+    """Print details of a line, for instance the end of a log, on standard error."""
     _log.debug("%s", text)
     if _listener is not None:
         _listener("detail", text, "")
@@ -88,13 +89,13 @@ def say_detail(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Print a table on standard output; the last column takes what room there is."""
+    """Print a table on standard output; the last column takes the remaining width."""
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, header in enumerate(headers):
         grid.add_column(header, overflow="fold", no_wrap=number < len(headers) - 1)
     for row in rows:
         grid.add_row(*(Text(clean(cell)) for cell in row))
-    # Without a terminal rich assumes 80 columns and would fold what a log can hold.
+    # Without a terminal rich assumes 80 columns and would fold lines that fit into a log.
     _Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
 
 
@@ -105,7 +106,7 @@ def print_json(data: Any) -> None:
 
 @dataclass
 class Stage:
-    """One step of a run: its name, how long it took, how it ended and what there is to say.
+    """One step of a run: its name, duration, outcome and note.
 
     `began_s` is a moment of the monotonic clock.
     """
@@ -124,7 +125,7 @@ class Stage:
 
 @contextmanager
 def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
-    """Run a block as a named stage; its time and outcome go to `record` whatever happens."""
+    """Run a block as a named stage; its time and outcome are added to `record` in any case."""
     step = Stage(name, began_s=time.monotonic())
     _log.info("%s: begins", name)
     if record is not None:
@@ -156,7 +157,7 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
         if listener is not None:
             listener("end", step.outcome, step.note)
         else:
-            # Whoever catches the error prints the reason once; the report has it too.
+            # The code that catches the error prints the reason once; the report has it too.
             note = f": {step.note}" if step.note and step.outcome == "ok" else ""
             say(f"{name}: {step.outcome} after {step.seconds:.1f} s{note}")
 
@@ -180,9 +181,9 @@ def _live_line(name: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: progress.update(task, last=printable(line)[:100])
 
 
-# What a CI system takes for an order when it stands in a job's log: GitHub's commands at a line's
-# beginning (blanks before them do not count, and a table may begin a line anywhere in a cell), the
-# older form and Azure's and TeamCity's anywhere.  GitLab's begin with an escape, which goes anyway.
+# Text in a job's log that a CI system obeys: GitHub's commands at a line's beginning (after any
+# blanks, and a table may begin a line anywhere in a cell), its older form and those of Azure and
+# TeamCity anywhere.  GitLab's begin with an escape, which is replaced anyway.
 _ORDERS = re.compile(
     r"^(\s*:):|(:):(?=(?:add-|remove-|stop-|set-|save-|internal-|debug|warning|error|notice|group"
     r"|endgroup|echo))|(#)#(?=\w*\[)",
@@ -191,10 +192,10 @@ _ORDERS = re.compile(
 
 
 def clean(text: str) -> str:
-    """`text` of several lines, with nothing in it that steers a terminal or a CI system.
+    """`text` of several lines, without control sequences and commands of CI systems.
 
-    A guest's output reaches a job's log this way.  What steers a terminal becomes `?`, and the mark
-    of a CI command (`::`, `##[`) gets a blank in it.
+    A guest's output is printed into a job's log this way.  Control characters become `?`, and a
+    blank is put into the mark of a CI command (`::`, `##[`).
     """
     return _ORDERS.sub(
         lambda mark: f"{mark[0][:-1]} {mark[0][-1]}",
@@ -203,5 +204,5 @@ def clean(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`clean` for one line: a new line is replaced as well."""
+    """Like `clean`, but for one line: line breaks are replaced as well."""
     return clean(text).replace("\n", "?").replace("\t", "?")

@@ -10,14 +10,14 @@ from harness.errors import UsageError
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,2})"
 TEXT = rf"{_NUMBER}\.{_NUMBER}(?:-[A-Za-z0-9]{{1,20}})?"
-"""What the text of a release looks like, as a regular expression without groups."""
+"""A regular expression without groups for the text of a release."""
 EXAMPLES = f"{defaults.RELEASE} or 16.0-CURRENT"
 
 _PARTS = re.compile(rf"({_NUMBER})(?:\.({_NUMBER}))?(?:-([A-Za-z0-9]{{1,20}}))?")
 _DEFINED = re.compile(r"^#define\s+__FreeBSD_version\s+(\d{6,8})\b", re.MULTILINE)
 _PER_MAJOR = 100_000
 _PER_MINOR = 1_000
-# In the order in which they follow each other; RELEASE is meant where nothing is said.
+# In chronological order; a release without a kind is a RELEASE.
 _KINDS = ("CURRENT", "PRERELEASE", "ALPHA", "BETA", "RC", "RELEASE", "STABLE")
 
 
@@ -25,8 +25,8 @@ _KINDS = ("CURRENT", "PRERELEASE", "ALPHA", "BETA", "RC", "RELEASE", "STABLE")
 class Release:
     """15.1, 16.0-CURRENT, or a whole branch, which has no `minor`.
 
-    `kind` is what stands behind the numbers, empty where nothing does.  `osversion` is its
-    __FreeBSD_version, or 0 where that is not known; it does not count when two are compared.
+    `kind` is the text after the numbers, or empty.  `osversion` is its __FreeBSD_version, or 0 if
+    unknown; it is not used in comparisons.
     """
 
     major: int
@@ -40,12 +40,12 @@ class Release:
 
     @property
     def version(self) -> str:
-        """Its numbers alone: 16.0 for 16.0-CURRENT."""
+        """Only its numbers: 16.0 for 16.0-CURRENT."""
         return self.branch if self.minor is None else f"{self.major}.{self.minor}"
 
     @property
     def branch(self) -> str:
-        """Its major number alone, as the name of a branch: 15 for 15.1."""
+        """Only its major number, as the name of a branch: 15 for 15.1."""
         return str(self.major)
 
     @property
@@ -61,19 +61,20 @@ class Release:
         return self.order < other.order
 
     def has(self, other: Release) -> bool:
-        """Whether what `other` brought is in it, by the numbers: 15.1 and 16.0-CURRENT have 15.0.
+        """Whether it includes the changes of `other`, by the numbers: 15.1 and 16.0-CURRENT have
+        15.0.
 
-        A branch is taken for its first release.
+        A branch counts as its first release.
         """
         return self.order[:2] >= other.order[:2]
 
     def distance(self, other: Release) -> int:
-        """How many minor releases of the same branch lie between them."""
+        """The number of minor releases between two releases of the same branch."""
         return abs((self.minor or 0) - (other.minor or 0))
 
 
 def read(text: str) -> Release | None:
-    """The release, or the branch, that a text names; None where it names neither."""
+    """The release or branch that a text names; None if it names neither."""
     found = _PARTS.fullmatch(text)
     if found is None:
         return None
@@ -82,9 +83,9 @@ def read(text: str) -> Release | None:
 
 
 def parse(text: str, more: str = "") -> Release:
-    """The release that --release names; UsageError, with `more` behind its reason, for no release.
+    """The release that --release names; otherwise UsageError, with `more` after the reason.
 
-    A branch alone (15) is none.
+    A branch by itself (15) is not a release.
     """
     found = read(text)
     if found is None or found.minor is None:
@@ -93,23 +94,23 @@ def parse(text: str, more: str = "") -> Release:
 
 
 def branch_of(text: str) -> str:
-    """The branch that a release is of, by its text: 15 for 15.1; what is none stays as it is."""
+    """The branch of a release, from its text: 15 for 15.1; any other text is returned unchanged."""
     found = read(text)
     return found.branch if found else text
 
 
 def of_osversion(osversion: int, kind: str = "") -> Release:
-    """The release that has this __FreeBSD_version: 15.1 for 1501000."""
+    """The release with this __FreeBSD_version: 15.1 for 1501000."""
     major, rest = divmod(osversion, _PER_MAJOR)
     return Release(major, rest // _PER_MINOR, kind, osversion)
 
 
 def major_of(osversion: int) -> int:
-    """The major number that a __FreeBSD_version is of: 15 for 1501000."""
+    """The major number of a __FreeBSD_version: 15 for 1501000."""
     return osversion // _PER_MAJOR
 
 
 def defined_osversion(header: str) -> int | None:
-    """The __FreeBSD_version that the text of a sys/param.h defines; None where it defines none."""
+    """The __FreeBSD_version in the text of a sys/param.h; None if it defines none."""
     found = _DEFINED.search(header)
     return int(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""A FreeBSD source tree, and what it says of itself.
+"""A FreeBSD source tree, and the facts that it states about itself.
 
 This is the only place that reads newvers.sh and sys/param.h of a source tree.
 """
@@ -23,7 +23,7 @@ _BRANCH = re.compile(r"^BRANCH=\"?([^\"\n]+)\"?", re.M)
 
 @dataclass(frozen=True)
 class SourceTree:
-    """What a source tree says of itself; `branch` is newvers.sh's word, like RELEASE-p1."""
+    """The facts that a source tree states; `branch` is from newvers.sh, like RELEASE-p1."""
 
     path: Path
     release: Release
@@ -31,7 +31,7 @@ class SourceTree:
 
     @property
     def revision(self) -> str:
-        """Its release without what kind it is, as newvers.sh has it: 15.1."""
+        """Its release without its kind, as in newvers.sh: 15.1."""
         return self.release.version
 
     @property
@@ -41,12 +41,12 @@ class SourceTree:
 
     @property
     def target(self) -> str:
-        """The compiler's name for what this tree builds."""
+        """The compiler's target for this tree."""
         return f"x86_64-unknown-freebsd{self.revision}"
 
     @property
     def in_git(self) -> bool:
-        """Whether it is the top of a checkout of git's."""
+        """Whether it is the top of a git checkout."""
         return (self.path / ".git").exists()
 
     def __str__(self) -> str:
@@ -59,18 +59,18 @@ def is_tree(folder: str | Path) -> bool:
 
 
 def require(folder: Path) -> None:
-    """UsageError unless a folder is the top of a source tree."""
+    """Raise UsageError unless a folder is the top of a source tree."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name a FreeBSD source tree")
     if not is_tree(folder):
-        raise UsageError(f"{folder}: not a FreeBSD source tree ({NEWVERS} is not there)")
+        raise UsageError(f"{folder}: it is not a FreeBSD source tree ({NEWVERS} is not there)")
 
 
 def read(folder: Path) -> SourceTree:
-    """What a source tree is.  UsageError when it is none.
+    """Read a source tree's facts; UsageError if it is not a source tree.
 
-    __FreeBSD_version says which FreeBSD it is; newvers.sh may have another product's name and
-    number, and is believed only where both agree.
+    __FreeBSD_version determines the release; newvers.sh may have another product's name and number,
+    and is used only if both agree.
     """
     folder = folder.absolute()
     require(folder)
@@ -94,7 +94,7 @@ def read(folder: Path) -> SourceTree:
 
 
 def identify(folder: Path, release: str) -> SourceTree:
-    """As `read`; UsageError also where the tree is of another major version than `release`."""
+    """Like `read`, but also UsageError if the tree is of another major version than `release`."""
     tree = read(folder)
     if tree.release.branch != releases.branch_of(release):
         raise UsageError(
@@ -104,5 +104,5 @@ def identify(folder: Path, release: str) -> SourceTree:
 
 
 def revision(folder: Path) -> str:
-    """The release that a tree is of ("15.1").  UsageError when it is not a source tree."""
+    """The release of a tree ("15.1"); UsageError if it is not a source tree."""
     return read(folder).revision

@@ -8,23 +8,24 @@ from harness import release as releases
 from harness.errors import UsageError
 
 PARTS = ("usr/include", "usr/lib", "lib")
-"""What of a base.txz is taken for one."""
+"""The folders of a base.txz that make a sysroot."""
 
 _HEADER = "usr/include/sys/param.h"
 _MARKS = (_HEADER, "usr/lib/crt1.o", "usr/lib/libc.so")
 
 
 def require(root: Path, major: int = 0, given: Path | None = None) -> Path:
-    """The sysroot, absolute; UsageError unless FreeBSD's headers and C library are in it.
+    """The sysroot's absolute path; UsageError unless it has FreeBSD's headers and C library.
 
-    With `major` it has to be of that major release.  `given` is what the user named, where that is
-    not the folder itself.
+    With `major` it must be of that major release.  `given` is the path that the user named, if that
+    is not the folder itself.
     """
     named = given or root
     for mark in _MARKS:
         if not (root / mark).is_file():
             raise UsageError(
-                f"{named}: not a FreeBSD sysroot ({mark} is not there); give base.txz, or a folder "
+                f"{named}: it is not a FreeBSD sysroot ({mark} is not there); give "
+                f"base.txz, or a folder "
                 f"with {', '.join(PARTS)} of the release"
             )
     if not major:
@@ -37,7 +38,7 @@ def require(root: Path, major: int = 0, given: Path | None = None) -> Path:
     if releases.major_of(osversion) != major:
         raise UsageError(
             f"{named}: this sysroot is of FreeBSD {releases.major_of(osversion)} ({osversion}), "
-            f"and FreeBSD {major} is meant; what is built against it would not fit the guest; "
+            f"but FreeBSD {major} is needed; programs built with it would not fit the guest; "
             "give base.txz of that release (--sysroot)"
         )
     return root.absolute()

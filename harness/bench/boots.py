@@ -1,4 +1,4 @@
-"""Cold and resumed; one guest and several at once; the workbench and the bare emulator."""
+"""Compares booting and resuming, one guest and several, the workbench and a bare emulator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.machine import Drive
 from harness.machine.base import free_port
 from harness.machine.qemu import make_overlay
 
-# Set when FreeBSD's image, as it came, took 38.7 s to boot and was resumed in 1.2 s (bare QEMU).
+# The goal was set when a bare QEMU took 38.7 s to boot FreeBSD's own image and 1.2 s to resume it.
 _RESUME_WANTED = 25
 _OVERHEAD_WANTED = 0.05
 _TRY_S = 0.2
@@ -34,10 +34,10 @@ _OURS, _BARE = "workbench", "bare QEMU and ssh"
 
 
 def boot(subject: Subject, rounds: int, live: Live) -> Result:
-    """Power-on to the first command's answer, booted against resumed.
+    """Compare the times from power-on to the first command's answer, booted and resumed.
 
-    Where the disk is still there that the image was prepared from, it is booted too: to its login
-    prompt, since nobody but its console lets us in.
+    If the disk that the image was prepared from still exists, it is booted too: to its login
+    prompt, because it accepts no SSH connection of ours.
     """
     how = subject.have_snapshot()
     brought = _brought(subject)
@@ -61,7 +61,7 @@ def boot(subject: Subject, rounds: int, live: Live) -> Result:
         notes.append(f"as it came: {brought.path}, to its login prompt")
     elif subject.record:
         notes.append(
-            f"the disk as it came is not there, so nothing is compared with {_RESUME_WANTED}"
+            f"the disk as it came is not there, so the goal of {_RESUME_WANTED} is not checked"
         )
     return Result(
         "boot",
@@ -79,14 +79,14 @@ def _brought(subject: Subject) -> Drive | None:
     if record is None or subject.backend == "bochs":
         return None
     disk = Path(record.origin)
-    # An address is none, and what is compressed, or was changed since, has another digest.
+    # A downloaded image has an address here; a compressed or changed disk has another digest.
     if not disk.is_file() or sha256_file(disk) != record.origin_sha256:
         return None
     return Drive(disk, record.origin_format)
 
 
 def _to_login(subject: Subject, drive: Drive) -> float:
-    """Seconds from nothing to the login prompt of a disk that was not prepared."""
+    """Seconds from the start to the login prompt of a disk that was not prepared."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir=runs_dir()) as folder:
         start = time.monotonic()
         with subject.make(replace(subject.spec, run_dir=Path(folder), drive=drive)) as machine:
@@ -97,7 +97,7 @@ def _to_login(subject: Subject, drive: Drive) -> float:
 
 
 def harness(subject: Subject, rounds: int, live: Live) -> Result:
-    """What the workbench adds to the emulator's own time, from its start to SSH."""
+    """The time that the workbench adds to the emulator's own, from its start to SSH."""
     if subject.backend == "bochs":
         raise CannotError("inv bench harness compares with a bare QEMU: --backend tcg or kvm")
     measured = Measurements()
@@ -131,6 +131,7 @@ def _bare(subject: Subject) -> float:
         known.write_text(f"[127.0.0.1]:{machine.ssh_port} {subject.access.host_key}\n")
         knock = [*openssh(subject, machine.ssh_port, known), "-o", "ConnectTimeout=4", "--", "true"]
         with (Path(folder) / "log").open("wb") as log:
+            # Not by process.run, both: what is measured is a bare QEMU without the workbench.
             qemu = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
             try:
                 while subprocess.call(knock, stdout=log, stderr=log):
@@ -160,7 +161,7 @@ def _without_harness(command: list[str]) -> list[str]:
 
 
 def openssh(subject: Subject, port: int, known_hosts: Path) -> list[str]:
-    """OpenSSH's client as an expert would call it; the key and the host key are the image's."""
+    """The command line of OpenSSH's client, with the image's key and host key."""
     options = (
         f"UserKnownHostsFile={known_hosts}",
         "StrictHostKeyChecking=yes",
@@ -175,7 +176,7 @@ def openssh(subject: Subject, port: int, known_hosts: Path) -> list[str]:
 
 
 def parallel(subject: Subject, rounds: int, live: Live) -> Result:
-    """One resumed guest against several at once: time, and memory with what they share."""
+    """Compare one resumed guest with several at once: time, and memory with shared pages."""
     counts = (1, 2, 4)
     subject.have_snapshot()
     measured = Measurements()
@@ -199,8 +200,8 @@ def parallel(subject: Subject, rounds: int, live: Live) -> Result:
 
 
 def _at_once(subject: Subject, count: int) -> tuple[float, int]:
-    """Seconds until the last of `count` guests answers, and the memory they take together."""
-    # The emulators end with the thread that started them, which lasts until all were measured.
+    """Seconds until the last of `count` guests answers, and the memory that all take together."""
+    # An emulator ends with the thread that started it, so the threads wait until all are measured.
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         start = time.monotonic()
         pending = [pool.submit(stack.enter_context, subject.up()) for _ in range(count)]
@@ -211,6 +212,6 @@ def _at_once(subject: Subject, count: int) -> tuple[float, int]:
                 raise GuestError(f"a guest was not resumed: {how}")
         pids = [guest.machine.pid for guest, _, _ in ups]
         memory = sum(psutil.Process(pid).memory_full_info().pss for pid in pids if pid)
-        # Before the threads end, or nobody would be left to be stopped.
+        # This happens before the threads end, because the emulators end with them.
         stack.close()
         return took_s, memory

@@ -1,4 +1,4 @@
-"""The build: from scratch, after one file was touched, with nothing changed."""
+"""Compares builds: from scratch, after one file was touched, with nothing changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SCRATCH, _ONE, _NOTHING = "from scratch", "one file touched", "nothing changed"
 
 
 def build(subject: Subject, rounds: int, live: Live) -> Result:
-    """Module, library and tool of the project's own series, in a cache of the bench's own."""
+    """Build module, library and tool of the project's own series, in a separate cache."""
     record = subject.record
     if record is None or record.source is None:
         raise CannotError(
@@ -73,7 +73,7 @@ def _touch(path: Path, name: str, number: int) -> str:
 
 @contextmanager
 def _own_cache() -> Iterator[Path]:
-    """A cache with nothing in it, on the same disk as the real one."""
+    """An empty cache, on the same disk as the real one."""
     before = os.environ.get("HARNESS_CACHE")
     with tempfile.TemporaryDirectory(prefix="bench-", dir=cache_dir()) as folder:
         os.environ["HARNESS_CACHE"] = folder

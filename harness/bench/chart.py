@@ -1,4 +1,4 @@
-"""A bench as a picture: one SVG bar chart, written without a library and complete in itself."""
+"""Draws the result of a bench as one SVG bar chart, without a library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLE = (
 
 
 def draw(result: Result, where: str) -> str:
-    """The medians as bars, the spread of the samples as a line across; each unit has its scale."""
+    """Draw the medians as bars and the spread as a line across; each unit has its own scale."""
     below = [*ratios(result), *result.notes, where]
     height = _TOP + len(result.samples) * (_BAR + _GAP) + 18 * len(below) + 16
     lines = [
@@ -37,7 +37,7 @@ def draw(result: Result, where: str) -> str:
 
 
 def ratios(result: Result) -> list[str]:
-    """Each ratio in words."""
+    """Each ratio as a line of text."""
     lines = []
     for ratio in result.ratios:
         verdict = f" (wanted {ratio.wanted}: {'held' if ratio.held else 'not held'})"

@@ -1,4 +1,4 @@
-"""What a bench found, as data: samples by name, and ratios between their medians."""
+"""The result of a bench as data: samples by name, and ratios between their medians."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Live = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """What was measured under one name; `values` in `unit`, in the order they were taken."""
+    """The measurements under one name: `values` in `unit`, in the order they were taken."""
 
     name: str
     values: tuple[float, ...]
@@ -26,9 +26,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Two medians compared: `value` is what `meaning` says; `wanted` is what it should be.
+    """Two medians compared: `meaning` explains `value`, and `wanted` is its goal.
 
-    `held` is None where nothing is wanted.
+    `held` is None if there is no goal.
     """
 
     meaning: str
@@ -39,7 +39,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Result:
-    """One bench: where it ran is the report's to say; `notes` are for people."""
+    """The result of one bench; `notes` are for people.  The report says where it ran."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
-        """For JSON: with the medians."""
+        """The result for JSON, with the medians."""
         data = asdict(self)
         for plain, samples in zip(data["samples"], self.samples, strict=True):
             plain["median"] = samples.median
@@ -58,20 +58,20 @@ class Result:
 
 @dataclass
 class Measurements:
-    """Samples while they are being taken."""
+    """Collects samples during a bench."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, value: float) -> None:
-        """One more value under a name."""
+        """Add a value under a name."""
         self.values.setdefault(name, []).append(value)
 
     def median(self, name: str) -> float:
-        """The median of what was taken under a name."""
+        """The median of the values under a name."""
         return statistics.median(self.values[name])
 
     def samples(self, units: Mapping[str, str] | None = None) -> tuple[Samples, ...]:
-        """All of it; seconds unless `units` says otherwise."""
+        """All samples; the unit is seconds unless `units` names another."""
         units = units or {}
         return tuple(
             Samples(name, tuple(values), units.get(name, "s"))
@@ -80,10 +80,10 @@ class Measurements:
 
 
 def at_least(meaning: str, value: float, wanted: float) -> Ratio:
-    """A ratio that should reach `wanted`."""
+    """A ratio that should be at least `wanted`."""
     return Ratio(meaning, value, f">= {wanted:g}", value >= wanted)
 
 
 def at_most(meaning: str, value: float, wanted: float) -> Ratio:
-    """A ratio that should not pass `wanted`."""
+    """A ratio that should be at most `wanted`."""
     return Ratio(meaning, value, f"<= {wanted:g}", value <= wanted)

@@ -1,4 +1,4 @@
-"""Where the seconds of a boot go, read from the console as it happens."""
+"""Measures how long each phase of a boot takes, by the console's lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.guest.freebsd import Guest
 from harness.machine import bochs_program
 from harness.machine.bochs_program import Bochs
 
-# What ends each phase; a phase whose end never shows is counted with the next.
+# The line that ends each phase; if it never appears, the phase is counted with the next one.
 _FREEBSD = (
     ("firmware", r"BTX loader|FreeBSD/x86 bootstrap|Consoles: "),
     ("loader", r"---<<BOOT>>---|Copyright \(c\) 1992"),
@@ -35,7 +35,7 @@ _LOGIN_S = 30.0
 
 
 def bochs(subject: Subject, rounds: int, live: Live) -> Result:
-    """Boot, and take down when each phase's last line came; in each Bochs that is installed."""
+    """Boot in each installed Bochs, and record when each phase's last line came."""
     if subject.backend == "bochs" and len(each := bochs_program.found()) > 1:
         return _compared(subject, rounds, live, each)
     measured = Measurements()
@@ -46,7 +46,7 @@ def bochs(subject: Subject, rounds: int, live: Live) -> Result:
     total = sum(sample.median for sample in measured.samples())
     return Result(
         "bochs" if subject.backend == "bochs" else f"phases-{subject.backend}",
-        "Where the seconds of a boot go",
+        "The time of each phase of a boot",
         f"{subject.name} in {subject.backend}",
         measured.samples(),
         notes=(f"together {total:.1f} s",),
@@ -54,7 +54,7 @@ def bochs(subject: Subject, rounds: int, live: Live) -> Result:
 
 
 def _compared(subject: Subject, rounds: int, live: Live, each: Sequence[Bochs]) -> Result:
-    """The phases in several versions by turns, and how much faster each is than the first."""
+    """Measure several versions alternately, and compare each with the first."""
     measured = Measurements()
     for number in range(rounds):
         for program in each:
@@ -74,7 +74,7 @@ def _compared(subject: Subject, rounds: int, live: Live, each: Sequence[Bochs]) 
     ]
     return Result(
         "bochs",
-        "Where the seconds of a boot go, in each Bochs that is installed",
+        "The time of each phase of a boot, in each Bochs that is installed",
         f"{subject.name} in {subject.backend}",
         measured.samples(),
         tuple(ratios),
@@ -96,7 +96,7 @@ def _phases(subject: Subject) -> list[tuple[str, float]]:
                 left = list(wanted)
                 while left and not ended.wait(_LOOK_S):
                     text = machine.console.since(0)
-                    # A line may come so soon after another that only the later one is met.
+                    # A line may follow another so quickly that only the later one is seen.
                     last = [at for at, (_, end) in enumerate(left) if re.search(end, text)]
                     if last:
                         seen.append((left[last[-1]][0], time.monotonic()))
@@ -109,7 +109,7 @@ def _phases(subject: Subject) -> list[tuple[str, float]]:
                     guest.wait_ready()
                     seen_s = time.monotonic()
             else:
-                # The stand-in's driver and Bochs's network card do not get on.
+                # The stand-in's driver does not work with Bochs's network card.
                 limit = Deadline.scaled(_LOGIN_S, machine.traits.time_scale)
                 machine.console.talk(0).expect_any(["login: "], "the login prompt", limit)
                 thread.join(timeout=2 * _LOOK_S)

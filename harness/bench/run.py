@@ -1,4 +1,4 @@
-"""Running benches: the table, the JSON and the pictures."""
+"""Runs benches and writes the table, the JSON and the charts."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ Bench = Callable[[subject.Subject, int, Live], Result]
 
 BENCHES: dict[str, tuple[Bench, int, str]] = {
     "boot": (boots.boot, 3, "cold and resumed, to the first SSH command"),
-    "harness": (boots.harness, 3, "what the workbench adds to the bare emulator"),
-    "ssh": (shell.ssh, 3, "a remote command, against OpenSSH"),
+    "harness": (boots.harness, 3, "the time that the workbench adds to the bare emulator"),
+    "ssh": (shell.ssh, 3, "a remote command, compared with OpenSSH"),
     "build": (builds.build, 3, "from scratch, one file touched, nothing changed"),
-    "parallel": (boots.parallel, 3, "guests at once against one"),
+    "parallel": (boots.parallel, 3, "several guests at once, compared with one"),
     "bochs": (
         phases.bochs,
         1,
-        "where the seconds of a boot go, in each Bochs",
+        "the time of each phase of a boot, in each Bochs",
     ),
 }
 """By name: the bench, its rounds, and what it measures."""
 
 
 def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: bool) -> int:
-    """Run some benches, all of them by default; exit 1 when a wanted ratio was not reached.
+    """Run some benches, by default all; returns 1 if a ratio missed its goal.
 
     `backend` auto is QEMU: KVM where a guest gets VMX there, else TCG; the bench named bochs runs
-    in Bochs unless another is named.  What cannot be measured here is said and left out, unless it
-    was the only one asked for.
+    in Bochs unless another backend is named.  A bench that cannot run here is reported and left
+    out; if it is the only one, it fails.
     """
     for name in names:
         if name not in BENCHES:
-            raise UsageError(f"inv bench {name}: there is no such bench; {', '.join(BENCHES)}")
+            raise UsageError(
+                f"inv bench {name}: there is no such bench; choose from {', '.join(BENCHES)}"
+            )
     if rounds < 0:
-        raise UsageError(f"--rounds {rounds}: at least 1 is meant")
+        raise UsageError(f"--rounds {rounds}: it must be at least 1")
     folder = new_run_dir("bench")
     here = where.machine()
     results: list[Result] = []
@@ -56,7 +58,7 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
                     whom = subject.find(_backend(name, backend), release)
                     results.append(bench(whom, rounds or usual, step.live))
                     step.note = "; ".join(chart.ratios(results[-1]))
-                # After each: the later ones may take long, and be broken off.
+                # Written after each bench, because the later ones may take long and be interrupted.
                 _save(folder, results, here)
             except CannotError as error:
                 if len(names) == 1:
@@ -105,4 +107,4 @@ def _show(results: Sequence[Result], here: dict[str, Any], folder: Path) -> None
     for result in results:
         for line in chart.ratios(result):
             progress.out.print(f"{result.name}: {line} [{result.subject}]", markup=False)
-    progress.say(f"bench.json and the pictures are in {folder}")
+    progress.say(f"bench.json and the charts are in {folder}")

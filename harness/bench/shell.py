@@ -1,4 +1,4 @@
-"""A remote command's latency against OpenSSH over a shared connection."""
+"""Compares the latency of a remote command with OpenSSH's over a shared connection."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from harness.errors import CannotError, GuestError
 
 _COMMANDS_A_ROUND = 20
 _OURS, _THEIRS = "workbench", "OpenSSH, shared connection"
-# No slower, but for what two medians differ by chance.
+# No slower, allowing for the difference between two medians by chance.
 _SLOWER_WANTED = 1.05
 
 
 def ssh(subject: Subject, rounds: int, live: Live) -> Result:
-    """`true` in the same guest, by turns over our connection and over OpenSSH's master."""
+    """Run `true` in the same guest, alternately over our connection and over OpenSSH's master."""
     if subject.record is None:
         raise CannotError(
             "inv bench ssh needs FreeBSD: the stand-in's server ends a connection with its command"
@@ -36,6 +36,7 @@ def ssh(subject: Subject, rounds: int, live: Live) -> Result:
         there = [word for name, value in way.items() for word in ("-o", f"{name}={value}")]
         shared = [*base[:-1], *there, "-o", f"ControlPath={folder}/master", base[-1]]
         begin = [*shared[:-1], "-o", "ControlMaster=yes", "-o", "ControlPersist=yes"]
+        # Not by process.run, here and below: OpenSSH is measured without the workbench.
         subprocess.run(
             [*begin, shared[-1], "--", "true"],
             check=True,
@@ -50,11 +51,13 @@ def ssh(subject: Subject, rounds: int, live: Live) -> Result:
                     guest.must(["true"])
                     measured.add(_OURS, time.monotonic() - start)
                     start = time.monotonic()
+                    # Not by process.run, see above.
                     if subprocess.call([*shared, "--", "true"], stdin=subprocess.DEVNULL):
                         raise GuestError("OpenSSH could not run a command in the guest")
                     measured.add(_THEIRS, time.monotonic() - start)
         finally:
             leave = [*shared[:-1], "-O", "exit", shared[-1]]
+            # Not by process.run, see above.
             subprocess.run(leave, check=False, capture_output=True)
     ratio = measured.median(_OURS) / measured.median(_THEIRS)
     return Result(

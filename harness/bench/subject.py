@@ -1,4 +1,4 @@
-"""Whom a bench boots: a prepared FreeBSD where there is one, else the stand-in."""
+"""The guest that a bench boots: a prepared FreeBSD if there is one, else the stand-in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STANDIN = PROJECT / "images" / "standin" / "build.py"
 
 @dataclass(frozen=True)
 class Subject:
-    """A guest that can be brought up; `spec`'s run folder is a template, every run has its own."""
+    """A guest that can be booted; `spec`'s run folder is a template, since each run has its own."""
 
     name: str
     spec: Spec
@@ -46,9 +46,9 @@ class Subject:
 
     @contextmanager
     def up(self, *, cold: bool = False) -> Iterator[tuple[Guest, float, str]]:
-        """A guest, how many seconds it took to answer its first command, and how it came to be.
+        """A guest, the seconds until it answered its first command, and how it was started.
 
-        Everything counts: the overlay, the emulator's start, the digests of a snapshot.
+        The time includes the overlay, the emulator's start, and the digests of a snapshot.
         """
         with tempfile.TemporaryDirectory(prefix="bench-", dir=runs_dir()) as folder:
             start = time.monotonic()
@@ -64,13 +64,13 @@ class Subject:
                 guest.machine.stop(Deadline.after(10))
 
     def have_snapshot(self) -> str:
-        """See to it that there is a snapshot; how the guest came up."""
+        """Make a snapshot unless there is one; returns how the guest was started."""
         with self.up() as (_, _, how):
             return how
 
 
 def find(backend: Backend, release: str) -> Subject:
-    """The prepared release, or the stand-in where there is none."""
+    """The prepared release, or the stand-in if there is none."""
     if store.has_record(release):
         record = store.find(release)
         spec = Spec(

@@ -1,4 +1,4 @@
-"""The machine that a bench ran on, named."""
+"""Describes the machine that a bench ran on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
 
 
 def line(where: dict[str, Any]) -> str:
-    """The same in a line, for people."""
+    """The same as one line for people."""
     emulators = ", ".join(f"{name} {version}" for name, version in where["emulators"].items())
     return (
         f"{where['processor']}, {where['processors']} processors, "

@@ -1,1 +1,1 @@
-"""bhyve as data, and the programs that are taken into the guest to ask it."""
+"""bhyve as data, and the programs that test it inside the guest."""

@@ -1,8 +1,8 @@
-"""FreeBSD's own tests of vmm, and those a series adds to them: made here, run in the guest.
+"""Builds FreeBSD's own tests of vmm and those that a series adds, and runs them in the guest.
 
-They are ATF programs (atf(7)): each lists its cases with `-l` and runs one at a time, leaving its
-verdict in a file.  Where the guest has kyua(1) that does the running; an image without it needs
-only ATF's own libraries, which are part of the base system.
+They are ATF programs (atf(7)): each lists its cases with `-l`, runs one at a time, and writes the
+result to a file.  If the guest has kyua(1), kyua runs them; otherwise only ATF's own libraries are
+needed, which are part of the base system.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _TIMEOUT_S = 300.0
 _COMMAND_S = 20.0
 _TIMED_OUT = 124
 _ATF_SH = b"#! /usr/libexec/atf-sh\n"
-# 15.1's vmm_cred_jail.sh: without its bracket the test command is not found, which counts as "not
-# there", and every case is skipped.
+# 15.1's vmm_cred_jail.sh lacks a bracket, so the shell finds no such command, takes that for "the
+# device is not there", and every case is skipped.
 _SLIP = re.compile(rb"^(\s*if ! )(-c \S+)(; then)$", re.M)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A test program; `of_series` when the series adds it.
+    """A test program; `of_series` if the series adds it.
 
-    `mended`: a copy without the slip by which all its cases skip themselves.
+    `mended` marks a copy with a fix for the mistake that makes all its cases skip themselves.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Case:
 
     @property
     def timeout_s(self) -> float:
-        """How long it may take on a real machine; 0 in ATF means no limit, which nobody gets."""
+        """Its time limit on a real machine; ATF's 0 (no limit) is replaced by a limit."""
         return float(self.metadata.get("timeout", "0")) or _TIMEOUT_S
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a case; `reason` is its own words."""
+    """The result of a case; `reason` is the case's own text."""
 
     program: str
     case: str
@@ -77,7 +77,7 @@ class Verdict:
 
 
 _NEEDED = ("usr/include/atf-c.h", "usr/lib/libprivateatf-c.so")
-# A program's listing is blocks of `name: value`, the first of which says what it is.
+# A program's listing consists of blocks of `name: value`; the first block is its header.
 _LISTING = 'application/X-atf-tp; version="1"'
 _ASSIGNMENT = re.compile(r"^([\w.]+)\s*\+?=\s*(.*)$")
 _RESULT = re.compile(r"^(passed|skipped|failed|expected_\w+)(?:\(\d+\))?(?::\s*(.*))?$", re.S)
@@ -90,10 +90,10 @@ _KYUA = re.compile(
 def install(
     guest: Guest, home: str, tree: Path, series: Series | None, build: Build, sysroot: Path
 ) -> tuple[Program, ...]:
-    """Make the programs of the tree's tests/sys/vmm, as the series leaves it, and bring them in.
+    """Build the programs of tests/sys/vmm with the series applied, and copy them into the guest.
 
-    They go to `home`, beside the build's library and command.  Raises PatchError for one that
-    does not compile, CannotError when the sysroot has nothing to compile them with.
+    They go to `home`, where the build's library and command are.  Raises PatchError if one does not
+    compile, CannotError if the sysroot lacks the libraries for them.
     """
     if missing := [path for path in _NEEDED if not (sysroot / path).exists()]:
         raise CannotError(
@@ -133,7 +133,7 @@ def _put_script(guest: Guest, local: Path, text: bytes, home: str) -> None:
 
 @contextmanager
 def _staged(tree: Path, series: Series | None) -> Iterator[Path]:
-    """The tree's tests, with what the series changes in them."""
+    """The tree's tests with the series applied."""
     if series is None:
         yield tree / FOLDER
         return
@@ -151,7 +151,7 @@ def _text(path: Path) -> str:
 
 
 def read_makefile(text: str) -> dict[str, tuple[str, ...]]:
-    """The words assigned to each variable of a test Makefile; conditions are taken to hold."""
+    """The words assigned to each variable of a test Makefile; conditions are assumed to be true."""
     found: dict[str, tuple[str, ...]] = {}
     for line in text.replace("\\\n", " ").replace("${PACKAGE}", "PACKAGE").splitlines():
         match = _ASSIGNMENT.match(line.split("#", 1)[0].strip())
@@ -165,7 +165,7 @@ def _names(makefile: Mapping[str, tuple[str, ...]], variable: str) -> tuple[str,
 
 
 def run(guest: Guest, home: str, program: Program) -> tuple[Verdict, ...]:
-    """Run every case of a program that `install` brought in, one after another."""
+    """Run every case of a program that `install` copied into the guest, one after another."""
     if guest.run(["which", "kyua"]).ok:
         return _run_by_kyua(guest, home, program)
     listing = guest.must([f"{home}/{program.name}", "-s", home, "-l"])
@@ -173,10 +173,10 @@ def run(guest: Guest, home: str, program: Program) -> tuple[Verdict, ...]:
 
 
 def parse_listing(text: str) -> tuple[Case, ...]:
-    """What a program prints for `-l`; GuestError when it is no listing of ATF's."""
+    """Parse a program's output for `-l`; GuestError if it is not a listing of ATF's."""
     first, *blocks = text.strip().split("\n\n")
     if first.strip() != f"Content-Type: {_LISTING}":
-        raise GuestError("the test program lists no cases as ATF does", detail=text)
+        raise GuestError("the test program's list of cases is not in ATF's form", detail=text)
     cases = []
     for block in blocks:
         lines = (line.partition(": ") for line in block.splitlines())
@@ -186,7 +186,8 @@ def parse_listing(text: str) -> tuple[Case, ...]:
 
 
 # $1 folder, $2 program, $3 case, $4 seconds, $5 root or unprivileged, $6 whether it has a cleanup;
-# the rest is what it requires.  Prints the result file between two lines, then what it printed.
+# the other arguments are its requirements.  Prints the result file between two marks, then the
+# output.
 _RUN = r"""
 home=$1 program=$2 case=$3 limit=$4 user=$5 cleanup=$6
 shift 6
@@ -231,7 +232,7 @@ def _run_case(guest: Guest, home: str, program: Program, case: Case) -> Verdict:
         for kind in ("require.kmods", "require.progs", "require.files")
         for what in metadata.get(kind, "").split()
     ]
-    # The guest's clock may run faster than ours, never slower by more than the machine's scale.
+    # The guest's clock may run faster than ours, but not slower by more than the machine's scale.
     limit_s = guest.deadline(case.timeout_s).limit_s
     user = metadata.get("require.user", "root")
     cleanup = metadata.get("has.cleanup", "false")
@@ -243,7 +244,7 @@ def _run_case(guest: Guest, home: str, program: Program, case: Case) -> Verdict:
 
 
 def judge(program: str, case: str, said: Result) -> Verdict:
-    """A case's verdict by its result file and its exit code, which have to agree."""
+    """A case's verdict from its result file and its exit code, which must agree."""
     head, _, detail = said.stdout.partition("--- output\n")
     first, _, written = head.partition("\n")
     code = int(first.removeprefix("exit "))
@@ -279,7 +280,7 @@ def _run_by_kyua(guest: Guest, home: str, program: Program) -> tuple[Verdict, ..
 
 
 def parse_kyua(text: str) -> tuple[Verdict, ...]:
-    """The verdicts in what `kyua test` prints; GuestError when there is none."""
+    """The verdicts in the output of `kyua test`; GuestError if there is none."""
     found = [match for line in text.splitlines() if (match := _KYUA.match(line))]
     if not found:
         raise GuestError("kyua gave no verdict", detail=text)

@@ -1,7 +1,8 @@
-"""Parts of bhyve(8) that need no virtual machine, tested alone in the guest.
+"""Unit tests in the guest for parts of bhyve(8) that need no virtual machine.
 
 A part is one C file of the source tree under test.  It is compiled together with the tests of
-guest_src/bhyveunit, which play the rest of bhyve, and run in FreeBSD; what is found comes as TAP.
+guest_src/bhyveunit, which stand in for the rest of bhyve, and run in FreeBSD; the results come as
+TAP.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.bhyve import unit_case
+from harness.bhyve.unit_case import Case
 from harness.build.builder import Build
 from harness.build.guest_programs import compile_program
 from harness.errors import GuestError
@@ -23,11 +26,10 @@ from harness.series.staging import staged
 
 SOURCES = Path(__file__).parent / "guest_src" / "bhyveunit"
 _FOLDER = "usr.sbin/bhyve"
-# The files lie in one folder there; 14's bhyve had what is amd64's beside the others.
+# The files are in one folder; in 14 bhyve's files for amd64 are among the others.
 _HEADER_FOLDERS = (_FOLDER, f"{_FOLDER}/amd64")
 _BY_FOLDER = re.compile(rb'^(\s*#\s*include\s*")amd64/', re.M)
-_SKIP = " # SKIP "
-# What bhyve's headers include of the kernel's ACPI tables.
+# The kernel's ACPI headers that bhyve's headers include.
 _ACPICA_FOLDERS = ("sys/contrib/dev/acpica/include", "sys/contrib/dev/acpica/include/platform")
 _ACPICA = re.compile(rb"#include[ \t]+<contrib/dev/acpica/include/(?:platform/)?([^>/]+)>")
 _BESIDE = re.compile(rb'(#include[ \t]+")(?!acpica_)')
@@ -37,7 +39,7 @@ _FLAGS = ("-Wno-error", "-Wno-unused-parameter", "-Wno-pointer-sign")
 
 @dataclass(frozen=True)
 class Part:
-    """A part: its file in the tree, and whether its tests play the I/O ports."""
+    """A part: its file in the tree, and whether its tests simulate the I/O ports."""
 
     name: str
     file: str
@@ -45,7 +47,7 @@ class Part:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Our files that its program is made of."""
+        """The project's own source files of its program."""
         return (f"test_{self.name}.c", "unit.c", *(("ports.c",) if self.ports else ()))
 
 
@@ -59,24 +61,8 @@ PARTS = (
 )
 
 
-@dataclass(frozen=True)
-class Case:
-    """How one case did; `skipped` is why it says nothing, `notes` are its evidence."""
-
-    name: str
-    claim: str
-    held: bool
-    skipped: str = ""
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        outcome = f"skipped: {self.skipped}" if self.skipped else "held" if self.held else "failed"
-        notes = "" if self.held else f": {'; '.join(self.notes)}"
-        return f"{self.name} ({self.claim}) {outcome}{notes}"
-
-
 def find(part: Part, tree: Path) -> str | None:
-    """Where the tree has the part, relative to its top; None where it has none."""
+    """The path of the part in the tree; None if the tree does not have it."""
     for folder in reversed(_HEADER_FOLDERS):
         if (tree / folder / part.file).is_file():
             return f"{folder}/{part.file}"
@@ -84,16 +70,16 @@ def find(part: Part, tree: Path) -> str | None:
 
 
 def concerns(series: Series) -> bool:
-    """Whether a series can change what the parts do: it touches bhyve, or a header."""
+    """Whether a series can change the parts, because it touches bhyve or a header."""
     return any(path.startswith(f"{_FOLDER}/") or path.endswith(".h") for path in series.touched)
 
 
 def compile_part(
     part: Part, build: Build, tree: Path, series: Series | None, sysroot: Path
 ) -> Path:
-    """The program that tests a part as the series leaves it.
+    """The program that tests a part with the series applied.
 
-    PatchError: it does not compile, so it cannot be tested alone.
+    Raises PatchError if it does not compile, so that it cannot be tested on its own.
     """
     with _gathered(part, tree, series) as folder:
         return compile_program(
@@ -126,7 +112,7 @@ def _gather(folder: Path, tree: Path, place: str) -> None:
     for headers in _HEADER_FOLDERS:
         for header in sorted((tree / headers).glob("*.h")):
             _copy(header, folder / header.name)
-    # Under names of their own: bhyve has an acpi.h as well.
+    # The headers get other names, because bhyve has an acpi.h too.
     for headers in _ACPICA_FOLDERS:
         for header in sorted((tree / headers).glob("*.h")):
             target = folder / f"acpica_{header.name}"
@@ -142,14 +128,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def run(guest: Guest, program: str) -> tuple[Case, ...]:
-    """Run a part's program that is in the guest; GuestError when its report is not whole."""
+    """Run a part's program in the guest; GuestError if its report is incomplete."""
     result = guest.run([program], guest.deadline(120))
     report = tap.parse(result.stdout)
     if report.problem:
         raise GuestError(f"{program}: {report.problem}", detail=result.describe())
-    return tuple(map(_case, report.tests))
-
-
-def _case(test: tap.Test) -> Case:
-    claim, _, skipped = test.what.partition(_SKIP)
-    return Case(test.name, claim, test.held, skipped, test.notes)
+    return tuple(map(unit_case.of, report.tests))

@@ -1,8 +1,9 @@
-"""What each kind of VM exit costs: a guest of a few instructions measures it by its own clock.
+"""Measures how many cycles each kind of VM exit takes, by the clock of a tiny guest.
 
 The topic `benchmark` has the program (patches/benchmark/guest); this runs it and compares.  All
-costs are cycles of the guest's time-stamp counter.  In an emulator these count the instructions
-that it executed, so they compare two modules well and say nothing of a real processor.
+costs are cycles of the guest's time-stamp counter.  In an emulator the counter counts executed
+instructions, so two modules can be compared well, but the figures say nothing about a real
+processor.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from harness.image import store
 _VMUNIT = Path(__file__).parent / "guest_src" / "vmunit"
 _BORROWED = ("vm.c", "paging.c", "guest.S")
 _EMPTY = "nothing"
-"""The kind without an exit: what reading the clock costs, which is taken off every other."""
+"""The kind without an exit: the cost of reading the clock, which is subtracted from all others."""
 _ROUND_S = 0.02
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A kind's cycles: the middle one of all rounds, the 10th and the 90th of a hundred."""
+    """A kind's cycles: the median of all rounds, the 10th and the 90th percentile."""
 
     median: int
     low: int
@@ -44,7 +45,7 @@ Costs = Mapping[str, Cost]
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as much a kind costs with the patches: the middle, and all that was seen."""
+    """The ratio of a kind's cost, patched to stock: the median, and the range of all pairs."""
 
     stock_cycles: float
     patched_cycles: float
@@ -53,7 +54,7 @@ class Ratio:
     high: float
 
     def exceeds(self, limit: float) -> bool:
-        """Whether every pair of measurements is beyond the limit, so that it is no accident."""
+        """Whether every pair of measurements is above the limit, so that it is not chance."""
         return self.low > limit
 
     def __str__(self) -> str:
@@ -64,13 +65,13 @@ class Ratio:
 
 
 def compile_bench(build: Build, folder: Path, sysroot: Path | None, release: str) -> Path:
-    """The program in `folder` (C and assembler) for a build's library, with vmunit's VMs in it.
+    """Compile the program in `folder` (C and assembler) for a build, with vmunit's code for VMs.
 
     CannotError without a sysroot, PatchError when it does not compile.
     """
     if sysroot is None:
         raise CannotError(
-            "the program that measures needs FreeBSD's headers and libraries; import them: "
+            "the benchmark program needs FreeBSD's headers and libraries; import them: "
             + store.trees_line(release, sysroot=True)
         )
     own = sorted((*folder.glob("*.c"), *folder.glob("*.S")))
@@ -85,9 +86,9 @@ def compile_bench(build: Build, folder: Path, sysroot: Path | None, release: str
 
 
 def run(guest: Guest, build: Build, program: Path, rounds: int, *kinds: str) -> Costs:
-    """Load a build's module, unless it runs, and measure some kinds of exits, or all.
+    """Load a build's module unless it is already loaded, and measure some kinds of exits, or all.
 
-    GuestError when the program does not end well, or prints what cannot be read.
+    Raises GuestError if the program fails, or if its output cannot be parsed.
     """
     home = load_once(guest, build)
     for file in (program, build.library):
@@ -98,7 +99,7 @@ def run(guest: Guest, build: Build, program: Path, rounds: int, *kinds: str) -> 
 
 
 def load_once(guest: Guest, build: Build) -> str:
-    """Load a build's module in place of the one that runs, unless it is that; its folder there."""
+    """Load a build's module unless it is already loaded; returns its folder in the guest."""
     path = next((kld.path for kld in guest.klds() if kld.name == "vmm.ko"), "")
     if not path.endswith(f"/{build.key[:16]}/vmm.ko"):
         path = load(guest, build).path
@@ -106,7 +107,7 @@ def load_once(guest: Guest, build: Build) -> str:
 
 
 def parse(text: str) -> Costs:
-    """The program's lines; GuestError when one is not as it should be."""
+    """Parse the program's output; GuestError if a line has the wrong form."""
     found = {}
     try:
         for line in text.splitlines():
@@ -114,12 +115,12 @@ def parse(text: str) -> Costs:
             median, low, high, rounds, exits = map(int, numbers)
             found[name] = Cost(median, low, high, rounds, exits)
     except ValueError as error:
-        raise GuestError(f"the program that measures printed {line!r}", detail=text) from error
+        raise GuestError(f"the benchmark program printed {line!r}", detail=text) from error
     return found
 
 
 def net(costs: Costs) -> dict[str, Cost]:
-    """The costs without what reading the clock itself takes."""
+    """The costs minus the time of reading the clock itself."""
     empty = costs[_EMPTY].median if _EMPTY in costs else 0
     return {
         name: Cost(it.median - empty, it.low - empty, it.high - empty, it.rounds, it.exits)
@@ -129,9 +130,9 @@ def net(costs: Costs) -> dict[str, Cost]:
 
 
 def ratios(stock: Sequence[Costs], patched: Sequence[Costs]) -> dict[str, Ratio]:
-    """Each kind's ratio over pairs of measurements that were made one after the other.
+    """Each kind's ratio, from pairs of measurements that were made one after the other.
 
-    ValueError where there is no pair, or a kind costs nothing.
+    Raises ValueError if there is no pair, or if a kind costs 0 cycles.
     """
     if not stock or len(stock) != len(patched):
         raise ValueError(f"{len(stock)} measurements on stock and {len(patched)} on the patches")
@@ -141,7 +142,7 @@ def ratios(stock: Sequence[Costs], patched: Sequence[Costs]) -> dict[str, Ratio]
         before = [one[name].median for one, _ in pairs]
         after = [other[name].median for _, other in pairs]
         if min(before) <= 0:
-            raise ValueError(f"{name} costs nothing on stock: {before}")
+            raise ValueError(f"{name} costs 0 cycles on stock: {before}")
         each = sorted(b / a for a, b in zip(before, after, strict=True))
         found[name] = Ratio(
             statistics.median(before),

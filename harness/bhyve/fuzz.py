@@ -1,7 +1,8 @@
-"""Bad calls against vmm in a guest, made by vmmfuzz; what they do is compared with what is known.
+"""Runs vmmfuzz, which makes bad calls to vmm in a guest, and compares findings with known faults.
 
-All that vmmfuzz does follows from its seed.  It writes each call on the console before it makes it,
-so a kernel that dies leaves the name of what it died of, whatever becomes of the disk.
+The seed determines everything that vmmfuzz does.  It writes each call to the console before it
+makes the call, so after a panic the console names the call that caused it, even if the disk is
+lost.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ANSWER = re.compile(r"^answer (\d+\.\d+) (-?\d+) ([0-9a-f]+) (.+)$")
 _LEAK = re.compile(r"memory type (\S.*?) leaked memory on destroy \((-?\d+) allocations")
 _WARNINGS = re.compile(r"lock order reversal|Freed UMA keg|Fatal trap|leaked memory")
 
-# FreeBSD's numbers, which from 35 on are not this machine's.
+# FreeBSD's numbers; from 35 on Linux has different ones.
 _ERRNO = {
     -1: "left out", 0: "success", 1: "EPERM", 2: "ENOENT", 4: "EINTR", 6: "ENXIO", 9: "EBADF",
     11: "EDEADLK", 12: "ENOMEM", 13: "EACCES", 14: "EFAULT", 16: "EBUSY", 17: "EEXIST",
@@ -43,7 +44,7 @@ _ERRNO = {
 
 @dataclass(frozen=True)
 class Call:
-    """A call as the console shows it: round, thread and number say how to come to it again."""
+    """A call as the console shows it; round, thread and number identify it, to repeat it."""
 
     round: int
     thread: int
@@ -58,11 +59,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Known:
-    """What stock is known to get wrong.
+    """A known fault of stock FreeBSD.
 
-    `calls`: certain calls bring it about, and vmmfuzz leaves them out by the story's `name`.
-    `seen`: it happened in a guest; otherwise the source says so.  `who` can bring it about, and
-    whether it was `reported` to FreeBSD, in words.
+    `calls` says that certain calls cause it, which vmmfuzz leaves out by the fault's `name`.
+    `seen` says that it happened in a guest; otherwise it was found by reading the source.  `who`
+    says who can cause it, and `reported` whether it was reported to FreeBSD.
     """
 
     name: str
@@ -78,10 +79,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a call must not cause.
+    """An effect that a call must not have.
 
     `kind` is panic, died, hang (not even SIGKILL ends the call), stall (only SIGKILL does), leak or
-    log; `text` is one line without what differs from run to run.
+    log; `text` is one line without details that differ from run to run.
     """
 
     kind: str
@@ -94,7 +95,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Attack:
-    """What one use of vmmfuzz did: how many calls, what each kind of them came to."""
+    """The result of one run of vmmfuzz: the number of calls, and the results of each kind."""
 
     rounds: int
     calls: int
@@ -103,7 +104,7 @@ class Attack:
 
     @property
     def results(self) -> Counter[str]:
-        """How many calls ended in which error; those that were left out are counted too."""
+        """The number of calls for each error; calls that were left out are counted too."""
         found: Counter[str] = Counter()
         for (_name, number), count in self.counts.items():
             found[_ERRNO.get(number, f"errno {number}")] += count
@@ -111,7 +112,7 @@ class Attack:
 
 
 class Fell(GuestError):
-    """The guest broke under a call; `call` is the last one, `calls` how many had been begun."""
+    """The guest broke during a call; `call` is the last one, `calls` the number of calls made."""
 
     def __init__(self, cause: GuestError, calls: Sequence[Call]) -> None:
         last = str(calls[-1]) if calls else "none"
@@ -122,16 +123,16 @@ class Fell(GuestError):
 
 
 def beyond(backend: str, cpu_vendor: str) -> tuple[str, ...]:
-    """The calls that an emulator does not bear, by the name for which vmmfuzz leaves them out.
+    """The calls that an emulator cannot handle, by the name with which vmmfuzz leaves them out.
 
-    Where nothing was set up, VM_RUN ends in the guest's triple fault.  As AMD, Bochs does not come
-    out of one, or goes on with interrupts that nobody sent.
+    VM_RUN of a VM without a set-up ends in the guest's triple fault.  As AMD, Bochs hangs in one,
+    or continues with interrupts that no device sent.
     """
     return ("any-run",) if backend in BOCHS_RUNS and cpu_vendor == "amd" else ()
 
 
 def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
-    """The stories of `folder` that belong to a release; UsageError when one cannot be read."""
+    """The known faults in `folder` that concern a release; UsageError if a file cannot be read."""
     found = []
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -148,14 +149,14 @@ def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
                 data["reported"].strip(),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
-            raise UsageError(f"{path}: not a story of something known: {error!r}") from error
+            raise UsageError(f"{path}: this does not describe a known fault: {error!r}") from error
         if release in known.releases:
             found.append(known)
     return tuple(found)
 
 
 def compile_fuzzer(build: Build, sysroot: Path | None) -> Path:
-    """vmmfuzz for a build's headers; CannotError without a sysroot."""
+    """Compile vmmfuzz with a build's headers; CannotError without a sysroot."""
     if sysroot is None:
         raise CannotError(
             "vmmfuzz needs FreeBSD's headers and libraries; import them: "
@@ -167,7 +168,7 @@ def compile_fuzzer(build: Build, sysroot: Path | None) -> Path:
 
 
 def install(guest: Guest, program: Path, home: str) -> str:
-    """Copy vmmfuzz into the guest; where it is there."""
+    """Copy vmmfuzz into the guest; returns its path there."""
     remote = f"{home}/{program.name}"
     guest.put(program, remote, mode=0o755)
     return remote
@@ -182,13 +183,13 @@ def attack(
     first_round: int = 0,
     avoid: Sequence[str] = (),
 ) -> Attack:
-    """Make `calls` bad calls with a program that `install` put there.
+    """Make `calls` bad calls with the program that `install` copied into the guest.
 
-    Raises Fell when the guest breaks: panics, dies, or answers no more.
+    Raises Fell if the guest breaks: if it panics, ends, or does not answer any more.
     """
     console = guest.machine.console
     mark = console.mark
-    # In an emulator some 50 calls a second are made; a call that stalls costs three more seconds.
+    # An emulator makes about 50 calls a second; a call that stalls takes three more seconds.
     limit = guest.deadline(20 + calls / 50)
     command = [program, "-s", str(seed), "-n", str(calls), "-r", str(first_round)]
     command += ["-p", str(PER_ROUND), "-c", "/dev/console"]
@@ -212,10 +213,10 @@ def attack(
 def answers(
     guest: Guest, program: str, seed: int, calls: int, *, avoid: Sequence[str] = ()
 ) -> dict[str, str]:
-    """What the module answers to each of `calls` bad calls: an errno, and what came back.
+    """The module's answers to `calls` bad calls: an errno, and the returned values.
 
-    The keys name round, call and ioctl.  The same calls are answered the same by the same module,
-    since one thread makes them.  GuestError when the guest breaks or vmmfuzz does.
+    The keys name round, call and ioctl.  The same module always gives the same answers, because one
+    thread makes all calls.  Raises GuestError if the guest or vmmfuzz breaks.
     """
     command = [program, "-a", "-s", str(seed), "-n", str(calls), "-p", str(PER_ROUND)]
     for name in avoid:
@@ -227,7 +228,7 @@ def answers(
 
 
 def answered_otherwise(stock: dict[str, str], ours: dict[str, str]) -> list[str]:
-    """The calls to which another answer came, as lines: round and call, ioctl, both answers."""
+    """The calls with a different answer, as lines: round and call, ioctl, both answers."""
     return [
         f"{call}: {ours.get(call, 'no answer')}, stock answers {answer}"
         for call, answer in stock.items()
@@ -242,7 +243,7 @@ def parse_calls(console: str) -> list[Call]:
 
 
 def parse(result: Result, seed: int) -> Attack:
-    """What vmmfuzz prints when it ends; GuestError when it ended before it was done."""
+    """Parse the output of vmmfuzz; GuestError if it ended early."""
     lines = result.stdout.splitlines()
     if not lines or lines[-1] != "end":
         raise GuestError(f"vmmfuzz with seed {seed} ended early", detail=result.describe())
@@ -272,12 +273,12 @@ def _stuck(match: re.Match[str]) -> Finding:
 
 
 def leaks(guest: Guest, path: str) -> list[Finding]:
-    """Unload the module and say what of its memory it lost; it is loaded again from `path`."""
+    """Unload the module and report the memory that it leaked; then load it again from `path`."""
     mark = guest.machine.console.mark
     unloaded = guest.run(["kldunload", "vmm"], guest.deadline(30))
     if not unloaded.ok:
         left = guest.script("find /dev/vmm /dev/vmm.io -type c | cat -v", check=False).stdout
-        text = f"the module does not unload: {unloaded.stderr.strip()}"
+        text = f"the module cannot be unloaded: {unloaded.stderr.strip()}"
         return [Finding("leak", text, -1, detail=f"left in devfs: {left.split() or 'nothing'}")]
     said = guest.machine.console.since(mark)
     guest.must(["kldload", path], guest.deadline(30))
@@ -290,7 +291,7 @@ def leaks(guest: Guest, path: str) -> list[Finding]:
 
 
 def recognize(finding: Finding, known: Sequence[Known]) -> str:
-    """The name of the story that a finding belongs to, or nothing."""
+    """The name of the known fault that a finding belongs to, or an empty string."""
     line = f"{finding.kind}: {finding.text}; {finding.call}"
     return next(
         (story.name for story in known if any(it.search(line) for it in story.signatures)), ""

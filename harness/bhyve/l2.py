@@ -1,8 +1,8 @@
-"""A guest inside the guest: bhyve runs our boot ROM (images/l2rom), which says what it sees.
+"""A guest inside the guest: bhyve runs our boot ROM (images/l2rom), which reports what it finds.
 
 L2's serial line is a pair of files in L1: a fifo that it reads commands from, and a file that it
-writes to.  bhyve's exit code and the ROM's words are asked for together, since many errors at
-bhyve's start have the exit code of a power-off.
+writes to.  bhyve's exit code and the ROM's output are read together, because many errors at bhyve's
+start have the exit code of a power-off.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _PLATFORM_S = 30.0
 PLATFORM = (
     "-c", "4", "-A", "-s", "3,virtio-rnd", "-s", "4,nvme,ram=1", "-s", "5,xhci,tablet",
 )  # fmt: skip
-"""The arguments of bhyve for the machine that images/l2rom/platform.c looks at."""
+"""bhyve's arguments for the machine that images/l2rom/platform.c examines."""
 FIRMWARE = ("-c", "1", "-o", "lpc.fwcfg=qemu", "-f", "opt/workbench/word,string=hello")
-"""The same for the machine that images/l2rom/fwcfg.c looks at; it has 64 MiB."""
+"""The same for the machine that images/l2rom/fwcfg.c examines; it has 64 MiB."""
 
 
 class Exit(IntEnum):
-    """bhyve's exit codes, by bhyve(8)."""
+    """bhyve's exit codes, as bhyve(8) lists them."""
 
     RESET = 0
     POWER_OFF = 1
@@ -51,7 +51,7 @@ class Found:
 
 
 def build_rom() -> Path:
-    """The boot ROM, made with the host's compiler and cached; CannotError when that fails."""
+    """Build the boot ROM with the host's compiler and cache it; CannotError if that fails."""
     sources = sorted(path for path in SOURCE.iterdir() if path.is_file())
     key = sha256_text(*(f"{path.name}\n{path.read_text()}" for path in sources))[:16]
     folder = cache_dir() / "l2rom" / key
@@ -66,9 +66,9 @@ def build_rom() -> Path:
 
 _ENDED = "bhyve ended with"
 
-# $1 folder, $2 name, $3 MiB, and more of bhyve's arguments.  A bhyve that was built lies
-# two folders above.  The status appears when bhyve has ended, whole, and then the line that ends
-# every wait for words which will not come.
+# $1 folder, $2 name, $3 MiB, and more of bhyve's arguments.  If bhyve was built, it is two folders
+# above.  When bhyve has ended, the complete status file appears, and then the line that ends every
+# wait for output that will not come.
 _LAUNCH = (
     r"""
 set -eu
@@ -89,11 +89,11 @@ nohup /bin/sh "$1/run" "$@" </dev/null >/dev/null 2>&1 &
 """
 )
 
-# $1 folder, $2 what to type (or nothing), $3 words to wait for (or nothing).  Prints bhyve's exit
-# code or nothing on a line, then what L2 has said, since it was typed to if it was.
-# It sleeps in the kernel until L2 says something: L2 shares an emulated processor with whoever
-# asks, and asking again and again over SSH would leave it a small part of that.
-# The fifo is opened both ways, so that it blocks nobody when bhyve is gone.
+# $1 folder, $2 a line to type (or empty), $3 words to wait for (or empty).  Prints a line with
+# bhyve's exit code or an empty one, then L2's output, only that after the typed line if there is
+# one.  It sleeps in the kernel until L2 prints something, because L2 shares an emulated processor
+# with this script, and polling over SSH would take most of it.  The fifo is opened for reading and
+# writing, so that opening it does not block when bhyve has ended.
 _TALK = rf"""
 cd "$1" || exit
 from=1
@@ -122,7 +122,7 @@ if [ -e "/dev/vmm/$2" ]; then bhyvectl --destroy --vm="$2"; fi
 
 
 class L2:
-    """One such guest; it exists from `start` until its VM is destroyed."""
+    """A guest inside the guest; it exists from `start` until its VM is destroyed."""
 
     def __init__(
         self, vmm: Vmm, name: str, memory_mib: int, arguments: Sequence[str] = ("-c", "1")
@@ -132,13 +132,13 @@ class L2:
         self.memory_mib = memory_mib
         self.arguments = tuple(arguments)
         self.folder = f"{vmm.home}/l2/{name}"
-        """In the guest: bhyve's input and output, `in` and `out`, and its complaints, `err`."""
+        """The folder in the guest with bhyve's input `in`, output `out`, and errors `err`."""
         self._guest = vmm.guest
 
     def start(self) -> Found:
-        """Run bhyve and wait for the marker; what memory L2 found.
+        """Run bhyve and wait for the ROM's marker; returns the memory that L2 found.
 
-        Raises GuestError with bhyve's own words when it ends before.
+        Raises GuestError with bhyve's own messages if it ends before that.
         """
         rom = f"{self.vmm.home}/l2rom.bin"
         if not self._guest.exists(rom):
@@ -148,9 +148,9 @@ class L2:
         return Found(int(match[1]), int(match[2]))
 
     def launch(self, *arguments: str) -> None:
-        """Run bhyve with more arguments than `arguments` has, and wait for nothing.
+        """Run bhyve with additional arguments, without waiting for the ROM.
 
-        Without a boot ROM the VM must be there and loaded already, as bhyveload(8) leaves it.
+        Without a boot ROM the VM must exist and be loaded already, as bhyveload(8) does it.
         """
         self._guest.script(
             _LAUNCH, self.folder, self.name, str(self.memory_mib), *arguments, *self.arguments
@@ -165,15 +165,15 @@ class L2:
         return self._talk("", "")[1]
 
     def errors(self) -> str:
-        """What bhyve itself complained of."""
+        """The error messages of bhyve itself."""
         return self._guest.must(["cat", f"{self.folder}/err"])
 
     def ask(
         self, line: str, pattern: re.Pattern[str], deadline: Deadline | None = None
     ) -> re.Match[str]:
-        """Type a line, if one is given, and wait for an answer like `pattern`.
+        """Type a line, if one is given, and wait for an answer that matches `pattern`.
 
-        The pattern begins with plain words.  Raises GuestError when bhyve ends before.
+        The pattern begins with plain words.  Raises GuestError if bhyve ends before that.
         """
         words = re.split(r"[\\(\[.*+?]", pattern.pattern, maxsplit=1)[0]
         limit = deadline or self._guest.deadline(_START_S)
@@ -188,7 +188,7 @@ class L2:
         if match is None:
             raise GuestError(
                 f"L2 {self.name}: {words!r} not printed, "
-                + (f"bhyve exited with {status}" if status else "but something like it"),
+                + (f"bhyve exited with {status}" if status else "although similar text was"),
                 detail=said + self.errors(),
             )
         return match
@@ -199,21 +199,21 @@ class L2:
         return status, text
 
     def touch(self, mib: int) -> int:
-        """Have L2 write and read back `mib` MiB; how many pages came back wrong."""
+        """Let L2 write and read back `mib` MiB; returns the number of wrong pages."""
         limit = self._guest.deadline(_START_S + mib / 16)
         answer = re.compile(rf"touched {mib} MiB, bad pages: (\d+)")
         return int(self.ask(f"t{mib}", answer, limit)[1])
 
     def platform(self, command: str = "u") -> tap.Report:
-        """What L2 finds of bhyve's own devices.
+        """L2's report on bhyve's own devices.
 
-        It wants the machine that PLATFORM makes; for the command w the one that FIRMWARE makes.
+        It needs the machine of PLATFORM; the command w needs that of FIRMWARE.
         """
         self.ask(command, re.compile(r"# verdict failed=\d+"), self._guest.deadline(_PLATFORM_S))
         return tap.parse(self.output() + "\n")
 
     def feed(self, remote: str) -> None:
-        """Type all of a file of the guest."""
+        """Type the contents of a file in the guest."""
         self._guest.script('cat "$2" 1<>"$1/in"', self.folder, remote)
 
     def exit_code(self) -> int | None:
@@ -222,7 +222,7 @@ class L2:
         return int(status) if status else None
 
     def wait_exit(self) -> int:
-        """Wait for bhyve's end; its exit code."""
+        """Wait for bhyve's end; returns its exit code."""
         limit = self._guest.deadline(_START_S)
         try:
             return int(self._talk("", _ENDED, limit)[0])
@@ -233,13 +233,13 @@ class L2:
             ) from error
 
     def kill(self) -> None:
-        """SIGKILL bhyve if it runs, and wait until it is gone; the VM stays."""
+        """Send SIGKILL to bhyve if it runs, and wait for its end; the VM stays."""
         self._guest.script(_KILL, self.folder)
 
     def destroy(self) -> None:
-        """Destroy the VM, whether bhyve runs it or not."""
+        """Destroy the VM, even while bhyve runs it."""
         self._guest.script(_DESTROY, self.folder, self.name)
 
     def end(self) -> None:
-        """End bhyve if it runs, and destroy the VM if it is there."""
+        """End bhyve if it runs, and destroy the VM if it exists."""
         self._guest.script(_KILL + _DESTROY, self.folder, self.name)

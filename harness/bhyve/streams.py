@@ -1,7 +1,7 @@
-"""Bytes through L2's consoles: what the boot ROM sends, and how fast.
+"""Measures L2's consoles: sends bytes through them, checks them, and computes the speed.
 
-The ROM (images/l2rom/stream.c) sends a sequence that follows from its length, so that a byte that
-was lost, doubled or moved shows.  It measures by its time-stamp counter, whose frequency L1 knows.
+The ROM (images/l2rom/stream.c) sends a sequence that is determined by its length, so that a lost,
+doubled or moved byte is noticed.  It measures by its time-stamp counter, whose frequency L1 knows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WAIT_S = 20.0
 
 @dataclass(frozen=True)
 class Stream:
-    """So many bytes in so many cycles of a counter with so many ticks a second."""
+    """A number of bytes, the cycles that they took, and the counter's ticks per second."""
 
     length_bytes: int
     cycles: int
@@ -33,7 +33,7 @@ class Stream:
 
     @property
     def bytes_a_second(self) -> float:
-        """How fast, by L1's clock."""
+        """The speed by L1's clock."""
         return self.length_bytes * self.hz / self.cycles
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Stream:
 
 
 def sequence(length_bytes: int) -> str:
-    """What the ROM sends when asked for so many bytes."""
+    """The bytes that the ROM sends for a given length."""
     seed, found = length_bytes, []
     for _ in range(length_bytes):
         seed = (seed * 1103515245 + 12345) & 0xFFFFFFFF
@@ -51,7 +51,7 @@ def sequence(length_bytes: int) -> str:
 
 
 def checksum(data: bytes) -> int:
-    """The ROM's sum of what it read; the order counts."""
+    """The ROM's checksum of the bytes that it read; it depends on their order."""
     total = 0
     for byte in data:
         total = (total * 31 + byte) & 0xFFFFFFFF
@@ -59,7 +59,7 @@ def checksum(data: bytes) -> int:
 
 
 def difference(got: str, wanted: str) -> str:
-    """Where a stream is first other than it should be, in a few words; empty if it is not."""
+    """Describes the first difference between two streams; empty if they are equal."""
     if got == wanted:
         return ""
     at = next(
@@ -73,22 +73,22 @@ def difference(got: str, wanted: str) -> str:
 
 
 def send(l2: L2, length_bytes: int) -> tuple[Stream, str]:
-    """Let L2 send through COM1: how fast, and what came out of bhyve.
+    """Let L2 send through COM1; returns the speed, and the output of bhyve.
 
-    GuestError when bhyve ends before, or nothing of it came.
+    Raises GuestError if bhyve ends before that, or if nothing came.
     """
     found = l2.ask(f"o{length_bytes}", _SENT, l2.vmm.guest.deadline(_limit_s(length_bytes)))
     _, begun, rest = l2.output().rpartition(_BEGINS)
     if not begun:
         raise GuestError(f"L2 {l2.name}: {_BEGINS.strip()!r} is not in what it printed")
-    # A line break that is not of the stream stands before the last line.
+    # The line break before the last line is not part of the stream.
     return _stream(l2, length_bytes, found[2], found[3]), rest.rpartition("\nL2ROM sent ")[0]
 
 
 def receive(l2: L2, length_bytes: int, remote: str) -> tuple[Stream, int]:
-    """Let L2 read a file of L1 through COM1: how fast, and the sum of what it read.
+    """Let L2 read a file of L1 through COM1; returns the speed and the checksum.
 
-    GuestError when bhyve ends before.
+    Raises GuestError if bhyve ends before that.
     """
     l2.ask(f"i{length_bytes}", _READS)
     l2.feed(remote)
@@ -97,7 +97,9 @@ def receive(l2: L2, length_bytes: int, remote: str) -> tuple[Stream, int]:
 
 
 def send_virtio(l2: L2, length_bytes: int) -> Stream:
-    """Let L2 send through its virtio console; how fast.  GuestError when bhyve ends before."""
+    """Let L2 send through its virtio console; returns the speed.  GuestError if bhyve ends
+    early.
+    """
     limit = l2.vmm.guest.deadline(_limit_s(length_bytes))
     found = l2.ask(f"v{length_bytes}", _SENT_VIRTIO, limit)
     return _stream(l2, length_bytes, found[2], found[3])

@@ -1,7 +1,7 @@
-"""bhyve in a guest, as data: the hw.vmm sysctls, vmmls's answer, virtual machines made and ended.
+"""bhyve in a guest as data: the hw.vmm sysctls, vmmls's output, making and destroying VMs.
 
-`load` brings our module in and proves that it is ours and that it works; `Vmm` is what checks talk
-to afterwards.
+`load` copies our module in, loads it, and proves that it is ours and works; afterwards checks use
+`Vmm`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.units import MiB
 
 MIB = MiB
 Counts = dict[str, int]
-"""What a helper's run counted, by name: cycles, reads, listings."""
+"""The counters of a helper's run, by name: cycles, reads, listings."""
 
 FIGURES = ("total", "allocated", "free", "device")
 SYSCTLS = tuple(f"hw.vmm.mem_{name}" for name in FIGURES)
@@ -35,19 +35,19 @@ LIMIT = "hw.vmm.mem_limit"
 USER_LIMIT = "hw.vmm.mem_user_limit"
 _SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
 _MAX_VCPUS = 4
-# Bochs 2.7 loses interrupts that the processor is to deliver to a guest by itself, and VM entries
-# fail; without that vmm.ko delivers them.
+# Bochs 2.7 loses interrupts that the processor should deliver to a guest by itself, and then VM
+# entries fail.  With this setting vmm.ko delivers them.
 _WITHOUT_APICV = "hw.vmm.vmx.cap.virtual_interrupt_delivery=0"
 _SOURCES = Path(__file__).parent / "guest_src"
 _HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
 
-# What vmm.ko says when the processor is not up to it.
+# The messages of vmm.ko if the processor lacks something that it needs.
 _HARDWARE = re.compile(r"^(?:vmx_modinit|vmx_init|svm_init|amdvi|SVM|VMX|ept_init|npt)\b.*", re.I)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The host's figures at one moment, in bytes; `allocated_bytes` is system memory alone."""
+    """The host's figures at one moment, in bytes; `allocated_bytes` is only system memory."""
 
     total_bytes: int
     allocated_bytes: int
@@ -57,9 +57,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Listed:
-    """A virtual machine as vmmls -v shows it; all but name and owner are None if it may not look.
+    """A virtual machine as vmmls -v shows it; without permission only name and owner are not None.
 
-    Sizes alone are None while the VM's memory is being changed.
+    While the VM's memory is being changed only the sizes are None.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything in one answer of vmmls."""
+    """The complete output of one call of vmmls."""
 
     vms: tuple[Listed, ...]
     memory: Memory
@@ -83,10 +83,10 @@ class Listing:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A module that the guest's kernel runs: from where, and what proves that it is ours.
+    """A loaded module: its path in the guest, and the proof that it is ours.
 
-    `virtualizes` is whether /dev/vmmctl exists, without which no VM can be made; `refusal` is the
-    module's own reason when it does not.
+    `virtualizes` says whether /dev/vmmctl exists, which is needed to make VMs; if it does not,
+    `refusal` is the module's own reason.
     """
 
     path: str
@@ -97,12 +97,12 @@ class Loaded:
 
 
 def load(guest: Guest, build: Build) -> Loaded:
-    """Copy the module in, load it by absolute path and prove that it is the one that runs.
+    """Copy the module in, load it by absolute path, and prove that it is the loaded one.
 
-    Raises PatchError when the kernel refuses the module, GuestError when another vmm stays loaded.
-    A module that loads without the processor's help is no error here: see `Loaded.virtualizes`.
+    Raises PatchError if the kernel refuses the module, GuestError if another vmm stays loaded.  It
+    is no error if the module loads but the processor cannot virtualize: see `Loaded.virtualizes`.
     """
-    # Two builds may have the same module and differ in library or programs.
+    # Two builds may have the same module but different libraries or programs.
     home = f"{_HOME}/{build.key[:16]}"
     remote = f"{home}/vmm.ko"
     guest.must(["mkdir", "-p", home])
@@ -148,7 +148,7 @@ def load(guest: Guest, build: Build) -> Loaded:
 
 
 def invariants_differ(guest: Guest, build: Build) -> str:
-    """What is to be said when kernel and module disagree about INVARIANTS; empty when they agree.
+    """A message if kernel and module differ in INVARIANTS; empty if they do not.
 
     The kernel's answer is the feature's sysctl (sys/kern/init_main.c).
     """
@@ -166,13 +166,13 @@ def compile_vmtool(build: Build, sysroot: Path) -> Path:
 
 
 def compile_counters(build: Build, sysroot: Path) -> Path:
-    """What reads the counters of a module that was built for coverage."""
+    """Compile the program that reads the counters of a module built for coverage."""
     source = _SOURCES / "counters" / "counters.c"
     return compile_program(build, [source], sysroot=sysroot, libraries=())
 
 
-# $0 the build's folder, $1 where the system's programs are, then those of them that are to use the
-# library that was built; those that were built find it by themselves.  For people who log in:
+# $0 the build's folder, $1 the folder of the system's programs, then the names of those that should
+# use the built library; built programs find it by themselves.  This is for people who log in:
 # login.conf(5) has ~/bin in the path.
 _IN_PATH = r"""
 set -eu
@@ -191,9 +191,9 @@ _SYSTEM = "/usr/sbin"
 
 
 def through_library(build: Build) -> tuple[str, ...]:
-    """The guest's own programs that are to run with the build's library, for a series changed it.
+    """The guest's own programs that should use the build's library, because a series changed it.
 
-    Those that its headers reach were built anyway.
+    Programs that include a changed header are built anyway.
     """
     if build.library is None or LIBRARY not in build.reached:
         return ()
@@ -204,8 +204,8 @@ def through_library(build: Build) -> tuple[str, ...]:
 class Vmm:
     """The guest's vmm, its tools and its virtual machines.
 
-    `vmtool` is the helper of guest_src/, built for the guest; None where there was no
-    sysroot, and then no VM can be given memory.
+    `vmtool` is the helper of guest_src/, built for the guest; it is None without a sysroot, and
+    then VMs cannot get memory.
     """
 
     def __init__(self, guest: Guest, loaded: Loaded, build: Build, vmtool: Path | None) -> None:
@@ -228,17 +228,17 @@ class Vmm:
 
     @property
     def mem_total_bytes(self) -> int:
-        """hw.vmm.mem_total: what VMs may hold together."""
+        """hw.vmm.mem_total: the memory that all VMs together may use."""
         return self.memory.total_bytes
 
     @property
     def mem_allocated_bytes(self) -> int:
-        """hw.vmm.mem_allocated: what VMs hold."""
+        """hw.vmm.mem_allocated: the memory that VMs use."""
         return self.memory.allocated_bytes
 
     @property
     def mem_free_bytes(self) -> int:
-        """hw.vmm.mem_free: what may still be given."""
+        """hw.vmm.mem_free: the memory that new VMs may still get."""
         return self.memory.free_bytes
 
     def library_memory(self) -> Memory:
@@ -249,27 +249,27 @@ class Vmm:
             return Memory(*(int(said[name]) for name in FIGURES))
         except (KeyError, ValueError) as error:
             raise CommandFailed(
-                f"libvmmapi's figures are not as they should be: {error!r}", detail=text
+                f"libvmmapi's figures have the wrong form: {error!r}", detail=text
             ) from error
 
     def vmmls(self, *arguments: str) -> Result:
-        """Run vmmls; whatever its exit code."""
+        """Run vmmls; any exit code is allowed."""
         return self.guest.run([self.vmmls_path, *arguments])
 
     def listing(self, *names: str) -> Listing:
-        """What vmmls says, from its JSON; CommandFailed when it exits with anything but 0."""
+        """The output of vmmls, from its JSON; CommandFailed if its exit code is not 0."""
         return parse_listing(self.guest.must([self.vmmls_path, "--libxo", "json", "-v", *names]))
 
     def lingering(self, name: str, memory_bytes: int) -> str:
-        """A VM is made and destroyed, but a process still has its memory: the process's number."""
+        """Make and destroy a VM whose memory a process still has; returns the process's number."""
         return self._vmtool(["linger", name, str(memory_bytes)]).strip()
 
     def end(self, process: str) -> None:
-        """End a process that `lingering` left, and wait until it is gone."""
+        """End the process that `lingering` started, and wait for its end."""
         self.guest.script('kill "$1"; pwait "$1"', process, check=False)
 
     def domains(self, name: str, count: int, memory_bytes: int) -> Result:
-        """Give a VM, which is made if it is not there, so many NUMA domains of that size.
+        """Give a VM NUMA domains of the given size; the VM is made if it does not exist.
 
         The VM stays, whatever the result.
         """
@@ -278,7 +278,7 @@ class Vmm:
         return self.guest.run([self.vmtool_path, "domains", name, str(count), str(memory_bytes)])
 
     def misuse(self, name: str) -> dict[str, str]:
-        """Ask for what is to be refused, of a VM with 16 MB: the answer to each request."""
+        """Make requests that must be refused, on a VM with 16 MB; returns each answer."""
         lines = self._vmtool(["misuse", name]).splitlines()
         return dict(line.split(": ", 1) for line in lines)
 
@@ -291,7 +291,8 @@ class Vmm:
     def create(
         self, name: str, memory_bytes: int = 0, *devmem_bytes: int, wired: bool = False
     ) -> None:
-        """Make a VM and give it memory; CommandFailed, and no VM, when the kernel refuses.
+        """Make a VM and give it memory; if the kernel refuses, CommandFailed, and the VM is
+        removed.
 
         `devmem_bytes`: a boot ROM's device memory, then a frame buffer's.  `wired` is bhyve's -S.
         """
@@ -305,7 +306,7 @@ class Vmm:
         self._made = [name for name in self._made if name not in names]
 
     def destroy_all(self) -> None:
-        """Destroy whatever `create` made and nobody destroyed."""
+        """Destroy all VMs that `create` made and that still exist."""
         left, self._made = self._made, []
         if left:
             self._vmtool(["clean", *left])
@@ -317,7 +318,7 @@ class Vmm:
 
     @contextlib.contextmanager
     def many(self, prefix: str, count: int, memory_bytes: int) -> Iterator[list[str]]:
-        """Hold `count` VMs during the block; their names, sorted."""
+        """Have `count` VMs during the block; yields their names, sorted."""
         limit = self.guest.deadline(10 + count * 0.2)
         try:
             self._vmtool(["many", prefix, str(count), str(memory_bytes)], limit)
@@ -326,25 +327,27 @@ class Vmm:
             self._vmtool(["few", prefix, str(count)], self.guest.deadline(10 + count * 0.2))
 
     def race(self, creators: int, rounds: int, memory_bytes: int) -> Counts:
-        """Threads that make and destroy VMs at once, each `rounds` times, with readers beside them.
+        """Run threads that make and destroy VMs, each `rounds` times, and others that read the
+        figures.
 
-        CommandFailed when a reader saw what never was, or something is left.
+        Raises CommandFailed if a reader saw an impossible figure, or if something is left.
         """
         limit = self.guest.deadline(10 + creators * rounds * 0.4)
         command = ["race", str(creators), str(rounds), str(memory_bytes)]
         return _counts(self._vmtool(command, limit))
 
     def watch(self, creators: int, standing: int, listings: int, memory_bytes: int) -> Counts:
-        """Run vmmls so many times while VMs come and go beside some that stand.
+        """Run vmmls many times while some VMs stay and others are made and destroyed.
 
-        CommandFailed when a listing failed, missed a standing VM, or showed what never was.
+        Raises CommandFailed if a listing failed, missed a VM that stays, or showed one that never
+        existed.
         """
         limit = self.guest.deadline(20 + listings * 0.5)
         numbers = (creators, standing, listings, memory_bytes)
         return _counts(self._vmtool(["watch", self.vmmls_path, *map(str, numbers)], limit))
 
     def reload(self) -> None:
-        """Unload the module and load it again, from where it was."""
+        """Unload the module and load it again from the same file."""
         self.guest.must(["kldunload", "vmm"])
         self.guest.must(["kldload", self.loaded.path], self.guest.deadline(30))
 
@@ -358,7 +361,7 @@ def _counts(said: str) -> Counts:
 
 
 def parse_listing(text: str) -> Listing:
-    """vmmls's JSON as data; CommandFailed when it is none or lacks a figure."""
+    """Parse vmmls's JSON; CommandFailed if it is invalid or lacks a figure."""
     try:
         top = json.loads(text)["vmm"]
         rows = top.get("virtual-machine", [])
@@ -377,12 +380,12 @@ def parse_listing(text: str) -> Listing:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandFailed(
-            f"vmmls printed JSON that is not as documented: {error!r}", detail=text
+            f"vmmls printed JSON that is not in the documented form: {error!r}", detail=text
         ) from error
 
 
 def _of(kind: type, value: Any, *others: Any) -> Any:
-    """`value`, which has to be of this very kind or one of `others`: "1" and true are no sizes."""
+    """`value`, if it has exactly this type or one of `others`; "1" and true are not sizes."""
     if type(value) is not kind and value not in others:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value

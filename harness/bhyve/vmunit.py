@@ -1,7 +1,7 @@
-"""vmunit in a guest: unit tests of vmm.ko, run by one command for each family, reported as TAP.
+"""Runs vmunit in a guest: unit tests of vmm.ko, one command per family, results as TAP.
 
-The program's sources are in guest_src/vmunit.  vmunit.txt lists its cases, a name and a claim a
-line, so that pytest knows them before there is a guest.
+The program's sources are in guest_src/vmunit.  vmunit.txt lists its cases, a name and a claim in
+each line, so that pytest knows them before there is a guest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.bhyve import unit_case
+from harness.bhyve.unit_case import Case
 from harness.build.builder import Build, compile_program
 from harness.errors import CannotError, GuestError, PatchError
 from harness.guest.freebsd import Guest
@@ -30,39 +32,25 @@ _QUIET = b"""\
 #pragma clang diagnostic ignored "-Weverything"
 #line 1 "vmm_instruction_emul.c"
 """
-_SKIP = " # SKIP "
-_TOOK = re.compile(r"took ([\d.]+) s")
 _BEGUN = re.compile(r"^VMUNIT ([\w.]+)$")
 FAMILY_S = 60.0
 """How long a family may take at native speed: in the slowest emulator less than a check may."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """The result of a case: `skipped` says why it said nothing, `notes` are its evidence."""
-
-    name: str
-    claim: str
-    held: bool
-    skipped: str = ""
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
 def family(name: str) -> str:
-    """The family of a case: the word before the point."""
+    """The family of a case: the word before the dot."""
     return name.partition(".")[0]
 
 
 def read_list(path: Path = LIST) -> Mapping[str, str]:
-    """The cases that are to be there: name and claim, in the program's order."""
+    """The expected cases: name and claim, in the program's order."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return dict(line.split(": ", 1) for line in lines if line)
 
 
 @contextlib.contextmanager
 def _tree_file(tree: Path, series: Series | None, path: Path) -> Iterator[Path]:
-    """A file of the source tree, as the series leaves it."""
+    """A file of the source tree with the series applied."""
     if series is None or str(path) not in series.touched:
         yield tree / path
         return
@@ -71,7 +59,7 @@ def _tree_file(tree: Path, series: Series | None, path: Path) -> Iterator[Path]:
 
 
 def compile_vmunit(build: Build, tree: Path, series: Series | None, sysroot: Path | None) -> Path:
-    """vmunit for a build's headers and library, with the tree's own instruction emulation in it.
+    """Compile vmunit for a build's headers and library, with the tree's own instruction emulation.
 
     Raises CannotError without a sysroot, PatchError when it does not compile.
     """
@@ -86,7 +74,7 @@ def compile_vmunit(build: Build, tree: Path, series: Series | None, sysroot: Pat
     ):
         if not emulation.is_file():
             raise PatchError(f"the source tree has no {_EMULATION}")
-        # The tree's file is compiled as it is; how clean it is, is not ours to say.
+        # The tree's file is compiled unchanged; its warnings do not matter here.
         copy = Path(folder) / "tree.c"
         copy.write_bytes(_QUIET + emulation.read_bytes())
         return compile_program(
@@ -128,7 +116,7 @@ class Family:
 def run(
     guest: Guest, program: str, wanted: str, *, emulated: bool, without: Sequence[str] = ()
 ) -> dict[str, Case]:
-    """Run the cases whose names begin with `wanted`, with a program that is in the guest.
+    """Run the cases whose names begin with `wanted`, with a program in the guest.
 
     Those in `without` are left out.  GuestError when the guest breaks, the time is over, or the
     program does not end well.
@@ -140,14 +128,7 @@ def run(
     report = tap.parse(result.stdout)
     if report.problem:
         raise GuestError(f"vmunit {wanted}: {report.problem}", detail=result.describe())
-    return {case.name: case for case in map(_case, report.tests)}
-
-
-def _case(test: tap.Test) -> Case:
-    claim, _, skipped = test.what.partition(_SKIP)
-    took = next((m for note in test.notes if (m := _TOOK.fullmatch(note))), None)
-    notes = tuple(note for note in test.notes if not _TOOK.fullmatch(note))
-    return Case(test.name, claim, test.held, skipped, notes, float(took[1]) if took else 0.0)
+    return {case.name: case for case in map(unit_case.of, report.tests)}
 
 
 def listed(guest: Guest, program: str) -> dict[str, str]:
@@ -157,7 +138,7 @@ def listed(guest: Guest, program: str) -> dict[str, str]:
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Sequence[str]:
-    """What has to change in the list for it to be the program's."""
+    """The differences between the list and the program's own list."""
     gone = [f"-{name}: {claim}" for name, claim in ours.items() if theirs.get(name) != claim]
     new = [f"+{name}: {claim}" for name, claim in theirs.items() if ours.get(name) != claim]
     return gone + new

@@ -1,1 +1,1 @@
-"""Source tree and series in, vmm.ko, libvmmapi and tools out."""
+"""Builds vmm.ko, libvmmapi and tools from a source tree and a series."""

@@ -1,7 +1,7 @@
-"""Running Debian's bmake and clang on a linked tree, and reading what they say.
+"""Runs Debian's bmake and clang on a linked tree, and parses their output.
 
-FreeBSD's own Makefiles do the work.  This module sets what they need on a machine that is not
-FreeBSD, and shortens a failure to the compiler's few lines.
+FreeBSD's own Makefiles do the work.  This module sets the variables that they need on a machine
+other than FreeBSD, and shortens a failure to the compiler's messages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ERROR = re.compile(
     r"|(\"\S+\" line \d+: )|(: fatal error: )"
 )
 _MAKE_NOISE = re.compile(r"^(--- |bmake|make\[|\*\*\*|A failure|stopped|\.ERROR|\s*$)")
-# The quoted source, the caret, notes; what the linker adds.
+# The quoted source, the caret, notes, and the linker's additions.
 _AFTER = re.compile(r"\s|\S+: note: |>>> ")
 _SHOWN_LINES = 25
 _JOB = re.compile(r"^--- (\S+) ---$")
@@ -38,7 +38,7 @@ _LIMIT_S = 3600.0
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The compiler, found once, and who it says it is."""
+    """The compiler, found once, and its version text."""
 
     version: int
     identity: str
@@ -48,7 +48,7 @@ class Toolchain:
         return f"{name}-{self.version}"
 
     def programs(self) -> tuple[Path, ...]:
-        """Where the programs are that a build runs."""
+        """The paths of the programs that a build runs."""
         tools = ("clang", "ld.lld", "llvm-objcopy", "llvm-ar", "llvm-nm", "llvm-strip")
         names = ("bmake", "ccache", *(self.tool(name) for name in tools))
         found = (shutil.which(name) for name in names)
@@ -60,7 +60,7 @@ def find_toolchain() -> Toolchain:
     version = debian.clang_version()
     if version is None or not shutil.which("bmake"):
         what = "clang, lld and llvm-objcopy" if version is None else "bmake"
-        raise CannotError(f"{what} not found; run ./inv setup to install what building needs")
+        raise CannotError(f"{what} not found; run ./inv setup to install the packages for building")
     said = []
     for command in ([f"clang-{version}", "--version"], [f"ld.lld-{version}", "--version"]):
         done = process.run(command)
@@ -70,9 +70,9 @@ def find_toolchain() -> Toolchain:
 
 @dataclass(frozen=True)
 class Make:
-    """One use of bmake: a folder of the linked tree, what to make there, and with what.
+    """One call of bmake: a folder of the linked tree, the targets, variables and environment.
 
-    Variables and environment hold paths as the sandbox sees them.
+    Paths in variables and environment are those inside the sandbox.
     """
 
     component: str
@@ -82,7 +82,9 @@ class Make:
     environment: tuple[tuple[str, str], ...] = ()
 
     def command(self, share_mk: str, jobs: int) -> list[str]:
-        """The command line; `jobs` 0 runs one after the other with unmixed output."""
+        """The command line; `jobs` 0 runs commands one after another, so that their output is not
+        mixed.
+        """
         parallel = [f"-j{jobs}"] if jobs else []
         assigned = [f"{name}={value}" for name, value in self.variables]
         return ["bmake", "-m", share_mk, *parallel, *assigned, *self.targets]
@@ -90,13 +92,13 @@ class Make:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one make left behind, besides its files."""
+    """The result of one make, apart from its files."""
 
     warnings: int
 
 
 def jobs() -> int:
-    """How many compilers to run side by side: the processors we may use."""
+    """The number of compilers to run in parallel: the processors that we may use."""
     return max(1, len(os.sched_getaffinity(0)))
 
 
@@ -105,7 +107,7 @@ def run(
 ) -> Outcome:
     """Run one make in the linked tree `linked`, appending its output to `log`.
 
-    Raises PatchError with the compiler's own lines when it fails.
+    Raises PatchError with the compiler's own messages if it fails.
     """
     sandbox = sandbox or Sandbox(None, linked)
     share_mk = sandbox.inside(linked / "share/mk")
@@ -113,7 +115,7 @@ def run(
     warnings = sum(1 for line in lines if _WARNING.match(line))
     if code == 0:
         return Outcome(warnings)
-    # Side by side the compilers' lines run into each other: what failed is made once more alone.
+    # The output of parallel compilers is mixed, so the failed target is built once more alone.
     again, alone = _logged(make.command(share_mk, 0), make, sandbox, log, progress)
     if again == 0:
         return Outcome(warnings)
@@ -123,13 +125,15 @@ def run(
 
 
 def warning_lines(log: str) -> Counter[str]:
-    """The warnings in a log, without the lines' numbers: a patch moves lines it does not touch."""
+    """The warnings in a log, without line numbers, because a patch moves lines that it does not
+    change.
+    """
     found = (_WARNING.match(line) for line in log.splitlines())
     return Counter(f"{match[1]}: {match[2]}" for match in found if match)
 
 
 def error_lines(lines: Sequence[str], linked: str) -> list[str]:
-    """The lines that matter of a failed make, with paths as in the source tree."""
+    """The important lines of a failed make, with paths as in the source tree."""
     short = [line.replace(f"{linked}/", "") for line in lines]
     shown: list[str] = []
     for index, line in enumerate(short):
@@ -153,7 +157,7 @@ def _logged(
 ) -> tuple[int, list[str]]:
     lines: list[str] = []
     environment = {
-        # bmake would otherwise go on with a make that called us (./inv from a Makefile).
+        # Without this bmake would join a make that started us (./inv from a Makefile).
         "MAKEFLAGS": "",
         **dict(make.environment),
     }

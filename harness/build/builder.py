@@ -1,13 +1,13 @@
-"""From a source tree and a series to vmm.ko, libvmmapi and vmmls, on this machine.
+"""Builds vmm.ko, libvmmapi and vmmls from a source tree and a series, on this machine.
 
 Everything happens in a linked tree (linktree.py) and in a sandbox (sandbox.py); the user's tree is
 only read.  The result is in `builds/KEY/` of the cache, where KEY is the digest of all inputs,
-so that a second build of the same inputs compiles nothing.  A failed build leaves nothing there but
-its log, in `builds/failed/`.
+so that a second build of the same inputs compiles nothing.  Of a failed build only the log stays,
+in `builds/failed/`.
 
-vmmls finds its library beside itself (run path $ORIGIN): both are copied to one private folder of
-the guest, nothing of the guest's own system is replaced, no variable has to be set, and it is the
-real shared library with its ABI that the checks then go through.
+vmmls finds its library in its own folder (run path $ORIGIN).  Both are copied to one private folder
+of the guest, so no file of the guest's own system is replaced, no variable must be set, and the
+checks use the real shared library with its ABI.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from harness.series import apply
 from harness.series.load import PATCHES, Series
 from harness.source_tree import SourceTree
 
-# Part of every key: raise it when the same input is to be made in another way.
+# Part of every key: increase it if the same input must be built differently.
 _RECIPE = 1
-# `inv mutation` alone makes nearly forty.
+# `inv mutation` alone makes almost forty builds.
 _KEPT_BUILDS = 120
 _MANIFEST = "manifest.json"
 
@@ -50,11 +50,11 @@ Maker = Callable[[targets.Job], targets.Made]
 
 @dataclass(frozen=True)
 class Build:
-    """What was built, and of what.  Paths are absolute, in the cache.
+    """A build and its inputs.  Paths are absolute, in the cache.
 
-    `untested` are files of the series that nothing which was built is made of, each with the
-    reason; `reached` the parts that the series reaches, by name (see parts.py).  `drift` are the
-    hunks that fit some lines away from where they say, in words.
+    `untested` has the files of the series from which nothing was built, each with the reason;
+    `reached` the names of the parts that the series changes (see parts.py); `drift` describes the
+    hunks that fit only some lines away from their line numbers.
     """
 
     release: str
@@ -84,23 +84,23 @@ class Build:
 
     @property
     def include(self) -> Path:
-        """The patched headers, to be found before the sysroot's."""
+        """The folder of the patched headers, which precede the sysroot's."""
         return self.folder / "include"
 
     @property
     def symbols(self) -> Path | None:
-        """The module with its line numbers, which show where a backtrace leads."""
+        """The module with line numbers, for backtraces."""
         path = self.folder / targets.SYMBOLS
         return path if path.is_file() else None
 
     @property
     def programs(self) -> tuple[Path, ...]:
-        """bhyve, bhyvectl and bhyveload, where the series reaches them."""
+        """bhyve, bhyvectl and bhyveload, if the series changes them."""
         return tuple(self.folder / name for name, _ in self.digests if name in parts.PROGRAMS)
 
     @property
     def files(self) -> tuple[Path | None, Path | None, Path | None]:
-        """vmm.ko, libvmmapi, vmmls: what is there of them."""
+        """vmm.ko, libvmmapi and vmmls, as far as they were built."""
         return self.module, self.library, self.tool
 
     def to_data(self) -> dict[str, object]:
@@ -130,18 +130,18 @@ def build(
     coverage: bool = False,
     wanted: Features = Features(),  # noqa: B008  (frozen)
 ) -> Build:
-    """Build what a series makes of `source`, or find that it is built already (`cached`).
+    """Build `source` with a series applied, or find the existing build (`cached`).
 
     `series` None builds the stock module and library.  Without `sysroot` only the module is built;
-    `not_built` says what is missing and why.  `kernel_options` changes the options of the tree's
-    `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module by FreeBSD's
-    own compiler; then a machine without one can build, the module alone.  `sandboxed` False runs
-    the makes on this machine as they are, for patches that are trusted (default:
-    `sandbox.wanted()`).  `coverage` builds a module that counts which of its lines ran.
-    `wanted` is what a topic wants built otherwise.
+    `not_built` names the missing parts and the reasons.  `kernel_options` changes the options of
+    the tree's `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module with
+    FreeBSD's own compiler; then a machine without a compiler can build the module.  `sandboxed`
+    False runs make without a sandbox, for trusted patches (default: `sandbox.wanted()`).
+    `coverage` builds a module that counts which of its lines ran. `wanted` has the build options of
+    a topic.
 
-    Raises UsageError (not a tree, wrong release), CannotError (no compiler), PatchError (a patch
-    that does not apply, code that does not compile; names the log).
+    Raises UsageError (not a source tree, or the wrong release), CannotError (no compiler),
+    PatchError (a patch does not apply, or code does not compile; it names the log).
     """
     if sandboxed is None:
         sandboxed = sandbox.wanted()
@@ -181,7 +181,7 @@ def build(
     with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
         if found := _load(target):
             os.utime(target / _MANIFEST)
-            # The key goes by content; what the series is called is the caller's.
+            # The key depends on the contents; the name of the series comes from the caller.
             return dataclasses.replace(
                 found, release=release, series=series.topic if series else None
             )
@@ -257,7 +257,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
                 raise full from error
             if log.is_file():
                 failed = root / "failed" / f"{job.key}.log"
-                # Where the disk is full, the reason is still to be said.
+                # Even if the disk is full, the reason must be reported.
                 with contextlib.suppress(OSError):
                     files.write_atomic(failed, log.read_bytes())
                     error.message += f" (log: {failed})"
@@ -299,17 +299,17 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
         (kept / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     built = _load(target, cached=False)
     if not built:
-        raise CannotError(f"{target}: what was built cannot be read back; is the disk full?")
+        raise CannotError(f"{target}: the finished build cannot be read back; is the disk full?")
     return built
 
 
 def _as_text(path: Path) -> str:
-    """A path for the manifest; a name that is no UTF-8 could not be read back."""
+    """A path for the manifest; a name that is not UTF-8 could not be read back."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def _fenced(job: _Job, shop: workdir.WorkFolder) -> tuple[ccache.Ccache, sandbox.Sandbox]:
-    """The compiler's cache and the sandbox for a build."""
+    """The compiler's cache and the sandbox of a build."""
     work = shop.folder
     for name in ("obj", "made"):
         (work / name).mkdir()
@@ -336,19 +336,19 @@ def _fenced(job: _Job, shop: workdir.WorkFolder) -> tuple[ccache.Ccache, sandbox
 
 
 def _shipped(series: Series) -> bool:
-    """Whether all of a series comes with the project, which is trusted as its code is."""
+    """Whether the whole series comes with the project, and so is trusted like its code."""
     own = PATCHES.resolve()
     return all(patch.path.resolve().is_relative_to(own) for patch in series.patches)
 
 
 def _includable(job: _Job, work: Path) -> Iterator[str]:
-    """The names of all that an #include may lead to, in the tree and in the sysroot."""
+    """The names of all files that an #include may find, in the tree and in the sysroot."""
     yield from linktree.names(job.tree.path, job.series, work / "src")
     yield from (str(job.sysroot), job.sysroot_is)
 
 
 def _load(folder: Path, *, cached: bool = True) -> Build | None:
-    """The build in `folder`, or None if there is none or it was damaged."""
+    """The build in `folder`, or None if there is none or it is damaged."""
     try:
         data = checked.table((folder / _MANIFEST).read_bytes())
         built = _from_manifest(folder, data, cached)
@@ -384,14 +384,14 @@ def read_build_id(file: Path) -> str:
                         if note["n_type"] == "NT_GNU_BUILD_ID":
                             return str(note["n_desc"])
     except (OSError, ELFError) as error:
-        raise PatchError(f"{file.name}: not an ELF file that can be read: {error}") from error
+        raise PatchError(f"{file.name}: it is not a valid ELF file: {error}") from error
     raise PatchError(
-        f"{file.name}: has no build id, so it could not be distinguished from another module"
+        f"{file.name}: it has no build id, so it cannot be distinguished from another module"
     )
 
 
 def _own_code() -> str:
-    """The digest of the code that builds, so that a change to it makes everything again."""
+    """The digest of the building code, so that a change to it causes new builds."""
     here = Path(__file__).parent
     folders = (here, here.with_name("series"))
     sources = sorted(path for folder in folders for path in folder.glob("*.py"))
@@ -400,7 +400,7 @@ def _own_code() -> str:
 
 
 def _prune(root: Path, key: str) -> None:
-    """Forget the builds that were used longest ago (one is a megabyte or two), and old rubbish."""
+    """Remove the builds that were not used for the longest time (1 to 2 MB each), and leftovers."""
     for folder in _oldest(root.glob(f"*/{_MANIFEST}")):
         if folder.parent.name != key:
             shutil.rmtree(folder.parent, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""ccache before the compiler: what was compiled once is taken from there, in whatever series.
+"""Runs the compiler through ccache, so that unchanged files are compiled only once.
 
-It is Debian's, and stays out where it is not installed, or where CCACHE_DISABLE is set.  Its cache
-is our own, and the user's settings play no part.
+It is Debian's ccache, with a cache of our own and without the user's settings.  It is not used if
+it is not installed or CCACHE_DISABLE is set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FOREIGN_CACHES = 8
 
 @dataclass(frozen=True)
 class Ccache:
-    """What stands before the compiler's name, and what ccache finds in its environment."""
+    """The words before the compiler's name, and the environment for ccache."""
 
     launcher: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
@@ -39,10 +39,10 @@ def find(
 ) -> tuple[Ccache, Sandbox]:
     """The ccache to use for a build in `work`, and the sandbox in which it can be written to.
 
-    `compiler` says which compiler it is.  `names` are those of all files that an #include may lead
-    to: ccache looks at those that were read last time, and would not notice a new one that is found
-    before them.  `stranger` is the digest of a series that is not the project's: its Makefiles can
-    put anything into the cache that they write to, so it gets a copy of its own.
+    `compiler` identifies the compiler.  `names` are those of all files that an #include may find:
+    ccache checks the files that were read last time, and would not notice a new one that is found
+    before them.  `stranger` is the digest of a series from outside the project: its Makefiles can
+    write anything to the cache, so it gets its own copy.
     """
     if "CCACHE_DISABLE" in os.environ or not shutil.which("ccache"):
         return NONE, sandbox
@@ -52,7 +52,7 @@ def find(
     with contextlib.suppress(OSError):
         place.mkdir(mode=0o700, exist_ok=True)
     if not os.access(place, os.W_OK | os.X_OK):
-        # It would fail, and the patch be blamed.
+        # ccache would fail, and that would look like a fault of the patch.
         return NONE, sandbox
     known = work / "names"
     known.write_text(files.sha256_text(*sorted(names)))
@@ -71,7 +71,8 @@ def find(
             ("CCACHE_MAXSIZE", _SIZE),
             ("CCACHE_COMPILERCHECK", f"string:{compiler}"),
             ("CCACHE_EXTRAFILES", sandbox.inside(known)),
-            # By the compiler's own list of what it read, without preprocessing everything first.
+            # Use the compiler's own list of included files instead of preprocessing everything
+            # first.
             ("CCACHE_DEPEND", "1"),
         ),
     )
@@ -81,7 +82,9 @@ def find(
 
 
 def _copied(place: Path, own: Path) -> Path:
-    """A stranger's cache, which begins as a copy of ours; only the newest of them stay."""
+    """The cache of an outside series, which starts as a copy of ours; only the newest are
+    stored.
+    """
     own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(OSError, shutil.Error):
         if not own.exists() and place.is_dir():

@@ -1,9 +1,9 @@
 """A vmm.ko that counts which of its lines ran: built with clang's source coverage.
 
-The counters are plain memory of the module, one 64-bit number for each region of the source.  There
-is no run time library in a kernel: a small program reads them out of /dev/kmem (guest_src/
-counters.c), and what they mean is in the module's file with symbols.  llvm-profdata and llvm-cov
-turn both into numbers of lines.
+The counters are plain memory of the module, one 64-bit number for each region of the source.  A
+kernel has no run time library, so a small program reads the counters from /dev/kmem
+(guest_src/counters.c); the module's file with symbols says what they mean.  llvm-profdata and
+llvm-cov turn both into numbers of lines.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ FLAGS = (
 START, END = "vmm_counters_start", "vmm_counters_end"
 """Symbols of the module around its counters."""
 
-# The compiler makes a section for each function; the kernel's linker and we want one.  The run time
-# library's mark, which every object asks for, is nothing here.
+# The compiler makes a section for each function; the kernel's linker and we need a single one.  The
+# symbol of the run time library, which every object refers to, is defined as 0.
 SCRIPT = f"""\
 SECTIONS {{
     __llvm_prf_cnts : {{ {START} = .; *(__llvm_prf_cnts) {END} = .; }}
@@ -46,8 +46,8 @@ NOT_LOADED = ("__llvm_covfun", "__llvm_covmap", "__llvm_prf_names", "__llvm_prf_
 """Sections that only the file with symbols needs."""
 
 _COUNTERS, _RECORDS, _NAMES = "__llvm_prf_cnts", "__llvm_prf_data", "__llvm_prf_names"
-# struct __llvm_profile_data of LLVM 17 to 21: name's digest, function's digest, where its counters
-# are, and how many.
+# struct __llvm_profile_data of LLVM 17 to 21: the name's digest, the function's digest, the
+# position of its counters, and their number.
 _RECORD = struct.Struct("<QQ")
 _WHERE, _HOW_MANY = 16, 48
 _RECORD_BYTES = 64
@@ -56,7 +56,7 @@ _COUNTER_BYTES = 8
 
 @dataclass(frozen=True)
 class Function:
-    """A function's counters: `offset_bytes` into all of them, and how many."""
+    """A function's counters: their offset in all counters, and their number."""
 
     name: str
     digest: int
@@ -65,9 +65,9 @@ class Function:
 
 
 def functions(symbols: Path) -> tuple[Function, ...]:
-    """What the counters of a module belong to, by its file with symbols.
+    """The functions that a module's counters belong to, from its file with symbols.
 
-    CannotError when the file was not built for coverage, or by a compiler that is not known here.
+    Raises CannotError if the file was not built for coverage, or was built by an unknown compiler.
     """
     try:
         with symbols.open("rb") as stream:
@@ -79,22 +79,22 @@ def functions(symbols: Path) -> tuple[Function, ...]:
 def _functions(elf: ELFFile, symbols: Path) -> Iterable[Function]:
     sections = {section.name: section for section in elf.iter_sections()}
     if not {_COUNTERS, _RECORDS, _NAMES} <= sections.keys():
-        raise CannotError(f"{symbols}: was not built for coverage")
+        raise CannotError(f"{symbols}: it was not built for coverage")
     names = {_digest(name): name for name in _names(sections[_NAMES].data())}
     records = sections[_RECORDS].data()
     places = _places(elf)
     if len(records) % _RECORD_BYTES:
-        raise CannotError(f"{symbols}: its counters are laid out in a way that is not known here")
+        raise CannotError(f"{symbols}: its counters have an unknown layout")
     for start in range(0, len(records), _RECORD_BYTES):
         name, digest = _RECORD.unpack_from(records, start)
         (count,) = struct.unpack_from("<I", records, start + _HOW_MANY)
-        # Relative to the record, so that the field's own place is taken off once more.
+        # The value is relative to the record, so the field's own offset is subtracted as well.
         offset = places[start + _WHERE] - _WHERE
         yield Function(names[name], digest, offset, count)
 
 
 def _places(elf: ELFFile) -> dict[int, int]:
-    """Offset of each field in the records -> offset into the counters that it leads to."""
+    """Offset of each field in the records -> the offset in the counters that it refers to."""
     records, counters = (elf.get_section_index(name) for name in (_RECORDS, _COUNTERS))
     found = {}
     for section in elf.iter_sections():
@@ -138,15 +138,16 @@ def _digest(name: str) -> int:
 
 
 def profile(known: Sequence[Function], counters: bytes) -> str:
-    """llvm-profdata's text format for the counters as they were read.
+    """The counters in llvm-profdata's text format.
 
-    CannotError when the memory that was read is not that of these functions.
+    Raises CannotError if the counters do not belong to these functions.
     """
     needed = max((it.offset_bytes + it.count * _COUNTER_BYTES for it in known), default=0)
     if len(counters) < needed:
         raise CannotError(
-            f"{len(counters)} bytes of counters were read, the module has {needed}: it is not the "
-            "module that runs"
+            f"{len(counters)} bytes of counters were read, the module has {needed}: it "
+            f"is not the "
+            "loaded module"
         )
     lines = []
     for it in known:

@@ -1,14 +1,14 @@
-"""What a topic wants built otherwise than a release is: options of the kernel and of make.
+"""A topic's build options that differ from a release's: options of the kernel and of make.
 
-`patches/TOPIC/build.toml` may say so, for instance
+`patches/TOPIC/build.toml` may contain them, for instance
 
     kernel_options = ["BHYVE_SNAPSHOT"]
     make = { MK_BHYVE_SNAPSHOT = "yes" }
     programs = ["bhyve", "bhyvectl"]
     libraries = ["privateucl", "xo"]
 
-`programs` are built whether the patches reach them or not; `libraries` are those of the sysroot
-that they then need beside their usual ones.
+`programs` are built even if the patches do not change them; `libraries` are those of the sysroot
+that they need in addition to their usual ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LIBRARY = re.compile(r"[a-z0-9_]+\Z")
 
 @dataclass(frozen=True)
 class Features:
-    """See above; `make` are pairs of a variable and its value."""
+    """The options of a build.toml; `make` has pairs of a variable and its value."""
 
     kernel_options: tuple[str, ...] = ()
     make: tuple[tuple[str, str], ...] = ()
@@ -38,12 +38,12 @@ class Features:
 
     @property
     def identity(self) -> str:
-        """Part of a build's key; empty for what a release is built with."""
+        """Part of a build's key; empty for the options of a release."""
         return "" if self == Features() else repr(self)
 
 
 def read(topic: Path) -> Features:
-    """What a topic's folder asks for; UsageError for what cannot be asked for."""
+    """The options of a topic's folder; UsageError for invalid ones."""
     path = topic / FILE
     try:
         data = tomllib.loads(path.read_text())
@@ -52,23 +52,26 @@ def read(topic: Path) -> Features:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     if strange := sorted(data.keys() - set(_KEYS)):
-        raise UsageError(f"{path}: {strange[0]} is not known; there are {', '.join(_KEYS)}")
+        raise UsageError(f"{path}: {strange[0]}: unknown key; the keys are {', '.join(_KEYS)}")
     make = data.get("make", {})
     lists = {name: data.get(name, []) for name in _KEYS if name != "make"}
     good = isinstance(make, dict) and all(
         _KNOB.match(name) and value in ("yes", "no") for name, value in make.items()
     )
     if not good:
-        raise UsageError(f'{path}: make is a table of MK_NAME = "yes" or "no"')
+        raise UsageError(f'{path}: make must be a table of MK_NAME = "yes" or "no"')
     for name, value in lists.items():
         if not isinstance(value, list) or not all(isinstance(it, str) for it in value):
-            raise UsageError(f"{path}: {name} is a list of names")
+            raise UsageError(f"{path}: {name} must be a list of names")
     for name in lists["programs"]:
         if name not in parts.PROGRAMS:
-            raise UsageError(f"{path}: programs: {name}; there are {', '.join(parts.PROGRAMS)}")
+            raise UsageError(
+                f"{path}: programs: {name}: unknown program; choose from "
+                f"{', '.join(parts.PROGRAMS)}"
+            )
     for name in lists["libraries"]:
         if not _LIBRARY.match(name):
-            raise UsageError(f"{path}: libraries: {name!r} is no library's name")
+            raise UsageError(f"{path}: libraries: {name!r} is not a library's name")
     return Features(
         tuple(lists["kernel_options"]),
         tuple(sorted(make.items())),

@@ -1,6 +1,6 @@
-"""Small C programs for the guest, compiled here against a build's headers and library.
+"""Compiles small C programs for the guest with a build's headers and library.
 
-The tests use them to ask libvmmapi itself, or to do to /dev/vmm what no tool does.
+The checks use them to call libvmmapi directly, or to use /dev/vmm in ways that no tool does.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def compile_program(
 ) -> Path:
     """Compile C files to one program for the guest; returns its path in the cache.
 
-    A source finds the headers of its own folder, and `headers`, by their names alone.
+    A source can include the headers of its own folder, and those of `headers`, by name.
     It is linked against the build's own libvmmapi and looks for it in its own folder ($ORIGIN), so
-    copy both to the same place.  Compiled again only when sources, build or compiler changed.
+    copy both to the same folder.  It is compiled again only if sources, build or compiler changed.
 
-    Raises UsageError (a source is not there), CannotError (no sysroot's library in `built`),
-    PatchError with the compiler's lines.
+    Raises UsageError (a source is missing), CannotError (`built` has no library), PatchError with
+    the compiler's messages.
     """
     if "vmmapi" in libraries and built.library is None:
         raise CannotError("libvmmapi was not built, so no program can be linked against it")
@@ -81,7 +81,7 @@ def _compiled(
     flags: Sequence[str],
     headers: Sequence[Path],
 ) -> Path:
-    """Compile in a sandbox: the patched headers are a stranger's."""
+    """Compile in a sandbox, because the patched headers are not trusted."""
     work = shop.folder
     for folder in ("obj", "made", "src"):
         (work / folder).mkdir()
@@ -104,7 +104,7 @@ def _compiled(
         for path in (source, *headers, *source.parent.glob("*.h")):
             shutil.copyfile(path, near / path.name)
         copies.append(fence.inside(near / source.name))
-    # The name a linker looks for under -lvmmapi; the run takes the soname's file.
+    # The linker looks for this name because of -lvmmapi; at run time the soname's file is used.
     if built.library and "vmmapi" in libraries:
         (work / "made" / "libvmmapi.so").symlink_to(built.library)
     command = [
@@ -118,7 +118,7 @@ def _compiled(
         *copies,
         f"-L{fence.inside(work / 'made')}",
         *(f"-l{library}" for library in libraries),
-        # bhyveload, in capability mode, can load nothing that asks where it lies.
+        # bhyveload runs in capability mode, where a library with $ORIGIN cannot be loaded.
         *(("-Wl,-rpath,$ORIGIN", "-Wl,-z,origin") if "vmmapi" in libraries else ()),
         *_FLAGS,
         *flags,
@@ -134,5 +134,5 @@ def _compiled(
         )
     made = work / "made" / name
     if not workdir.take(work / "obj", name, made):
-        raise CannotError(f"{name}: the compiler ended well but wrote nothing")
+        raise CannotError(f"{name}: the compiler succeeded but wrote no file")
     return made

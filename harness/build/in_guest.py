@@ -1,9 +1,8 @@
-"""Building vmm.ko by FreeBSD's own compiler and make, in a guest of its own.
+"""Builds vmm.ko with FreeBSD's own compiler and make, in a separate guest.
 
-The source, with the series applied, goes in once as a tar that is the guest's second disk; the
-module comes back over SSH.  The guest is thrown away.  Library and tools are built on the host
-where that has a compiler; the host's module is built there too, for comparison: both must export
-the same symbols.
+The source with the series applied is a tar that becomes the guest's second disk; the module comes
+back over SSH, and the guest is discarded.  Library and tools are built on the host if it has a
+compiler; the module is built there too, for comparison: both must export the same symbols.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _DISK_STEP_BYTES = 1 << 20
 _SPARE_BYTES = 256 << 20
 _OBJECTS = "amd64.amd64"
 
-# $1 the source's disk, $2 the folder to work in, $3 the kilobytes that takes.
+# $1 the source's disk, $2 the folder to work in, $3 the kilobytes that the build needs.
 _UNPACK = r"""
 set -eu
 free=$(df -k /var/tmp | awk 'NR == 2 { print $4 }')
@@ -50,7 +49,7 @@ rm -rf "$2"; mkdir -p "$2/obj"
 tar -xf "$1" -C "$2"
 """
 
-# $1 that folder.  The user's own settings are none of a test's business.
+# $1 that folder.  The image's own build settings are not used.
 _COMPILE = r"""
 set -eu
 cd "$1/src/sys/modules/vmm"
@@ -65,7 +64,7 @@ _PLACE = "/var/tmp/vmm-workbench-build"  # noqa: S108 - in the guest, where nobo
 
 @dataclass(frozen=True)
 class GuestBuilder:
-    """Builds modules in a guest of `record`; `run_dir` gets its console and logs."""
+    """Builds modules in a guest of the image `record`; `run_dir` gets its console and logs."""
 
     record: ImageRecord
     backend: Backend
@@ -73,14 +72,14 @@ class GuestBuilder:
 
     @property
     def identity(self) -> str:
-        """What a build's key has to hold besides its source: the compiler is the image's."""
+        """The additional part of a build's key: the image, because its compiler is used."""
         return f"guest {self.record.disk_sha256}"
 
     def make(self, job: targets.Job) -> targets.Made:
-        """A maker for `build.build`.
+        """Make the parts, for `builder.build`.
 
-        CannotError when the image has no compiler or the backend is not one to compile in,
-        PatchError when the source does not compile or the two modules differ in what they export.
+        Raises CannotError if the image has no compiler or the backend is too slow to compile in,
+        PatchError if the source does not compile or the two modules export different symbols.
         """
         module = self._module(job)
         if not job.toolchain.version:
@@ -92,7 +91,7 @@ class GuestBuilder:
             )
         made = targets.make_all(job)
         require_same_exports(module, made.module)
-        # The lines that the host has belong to the module it built.
+        # The host's file with line numbers belongs to the module that the host built.
         return dataclasses.replace(made, module=module, symbols=None)
 
     def _module(self, job: targets.Job) -> Path:
@@ -123,15 +122,15 @@ class GuestBuilder:
 
 
 def require_known(asked: str) -> None:
-    """UsageError unless --builder takes this word."""
+    """Raise UsageError unless --builder accepts this word."""
     if asked not in BUILDERS:
-        raise UsageError(f"--builder {asked}: one of {', '.join(BUILDERS)} is meant")
+        raise UsageError(f"--builder {asked}: it must be one of {', '.join(BUILDERS)}")
 
 
 def choose(asked: str, record: ImageRecord, backend: Backend, run_dir: Path) -> GuestBuilder | None:
-    """Who builds: a guest, or None for the host.  `auto` takes the host where it has a compiler.
+    """The guest that builds, or None for the host; `auto` takes the host if it has a compiler.
 
-    A guest builds under TCG where the run itself is in Bochs.  UsageError for another word.
+    If the run is in Bochs, the building guest uses TCG.  Raises UsageError for another word.
     """
     require_known(asked)
     if asked == "host" or (asked == "auto" and debian.clang_version() is not None):
@@ -140,7 +139,7 @@ def choose(asked: str, record: ImageRecord, backend: Backend, run_dir: Path) -> 
 
 
 def require_compiler(guest: Guest, record: ImageRecord) -> None:
-    """CannotError unless the guest has a compiler, a linker and make."""
+    """Raise CannotError unless the guest has a compiler, a linker and make."""
     lacks = [tool for tool in ("cc", "ld", "make") if not guest.run(["which", tool]).ok]
     if lacks:
         raise CannotError(
@@ -150,8 +149,8 @@ def require_compiler(guest: Guest, record: ImageRecord) -> None:
 
 
 def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
-    """The module, built in a guest that has the packed source as its last disk."""
-    # The last of its disks is the one that was added: vtbd1, whatever the first is called.
+    """Build the module in a guest that has the packed source as its last disk."""
+    # Its last disk is the added one: vtbd1, whatever the name of the first one is.
     disk = max(guest.must(["sysctl", "-n", "kern.disks"]).split())
     job.progress("unpacking the source in the guest")
     need_kib = (source_bytes + _SPARE_BYTES) >> 10
@@ -172,18 +171,18 @@ def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
 
 
 def pack(job: targets.Job) -> Path:
-    """The source with the series applied, and the kernel's options, as a disk that is a tar."""
+    """Write the source with the series applied, and the kernel's options, as a tar for a disk."""
     options = job.work / "guest-options"
     options.mkdir()
     kernconf.write_headers(job.config, options)
     disk = job.work / "source.tar"
-    # What the linked tree links to is what the guest gets; the tree's own odd links are left out.
+    # The guest gets the files that the linked tree links to; the tree's own odd links are left out.
     with tarfile.open(disk, "w", dereference=True) as tar:
         tar.add(options, "options")
         for path in _files(job.source):
             with contextlib.suppress(FileNotFoundError):
                 tar.add(path, f"src/{path.relative_to(job.source)}", recursive=False)
-    # A disk has whole sectors.
+    # The size of a disk is a multiple of a sector.
     files_bytes = disk.stat().st_size
     os.truncate(disk, -(-files_bytes // _DISK_STEP_BYTES) * _DISK_STEP_BYTES)
     return disk
@@ -197,7 +196,7 @@ def _files(top: Path) -> Iterable[Path]:
 
 
 def exports(module: Path) -> frozenset[str]:
-    """The names of the symbols that a module offers to others; PatchError if it is no ELF file."""
+    """The names of the symbols that a module exports; PatchError if it is not an ELF file."""
     try:
         with module.open("rb") as stream:
             return frozenset(
@@ -209,16 +208,17 @@ def exports(module: Path) -> frozenset[str]:
                 and symbol["st_shndx"] != "SHN_UNDEF"
             )
     except ELFError as error:
-        raise PatchError(f"{module.name}: not an ELF file that can be read: {error}") from error
+        raise PatchError(f"{module.name}: it is not a valid ELF file: {error}") from error
 
 
 def require_same_exports(guests: Path, hosts: Path) -> None:
-    """PatchError unless the guest's module and the host's export the same symbols."""
+    """Raise PatchError unless the guest's module and the host's export the same symbols."""
     ours, theirs = exports(hosts), exports(guests)
     if ours != theirs:
         only = ", ".join(sorted(ours - theirs)[:5]) or "none"
         more = ", ".join(sorted(theirs - ours)[:5]) or "none"
         raise PatchError(
-            f"vmm.ko built in the guest and on the host differ in what they export: only the "
+            f"vmm.ko built in the guest and on the host export different symbols: only "
+            f"the "
             f"host's has {only}; only the guest's has {more}"
         )

@@ -1,8 +1,9 @@
 """The kernel options a module is built with, taken from the tree's own kernel configuration.
 
-A module built alone gets a handful of options only; the release's own vmm.ko was built with all of
-GENERIC's (COMPAT_FREEBSD13, NUMA, DDB, INVARIANTS on a development branch).  What config(8) would
-write as opt_*.h is written here, so that our module differs from the release's by the patch alone.
+A module built by itself gets only a few options; the release's own vmm.ko was built with all of
+GENERIC's (COMPAT_FREEBSD13, NUMA, DDB, INVARIANTS on a development branch).  This module writes the
+opt_*.h files that config(8) would write, so that our module differs from the release's only by the
+patch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Option names with their values, sorted, and the header each belongs to."""
+    """Option names with their values, sorted, and the header of each."""
 
     name: str
     options: tuple[tuple[str, str], ...]
@@ -30,14 +31,14 @@ class KernelConfig:
 
     @property
     def invariants(self) -> bool:
-        """Whether the module is built with INVARIANTS; the running kernel must be as well."""
+        """Whether the module is built with INVARIANTS, as the running kernel must then be too."""
         return any(option == "INVARIANTS" for option, _ in self.options)
 
 
 def read_config(
     source: Path, name: str = DEFAULT_CONFIG, changes: Sequence[str] = ()
 ) -> KernelConfig:
-    """What config(8) would make of `name` in the tree `source`.
+    """The options that config(8) would generate for `name` in the tree `source`.
 
     `changes` adds ("NAME", "NAME=VALUE") or removes ("!NAME") options.  Raises UsageError for a
     configuration or option that the tree does not know.
@@ -50,7 +51,7 @@ def read_config(
         removed = change.startswith("!")
         option, _, value = change.lstrip("!").partition("=")
         if not _NAME.match(option) or option not in known:
-            raise UsageError(f"kernel option {option!r}: this source tree does not know it")
+            raise UsageError(f"kernel option {option!r}: this source tree does not have it")
         if removed:
             chosen.pop(option, None)
         else:
@@ -59,7 +60,7 @@ def read_config(
 
 
 def write_headers(config: KernelConfig, folder: Path) -> None:
-    """Write every opt_*.h into `folder`, which must be there."""
+    """Write every opt_*.h into `folder`, which must exist."""
     for name, text in config.headers:
         (folder / name).write_text(text)
 

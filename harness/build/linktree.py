@@ -1,8 +1,8 @@
 """The linked tree: folders of our own with links to the files of the user's source tree.
 
-make takes the real path of the folder it works in, and a compiler looks beside an including file
-for its headers; so the folders around vmm are made for real and only their files are links.  What
-the series touches is a copy.  The user's tree is read and never written to.
+make uses the real path of the folder it works in, and a compiler looks for headers in the folder of
+the including file.  So the folders around vmm are real and only their files are links.  The files
+that the series changes are copies.  The user's tree is only read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from harness.series.load import Series
 from harness.source_tree import SourceTree
 
 _FOLDERS = tuple(part.folder for part in PARTS.values())
-# What the parts' Makefiles reach out to.
+# Other folders that the parts' Makefiles use.
 _BESIDE = tuple(folder for part in PARTS.values() for folder in part.beside)
 _ROOTS = ("sys", "share/mk", *(it for it in _FOLDERS if not it.startswith("sys/")), *_BESIDE)
-# Linked file by file; other folders that nothing is written to are one link each.
+# Linked file by file; each other folder is one link, because nothing is written to it.
 _EXPANDED = (
     "sys/amd64",
     "sys/x86",
@@ -44,9 +44,9 @@ _LISTINGS_DEEP = 40
 _ELSEWHERE_MOST = 50
 _SOURCES = (".h", ".c", ".S", ".inc", ".def")
 _EXPANDED_SLASH = tuple(f"{root}/" for root in _EXPANDED)
-# Files alone, not what is below them: Makefile.inc and its kin.
+# Only the files in these folders, not those below: Makefile.inc and the like.
 _FLAT = ("lib", "usr.sbin", "share")
-# Two thirds of sys/ that no part of vmm reads: not worth the time to look at.
+# Two thirds of sys/, which no part of vmm reads; they are skipped to save time.
 SKIPPED = frozenset(
     (
         *(f"sys/{name}" for name in ("arm", "arm64", "powerpc", "riscv")),
@@ -60,18 +60,18 @@ SKIPPED = frozenset(
         ),
     )
 )
-# What a build in place leaves beside the sources; make would take it for up to date, or write
-# through our link into it.
+# Files that a build inside the tree leaves; make would take them for up to date, or write to them
+# through our links.
 _PRODUCT = re.compile(
     r"(.*\.(o|a|ko|kld|debug|full|pico|so(\.\d+)?)|\.depend.*|opt_.*\.h|export_syms"
     r"|vnode_if_.*\.h|.*_assym\.h|offset\.inc|machine|x86|i386|obj(\..*)?|vmmls|bhyve(ctl|load)?|.*\.[1-9]\.gz)\Z"
 )
-# Made out of the kernel's *_if.m for a module; bhyve has sources that are called so.
+# For a module these are generated from the kernel's *_if.m; bhyve has sources with such names.
 _INTERFACE = re.compile(r".*_if\.[ch]\Z")
 
 
 def _walk(source: Path, roots: Iterable[str], flat: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(path in the tree, real path to link to) of every file a build may read, unsorted."""
+    """(path in the tree, real path to link to) of every file that a build may read, unsorted."""
     for root in flat:
         top = source / root
         if top.is_dir():
@@ -112,16 +112,17 @@ def _folders_of(series: Series | None) -> tuple[str, ...]:
 
 
 def fingerprint(source: Path, series: Series | None = None) -> str:
-    """One digest over what a build may read of `source`: paths, sizes and times.
+    """One digest of all files of `source` that a build may read: paths, sizes and times.
 
-    Contents are not read: that is gigabytes, and this runs before every build, even the one that
-    builds nothing.  The change time is in it, which cannot be set back by an unpacker or `cp -p`.
+    Contents are not read: these are gigabytes, and the digest is computed before every build, even
+    if nothing is to be built.  It includes the change time, which an unpacker or `cp -p` cannot set
+    back.
     """
     return _stat_digest(_walk(source, _ROOTS, (*_FLAT, *_folders_of(series))))
 
 
 def names(source: Path, series: Series | None, planted: Path) -> frozenset[str]:
-    """What an #include may lead to, by name: the tree's sources, as a series leaves them."""
+    """The names that an #include may find: the tree's sources with the series applied."""
     found = {path for path, _ in _walk(source, _ROOTS, _FLAT)}
     for path in series.touched if series else ():
         (found.add if (planted / path).is_file() else found.discard)(path)
@@ -129,7 +130,7 @@ def names(source: Path, series: Series | None, planted: Path) -> frozenset[str]:
 
 
 def folder_fingerprint(*folders: Path) -> str:
-    """The same over everything in some folders (the sysroot's headers and libraries)."""
+    """The same digest of everything in some folders (the sysroot's headers and libraries)."""
     digests = []
     for folder in folders:
         digests.append(_stat_digest(_below(folder.parent, folder.name, ())))
@@ -150,9 +151,9 @@ def _stat_digest(found: Iterable[tuple[str, str]]) -> str:
 
 
 def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Drift, ...]:
-    """Make the linked tree in `folder`, which must not be there, with the series applied to it.
+    """Make the linked tree in `folder`, which must not exist, and apply the series.
 
-    Returns the hunks that moved.  Raises PatchError when a patch does not apply.
+    Returns the hunks that moved.  Raises PatchError if a patch does not apply.
     """
     real = _real_folders(series)
     try:
@@ -167,7 +168,7 @@ def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Dr
             target = folder / path
             target.unlink(missing_ok=True)
             if (patched / path).is_symlink():
-                raise PatchError(f"{path}: a patch may not make a symbolic link of it")
+                raise PatchError(f"{path}: a patch may not turn it into a symbolic link")
             if (patched / path).is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(patched / path, target)
@@ -175,7 +176,7 @@ def plant(tree: SourceTree, series: Series | None, folder: Path) -> tuple[git.Dr
 
 
 def _real_folders(series: Series | None) -> frozenset[str]:
-    """Every folder that cannot be a link: those written to, and all above them."""
+    """Every folder that cannot be a link: those written to, and their parents."""
     found: set[str] = set()
     for path in (*(f"{root}/x" for root in _EXPANDED), *(series.touched if series else ())):
         found.update(str(above) for above in PurePosixPath(path).parents)
@@ -200,7 +201,7 @@ def _plant_folder(source: Path, folder: Path, path: str, real: frozenset[str]) -
 
 
 def interfaces(source: Path, folder: Path) -> tuple[Path, ...]:
-    """The *_if.m files below sys/, as paths in the linked tree, as make skips links."""
+    """The *_if.m files below sys/, as paths in the linked tree, because make skips links."""
     return tuple(
         sorted(folder / path for path, _ in _walk(source, ("sys",), ()) if path.endswith("_if.m"))
     )
@@ -208,9 +209,9 @@ def interfaces(source: Path, folder: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Reads:
-    """What became of the sources a series touches, by the compilers' own listings.
+    """What the compilers did with the sources that a series touches, by their own listings.
 
-    `read` were read; `unpatched` from the user's tree after all.
+    `read` were read; `unpatched` were wrongly read from the user's tree.
     """
 
     unpatched: tuple[str, ...]
@@ -225,11 +226,11 @@ def reads(
     sandbox: Sandbox | None = None,
     copies: Mapping[Path, str] | None = None,
 ) -> Reads:
-    """Which touched sources the compilers read, after the .depend files below `objects`.
+    """The touched sources that the compilers read, according to the .depend files below `objects`.
 
-    `sandbox` is the one that the compilers ran in, `copies` says of which files there are copies.
+    `sandbox` is the one that the compilers ran in; `copies` has the files that are copies.
     A link to a whole folder could make a compiler read an unpatched file, when a header there
-    includes "../x.h"; a module made half of unpatched source proves nothing.  A file that the
+    includes "../x.h"; a module built partly from unpatched source proves nothing.  A file that the
     series removes counts as read.
     """
     places = {}
@@ -242,7 +243,7 @@ def reads(
         for word in set(listing.read_text(errors="replace").split()):
             name = os.path.realpath(listing.parent / (sandbox.outside(word) if sandbox else word))
             if sandbox:
-                # A link that make laid ("machine") leads to a name that is one inside.
+                # A link that make created ("machine") refers to a path inside the sandbox.
                 name = os.path.realpath(sandbox.outside(name))
             if "/" in word and (place := places.get(name)):
                 found.add(place)
@@ -252,7 +253,7 @@ def reads(
 
 
 def _listings(objects: Path) -> Iterator[Path]:
-    """The plain .depend files below a folder, none of an absurd size."""
+    """The plain .depend files below a folder, without absurdly large ones."""
     for folder, folders, names_there in os.walk(objects):
         if folder.count("/") > str(objects).count("/") + _LISTINGS_DEEP:
             folders.clear()
@@ -264,9 +265,9 @@ def _listings(objects: Path) -> Iterator[Path]:
 
 
 def elsewhere(tree: SourceTree) -> tuple[Path, ...]:
-    """Places outside the tree that links in it lead to, for the sandbox to show.
+    """Places outside the tree that its links lead to, which the sandbox must show.
 
-    Whole trees, where a link leads into one (a tree of links, as lndir makes it).
+    If a link leads into another tree (as in a tree made by lndir), the whole tree is one place.
     """
     top = os.path.realpath(tree.path)
     found: dict[str, None] = {}
@@ -282,13 +283,13 @@ def elsewhere(tree: SourceTree) -> tuple[Path, ...]:
         if len(found) > _ELSEWHERE_MOST:
             raise CannotError(
                 f"{tree.path}: its links lead to more than {_ELSEWHERE_MOST} places outside it; "
-                "name the tree they lead to, or copy it with cp -L"
+                "name the tree that they lead to, or copy it with cp -L"
             )
     return tuple(Path(it) for it in found)
 
 
 def _links(source: Path) -> Iterator[tuple[str, str]]:
-    """Symbolic links among what a build may read, and those to the folders it is read from."""
+    """Symbolic links among the files that a build may read, and links to their folders."""
     for root in (*_FLAT, *_ROOTS):
         for part in (root, *map(str, PurePosixPath(root).parents)):
             if (source / part).is_symlink():

@@ -1,9 +1,9 @@
-"""Which parts a build can make, and what each of them is made of.
+"""The parts that a build can make, and the sources of each.
 
-`reach` answers which parts a patch reaches: a part is reached by a file of its own folder, by a
-source that it borrows from elsewhere, and by every header that its sources include, directly or
-not.  Includes are followed as text, so that a part counts as reached a little too often, never too
-rarely; only what stands under `#ifdef _KERNEL` is left out for programs.
+`reach` finds the parts that a patch changes: a part is reached by a file of its own folder, by a
+source that it borrows from another folder, and by every header that its sources include, directly
+or not.  Includes are searched as text, so a part may count as reached too often, but never too
+rarely; only code under `#ifdef _KERNEL` is left out for programs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MODULE, LIBRARY, COMMAND = "vmm.ko", "libvmmapi", "vmmls"
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is built: its folder, and what it is made of besides that.
+    """A part that can be built: its folder, and its other sources.
 
-    `borrowed` are sources elsewhere (patterns), `includes` folders that its compiler searches,
-    `uses` other parts that it is linked with, `libraries` those of the sysroot, `beside` folders
-    that its Makefile reaches out to.
+    `borrowed` are patterns of sources in other folders, `includes` folders that its compiler
+    searches, `uses` other parts that it is linked with, `libraries` those of the sysroot, `beside`
+    other folders that its Makefile uses.
     """
 
     name: str
@@ -88,15 +88,15 @@ PARTS: Mapping[str, Part] = {
     )
 }  # fmt: skip
 PROGRAMS = ("bhyve", "bhyvectl", "bhyveload")
-"""What runs and controls VMs; built where a series reaches it, the guest's own is used else."""
+"""Programs that run and control VMs; built if a series reaches them, else the guest's are used."""
 
-# What make reads for every part.
+# Files that make reads for every part.
 _RULES = (
     "share/mk/*", "sys/conf/*.mk", "sys/conf/options*", "sys/amd64/conf/*", "sys/conf/newvers.sh",
     "sys/conf/kmod_syms*", "sys/kern/*_if.m", "sys/tools/*.awk",
     "sys/modules/Makefile.inc", "lib/Makefile.inc", "usr.sbin/Makefile.inc", "Makefile.inc",
 )  # fmt: skip
-# Where a header is found that is included by its installed name.
+# The folders of headers that are included by their installed names.
 _INSTALLED = (
     ("machine/", "sys/amd64/include/"),
     ("x86/", "sys/x86/include/"),
@@ -116,7 +116,7 @@ _MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Reached:
-    """The parts that some paths reach, each with the paths that do; and what reaches none."""
+    """The parts that some paths reach, each with these paths; and the paths that reach none."""
 
     parts: tuple[tuple[str, tuple[str, ...]], ...]
     nothing: tuple[str, ...]
@@ -128,9 +128,9 @@ class Reached:
 
 
 def reach(source: Path, paths: Iterable[str]) -> Reached:
-    """Which parts of the tree `source` the files `paths` of it reach, and which reach none.
+    """The parts of the tree `source` that the files `paths` reach, and the paths that reach none.
 
-    `source` is the tree with the patches applied: a new header counts as what includes it says.
+    `source` is the tree with the patches applied, so the includes of new headers count too.
     """
     wanted = sorted(set(paths))
     parts = []
@@ -148,34 +148,34 @@ def reach(source: Path, paths: Iterable[str]) -> Reached:
 
 
 def why_untested(path: str, reached: Reached, left_out: Mapping[str, str]) -> str:
-    """Why a file that was not compiled is not tested; empty where a part that was built reads it.
+    """Why a file that was not compiled is not tested; empty if a built part reads it.
 
     `left_out` names the parts that were not built, with their reasons.
     """
     if _MANUAL.search(path):
         return "it is documentation"
     if path.startswith(_OWN_CHECKS):
-        # They are run as the series leaves them, against the library.
+        # These tests are built with the series applied, and run with the library.
         return f"{LIBRARY} was not built: {left_out[LIBRARY]}" if LIBRARY in left_out else ""
     names = [name for name, those in reached.parts if path in those]
     if names and all(name in left_out for name in names):
         return f"{names[0]} was not built: {left_out[names[0]]}"
     if not names:
-        return "no part that is built is made of it"
+        return "no part that is built uses it"
     return "no part that was built reads it" if path.endswith(_SOURCES) else ""
 
 
 def _belongs(part: Part, path: str) -> bool:
-    """Whether a path is one of a part's own, by its name alone."""
+    """Whether a path belongs to a part, judging only by its name."""
     if path.startswith(f"{part.folder}/"):
         return True
     return any(fnmatch.fnmatchcase(path, it) for it in (*part.borrowed, *_RULES))
 
 
 def closure(source: Path, part: Part) -> frozenset[str]:
-    """All sources and headers below `source` that a part may be made of."""
+    """All sources and headers below `source` that a part may use."""
     found: set[str] = set()
-    # The same names are looked up again and again.
+    # The same names are looked up repeatedly.
     is_file = functools.cache(lambda path: os.path.isfile(source / path))
     waiting = list(_begin(source, part))
     while waiting:
@@ -200,7 +200,7 @@ def _begin(source: Path, part: Part) -> Iterator[str]:
 
 
 def _includes(source: Path, part: Part, path: str, is_file: Callable[[str], bool]) -> Iterator[str]:
-    """The files that an #include of a file may mean."""
+    """The files that an #include in a file may refer to."""
     for quoted, name in _included(os.fspath(source / path), part.kernel):
         places = [os.path.dirname(path)] if quoted else []
         tried = [os.path.normpath(os.path.join(it, name)) for it in (*places, *part.includes)]
@@ -215,7 +215,7 @@ def _includes(source: Path, part: Part, path: str, is_file: Callable[[str], bool
 
 
 def _included(file: str, kernel: bool) -> Iterator[tuple[bool, str]]:
-    """(whether in quotes, name) of each include that a program, or the kernel, may see."""
+    """(whether in quotes, name) of each include that a program, or the kernel, may use."""
     try:
         if os.stat(file).st_size > _MOST_BYTES:
             return
@@ -223,7 +223,7 @@ def _included(file: str, kernel: bool) -> Iterator[tuple[bool, str]]:
             text = stream.read()
     except OSError:
         return
-    # For each open #if: whether what follows is compiled, and whether _KERNEL alone decides that.
+    # For each open #if: whether its code is compiled, and whether that depends only on _KERNEL.
     open_ifs: list[tuple[bool, bool]] = []
     for found in _DIRECTIVE.finditer(text):
         if found[1]:
@@ -240,7 +240,9 @@ def _included(file: str, kernel: bool) -> Iterator[tuple[bool, str]]:
 
 
 def _wants_kernel(word: bytes, condition: bytes) -> bool | None:
-    """Whether a condition holds in the kernel alone, or outside it alone; None: not about that."""
+    """Whether a condition is true only in the kernel (or only outside); None for other
+    conditions.
+    """
     condition = re.sub(rb"/\*.*?(\*/|\Z)|//.*", b"", condition).strip()
     if word != b"if":
         return (word == b"ifdef") if condition == b"_KERNEL" else None

@@ -1,13 +1,14 @@
-"""The sandbox that a build runs in: a patch's Makefiles are programs of a stranger.
+"""The sandbox that a build runs in, because a patch's Makefiles are untrusted programs.
 
 bubblewrap makes it, with namespaces of its own for users, mounts, processes, network and System V
 IPC.  Inside there are the system's programs, the source tree and the sysroot, all read-only, and
 the build's own folder under a fixed name; only the objects and the compiler's cache can be written
-to.  There is no /proc, no home, no network, and no other process; whatever was started ends with
-the command.  The fixed name also makes a build independent of where its folder lies: a path that
-make cannot take (a blank, a colon, a `$`) does no harm, and the same source makes the same bytes.
+to.  There is no /proc, no home, no network, and no other process; every process that it starts ends
+with the command.  The fixed name also makes a build independent of the path of its folder: a path
+that make cannot handle (a blank, a colon, a `$`) does no harm, and the same source always gives the
+same bytes.
 
-Landlock is no substitute: it stops neither UDP, nor (before Linux 6.12) signals, nor daemons.
+Landlock is no substitute: it prevents neither UDP, nor (before Linux 6.12) signals, nor daemons.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from harness.errors import CannotError, UsageError
 from harness.machine.forward import namespace_remedy
 
 PLACE = "/workbench"
-"""What the folder of a build is called inside."""
+"""The name of a build's folder inside the sandbox."""
 
 _PROGRAM = "bwrap"
 _VARIABLE = "HARNESS_SANDBOX"
-# Read-only as they are; a link (/bin on a merged system) stays a link.
+# Mounted read-only; a link (/bin on a merged system) stays a link.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
-# Debian's awk and cc are links through alternatives; the loader's cache saves searching.
+# Debian's awk and cc are links through alternatives; the loader's cache avoids searching.
 _SETTINGS = ("/etc/alternatives", "/etc/ld.so.cache")
 _SEARCH = "/usr/bin:/bin:/usr/sbin:/sbin"
 _TEMPORARY_BYTES = 256 << 20
@@ -40,18 +41,18 @@ _FENCED = (
     "--unshare-user-try", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
     "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
 )  # fmt: skip
-# What make, the shell and the compilers' command lines can stand in a path.
+# The characters of paths that make, the shell and the compilers' command lines can handle.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.,+@~-]*\Z")
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """How the commands of one build run.
+    """Runs the commands of one build.
 
-    `work` is the build's folder on this machine, `reads` are places that keep their own names,
-    `writes` folders of `work` that can be written to, `caches` (a place outside, a folder of
-    `work`) pairs that can be written to as well, `tools` programs that must be found.  `held` is an
-    open file that stays open as long as anything runs.  Without `program` there is no fence.
+    `work` is the build's folder on this machine; `reads` are places with the same path inside;
+    `writes` are folders of `work` that can be written to; `caches` are pairs of a place outside and
+    a folder of `work`, also writable; `tools` are programs that must be found.  `held` is an open
+    file that stays open as long as a process runs.  Without `program` there is no sandbox.
     """
 
     program: str | None
@@ -63,19 +64,19 @@ class Sandbox:
     held: int | None = None
 
     def inside(self, path: Path) -> str:
-        """What a path on this machine is called inside."""
+        """The path inside the sandbox of a path on this machine."""
         if self.program is None or not path.is_relative_to(self.work):
             return str(path)
         return os.path.join(PLACE, path.relative_to(self.work))
 
     def outside(self, name: str) -> str:
-        """What a path inside is called on this machine."""
+        """The path on this machine of a path inside the sandbox."""
         if self.program is None or not f"{name}/".startswith(f"{PLACE}/"):
             return name
         return str(self.work) + name[len(PLACE) :]
 
     def command(self, words: Sequence[str], folder: Path) -> list[str]:
-        """The words that run `words` in `folder`."""
+        """The command line that runs `words` in `folder`."""
         if self.program is None:
             return list(words)
         made = [self.program, *_FENCED]
@@ -111,7 +112,7 @@ class Sandbox:
     ) -> process.Finished:
         """Run a command with a fixed environment and `environment`.
 
-        Raises CannotError when it cannot be run or fills the disk, process.Unfinished at the
+        Raises CannotError if it cannot be run or fills the disk, process.Unfinished at the
         deadline.
         """
         return process.run(
@@ -132,18 +133,18 @@ class Sandbox:
         )
 
     def _watch_room(self) -> None:
-        """CannotError when hardly any room is left where the build writes."""
+        """Raise CannotError if the build's disk is almost full."""
         disk = os.statvfs(self.work)
         few_files = disk.f_files and disk.f_favail < limits.BUILD_LEAVES_FILES
         if disk.f_bavail * disk.f_frsize < limits.BUILD_LEAVES_BYTES or few_files:
             raise CannotError(
-                f"{self.work.parent}: the build leaves hardly any room on this disk and was ended; "
+                f"{self.work.parent}: the build almost filled this disk and was ended; "
                 "free some room or choose another folder (HARNESS_CACHE), or look at what the "
                 "patch's Makefiles write"
             )
 
     def require(self) -> None:
-        """CannotError with bubblewrap's own words unless this very sandbox can be made."""
+        """Raise CannotError with bubblewrap's own message unless this sandbox can be made."""
         if self.program is not None:
             _require([*self.command(["true"], self.work)])
 
@@ -155,20 +156,20 @@ class Sandbox:
 
 
 def choose(wanted: bool) -> None:
-    """Take the user's word for this process and those that it starts."""
+    """Set the user's choice for this process and its children."""
     if not wanted:
         os.environ[_VARIABLE] = "no"
 
 
 def wanted() -> bool:
-    """Whether builds run in a sandbox: unless $HARNESS_SANDBOX or --no-sandbox says no."""
+    """Whether builds run in a sandbox: yes, unless $HARNESS_SANDBOX or --no-sandbox says no."""
     return os.environ.get(_VARIABLE, "") != "no"
 
 
 def find(wanted: bool = True) -> str | None:
-    """The program that makes sandboxes, tried once; None when none is wanted.
+    """The program that makes sandboxes, after a trial; None if no sandbox is wanted.
 
-    CannotError where there is none or where it is forbidden, with what to do.
+    Raises CannotError with the remedy if it is missing or forbidden.
     """
     if not wanted:
         return None
@@ -184,7 +185,7 @@ def find(wanted: bool = True) -> str | None:
 
 @functools.cache
 def unavailable() -> str:
-    """Why there can be no sandbox on this machine, with what to do; empty where there can."""
+    """Why there can be no sandbox on this machine, with the remedy; empty if there can be one."""
     program = shutil.which(_PROGRAM)
     if program is None:
         return "bubblewrap is not installed: run ./inv setup"
@@ -196,17 +197,18 @@ def unavailable() -> str:
 
 
 def describe() -> str:
-    """Which sandbox there is, where there is one."""
+    """Describe the sandbox, if there is one."""
     done = process.run([_PROGRAM, "--version"])
     return f"{done.stdout.strip()}: namespaces for users, mounts, processes, network and IPC"
 
 
 def require_plain(path: Path, what: str) -> None:
-    """UsageError for a path that make could not take without a sandbox."""
+    """Raise UsageError for a path that make could not handle without a sandbox."""
     if not _PLAIN_PATH.match(str(path)):
         raise UsageError(
-            f"{what} {str(path)!r} has characters that make cannot take; without --no-sandbox any "
-            "path will do, or choose a path of letters, digits and ._+,@~-"
+            f"{what} {str(path)!r} has characters that make cannot handle; build in the "
+            f"sandbox (without --no-sandbox), "
+            "where any path works, or choose a path of letters, digits and ._+,@~-"
         )
 
 
@@ -224,9 +226,9 @@ def _in_system(path: Path) -> bool:
 
 
 def _tool_folders(tools: Sequence[Path]) -> list[Path]:
-    """Where programs lie that are not the system's: each one's folder and its libraries.
+    """The folders of programs outside the system's folders, with their libraries.
 
-    Not the folder above, which may be a home.
+    Their parent folder is not included, because it may be a home.
     """
     found: dict[Path, None] = {}
     for tool in tools:

@@ -1,6 +1,7 @@
-"""The parts that a build makes: the kernel module, the library, the command.
+"""Makes the parts of a build: the kernel module, the library, the command.
 
-One function per part, each a bmake call in the linked tree with what FreeBSD's Makefiles must know.
+Each part has a function that calls bmake in the linked tree with the variables for FreeBSD's
+Makefiles.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from harness.errors import CannotError, PatchError
 from harness.series.load import Series
 from harness.source_tree import SourceTree
 
-# Where headers are installed -> where they lie in the source tree.
+# The folder where headers are installed -> their folder in the source tree.
 _HEADERS = (
     ("machine", "sys/amd64/include"),
     ("x86", "sys/x86/include"),
@@ -34,7 +35,7 @@ _HEADERS = (
 )
 _VMM_HEADER = re.compile(r"(sys/amd64/include/vmm.*|sys/dev/vmm/.*|lib/libvmmapi/vmmapi)\.h\Z")
 SYMBOLS = "vmm.ko.symbols"
-"""The module with its line numbers, beside the one that is loaded."""
+"""The module with line numbers, in addition to the one that is loaded."""
 
 _QUIET = (
     ("MK_CTF", "no"), ("MK_DEBUG_FILES", "no"), ("MK_MAN", "no"), ("MK_PROFILE", "no"),
@@ -47,9 +48,9 @@ _OPTIONAL = (("MK_NETGRAPH_SUPPORT", "usr/include/netgraph.h"),)
 
 @dataclass(frozen=True)
 class Job:
-    """What the makers get: a private folder with the linked tree in `src`, and what to build with.
+    """The input of the makers: a private folder with the linked tree in `src`, and the tools.
 
-    Everything runs in `sandbox`, where the folder `obj` alone can be written to.
+    Everything runs in `sandbox`, where only the folder `obj` can be written to.
     """
 
     tree: SourceTree
@@ -72,22 +73,22 @@ class Job:
 
     @property
     def objects(self) -> Path:
-        """Where make puts what it makes."""
+        """The folder of make's output."""
         return self.work / "obj"
 
     @property
     def made(self) -> Path:
-        """Where the results are, out of the makes' reach."""
+        """The folder of the results, which make cannot write to."""
         return self.work / "made"
 
     def inside(self, path: Path) -> str:
-        """What a path is called in the sandbox."""
+        """The path inside the sandbox of a path."""
         return self.sandbox.inside(path)
 
 
 @dataclass(frozen=True)
 class Made:
-    """Files in the private folder, and what was left out with the reason."""
+    """Files in the private folder, and the parts that were left out, with the reasons."""
 
     module: Path
     library: Path | None
@@ -102,14 +103,14 @@ class Made:
 
 
 def sysroot_fingerprint(sysroot: Path) -> str:
-    """What a build may read of the sysroot, by paths, sizes and times."""
+    """A digest of the files of the sysroot that a build may read: paths, sizes and times."""
     return linktree.folder_fingerprint(
         sysroot / "usr/include", sysroot / "lib", sysroot / "usr/lib"
     )
 
 
 def make_all(job: Job) -> Made:
-    """Make every part that can be made.  Raises PatchError when one does not compile."""
+    """Make every part that can be made; PatchError if one does not compile."""
     touched = job.series.touched if job.series else ()
     reached = parts.reach(job.source, touched)
     module, symbols, warnings = _module(job)
@@ -156,9 +157,10 @@ def make_all(job: Job) -> Made:
 def untested_files(
     job: Job, reached: parts.Reached, left_out: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:
-    """The files of the series that nothing which was built is made of, each with the reason.
+    """The files of the series from which nothing was built, each with the reason.
 
-    PatchError when the compilers read a touched file of the user's tree instead of the patched one.
+    Raises PatchError if a compiler read a touched file of the user's tree instead of the patched
+    one.
     """
     if not job.series:
         return ()
@@ -178,9 +180,10 @@ def untested_files(
 
 
 def make_again(job: Job, before: Made, touched: Sequence[str]) -> Made:
-    """Make the one part whose C files are `touched`, and take the others as they were made before.
+    """Make only the part whose C files are `touched`, and use the earlier build of the others.
 
-    For one more patch on a series that was built; where it touches more, everything is made.
+    This is for one more patch on a series that is already built; if it touches several parts,
+    everything is made.
     """
     reached = parts.reach(job.source, touched)
     plain = all(path.endswith(".c") for path in touched) and not reached.nothing
@@ -214,11 +217,11 @@ def _common(job: Job) -> tuple[tuple[str, str], ...]:
         ("MACHINE_CPUARCH", "amd64"),
         ("SRCTOP", job.inside(job.source)),
         ("SYSDIR", job.inside(job.source / "sys")),
-        # The user's own make.conf and src.conf are for machines that run FreeBSD.
+        # The user's own make.conf and src.conf are meant for machines that run FreeBSD.
         ("SRCCONF", "/dev/null"),
         ("__MAKE_CONF", "/dev/null"),
         ("SRC_ENV_CONF", "/dev/null"),
-        # The whole path: of a bare ld.lld-N the Makefiles make the wrong --ld-path.
+        # The full path is needed: from just ld.lld-N the Makefiles make a wrong --ld-path.
         ("LD", linker(job.toolchain)),
         ("AR", tool("llvm-ar")),
         ("NM", tool("llvm-nm")),
@@ -236,11 +239,11 @@ def _run(job: Job, make: Make) -> int:
 
 
 def _taken(job: Job, folder: str, name: str, component: str) -> Path:
-    """A copy of what make made in a folder, out of the reach of the next make."""
+    """A copy of make's result in a folder that the next make cannot write to."""
     place = f"{job.inside(job.source).lstrip('/')}/amd64.amd64/{folder}/{name}"
     copy = job.made / name
     if not workdir.take(job.objects, place, copy):
-        raise PatchError(f"{component}: make ended well but made no {name}")
+        raise PatchError(f"{component}: make succeeded but made no {name}")
     return copy
 
 
@@ -261,9 +264,9 @@ def _module(job: Job) -> tuple[Path, Path, int]:
             ("CC", " ".join(compiler)),
             ("KERNBUILDDIR", job.inside(options)),
             ("__MPATH", " ".join(map(job.inside, linktree.interfaces(job.tree.path, job.source)))),
-            # Every symbol stays: choosing some needs BSD's xargs.
+            # All symbols are exported, because selecting some needs BSD's xargs.
             ("EXPORT_SYMS", "YES"),
-            # Lines for a panic's backtrace; what is loaded carries none of them.
+            # Line numbers for a panic's backtrace; the loaded module does not contain them.
             ("DEBUG_FLAGS", "-gline-tables-only"),
             ("MK_SPLIT_KERNEL_DEBUG", "no"),
         ),
@@ -281,7 +284,7 @@ def _module(job: Job) -> tuple[Path, Path, int]:
 
 
 def _with_counters(job: Job, module: Path) -> Path:
-    """The module linked again, with its counters in one piece."""
+    """Link the module again, with all counters in one section."""
     script = job.work / "counters.ld"
     script.write_text(coverage.SCRIPT)
     plain = module.rename(module.with_suffix(".plain"))
@@ -291,30 +294,30 @@ def _with_counters(job: Job, module: Path) -> Path:
 
 
 def _tool(job: Job, command: Sequence[str], source: Path, name: str, *before: str) -> Path:
-    """What a tool makes of a file: `command`, the file, `before`, and where it is to go."""
+    """Run a tool on a file: `command`, the file, `before`, and the output's path."""
     out = job.objects / f"{name}.made"
     words = [*command, job.inside(source), *before, job.inside(out)]
     done = job.sandbox.run(words, job.work, Deadline.after(_TOOL_LIMIT_S))
     if not done.ok:
         raise PatchError(f"{name}: {Path(command[0]).name} fails", detail=done.stderr)
     if not workdir.take(job.objects, out.name, job.made / name):
-        raise CannotError(f"{Path(command[0]).name} ended well but wrote nothing")
+        raise CannotError(f"{Path(command[0]).name} succeeded but wrote no file")
     return job.made / name
 
 
 def _path_maps(job: Job) -> tuple[str, ...]:
-    """No path of ours gets into what is built: the same source makes the same bytes anywhere.
+    """Options that keep our paths out of the results, so that the same source gives the same bytes.
 
-    15's Makefiles do that by themselves, 14's only in part.
+    The Makefiles of 15 do that by themselves, those of 14 only partly.
     """
     maps = ((job.objects, "/usr/obj"), (job.source, "/usr/src"))
     return tuple(f"-ffile-prefix-map={job.inside(ours)}={theirs}" for ours, theirs in maps)
 
 
 def _headers(job: Job, include: Path) -> None:
-    """Lay out the tree's own headers of vmm, and those the series touches, as installed.
+    """Copy vmm's headers and those that the series touches to a folder, laid out as installed.
 
-    They come before the sysroot's, which are those of a release without the patch.
+    They precede the sysroot's, which are those of a release without the patch.
     """
     include.mkdir()
     touched = set(job.series.touched) if job.series else set()
@@ -327,26 +330,26 @@ def _headers(job: Job, include: Path) -> None:
 
 
 def userland_compiler(toolchain: Toolchain, target: str, sysroot: str, include: str) -> list[str]:
-    """The compiler for programs of the guest, patched headers first."""
+    """The command line of the compiler for the guest's programs, patched headers first."""
     return [
         toolchain.tool("clang"),
         f"--target={target}",
         f"--sysroot={sysroot}",
         f"-I{include}",
-        # Before clang's own headers: FreeBSD's clang has no stdarg.h, it takes the system's.
+        # These precede clang's own headers: FreeBSD's clang has no stdarg.h and uses the system's.
         f"-isystem{sysroot}/usr/include",
         "-Wno-unused-command-line-argument",
     ]
 
 
 def linker(toolchain: Toolchain) -> str:
-    """The linker's whole path."""
+    """The linker's full path."""
     return shutil.which(toolchain.tool("ld.lld")) or toolchain.tool("ld.lld")
 
 
 def _userland(job: Job, component: str, target: str, include: Path, link: str) -> Make:
     assert job.sysroot
-    # make cannot stand blanks in paths; a link of our own has none.
+    # make cannot handle blanks in paths, so use a link without blanks.
     sysroot = job.work / "sysroot"
     if not sysroot.is_symlink():
         sysroot.symlink_to(job.sysroot)
@@ -361,7 +364,7 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
         (
             *_common(job),
             ("CC", " ".join((*job.ccache.launcher, *compiler))),
-            # What a sysroot may lack and few use.
+            # Libraries that a sysroot may lack and that few programs use.
             *((option, "no") for option, it in _OPTIONAL if not (job.sysroot / it).exists()),
         ),
         (
@@ -373,7 +376,7 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
 
 
 def _missing_libraries(sysroot: Path, program: str, more: Sequence[str]) -> list[str]:
-    """What a program of the system is linked with and the sysroot does not have."""
+    """The libraries of a program that the sysroot lacks."""
     names = (f"lib{name}.so" for name in (*PARTS[program].libraries, *more))
     return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
 
@@ -383,20 +386,20 @@ def _library(job: Job, include: Path) -> tuple[Path, int]:
     text = (job.source / folder / "Makefile").read_text(errors="replace")
     found = re.search(r"^SHLIB_MAJOR\s*=\s*(\d+)", text, re.M)
     if not found:
-        raise PatchError(f"{folder}/Makefile: has no SHLIB_MAJOR")
+        raise PatchError(f"{folder}/Makefile: it has no SHLIB_MAJOR")
     name = f"libvmmapi.so.{found[1]}"
     warnings = _run(job, _userland(job, "libvmmapi", name, include, ""))
     return _linkable(_taken(job, folder, name, "libvmmapi")), warnings
 
 
 def _linkable(library: Path) -> Path:
-    """The library, with the name beside it that a linker looks for under -lvmmapi."""
+    """The library, with a link next to it under the name that a linker looks for (-lvmmapi)."""
     library.with_name("libvmmapi.so").symlink_to(library.name)
     return library
 
 
 def _program(job: Job, name: str, include: Path, library: Path) -> tuple[Path, int]:
-    # Doubled for make, quoted for the shell: the linker gets $ORIGIN.
+    # Doubled for make and quoted for the shell, so that the linker gets $ORIGIN.
     link = f"-L{job.inside(library.parent)} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
     warnings = _run(job, _userland(job, name, name, include, link))
     return _taken(job, PARTS[name].folder, name, name), warnings

@@ -1,7 +1,8 @@
-"""The private folders that builds are made in: numbered, locked, used again.
+"""The private folders in which builds run: numbered, locked and reused.
 
-Most builds run in the first, and ccache knows its paths.  The lock is an open file that make and
-the compilers inherit: it lasts as long as any of them, also when the build itself was killed.
+Most builds run in the first one, so ccache knows its paths.  The lock is an open file that make and
+the compilers inherit, so it lasts until all of them have ended, even if the build itself was
+killed.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class WorkFolder:
 
 @contextmanager
 def claim(root: Path) -> Iterator[WorkFolder]:
-    """An empty private folder for builds that go to `root`; it is removed afterwards.
+    """An empty private folder for builds below `root`; it is removed afterwards.
 
-    CannotError when none can be made.
+    Raises CannotError if none can be made.
     """
     base = root / "work"
     try:
@@ -58,9 +59,9 @@ def claim(root: Path) -> Iterator[WorkFolder]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder that a build wrote to, or as much of it as can be removed.
+    """Remove a folder that a build wrote to, or as much of it as possible.
 
-    A Makefile may have made it deeper than Python's own function can go, or closed to its owner.
+    A Makefile may have made folders too deep for Python's own function, or without permissions.
     """
     commands = (["rm", "-rf", "--"], ["chmod", "-R", "u+rwX", "--"], ["rm", "-rf", "--"])
     for command in commands:
@@ -71,10 +72,10 @@ def remove(folder: Path) -> None:
 
 
 def take(top: Path, relative: str, target: Path) -> bool:
-    """Copy a file that a build made below `top` to `target`; False when there is none.
+    """Copy a file that a build made below `top` to `target`; False if there is none.
 
-    What a stranger's Makefile left is not followed out of `top`: no part of the path may be a
-    symbolic link.  Raises PatchError for anything but a plain file of at most a gigabyte.
+    No part of the path may be a symbolic link, so that an untrusted Makefile cannot lead out of
+    `top`.  Raises PatchError for anything but a plain file of at most a gigabyte.
     """
     *folders, name = PurePosixPath(relative).parts
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
@@ -87,13 +88,13 @@ def take(top: Path, relative: str, target: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise PatchError(f"{relative}: the build left no plain file: {error.strerror}") from error
+        raise PatchError(f"{relative}: the build made no plain file: {error.strerror}") from error
     finally:
         os.close(fd)
     try:
         state = os.fstat(made)
         if not stat.S_ISREG(state.st_mode) or state.st_size > _MOST_BYTES:
-            raise PatchError(f"{relative}: the build left no plain file of a sane size")
+            raise PatchError(f"{relative}: the build made no plain file of a plausible size")
         with open(made, "rb", closefd=False) as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy)
     finally:
@@ -103,22 +104,22 @@ def take(top: Path, relative: str, target: Path) -> bool:
 
 
 def sweep(root: Path) -> None:
-    """Remove what killed builds left; what another build has in hand stays."""
+    """Remove the files of killed builds, but not those that another build uses."""
     for path in (root / "work").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (lock_fd := _lock(root, path.name)) is not None:
                 remove(path)
                 os.close(lock_fd)
     for path in root.glob(".*"):
-        # Half a build on its way into place, which takes minutes.
+        # An incomplete copy of a build, which may be in progress for minutes.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _RUBBISH_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def _first(root: Path, base: Path) -> WorkFolder:
-    """The first that nobody holds and that can be emptied."""
-    why = OSError(0, "too many are in use")
+    """The first folder that is not locked and can be emptied."""
+    why = OSError(0, "too many folders are in use")
     for number in range(_MOST):
         lock_fd = _lock(root, str(number))
         if lock_fd is None:
@@ -129,7 +130,7 @@ def _first(root: Path, base: Path) -> WorkFolder:
             folder.mkdir(mode=0o700)
             return WorkFolder(folder.resolve(), lock_fd)
         except FileExistsError as error:
-            # What is in there is somebody else's, root's perhaps: the next will do.
+            # It contains files of another user, perhaps root's, so try the next one.
             why = error
             os.close(lock_fd)
         except BaseException:
@@ -139,7 +140,7 @@ def _first(root: Path, base: Path) -> WorkFolder:
 
 
 def _lock(root: Path, name: str) -> int | None:
-    """The lock of a folder, held until the file is closed; None when somebody has it."""
+    """The lock of a folder, held until the file is closed; None if another process has it."""
     path = root / "locks" / f"work.{name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,1 +1,1 @@
-"""The Invoke tasks, one file a group."""
+"""The Invoke tasks, one file for each group."""

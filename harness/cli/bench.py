@@ -1,4 +1,4 @@
-"""The Invoke task for measuring; tasks.py takes it in."""
+"""The Invoke task that measures times."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.cli.program import run_task
     iterable=["only"],
     help={
         "only": f"one bench (may be given again): {', '.join(NAMES)}; default: all",
-        "release": "the FreeBSD release to boot, where it is prepared; else the stand-in",
+        "release": "the FreeBSD release to boot, if it is prepared; else the stand-in",
         "backend": "auto (default: QEMU), kvm, tcg or bochs",
-        "rounds": "how often each is measured (default: the bench's own)",
-        "json": "print what was measured as JSON",
+        "rounds": "how often each bench is measured (default: the bench's own number)",
+        "json": "print the measurements as JSON",
     },
 )
 @run_task
@@ -29,7 +29,7 @@ def bench(
     rounds: int = 0,
     json: bool = False,
 ) -> int:
-    """Measure what the workbench costs, as ratios: ./inv bench [boot|harness|ssh|build|...]."""
+    """Compare the times that the workbench takes: ./inv bench [boot|harness|ssh|build|...]."""
     from harness import debian
     from harness.bench import run as benches
 

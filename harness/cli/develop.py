@@ -19,7 +19,7 @@ SECTIONS = {"unit": ("tests/unit", "patches/meminfo/unit"), "machine": ("tests/m
 # Asked for by name, as each takes long.
 SLOW = ("kvm", "soak")
 
-# The layers' own command line comes without a `python -m` of its own.
+# import-linter has no `python -m` of its own.
 _LAYERS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 STYLE = {
     "format": ["-m", "ruff", "format", "--check", "."],
@@ -30,7 +30,8 @@ STYLE = {
 
 
 def _style() -> int:
-    """Run every check of the style; the names of those that failed are printed last."""
+    """Run every style check; print the names of those that failed last."""
+    # Not by process.run: the checks print directly to the user's terminal.
     failed = [
         name
         for name, command in STYLE.items()
@@ -60,14 +61,16 @@ def run_tests(_context: Context, only: str = "", args: str = "") -> int:
     debian.ensure()
     if only in SLOW:
         # One after another: soak counts what a test holds open, and kvm's tests share one machine.
+        # Not by process.run, here and below: pytest prints directly to the user's terminal.
         slow = [sys.executable, "-m", "pytest", "tests/machine", "-m", only, "-s"]
         return subprocess.call([*slow, *shlex.split(args)], cwd=PROJECT)
-    # Without the development packages (a wheel) there is nothing to check the style with.
+    # Without the development packages the style cannot be checked.
     style = _style() if not only and find_spec("ruff") else 0
     folders = [it for name, paths in SECTIONS.items() if only in ("", name) for it in paths]
-    # One worker for each processor; without pytest-xdist they run one after another.
+    # One worker for each processor; without pytest-xdist the tests run one after another.
     workers = ["-n", "logical", "--dist", "worksteal"] if find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", *folders, *workers, *shlex.split(args)]
+    # Not by process.run, see above.
     return subprocess.call(command, cwd=PROJECT) or style
 
 
@@ -78,7 +81,7 @@ def lint(_context: Context) -> int:
     return _style()
 
 
-@task(help={"check": "write nothing; exit 1 when a file is not as it would be written"})
+@task(help={"check": "write nothing; exit with 1 if a file is out of date"})
 @run_task
 def docs(_context: Context, check: bool = False) -> int:
     """Write docs/tasks.md and docs/inv-vmm.1 from the tasks themselves."""
@@ -94,7 +97,7 @@ def docs(_context: Context, check: bool = False) -> int:
             if not check:
                 write_atomic(path, text)
     if check and stale:
-        progress.say(f"error: {', '.join(stale)}: not as the tasks are now; run ./inv docs")
+        progress.say(f"error: {', '.join(stale)}: does not match the tasks; run ./inv docs")
         return 1
     progress.say(f"docs: {', '.join(stale) or 'nothing'} written")
     return 0

@@ -11,10 +11,10 @@ from invoke.collection import Collection
 from invoke.parser.context import ParserContext
 
 _GROUPS = {
-    "verify": "A verdict, and what led to it",
+    "verify": "Verdicts and reports",
     "patch": "Patches and series",
     "series": "Patches of your own",
-    "guest": "A guest that stays",
+    "guest": "Guests that stay",
     "image": "Images",
     "machine": "This machine",
     "bench": "Measurements",
@@ -29,7 +29,7 @@ _EXIT_CODES = (
     ("0", "Everything that was asked for held."),
     ("1", "A check failed."),
     ("2", "The command was used wrongly."),
-    ("3", "This machine cannot do it, or something was not run; the reason is printed."),
+    ("3", "This machine cannot run it, or a part was not run; the reason is printed."),
     ("4", "The guest broke: it panicked, hung or did not boot."),
     ("5", "The patch does not apply or does not build."),
     ("130", "The command was interrupted."),
@@ -65,8 +65,9 @@ class Task:
 
 
 def contexts(namespace: Collection) -> list[ParserContext]:
-    """What each task takes.  Invoke takes the help texts out of a task when it is asked; here they
-    stay, so that it may be asked again."""
+    """The options of each task.  Invoke removes the help texts from a task when it reads them; this
+    leaves them in place, so that they can be read again.
+    """
     before = {name: dict(namespace[name].help) for name in namespace.task_names}
     try:
         return list(namespace.to_contexts())
@@ -82,7 +83,7 @@ def tasks(namespace: Collection) -> Iterator[Task]:
         name = str(context.name)
         body = namespace[name].body
         options: list[Option] = []
-        # The same argument is there under each of its names.
+        # The dictionary has the same argument under each of its names.
         arguments = {id(it): it for it in context.args.values()}
         for argument in sorted(arguments.values(), key=lambda it: str(it.name)):
             flags = ", ".join(
@@ -135,8 +136,8 @@ def manual(namespace: Collection) -> str:
         *_prose(
             "The workbench boots FreeBSD in a virtual machine that has VT-x and EPT, builds vmm.ko "
             "from a source tree with a series of patches, loads it there, and checks over SSH "
-            "whether the patches do what they say. Where KVM gives guests no VMX, the same run "
-            "goes through Bochs, which emulates it."
+            "whether the patches do what they claim. Where KVM gives guests no VMX, the "
+            "workbench uses Bochs, which emulates it."
         ),
         ".Pp",
         "The tasks are as follows:",

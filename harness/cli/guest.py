@@ -1,4 +1,4 @@
-"""Invoke tasks for a guest that stays; tasks.py takes them in."""
+"""Invoke tasks for guests that stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
 @task(
     iterable=["series"],
     help={
-        "name": "what it is to be called (default: guest); several may be up",
+        "name": "the guest's name (default: guest); several guests may be up",
         **RELEASE_HELP,
         **BACKEND_HELP,
         "stock": "load the unpatched module",
@@ -24,7 +24,7 @@ NAME_HELP = {"name": "the guest's name (default: guest)"}
         "module": "--no-module builds and loads nothing",
         **SANDBOX_HELP,
         **OFFLINE_HELP,
-        "cold": "boot, though a snapshot could be resumed, and save none",
+        "cold": "boot even if a snapshot could be resumed, and save none",
         "dry-run": "print the emulator's command line and start nothing",
     },
 )
@@ -83,7 +83,7 @@ def down(_context: Context, name: str = "", all: bool = False, hard: bool = Fals
 @task(help={"name": "one guest (default: all)", "json": "print it as JSON"})
 @run_task
 def status(_context: Context, name: str = "", json: bool = False) -> int:
-    """Show the guests that are up: how far they are, what is loaded, where their logs are."""
+    """Show the guests that are up: their state, the loaded module, and where their logs are."""
     from harness.cli import guest_commands
 
     return guest_commands.status(name, json)
@@ -92,16 +92,16 @@ def status(_context: Context, name: str = "", json: bool = False) -> int:
 @task(help=NAME_HELP)
 @run_task
 def ssh(_context: Context, name: str = defaults.GUEST) -> int:
-    """A shell in the guest, or one command: ./inv ssh -- COMMAND; its exit code is passed on."""
+    """Open a shell in the guest, or run one command there: ./inv ssh -- COMMAND."""
     from harness.cli import guest_commands
 
     return guest_commands.ssh(name, after_dashes())
 
 
-@task(help={**NAME_HELP, "lines": "how much of what came before is shown (default: 200 lines)"})
+@task(help={**NAME_HELP, "lines": "how many of the earlier lines are shown (default: 200)"})
 @run_task
 def console(_context: Context, name: str = defaults.GUEST, lines: int = 200) -> int:
-    """The guest's serial line, with what it said before; Ctrl-] leaves it and the guest goes on."""
+    """Connect to the guest's serial line, after its earlier lines; Ctrl-] leaves it."""
     from harness.cli import guest_commands
 
     return guest_commands.console(name, lines)
@@ -111,8 +111,8 @@ def console(_context: Context, name: str = defaults.GUEST, lines: int = 200) -> 
     help={
         **NAME_HELP,
         "which": "console (default), keeper, emulator or bochs",
-        "lines": "how many of the last lines (default: 100)",
-        "follow": "go on with what comes, until the guest ends",
+        "lines": "how many of the last lines are printed (default: 100)",
+        "follow": "print new lines until the guest ends",
     }
 )
 @run_task
@@ -123,13 +123,13 @@ def logs(
     lines: int = 100,
     follow: bool = False,
 ) -> int:
-    """Print a log of the guest: what it said on its serial line, what its emulator said."""
+    """Print a log of the guest: its serial line, or the output of its emulator or keeper."""
     from harness.cli import guest_commands
 
     return guest_commands.logs(name, which, lines, follow)
 
 
-@task(help={**NAME_HELP, "local": "a file or folder here", "remote": "where it goes in the guest"})
+@task(help={**NAME_HELP, "local": "a file or folder here", "remote": "its new path in the guest"})
 @run_task
 def push(_context: Context, local: str, remote: str, name: str = defaults.GUEST) -> int:
     """Copy a file or a folder into the guest."""
@@ -138,7 +138,7 @@ def push(_context: Context, local: str, remote: str, name: str = defaults.GUEST)
     return guest_commands.push(name, local, remote)
 
 
-@task(help={**NAME_HELP, "remote": "a file or folder in the guest", "local": "where it goes here"})
+@task(help={**NAME_HELP, "remote": "a file or folder in the guest", "local": "its new path here"})
 @run_task
 def pull(_context: Context, remote: str, local: str, name: str = defaults.GUEST) -> int:
     """Copy a file or a folder out of the guest."""
@@ -152,7 +152,8 @@ def pull(_context: Context, remote: str, local: str, name: str = defaults.GUEST)
     help={
         **NAME_HELP,
         "stock": "load the unpatched module",
-        "series": "load the module of this series (default: what the guest was started with)",
+        "series": "load the module of this series (default: the one that the guest was "
+        "started with)",
         **SANDBOX_HELP,
     },
 )
@@ -164,7 +165,7 @@ def reload(
     stock: bool = False,
     sandbox: bool = True,
 ) -> int:
-    """Build the module, unload the one that runs, load the new: what an edit needs to be tried."""
+    """Build the module, unload the old one and load the new one, to try an edit."""
     from harness.build import sandbox as fence
     from harness.cli import guest_commands
 
@@ -190,14 +191,14 @@ def reboot(_context: Context, name: str = defaults.GUEST) -> int:
     help={
         **NAME_HELP,
         "symbols": "a kernel with symbols (default: the sysroot's kernel.debug, or the guest's)",
-        "command": "a command for gdb to begin with (may be given again)",
+        "command": "a command that gdb runs first (may be given again)",
     },
 )
 @run_task
 def gdb(
     _context: Context, command: list[str], name: str = defaults.GUEST, symbols: str = ""
 ) -> int:
-    """gdb on the guest's kernel and module, through QEMU's stub; the guest goes on afterwards."""
+    """Run gdb on the guest's kernel and module, through QEMU's stub."""
     from harness.cli import guest_commands
 
     return guest_commands.gdb(name, symbols, command)

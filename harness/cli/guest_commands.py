@@ -1,4 +1,4 @@
-"""What the tasks for a guest at one's fingertips do: bring up, look, enter, end."""
+"""The work of the tasks for guests that stay: start, show, enter, end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from harness.run.session import Options, Workbench, following, new_run_dir
 _SLOWEST_BYTES_S = 1 << 20
 _LOOK_S = 0.3
 _MOST_SAID = 10
-# A guest can make a log as long as it likes.
+# A guest decides how long its log gets.
 _LINE_MOST_BYTES = 1 << 14
 _LOGS = {
     "console": "guest/console.log",
@@ -42,9 +42,10 @@ _LOGS = {
 
 
 def up(options: Options, name: str) -> int:
-    """Bring up a guest that stays, with the module loaded unless that was left out.
+    """Start a guest that stays, and load the module unless `--no-module` was given.
 
-    A guest whose module does not load, or that panics then, stays too: it is there to be looked at.
+    If the module does not load, or the guest panics, the guest stays too, so that it can be
+    examined.
     """
     with PersistentSession(options, new_run_dir(f"up-{name}"), name) as bench:
         try:
@@ -55,7 +56,9 @@ def up(options: Options, name: str) -> int:
             raise
         record = bench.keep()
     if record is None:
-        raise UsageError(f"guest {name} ended as soon as it was up; ./inv logs --name {name}")
+        raise UsageError(
+            f"guest {name} ended as soon as it was up; ./inv logs --name {name} shows why"
+        )
     progress.say(f"guest {name} is up; {ways_in(record)}")
     return EXIT_OK
 
@@ -63,8 +66,8 @@ def up(options: Options, name: str) -> int:
 def dry_run(options: Options) -> int:
     """Print the emulator's command line, and the files it reads, without starting anything.
 
-    It is what a boot runs, in the run's folder.  What is known at the start alone is 0 there: the
-    port for SSH; descriptors 3 and 4 are the serial line and QMP, sockets without a name.
+    A boot runs exactly this, in the run's folder.  The port for SSH is printed as 0, because it is
+    chosen at the start.  Descriptors 3 and 4 are the serial line and QMP, sockets without a name.
     """
     bench = Workbench(options, runs_dir() / "RUN")
     bench.choose()
@@ -98,7 +101,7 @@ def down(name: str, everything: bool, hard: bool) -> int:
 
 
 def status(name: str, json: bool) -> int:
-    """Show the guests that stay, each in a line.
+    """Show the guests that stay, one on each line.
 
     A record that cannot be read hides no other guest: its reason and remedy are printed, and the
     exit code is EXIT_CANNOT.
@@ -159,7 +162,7 @@ def ssh(name: str, command: Sequence[str]) -> int:
 
 
 def console(name: str, lines: int) -> int:
-    """The serial line on this terminal."""
+    """Connect this terminal to the serial line."""
     shells.console(keeper.find(name), lines)
     return EXIT_OK
 
@@ -169,10 +172,10 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
     record = keeper.load(name)
     run_dir = record.run_dir if record else _last_run(name)
     if which not in _LOGS:
-        raise UsageError(f"--which {which}: one of {', '.join(_LOGS)} is meant")
+        raise UsageError(f"--which {which}: unknown log; choose one of {', '.join(_LOGS)}")
     path = run_dir / _LOGS[which]
     if not path.exists():
-        raise UsageError(f"{path}: there is no such log (yet)")
+        raise UsageError(f"{path}: there is no such log, or not yet")
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - _LINE_MOST_BYTES * lines))
         text = stream.read()
@@ -197,7 +200,7 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
 def _last_run(name: str) -> Path:
     runs = sorted(runs_dir().glob(f"*-up-{name}")) + sorted(runs_dir().glob(f"*-up-{name}-[0-9]*"))
     if not runs:
-        raise UsageError(f"there was no guest {name}; ./inv status lists what there is")
+        raise UsageError(f"there was no guest {name}; ./inv status lists the guests")
     return max(runs, key=lambda path: path.stat().st_mtime)
 
 
@@ -242,7 +245,7 @@ def pull(name: str, remote: str, local: str) -> int:
 
 
 def _pull_folder(guest: Guest, remote: str, target: Path, live: Callable[[str], None]) -> str:
-    """Copy a folder out of the guest; a note on how much it was, and what was left out."""
+    """Copy a folder out of the guest; returns a note on its size and on what was left out."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pull.", dir=target.parent) as scratch:
         packed = Path(scratch, "tar")
@@ -287,10 +290,10 @@ def reboot(name: str) -> int:
 
 
 def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
-    """gdb on the guest's kernel, through the emulator's stub; the guest goes on afterwards.
+    """Run gdb on the guest's kernel, through the emulator's stub; the guest continues afterwards.
 
-    With the names of `symbols`, else of the kernel that was found to be the guest's, else of the
-    guest's own kernel file, as long as it can still be asked for it.
+    The symbols come from `symbols`, else from the kernel that was found to be the guest's, else
+    from the guest's own kernel file, if the guest still answers.
     """
     record = keeper.find(name)
     if shutil.which("gdb") is None:
@@ -304,19 +307,20 @@ def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
             target, kernel if kernel.is_file() else None, module, record.module_address, commands
         )
         if not kernel.is_file():
-            progress.say("note: there are no kernel symbols; --symbols FILE gives them")
+            progress.say("note: there are no kernel symbols; give them with --symbols FILE")
         progress.say(f"running: {shlex.join(words)}")
+        # Not by process.run: gdb has the user's terminal.
         process = subprocess.Popen(words)
         while True:
-            # Ctrl-C is gdb's: it stops the guest.
+            # Ctrl-C belongs to gdb: it stops the guest.
             with contextlib.suppress(KeyboardInterrupt):
                 return process.wait()
 
 
 def _own_kernel(record: keeper.Record) -> Path:
-    """The kernel file that the guest booted from, copied out once; it has functions' names.
+    """The kernel file that the guest booted from, copied out once; it has the names of functions.
 
-    What a guest that does not answer, or no FreeBSD, cannot give is not there then.
+    Returns None if the guest does not answer or is not FreeBSD.
     """
     path = record.guest_dir / "kernel"
     if record.stage == keeper.READY and not path.exists():

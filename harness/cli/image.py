@@ -1,4 +1,4 @@
-"""Invoke tasks for the images that guests boot from: brought, fetched, looked at, forgotten."""
+"""Invoke tasks that import, fetch, show and remove the images that guests boot from."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from harness.release import EXAMPLES
         "disk": "a bootable disk, raw or qcow2 (or raw.xz); it is only read",
         "src": "its source: a folder, or src.txz",
         "sysroot": "its headers and libraries: a folder, or base.txz",
-        "backend": "what boots it for preparation: auto, kvm or tcg",
-        "bundle": "a file that image.bundle wrote, instead of all the above",
-        "sha256": "what the bundle's SHA-256 has to be",
+        "backend": "the backend that boots it for preparation: auto, kvm or tcg",
+        "bundle": "a file that image.bundle wrote, instead of --disk, --src and --sysroot",
+        "sha256": "the SHA-256 that the bundle must have",
     },
 )
 @run_task
@@ -34,12 +34,14 @@ def image_import(
     bundle: str = "",
     sha256: str = "",
 ) -> int:
-    """Take in a FreeBSD disk, and the source and sysroot that belong to it; prepare it once."""
+    """Import a FreeBSD disk and the source and sysroot that belong to it; prepare the disk once."""
     from harness.cli import image_commands
 
     if bundle:
         if disk or src or sysroot:
-            raise UsageError("--bundle brings disk, source and sysroot: leave the others out")
+            raise UsageError(
+                "--bundle contains disk, source and sysroot; leave out the other options"
+            )
         return image_commands.import_bundle(bundle, release, sha256)
     return image_commands.import_release(release, disk, src, sysroot, backend)
 
@@ -48,9 +50,9 @@ def image_import(
     name="fetch",
     help={
         "release": f"a release with a manifest in images/ (default: {defaults.RELEASE})",
-        "backend": "what boots it for preparation: auto, kvm or tcg",
-        "offline": "use what was fetched before and nothing else",
-        "download-only": "fetch and verify, prepare later",
+        "backend": "the backend that boots it for preparation: auto, kvm or tcg",
+        "offline": "fetch nothing; use only files fetched before",
+        "download-only": "fetch and verify, but do not prepare",
     },
 )
 @run_task
@@ -70,7 +72,7 @@ def image_fetch(
 @task(name="list", help={"json": "print it as JSON"})
 @run_task
 def image_list(_context: Context, json: bool = False) -> int:
-    """Show the releases that are known, and what is here of each."""
+    """Show the known releases, and what the cache has of each."""
     from harness.cli import image_commands
 
     return image_commands.show_list(json)
@@ -106,10 +108,10 @@ def image_bundle(_context: Context, release: str = defaults.RELEASE, out: str = 
     return image_commands.write_bundle(release, out)
 
 
-@task(name="rm", help={"release": "the release to forget"})
+@task(name="rm", help={"release": "the release to remove"})
 @run_task
 def image_rm(_context: Context, release: str = "") -> int:
-    """Remove a release from the cache; what was brought stays where it is."""
+    """Remove a release from the cache; the files that you imported stay where they are."""
     from harness.cli import image_commands
 
     return image_commands.remove(release)
@@ -130,7 +132,7 @@ def image_prune(_context: Context) -> int:
 )
 @run_task
 def image_verify(_context: Context, release: str = "", json: bool = False) -> int:
-    """Take the digests of what is in the cache again; exit 1 when something is corrupt."""
+    """Compute the digests of the files in the cache again; exit with 1 if one is corrupt."""
     from harness.cli import image_commands
 
     return image_commands.verify(release, json)

@@ -1,4 +1,4 @@
-"""What the `image.*` tasks do: take in, show and remove releases."""
+"""The work of the `image.*` tasks: import, show and remove releases."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from harness.series import given
 
 
 def import_release(release: str, disk: str, src: str, sysroot: str, backend: str) -> int:
-    """`image.import`: prepare a disk that is brought, note the trees that belong to it."""
+    """`image.import`: prepare the user's disk, and record the trees that belong to it."""
     brought = obtain.Files(_path(disk), _path(src), _path(sysroot))
     if not release:
-        raise UsageError(f"say which release it is: {store.import_line('RELEASE')}")
+        raise UsageError(f"--release is missing; run {store.import_line('RELEASE')}")
     with progress.stage(f"import {release}") as step:
         record = obtain.import_files(release, brought, backend=backend, live=step.live)
-        step.note = _short(record) if record else "trees noted; no disk yet"
+        step.note = _short(record) if record else "trees recorded; no disk yet"
     if record:
         _say_missing(record)
     return 0
 
 
 def import_bundle(file: str, release: str, sha256: str) -> int:
-    """`image.import --bundle`: take in what `image.bundle` packed elsewhere."""
+    """`image.import --bundle`: import a bundle that `image.bundle` made elsewhere."""
     path = Path(file).expanduser()
     with progress.stage(f"import {path.name}") as step:
         if sha256 and (found := sha256_file(path)) != sha256.lower():
@@ -42,7 +42,7 @@ def import_bundle(file: str, release: str, sha256: str) -> int:
 
 
 def write_bundle(release: str, out: str) -> int:
-    """`image.bundle`: a prepared release as one file."""
+    """`image.bundle`: write a prepared release as one file."""
     path = Path(out or f"freebsd-{release}.bundle.tar").expanduser()
     with progress.stage(f"bundle {release}") as step:
         made = bundle.write(release, path, step.live)
@@ -84,7 +84,7 @@ def fetch_release(release: str, backend: str, offline: bool, download_only: bool
 
 
 def show_list(as_json: bool) -> int:
-    """`image.list`: every release that is known, and what is here of it."""
+    """`image.list`: show every known release, and what the cache has of it."""
     rows = [_row(release) for release in store.known()]
     if as_json:
         progress.print_json(rows)
@@ -120,7 +120,7 @@ def _row(release: str) -> dict[str, str]:
 
 
 def _official(release: str) -> str:
-    """Whether FreeBSD's own image can be fetched, and how large it is as far as that is known."""
+    """Whether FreeBSD's own image can be fetched, and its size if it is known."""
     try:
         known = manifest.find(release) if release in manifest.available() else None
     except UsageError:
@@ -132,7 +132,7 @@ def _official(release: str) -> str:
 
 
 def show_info(release: str, as_json: bool) -> int:
-    """`image.info`: where a prepared image came from, and what was changed in it."""
+    """`image.info`: show where a prepared image came from, and what was changed in it."""
     record = store.find(release)
     data: dict[str, Any] = asdict(record)
     for name in ("disk", "private_key", "source", "sysroot"):
@@ -154,9 +154,9 @@ def show_info(release: str, as_json: bool) -> int:
 
 
 def remove(release: str) -> int:
-    """`image.rm`: forget a release; what the user brought stays where it is."""
+    """`image.rm`: remove a release; the user's own files stay where they are."""
     if not release:
-        raise UsageError("say which: ./inv image.rm --release RELEASE")
+        raise UsageError("--release is missing; run ./inv image.rm --release RELEASE")
     taken = prune.size(store.folder(release))
     store.remove(release)
     progress.say(f"removed {release}: {human_bytes(taken)} freed")
@@ -164,7 +164,7 @@ def remove(release: str) -> int:
 
 
 def prune_all() -> int:
-    """`image.prune`: remove downloads and leftovers of every release, and small guests of old."""
+    """`image.prune`: remove downloads and leftovers of every release, and old small guests."""
     freed = sum(prune.release(release) for release in store.known())
     freed += prune.small_guests()
     freed += sum(snapshot.prune(record.disk) for record in store.prepared())
@@ -174,7 +174,7 @@ def prune_all() -> int:
 
 
 def verify(release: str, as_json: bool) -> int:
-    """`image.verify`: digests again, against the records; exit 1 when something is corrupt."""
+    """`image.verify`: compute digests again and compare them with the records; 1 if one differs."""
     names = [release] if release else store.cached()
     with progress.stage("verify the cache") as step:
         findings = [found for name in names for found in check.release(name, step.live)]
@@ -205,7 +205,7 @@ def verify(release: str, as_json: bool) -> int:
 
 
 def _look_at(release: str, kept: snapshot.Snapshot) -> check.Finding:
-    """A snapshot's checksums taken again; one that is not as saved is not resumed either."""
+    """Compute a snapshot's checksums again; a run does not resume one that has changed either."""
     what = f"snapshot {kept.folder.name[:8]}"
     try:
         kept.verify(again=True)
@@ -219,7 +219,7 @@ def _short(record: ImageRecord) -> str:
 
 
 def _say_missing(record: ImageRecord) -> None:
-    """What a build will ask for later, said now."""
+    """Say now what a later build will need."""
     lacking = [
         f"{option} ({what})"
         for option, what, path in (
@@ -230,8 +230,8 @@ def _say_missing(record: ImageRecord) -> None:
     ]
     if lacking:
         progress.say(
-            f"not brought yet: {', '.join(lacking)}; "
-            f"./inv image.import --release {record.release} takes them without the disk"
+            f"not imported yet: {', '.join(lacking)}; "
+            f"./inv image.import --release {record.release} imports them without the disk"
         )
 
 

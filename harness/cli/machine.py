@@ -11,20 +11,21 @@ from harness.cli.program import run_task
 
 @task(
     help={
-        "bochs": "also unpack this Bochs (2.7, 3.0) beside the installed one; HARNESS_BOCHS uses it"
+        "bochs": "also unpack this Bochs (2.7, 3.0) next to the installed one; "
+        "HARNESS_BOCHS chooses it"
     }
 )
 @run_task
 def setup(_context: Context, bochs: str = "") -> None:
-    """Install the Debian packages that are missing, or print the line that does."""
+    """Install the Debian packages that are missing, or print the command that does."""
     from harness import debian
     from harness.machine import bochs_packages
 
     if bochs:
-        # Known to be a version before anything is installed.
+        # The version is checked before anything is installed.
         bochs_packages.folder(bochs)
     debian.ensure(optional=True)
-    progress.say("setup: everything that is needed is here")
+    progress.say("setup: everything that is needed is installed")
     if bochs:
         with progress.stage(f"Bochs {bochs}") as step:
             step.note = str(bochs_packages.unpack(bochs))
@@ -48,9 +49,9 @@ def doctor(_context: Context, json: bool = False) -> int:
 @task(
     help={
         "backend": "auto, kvm, bochs or tcg",
-        "cpu-vendor": "intel or amd (default: what the backend has; Intel in Bochs)",
+        "cpu-vendor": "intel or amd (default: that of the backend; intel in Bochs)",
         "cpu": "the emulator's name of a processor model (default: the backend's best)",
-        "fault": "build a deliberate fault in; images/vtxprobe/faults.txt has the names",
+        "fault": "build in a deliberate fault; images/vtxprobe/faults.txt has the names",
         "json": "print the result as JSON",
     }
 )
@@ -63,7 +64,7 @@ def probe(
     fault: str = "",
     json: bool = False,
 ) -> int:
-    """Try VT-x and EPT (or SVM) in a backend by running a tiny guest: seconds, no download."""
+    """Try VT-x and EPT (or SVM) in a backend with a tiny guest: takes seconds, no download."""
     from harness import host
     from harness.probe import run as vtxprobe
 

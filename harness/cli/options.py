@@ -12,10 +12,10 @@ BACKEND_HELP = {
 }
 
 VIRTUALIZING_HELP = {**BACKEND_HELP, "backend": "auto (default), kvm, bochs or kvm-in-bochs"}
-"""For tasks that do nothing where no virtual machine can be made."""
+"""For tasks that are useless without virtual machines."""
 
 SANDBOX_HELP = {
-    "sandbox": "--no-sandbox builds without one: the patch's Makefiles then run as you",
+    "sandbox": "--no-sandbox builds without a sandbox: the patch's Makefiles then run as you",
 }
 
-OFFLINE_HELP = {"offline": "fetch nothing: use what is in the cache"}
+OFFLINE_HELP = {"offline": "fetch nothing; use only the cache"}

@@ -1,4 +1,4 @@
-"""Tasks about patches: build them, and look after a series."""
+"""Tasks that build patches and maintain a series."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERIES_HELP = {
         "sysroot": "FreeBSD's headers and libraries (default: the imported ones)",
         "builder": "auto (default), host, or guest: FreeBSD's own compiler, in a guest made for it",
         **SANDBOX_HELP,
-        "json": "print what was built as JSON",
+        "json": "print the result as JSON",
     },
 )
 @run_task
@@ -41,7 +41,7 @@ def build(
     sandbox: bool = True,
     json: bool = False,
 ) -> int:
-    """Build vmm.ko, libvmmapi and vmmls from source and series; nothing if nothing changed."""
+    """Build vmm.ko, libvmmapi and vmmls from source and series, if anything has changed."""
     from harness.build import sandbox as fence
     from harness.cli import patch_commands
 
@@ -64,7 +64,7 @@ def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
     help={
         **SERIES_HELP,
         "release": f"{defaults.RELEASE} or 14 (default: every release, or what the tree is)",
-        "tree": "source tree to try it on (default: the imported one, if any)",
+        "tree": "source tree to apply it to (default: the imported one, if any)",
         "json": "print the findings as JSON",
     },
 )
@@ -77,7 +77,9 @@ def patch_check(
     topic: str = "",
     json: bool = False,
 ) -> int:
-    """Check a series: applies, drift, style(9), message and sign-off, manuals; exit 5 if wrong."""
+    """Check a series: applies, drift, style(9), message, sign-off, manuals; exit with 5 if
+    wrong.
+    """
     from harness.cli import patch_commands
 
     return patch_commands.check(series, topic, release, tree, json)
@@ -100,8 +102,8 @@ def patch_apply(
     help={
         **SERIES_HELP,
         "tree": "the tree with the series applied and edits made",
-        "pristine": "the tree without either (default: the imported one)",
-        "into": "the patch that takes edited files which no patch touches",
+        "pristine": "the tree without series and edits (default: the imported one)",
+        "into": "the patch that gets the edited files that no patch touches",
     },
 )
 @run_task
@@ -114,7 +116,7 @@ def patch_refresh(
     topic: str = "",
     into: str = "",
 ) -> int:
-    """Bring the edits made in a tree back into the series' patches."""
+    """Write the edits made in a tree back into the series' patches."""
     from harness.cli import patch_commands
 
     return patch_commands.refresh_series(tree, pristine, series, topic, release, into)
@@ -150,14 +152,14 @@ def patch_export(
     name="commits",
     positional=["repo"],
     help={
-        "repo": "the checkout whose commits are meant",
-        "base": "the commit after which they begin",
+        "repo": "the checkout with the commits",
+        "base": "the commit before the first one to write",
         "out": "the folder to write the patches to, new or empty",
     },
 )
 @run_task
 def patch_commits(_context: Context, repo: str, base: str, out: str) -> int:
-    """Write the commits after --base as a series: one patch a commit, together exactly HEAD."""
+    """Write the commits after --base as a series, one patch for each, together exactly HEAD."""
     from harness.cli import patch_commands
 
     return patch_commands.commits(repo, base, out)

@@ -1,4 +1,4 @@
-"""What the patch tasks and `build` do between their options and the library: choose and print."""
+"""The work of the patch tasks and `build`: choose the series and trees, print the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.series.load import Series
 
 
 def where(series: Sequence[str], topic: str) -> Path | str | tuple[Path, ...]:
-    """What the options --series (which may be given again) and --topic name, for load_series."""
+    """The series that --series (which may be given several times) and --topic name."""
     if series and topic:
         raise UsageError("--series and --topic both name patches; leave out one of them")
     if series:
@@ -30,9 +30,9 @@ def where(series: Sequence[str], topic: str) -> Path | str | tuple[Path, ...]:
 
 
 def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
-    """The source tree and sysroot to build from: as given, else the imported image's own.
+    """The source tree and sysroot to build from: the given ones, else those of the imported image.
 
-    Raises CannotError when neither is there, with the option that names one.
+    Raises CannotError when there is neither; the message names the option.
     """
     given = Path(sysroot) if sysroot else None
     if src:
@@ -50,7 +50,7 @@ def show_list(topic: str, json: bool) -> int:
     for name in names:
         has = load.releases(load.PATCHES / name)
         if not has:
-            raise UsageError(f"{name}: no such topic; there is {', '.join(load.topics())}")
+            raise UsageError(f"{name}: no such topic; the topics are {', '.join(load.topics())}")
         found += [load.load_series(load.PATCHES / name, release) for release in has]
     if json:
         progress.print_json([_series_data(series) for series in found])
@@ -87,7 +87,7 @@ def _series_data(series: Series) -> dict[str, object]:
 def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool) -> int:
     """Check a series for one release, or all that a topic has; exit 5 if something is wrong.
 
-    Without `release` a `tree` says which: it is held to the one series that is for it.
+    Without `release`, a `tree` chooses it: only the series for the tree's release is checked.
     """
     place = where(series, topic)
     folder = load.PATCHES / place if isinstance(place, str) else place
@@ -126,7 +126,7 @@ def _closest(release: str, has: Sequence[str]) -> str:
 
 
 def _source(release: str) -> Path | None:
-    """The imported image's source tree, if there is one: what can be checked, is."""
+    """The imported image's source tree, if there is one, so that as much as possible is checked."""
     try:
         return sources(release, "", "")[0]
     except (CannotError, UsageError):
@@ -169,7 +169,7 @@ def apply(tree: str, series: Sequence[str], topic: str, release: str) -> int:
 def refresh_series(
     tree: str, pristine: str, series: Sequence[str], topic: str, release: str, into: str
 ) -> int:
-    """Bring the edits of a tree back into the series."""
+    """Write the edits of a tree back into the series."""
     given_series.require_files(series, "patch.refresh")
     release = release or source_tree.revision(Path(tree))
     base = sources(release, pristine, "")[0]
@@ -180,9 +180,11 @@ def refresh_series(
     for name in done.shared:
         progress.say(f"note: {name} is shared by every release; run patch.check for the others too")
     for path in done.unclaimed:
-        progress.say(f"note: {path} was edited, but no patch touches it; --into PATCH takes it in")
+        progress.say(
+            f"note: {path} was edited, but no patch touches it; --into PATCH puts it into one"
+        )
     if not done.changed:
-        progress.say("nothing to rewrite: the tree is what the series makes of the pristine one")
+        progress.say("nothing to rewrite: the tree equals the pristine one with the series applied")
     return EXIT_OK
 
 
@@ -236,7 +238,7 @@ def run_build(
     json: bool,
     by: str = "auto",
 ) -> int:
-    """Build module, library and command; say where they are and what was not built."""
+    """Build module, library and command; print where they are and what was not built."""
     if stock and series:
         raise UsageError("--stock builds without patches; leave out --series or --stock")
     in_guest.require_known(by)
@@ -250,7 +252,9 @@ def run_build(
             source, root, loaded, release, progress=step.live, in_guest=_guest_builder(by, release)
         )
         if built.cached:
-            step.note = f"nothing changed, nothing built (made before in {built.seconds:.1f} s)"
+            step.note = (
+                f"nothing changed, nothing built (the earlier build took {built.seconds:.1f} s)"
+            )
         else:
             step.note = f"{built.warnings} warnings, log {built.log}"
     if json:

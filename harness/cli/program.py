@@ -1,4 +1,4 @@
-"""The launcher's way into Invoke, with this project's manners for errors.
+"""The entry point of `./inv`: Invoke's program with this project's handling of errors.
 
 Tasks raise WorkbenchError; `run_task` turns it into one line and an exit code.  A wrong option or
 an unknown task exits 2 here, where Invoke's own program would exit 1.
@@ -32,7 +32,7 @@ from harness.errors import (
 )
 from harness.files import PROJECT
 
-# What may go wrong with any file anywhere and is no bug of ours: a line, not a traceback.
+# Errors that any file can cause and that are no bug of ours: one line, no traceback.
 _OF_THE_MACHINE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -45,14 +45,14 @@ _OF_THE_MACHINE = {
     errno.EIO,
 }
 
-# Invoke's words where there is no tasks.py; they come with the exit code of a failed check.
+# Invoke's message where there is no tasks.py; Invoke would exit like a failed check.
 _NO_TASKS = "Can't find any collection"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fail(error: WorkbenchError) -> NoReturn:
-    """Print the error's line and what belongs below it, and exit with its code."""
+    """Print the error's line and its details, and exit with its code."""
     if error.detail:
         progress.say_detail(error.detail)
     progress.say(f"error: {error.message}")
@@ -60,13 +60,13 @@ def fail(error: WorkbenchError) -> NoReturn:
 
 
 def _our_fault(error: Exception) -> NoReturn:
-    """Print a traceback and a line; a bug must not pass for a check that failed (exit code 1)."""
+    """Print a traceback and a line; a bug must not look like a failed check (exit code 1)."""
     traceback.print_exception(error)
     what = str(error).partition("\n")[0][:200]
     fail(
         CannotError(
-            f"a fault of the workbench itself ({type(error).__name__}: {what}); nothing was found "
-            "out about the patch; report it with the lines above"
+            f"a fault of the workbench itself ({type(error).__name__}: {what}); this "
+            f"says nothing about the patch; please report it with the lines above"
         )
     )
 
@@ -79,7 +79,9 @@ def _reader_gone() -> bool:
 
 
 def run_task(body: F) -> F:
-    """Wrap a task's body: errors become a line and an exit code, a returned int the exit code."""
+    """Wrap a task's body: an error becomes one line and an exit code, a returned int an exit
+    code.
+    """
 
     @functools.wraps(body)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -93,7 +95,7 @@ def run_task(body: F) -> F:
             raise SystemExit(EXIT_INTERRUPTED) from None
         except OSError as error:
             if isinstance(error, BrokenPipeError) and _reader_gone():
-                # `inv ... | head`: nothing reports it, not even the last flush.
+                # `inv ... | head` is no error, so nothing is printed, not even by the last flush.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise SystemExit(EXIT_READER_GONE) from None
             if error.errno not in _OF_THE_MACHINE:
@@ -109,14 +111,16 @@ def run_task(body: F) -> F:
 
 
 def after_dashes() -> list[str]:
-    """The words after `--` on the command line; Invoke's own remainder forgets where each ends."""
+    """The words after `--` on the command line; Invoke's own remainder joins them into one
+    string.
+    """
     return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
 
 
 def open_standard_streams() -> None:
-    """Where one was closed (`inv ... >&-`), what is said goes nowhere, and not into a file of ours.
+    """Open /dev/null for each standard stream that is closed (`inv ... >&-`).
 
-    Otherwise the next file that is opened would get its number.
+    Otherwise the next opened file would get its number, and our output would go into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -128,13 +132,13 @@ def open_standard_streams() -> None:
 
 
 def end_on_signals() -> None:
-    """Take SIGTERM and SIGHUP (a cancelled job, a closed terminal) for Ctrl-C: all is put away."""
+    """Treat SIGTERM and SIGHUP (a cancelled job, a closed terminal) like Ctrl-C, and clean up."""
 
     def interrupt(_number: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # nohup's wish is respected.
+        # nohup ignores SIGHUP, and that stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
 
@@ -162,15 +166,16 @@ class WorkbenchProgram(Program):
         try:
             super().run(argv, exit=exit)
         except ValueError as error:
-            # Invoke makes numbers of options and leaves what is none to its caller.
+            # Invoke converts options to numbers, and lets the ValueError of a bad one through.
             if found := re.fullmatch(r"invalid literal for int\(\) .*: ('.*')", str(error)):
                 progress.say(
-                    f"error: {found[1]} stands where a number is meant; see `inv --help TASK`"
+                    f"error: {found[1]} is not a number, but the option takes one; see "
+                    f"`inv --help TASK`"
                 )
                 raise SystemExit(EXIT_USAGE) from None
             raise
         except SystemExit as error:
-            # Invoke turns both into exit code 1; what it was is kept as the context.
+            # Invoke turns both into exit code 1; the original exception is the context.
             if isinstance(error.__context__, Exit) and _NO_TASKS in str(error.__context__):
                 progress.say("error: no tasks.py here; run inv from the project's top folder")
                 raise SystemExit(EXIT_USAGE) from None
@@ -183,7 +188,7 @@ class WorkbenchProgram(Program):
 
 
 def spread(argv: list[str]) -> list[str]:
-    """`bench a b` as `bench --only a --only b`: Invoke takes no word that may be left out."""
+    """`bench a b` as `bench --only a --only b`, because Invoke has no optional positional words."""
     if argv[1:2] != ["bench"]:
         return argv
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[2:]))
@@ -192,7 +197,7 @@ def spread(argv: list[str]) -> list[str]:
 
 
 def from_here(argv: list[str]) -> list[str]:
-    """The command line with this project's tasks named, wherever it was called."""
+    """The command line with the path of this project's tasks, whatever the current folder is."""
     core = itertools.takewhile(lambda word: word.startswith("-"), argv[1:])
     if any(word.partition("=")[0] in ("-r", "--search-root") for word in core):
         return argv
@@ -200,7 +205,9 @@ def from_here(argv: list[str]) -> list[str]:
 
 
 def make_places_absolute() -> None:
-    """Take HARNESS_CACHE and HARNESS_RUNS from the caller's folder; what we start has another."""
+    """Resolve HARNESS_CACHE and HARNESS_RUNS in the caller's folder; our children run in
+    another.
+    """
     for name in ("HARNESS_CACHE", "HARNESS_RUNS"):
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.environ[name])
@@ -208,12 +215,12 @@ def make_places_absolute() -> None:
 
 def main() -> None:
     """Entry point of `./inv`."""
-    # Whatever is made from here on, in the cache, in a run or in passing, is the user's alone.
+    # All files made from here on are readable only by their owner.
     os.umask(0o077)
     open_standard_streams()
     end_on_signals()
     make_places_absolute()
-    # The module's file would be completed otherwise, and nobody types that.
+    # Otherwise the completion would complete the module's file name, which nobody types.
     program = WorkbenchProgram(name="inv", binary="inv", binary_names=["inv", "./inv"])
     program.run(from_here(spread(sys.argv)))
 

@@ -1,4 +1,4 @@
-"""What `inv report` prints and opens."""
+"""The work of `inv report`: print a report and open its page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.errors import CannotError, UsageError
 def show(run: str, open_page: bool, as_json: bool) -> None:
     """Print a run (the last one when `run` is empty), and write its page again.
 
-    Raises UsageError when there is no such run, CannotError when no browser can be had.
+    Raises UsageError when there is no such run, CannotError when there is no browser.
     """
     found = report.load(report.find(run))
     page = report.write_page(found)
@@ -21,14 +21,14 @@ def show(run: str, open_page: bool, as_json: bool) -> None:
         report.show(found)
         progress.out.print(f"page:    {page}", markup=False)
     if open_page and not webbrowser.open(page.as_uri()):
-        raise CannotError(f"no browser was found here; open {page} yourself")
+        raise CannotError(f"no browser was found; open {page} yourself")
 
 
 def show_list(as_json: bool) -> None:
     """Print the runs that left a report, the newest first; UsageError when there are none."""
     found = list(report.runs())
     if not found:
-        raise UsageError("no run with a report yet; ./inv verify makes one")
+        raise UsageError("no run has a report yet; ./inv verify makes one")
     if as_json:
         progress.print_json(
             [

@@ -1,4 +1,4 @@
-"""Invoke tasks for somebody's own patches: a topic laid out, bad calls, the first bad patch."""
+"""Invoke tasks for the user's own patches: new topics, bad calls, the first bad patch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from harness.series import given as given_series
 @task(
     iterable=["series"],
     help={
-        "seed": "all that is done follows from it (default: a new one, which is printed)",
+        "seed": "the number that determines all calls (default: a new one, which is printed)",
         "calls": "how many calls to make on each module (default: 10000)",
-        "round": "begin at this round of the seed's (default: 0)",
-        "stock": "attack the stock module alone",
-        "known": "make the calls, too, that are known to harm the stock module",
+        "round": "the round to begin with (default: 0)",
+        "stock": "attack only the stock module",
+        "known": "also make the calls that are known to harm the stock module",
         **RELEASE_HELP,
         **VIRTUALIZING_HELP,
         "series": "attack this series' module (a folder, a patch, - for stdin; may be repeated)",
@@ -52,7 +52,7 @@ def fuzz(
     sandbox: bool = True,
     json: bool = False,
 ) -> int:
-    """Throw malformed and racing calls at /dev/vmmctl and /dev/vmm: stock's module, then yours."""
+    """Make malformed and racing calls to /dev/vmmctl and /dev/vmm: first stock, then yours."""
     from harness import debian
     from harness.build import sandbox as fence
     from harness.run import fuzz_run
@@ -73,7 +73,7 @@ def fuzz(
     try:
         chosen = int(seed, 0) if seed else fuzz_run.new_seed()
     except ValueError as error:
-        raise UsageError(f"--seed {seed}: a number is meant") from error
+        raise UsageError(f"--seed {seed}: it must be a number") from error
     progress.say(f"fuzz: seed {chosen}")
     result = fuzz_run.run(options, fuzz_run.Order(chosen, calls, round, known))
     if json:
@@ -88,12 +88,12 @@ def fuzz(
     help={
         "good": "how many patches are known to be good (default: 0, the stock source)",
         "bad": "how many patches are known to be bad (default: all)",
-        "k": "judge by the checks that match this, as pytest -k takes it (default: all)",
+        "k": "use only the checks that match this, as pytest's -k does (default: all)",
         "series": "the series to search (a folder, a patch, - for stdin; may be repeated)",
-        "topic": "a folder of patches/, whose series, if none is given, and checks to use",
+        "topic": "a folder of patches/, whose checks and (without --series) series to use",
         **RELEASE_HELP,
         **BACKEND_HELP,
-        "full": "judge by the checks that take minutes, too",
+        "full": "also use the checks that take minutes",
         **OFFLINE_HELP,
         **SANDBOX_HELP,
         "json": "print the steps as JSON",
@@ -125,7 +125,7 @@ def bisect(
     debian.ensure()
     given = given_series.absolute_paths(series)
     if not given and not topic:
-        raise UsageError("--series or --topic says in which patches to search")
+        raise UsageError("name the patches to search with --series or --topic")
     options = Options(
         release,
         backend,
@@ -149,14 +149,14 @@ def bisect(
     positional=["name"],
     help={
         "name": "the topic's name: lower-case letters and digits, with - or _ between them",
-        "release": f"the release that its first series is for (default: {defaults.RELEASE}; with "
+        "release": f"the release of its first series (default: {defaults.RELEASE}; with "
         "--like: no series)",
         "like": "begin with a copy of this topic's checks: benchmark, boot, console, snapshot, ...",
     },
 )
 @run_task
 def topic_new(_context: Context, name: str, release: str = "", like: str = "") -> None:
-    """Make a topic in patches/: a series, its checks and notes, ready for verify --topic NAME."""
+    """Create a topic in patches/ with a series, checks and notes, ready for verify --topic NAME."""
     from harness.series import scaffold as topics
 
     release = release or ("" if like else defaults.RELEASE)

@@ -1,7 +1,7 @@
-"""Access to a guest that stays up: a shell or a command over SSH, and the serial line.
+"""Connections to a guest that stays: a shell or a command over SSH, and the serial line.
 
-OpenSSH's client does the former.  It ignores the user's own set-up: their keys,
-agent, settings and known hosts are not meant for a guest.
+SSH uses OpenSSH's client, without the user's keys, agent, settings and known hosts, because these
+are not for a guest.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ def ssh_command(
 ) -> tuple[list[str], dict[str, str]]:
     """OpenSSH's client for this guest, with its host key pinned in the run's folder.
 
-    The second value is what it needs in its environment.
+    The second value is its additional environment.
     """
     words = [OPENSSH, "-F", "none", "-t" if terminal else "-T", "-p", str(record.ssh_port)]
     options, environment = openssh.options(record)
     for name, value in options.items():
         words += ["-o", f"{name}={value}"]
-    # What follows the dashes is no option, whatever a record says the user is called.
+    # After the dashes nothing is an option, even if the user's name in the record starts with one.
     words += ["--", f"{record.user}@127.0.0.1", *([_line(command)] if command else [])]
     return words, environment
 
 
 def _line(command: Sequence[str]) -> str:
-    """What the guest's shell gets: one word is a line for it, several are quoted as they came."""
+    """The line for the guest's shell: one word is used unchanged, several are quoted."""
     return command[0] if len(command) == 1 else shlex.join(command)
 
 
 def ssh(record: Record, command: Sequence[str]) -> int:
-    """A shell in the guest, or one command with the exit code it had there.
+    """Run a shell or one command in the guest, and return its exit code.
 
-    Both of this process's ends are the command's; a terminal is given to a shell, and to a command
-    that is started from one.  Raises GuestError when the guest cannot be reached, CannotError
-    where OpenSSH's client is not installed.
+    The command gets this process's input and output.  A shell gets a terminal, and so does a
+    command that is started from one.  Raises GuestError when the guest cannot be reached,
+    CannotError where OpenSSH's client is not installed.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if shutil.which(OPENSSH) is None:
@@ -67,24 +67,26 @@ def ssh(record: Record, command: Sequence[str]) -> int:
             "OpenSSH's client is not installed; ./inv setup installs it (Debian's openssh-client)"
         )
     words, more = ssh_command(record, command, terminal=terminal)
+    # Not by process.run: the client has the user's terminal.
     process = subprocess.Popen(words, env={**os.environ, **more})
     while True:
-        # Ctrl-C reaches the client too, and what it means is decided there.
+        # Ctrl-C also reaches the client, which decides what to do.
         with contextlib.suppress(KeyboardInterrupt):
             try:
                 code = process.wait(_LOOK_S)
                 break
             except subprocess.TimeoutExpired:
-                # The client would wait for ever: nothing tells it that its guest has gone.
+                # The client would wait for ever, because it does not notice that its guest has
+                # ended.
                 _check(record, process)
     if code == _SSH_FAILED:
-        # Its own failure or the command's code, ssh does not say; a guest that is gone explains it.
+        # ssh uses 255 for its own failures, but a command may return it too; so look at the guest.
         _check(record, process)
     return code if code >= 0 else 128 - code
 
 
 def _check(entered: Record, process: subprocess.Popen[bytes]) -> None:
-    """GuestError, and the end of `process`, when the guest is not any more what was entered."""
+    """End `process` and raise GuestError if the guest has ended, broken or been replaced."""
     now = load(entered.name)
     if now is None or not now.alive or now.run_dir != entered.run_dir:
         how = f"has ended: {now.note}" if now is not None and now.note else "has ended"
@@ -107,7 +109,7 @@ def way_in(name: str) -> Record:
     record = find(name)
     if record.stage == STARTING:
         raise CannotError(
-            f"guest {name} is still coming up ({record.note}); ./inv console shows what it says"
+            f"guest {name} is still coming up ({record.note}); ./inv console shows its serial line"
         )
     if record.stage == BROKEN:
         raise GuestError(f"guest {name} is broken: {record.note}; ./inv console enters it")
@@ -115,31 +117,33 @@ def way_in(name: str) -> Record:
 
 
 def console(record: Record, past_lines: int) -> None:
-    """The serial line on this terminal, after its last lines; Ctrl-] leaves it, the guest goes on.
+    """Connect this terminal to the serial line, after its last lines; Ctrl-] leaves it.
 
-    What came before is shown without what steers a terminal, or this one would answer it, and the
-    guest take that for something typed.  Raises UsageError without a terminal.
+    Control sequences are removed from the earlier lines: this terminal would answer them, and the
+    guest would take the answers for typed text.  Raises UsageError without a terminal.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
-            "the console wants a terminal; ./inv logs --follow shows the serial line without one"
+            "the console needs a terminal; ./inv logs --follow shows the serial line without one"
         )
     line, past = open_console(record, past_lines * _LINE_BYTES)
     with line:
-        progress.say(f"[{record.name}'s serial line; {_DETACH_NAME} leaves it, the guest goes on]")
+        progress.say(
+            f"[{record.name}'s serial line; {_DETACH_NAME} leaves it, and the guest continues]"
+        )
         shown = clean_lines(past.decode("utf-8", "replace"))[-past_lines:]
-        # The cursor is left where the guest has it, behind a prompt as often as not.
+        # The cursor stays where the guest put it, which is often behind a prompt.
         end = {b"\n": "\n", b" ": " "}.get(past[-1:], "")
         sys.stdout.write("\n".join(shown) + end)
         sys.stdout.flush()
         with _raw(True):
             left = _talk(line)
     progress.say("")
-    progress.say(f"[left; guest {record.name} goes on]" if left else "[the serial line closed]")
+    progress.say(f"[left; guest {record.name} continues]" if left else "[the serial line closed]")
 
 
 def _talk(line: socket.socket) -> bool:
-    """Until the key that leaves (True) or the line's end (False)."""
+    """Pass bytes on until the user leaves (True) or the serial line closes (False)."""
     while True:
         ready, _, _ = select.select([line.fileno(), 0], [], [])
         if line.fileno() in ready:
@@ -163,7 +167,7 @@ def _write_out(data: bytes) -> None:
 
 @contextlib.contextmanager
 def _raw(terminal: bool) -> Iterator[None]:
-    """The terminal passes every key on while the block runs."""
+    """Make the terminal pass on every key while the block runs."""
     if not terminal:
         yield
         return

@@ -1,4 +1,4 @@
-"""The Invoke namespace: every task of `./inv`, from the group it belongs to."""
+"""The Invoke namespace: collects every task of `./inv` from the module of its group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks that give a verdict, and the one that shows it again."""
+"""The tasks that give a verdict, and the one that prints it again."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from harness.series import given as given_series
     help={
         **RELEASE_HELP,
         **BACKEND_HELP,
-        "stock": "run the same checks on the unpatched module: the patch's must fail there",
+        "stock": "run the same checks on the unpatched module; the patch's checks must fail there",
         "series": "test this series (a folder, a patch, - for stdin; may be repeated)",
-        "topic": "a folder of patches/, whose series and checks to use (default: meminfo); the "
-        "checks of one without patches run alone, on the stock module or on --series",
+        "topic": "a folder of patches/, whose series and checks to use (default: "
+        "meminfo); if it has no patches, only its checks run, on the stock module or on --series",
         "side-by-side": "run the checks on the stock module first (--series does so by itself)",
         "alone": "with --series: leave the stock module out",
-        "go-on": "when the guest breaks, bring it up again for the checks that are left",
-        "only": "run the checks that match this, as pytest -k takes it",
+        "go-on": "when the guest breaks, start it again for the remaining checks",
+        "only": "run only the checks that match this, as pytest's -k does",
         **OFFLINE_HELP,
-        "cold": "boot, though a snapshot could be resumed, and save none",
-        "full": "also run the checks with a guest inside the guest, minutes in Bochs",
+        "cold": "boot even if a snapshot could be resumed, and save none",
+        "full": "also run the checks that take minutes, such as those with a guest "
+        "inside the guest",
         "guests": "in how many guests at once the checks run (default: one for each processor)",
         "keep": "leave the guest up if the verdict is bad, and say how to enter it",
-        "name": "what it is then called (default: verify)",
+        "name": "with --keep: the guest's name (default: verify)",
         "builder": "who builds vmm.ko: auto (default), host, or guest (FreeBSD's own compiler)",
         **SANDBOX_HELP,
         "coverage": "count which lines run, and say which changed lines did not",
@@ -77,19 +78,21 @@ def verify(
 
     given = given_series.absolute_paths(series)
     if alone and not given:
-        raise UsageError("--alone belongs to --series, which alone tries the stock module as well")
+        raise UsageError(
+            "--alone needs --series: only then does verify run the stock module as well"
+        )
     if alone and side_by_side:
         raise UsageError("--alone leaves the stock module out; leave out --side-by-side or --alone")
     if name and not keep:
         raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
     if guests < 0:
-        raise UsageError(f"--guests {guests}: how many guests is at least 1")
+        raise UsageError(f"--guests {guests}: it must be at least 1")
     options = Options(
         release,
         backend,
         stock,
         given,
-        # Patches of somebody's own are held to what any vmm.ko must do, unless a topic is named.
+        # A series of the user's own gets the general checks, unless a topic is named.
         topic or ("" if given else defaults.TOPIC),
         offline=offline,
         full=full,
@@ -106,7 +109,7 @@ def verify(
     debian.ensure()
     result = run_verify(options, keep_as=(name or "verify") if keep else "")
     if result.error and result.error_exit_code == EXIT_USAGE and not json:
-        # Nothing was run: there are no stages to be shown.
+        # Nothing was run, so there are no stages to show.
         raise UsageError(result.error)
     if json:
         progress.print_json(result.to_data())
@@ -132,7 +135,7 @@ def show_report(
     open: bool = False,  # noqa: A002
     json: bool = False,
 ) -> None:
-    """Print what a run has shown, write its page (report.html) again, and open that if asked."""
+    """Print the report of a run, write its page (report.html) again, and open it if asked to."""
     from harness.cli import report_commands
 
     if list:
@@ -149,14 +152,15 @@ def show_report(
         "checks": "run, besides those that a variant names, only the checks with this in their "
         "file::name (may be given again; default: all)",
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
-        "at-least": "with --regressions: the rate in per cent below which it fails (default: 80)",
-        "guests": "with --regressions: in how many guests at once (default: this machine's room)",
-        "table": "with --regressions: also put the result into the tables of this page",
+        "at-least": "with --regressions: fail below this rate, in per cent (default: 80)",
+        "guests": "with --regressions: in how many guests at once (default: as many as "
+        "fit into memory)",
+        "table": "with --regressions: also write the result into the tables of this page",
         "topic": f"whose mutants to try: a folder of patches/ (default: {defaults.TOPIC})",
         "release": f"with --regressions: the FreeBSD release (default: {defaults.RELEASE})",
         **VIRTUALIZING_HELP,
-        "all": "run every check over each variant, and name all that fail",
-        "full": "also the checks that take minutes",
+        "all": "run every check on each variant, and name all that fail",
+        "full": "also run the checks that take minutes",
         **OFFLINE_HELP,
         **SANDBOX_HELP,
         "json": "print the result as JSON",
@@ -190,13 +194,13 @@ def mutation(
     from harness.run.session import Options
 
     if table and not regressions:
-        raise UsageError("--table belongs to --regressions")
+        raise UsageError("--table needs --regressions")
     if topic and regressions:
         raise UsageError("--topic chooses the mutants; --regressions takes their place")
     if checks and regressions:
         raise UsageError("--checks chooses among the checks for mutants; --regressions has its own")
     if not 0 <= at_least <= 100:
-        raise UsageError(f"--at-least {at_least}: a rate from 0 to 100 per cent is meant")
+        raise UsageError(f"--at-least {at_least}: it must be a rate from 0 to 100 per cent")
     fence.choose(sandbox)
     debian.ensure()
     options = Options(
@@ -216,7 +220,7 @@ def mutation(
         return result.exit_code
     folder = Path(regressions).absolute()
     if guests < 0:
-        raise UsageError(f"--guests {guests}: at least one guest is meant")
+        raise UsageError(f"--guests {guests}: it must be at least 1")
     tried = bugs.regressions(options, folder, only, at_least=at_least, every=all, guests=guests)
     if table:
         regression_table.update(Path(table), tried)

@@ -1,4 +1,4 @@
-"""FreeBSD inside a machine: wait for it, ask it things, look at its modules, let it go."""
+"""FreeBSD inside a machine: wait for it, run commands, read sysctls and modules, shut it down."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _BOOT_S = 50.0
 _COMMAND_S = 20.0
 _SHUTDOWN_S = 20.0
 _STEP_S = 0.5
-# What is linked statically starts in a quarter of the time; the second form of date is for a guest
-# that is no FreeBSD (the stand-in).
+# Statically linked programs start in a quarter of the time; the second form of date is for a guest
+# other than FreeBSD (the stand-in).
 _WAKE = (
     'PATH=/rescue:$PATH; { date -f %s "$1" || date -s "@$1"; } >/dev/null 2>&1 '
     "&& exec cat >/dev/random"
@@ -32,9 +32,9 @@ _ENTROPY_BYTES = 4096
 
 @dataclass(frozen=True)
 class Access:
-    """What lets us into a prepared image, and how we know that it is the one.
+    """The access to a prepared image: the user's key, and the host key that identifies the image.
 
-    `announces` is what its console says once sshd listens; empty for an image that says nothing.
+    `announces` is the line that its console shows once sshd listens; empty if there is none.
     """
 
     private_key: Path
@@ -54,17 +54,18 @@ class Kld:
 
 
 class Guest:
-    """A FreeBSD that runs in `machine`; every wait ends at once when the machine dies or panics.
+    """A FreeBSD that runs in `machine`; every wait ends immediately if the machine ends or panics.
 
-    Time limits default to ones scaled to the machine's pace.
+    The default time limits are scaled to the machine's speed.
     """
 
     transcript: Transcript | None = None
-    """What records the commands that are run, while somebody wants a record."""
+    """Called with each command, if the commands are to be recorded."""
 
     given_up: str = ""
-    """Why nothing is asked of it any more: it broke, or the run was interrupted.  Whoever cleans up
-    after that is not to wait for a guest that hangs."""
+    """The reason why no more commands are sent: the guest broke, or the run was interrupted.
+    Clean-up after that must not wait for a guest that hangs.
+    """
 
     def __init__(self, machine: Machine, access: Access) -> None:
         self.machine = machine
@@ -79,12 +80,12 @@ class Guest:
     def wait_ready(self, deadline: Deadline | None = None, from_mark: int = 0) -> None:
         """Wait until a command can be run over SSH.
 
-        Where the image announces its sshd, the line is waited for on the console, after
-        `from_mark`, before anything is sent to the guest: Bochs's network card loses its ring, and
-        with it the guest its network, when a packet comes while the driver sets it up.
+        If the image announces its sshd, wait for that line on the console, after `from_mark`,
+        before anything is sent to the guest: if a packet arrives while the driver sets up Bochs's
+        network card, the card loses its ring, and the guest its network.
 
-        Raises WaitTimeout with the console's tail, or GuestPanic, MachineDied or SshRefused as soon
-        as there is no more use in waiting.
+        Raises WaitTimeout with the end of the console, or GuestPanic, MachineDied or SshRefused as
+        soon as waiting is useless.
         """
         limit = deadline or self.deadline(_BOOT_S)
         self.disconnect()
@@ -99,15 +100,15 @@ class Guest:
         self.enter(limit, listening=bool(self.access.announces))
 
     def enter(self, deadline: Deadline | None = None, *, listening: bool = True) -> None:
-        """Connect to a guest whose sshd is known to be up; raises as `wait_ready` does."""
+        """Connect to a guest whose sshd is known to be up; raises the errors of `wait_ready`."""
         limit = deadline or self.deadline()
         self._connect(limit, listening)
         self.must(["true"], limit)
 
     def wake(self, deadline: Deadline) -> None:
-        """Connect to a guest that was resumed, set its clock and give it fresh randomness.
+        """Connect to a resumed guest, set its clock, and give it new randomness.
 
-        The clock is set to the second, which is what date(1) can.  Raises as `wait_ready` does.
+        The clock is set to the second, as date(1) can.  Raises the errors of `wait_ready`.
         """
         self._connect(deadline)
         command = ["/bin/sh", "-c", _WAKE, "wake", f"{time.time() + 0.5:.0f}"]
@@ -122,7 +123,7 @@ class Guest:
             forward.port, access.private_key, access.host_key, access.user, network_of=forward.pid
         )
         self.disconnect()
-        # While it is waited for, a guest may begin as often as it pleases.
+        # While we wait for it, a guest may boot any number of times.
         self._boots = None
         self._ssh = Ssh(address, self._watch, self._heard)
         try:
@@ -143,16 +144,19 @@ class Guest:
         self.machine.check()
         if self._boots not in (None, self.machine.boots):
             raise GuestRebooted(
-                f"{self.machine.spec.name} rebooted by itself: what was loaded and run there is "
+                f"{self.machine.spec.name} rebooted by itself: everything loaded and "
+                f"running there is "
                 f"gone; the console's log is {self.machine.console.log}",
                 detail=self.machine.console.tail(),
             )
 
     @property
     def ssh(self) -> Ssh:
-        """The connection, made again when it was cut; GuestRebooted if it leads to a new boot."""
+        """The connection, made again if it was interrupted; GuestRebooted if it leads to a new
+        boot.
+        """
         if self.given_up:
-            raise GuestError(f"the guest is not asked any more: {self.given_up}")
+            raise GuestError(f"no more commands are sent to the guest: {self.given_up}")
         if self._ssh is None:
             raise RuntimeError("the guest was not waited for")
         if not self._ssh.connected:
@@ -167,13 +171,13 @@ class Guest:
     def run(
         self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
     ) -> Result:
-        """Run a command; its Result, whatever its exit code."""
+        """Run a command; returns its Result, with any exit code."""
         return self.ssh.run(command, deadline or self.deadline(), stdin=stdin)
 
     def must(
         self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
     ) -> str:
-        """Run a command that has to exit 0; its standard output."""
+        """Run a command that must exit with 0; returns its standard output."""
         return succeeded(self.run(command, deadline, stdin=stdin)).stdout
 
     def script(
@@ -188,7 +192,7 @@ class Guest:
         self.ssh.put(local, remote, self.deadline(), mode)
 
     def sysctl(self, name: str) -> str | None:
-        """A sysctl's value as text, or None when there is no such sysctl."""
+        """A sysctl's value as text, or None if there is no such sysctl."""
         result = self.run(["sysctl", "-n", name])
         if result.ok:
             return result.stdout.removesuffix("\n")
@@ -197,25 +201,26 @@ class Guest:
         raise GuestError(f"sysctl {name}: {result.stderr.strip()}")
 
     def number(self, name: str) -> int:
-        """A sysctl whose value is a number; GuestError when the guest says something else."""
+        """A sysctl whose value is a number; GuestError if it is not."""
         return self.numbers(name)[0]
 
     def numbers(self, *names: str) -> tuple[int, ...]:
-        """Several such sysctls, asked for at once."""
+        """Several such sysctls, read by one command."""
         said = self.must(["sysctl", "-n", *names]).split()
         if len(said) != len(names) or not all(_NUMBER.fullmatch(word) for word in said):
             raise GuestError(
-                f"sysctl {' '.join(names)}: the guest answers {' '.join(said)[:100]!r}, and "
-                f"{len(names)} whole number{'s are' if len(names) > 1 else ' is'} due"
+                f"sysctl {' '.join(names)}: the guest answers {' '.join(said)[:100]!r}, "
+                f"but "
+                f"{len(names)} whole number{'s are' if len(names) > 1 else ' is'} expected"
             )
         return tuple(map(int, said))
 
     def exists(self, path: str) -> bool:
-        """Whether a path is there."""
+        """Whether a path exists in the guest."""
         return self.run(["test", "-e", path]).ok
 
     def klds(self) -> list[Kld]:
-        """What kldstat -v lists, the kernel first."""
+        """The output of kldstat -v as data, the kernel first."""
         return parse_kldstat(self.must(["kldstat", "-v"]))
 
     def dmesg(self, deadline: Deadline | None = None) -> list[str]:
@@ -223,13 +228,13 @@ class Guest:
         return self.must(["dmesg"], deadline).splitlines()
 
     def shut_down(self, deadline: Deadline | None = None) -> None:
-        """Power off and wait for the emulator's end; WaitTimeout when it does not come."""
+        """Power off and wait for the emulator's end; WaitTimeout if it does not end."""
         limit = deadline or self.deadline(_SHUTDOWN_S)
-        # The connection may go before the command's exit code comes.
+        # The connection may close before the command's exit code arrives.
         with contextlib.suppress(GuestError):
             self.run(["shutdown", "-p", "now"], limit.at_most(30))
         self.disconnect()
-        # A panic on the way down leaves the machine running.
+        # After a panic during the shutdown the machine still runs.
         while self.machine.wait_ended(limit.at_most(_STEP_S)) is None:
             self.machine.console.check_panic()
             if limit.expired:
@@ -250,7 +255,7 @@ class Guest:
             self.run(["shutdown", "-r", "now"], limit.at_most(30))
         self.disconnect()
         while True:
-            # The old system may still answer once or twice, and break off in between.
+            # The old system may still answer once or twice, and then close the connection.
             try:
                 self.wait_ready(limit, mark)
                 if self.must(["sysctl", "-n", "kern.boottime"], limit) != before:
@@ -269,7 +274,7 @@ class Guest:
             time.sleep(0.5)
 
     def disconnect(self) -> None:
-        """Close the connection; the guest goes on."""
+        """Close the connection; the guest continues."""
         if self._ssh is not None:
             self._ssh.close()
             self._ssh = None
@@ -286,7 +291,7 @@ class Guest:
         self.disconnect()
 
 
-# No more digits than 128 bits have: a longer one Python does not even read.
+# At most as many digits as 128 bits have; Python refuses to parse much longer ones.
 _NUMBER = re.compile(r"-?[0-9]{1,39}")
 _KLD = re.compile(r"^\s*\d+\s+\d+\s+0x([0-9a-f]+)\s+([0-9a-f]+)\s+(\S+)\s+\((.+)\)\s*$")
 

@@ -1,7 +1,8 @@
-"""gdb on a guest's kernel: what to run, with which symbols.
+"""gdb on a guest's kernel: the command line and the symbols.
 
-The emulator's stub knows memory and registers only.  What gives them names are the kernel's own
-file, and the module's, laid out as the kernel's linker (sys/kern/link_elf_obj.c) laid it out.
+The emulator's stub knows only memory and registers.  The symbols come from the kernel's own file
+and from the module's, whose sections are placed as the kernel's linker (sys/kern/link_elf_obj.c)
+placed them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ _LOADED = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_AMD64_UNWIND", "SHT_INIT_ARRAY", "
 
 
 def section_addresses(module: Path, base: int) -> dict[str, int]:
-    """Where the kernel put each section of a relocatable module that it loaded at `base`.
+    """The address of each section of a relocatable module that the kernel loaded at `base`.
 
-    CannotError when the file is no module.
+    Raises CannotError if the file is not a module.
     """
     found = {}
     try:
@@ -34,7 +35,7 @@ def section_addresses(module: Path, base: int) -> dict[str, int]:
                     found[section.name] = base
                     base += section["sh_size"]
     except (OSError, ELFError) as error:
-        raise CannotError(f"{module}: no module whose symbols could be used: {error}") from error
+        raise CannotError(f"{module}: it is not a module with usable symbols: {error}") from error
     return found
 
 
@@ -47,9 +48,9 @@ def command(
 ) -> list[str]:
     """gdb's command line for a stub that listens on the socket `target`.
 
-    `more` are commands of gdb's, run in the end.
+    `more` are gdb commands that run last.
     """
-    # A gdb that knows no FreeBSD takes its kernel for a 32-bit program otherwise.
+    # Without this a gdb without support for FreeBSD takes its kernel for a 32-bit program.
     steps = ["set confirm off", "set osabi none", "set architecture i386:x86-64"]
     if kernel is not None:
         steps.append(f"file {kernel}")

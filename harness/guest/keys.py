@@ -1,4 +1,4 @@
-"""The key that lets us into a guest: made with the image, read at each connection."""
+"""The user key for a guest: made with the image, read at each connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from harness.errors import CannotError
 
 
 def make_key(path: Path, comment: str) -> str:
-    """Write a new Ed25519 private key to `path` (mode 0600); its line for authorized_keys."""
+    """Write a new Ed25519 private key to `path` (mode 0600); returns its line for
+    authorized_keys.
+    """
     key = ed25519.Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM,
@@ -30,15 +32,18 @@ def make_key(path: Path, comment: str) -> str:
 
 
 def load(path: Path) -> paramiko.PKey:
-    """The private key in a file.  CannotError, with the remedy, when it cannot be read."""
+    """The private key in a file; CannotError with the remedy if it cannot be read."""
     try:
         return paramiko.PKey.from_path(path)
     except OSError as error:
         raise CannotError(
-            f"{path}: the image's private key cannot be read: {error.strerror}; import it again"
+            f"{path}: the image's private key cannot be read: {error.strerror}; import "
+            f"the image again"
         ) from error
     except (paramiko.SSHException, UnknownKeyType, ValueError) as error:
-        raise CannotError(f"{path}: this is no private key ({error}); import it again") from error
+        raise CannotError(
+            f"{path}: this is not a private key ({error}); import the image again"
+        ) from error
 
 
 def fingerprint(key: paramiko.PKey) -> str:

@@ -1,8 +1,8 @@
-"""A panic's story, as data: what was said, where the kernel was, what its registers held.
+"""The facts about a panic as data: the message, the backtrace, and the registers.
 
-A kernel with KDB alone prints a backtrace and reboots after a while; one with DDB stops at a prompt
-and can be asked.  Its own names for places, function and offset, become files and lines when there
-are symbols of the very module or kernel.  Nothing here raises for what a broken guest may do.
+A kernel with only KDB prints a backtrace and reboots after a while; one with DDB stops at a prompt
+and accepts commands.  Functions and offsets become files and lines if there are symbols of exactly
+this module or kernel.  No function here raises because of the output of a broken guest.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from harness.files import write_atomic
 from harness.machine.console import Console, clean_lines
 
 QUESTIONS = ("bt", "show registers", "show pcpu", "show thread", "ps")
-"""What the kernel's debugger is asked; it changes nothing in the guest."""
+"""Commands for the kernel's debugger; they change nothing in the guest."""
 
 KERNEL_SYMBOLS = Path("usr/lib/debug/boot/kernel/kernel.debug")
-"""Where a sysroot has them once kernel-dbg.txz was unpacked over it."""
+"""The path of the kernel's symbols in a sysroot with kernel-dbg.txz."""
 
 _PROMPT = "db>"
 _ANSWER_S = 5.0
 _STEP_S = 0.02
 _SYMBOLIZER_S = 30.0
 
-# stack(9), and DDB's own way; both end in FUNCTION+OFFSET.
+# The formats of stack(9) and of DDB; both end in FUNCTION+OFFSET.
 _FRAME = re.compile(
     r"^(?:#\d+ 0x(?P<address>[0-9a-f]+) at |[\w.$]+\(.*\) at )"
     r"(?P<function>[\w.$]+)\+(?:0x)?(?P<offset>[0-9a-f]+)(?:/frame 0x[0-9a-f]+)?$"
@@ -48,7 +48,7 @@ _REGISTER = re.compile(
     r"\b(r(?:[abcd]x|[sd]i|[bs]p|\d\d?|ip|flags)|[cdefgs]s|cr[0234]):?\s+(?:0x)?([0-9a-f]+)\b"
 )
 _TABLE = re.compile(r"^(fault [a-z ]+|instruction pointer|current process|\w+ pointer)\s+= (.+)$")
-# How the kernel falls, whatever the reason: not the place that is looked for.
+# Functions that handle any panic, so they are not the place that caused it.
 _FALLING = re.compile(
     r"kdb_(?:backtrace|enter|trap)|db_trace_\w+|v?panic|kassert_panic|trap\w*|calltrap"
     r"|__?(?:mtx|rw|sx)_assert"
@@ -57,11 +57,10 @@ _FALLING = re.compile(
 
 @dataclass(frozen=True)
 class Frame:
-    """A place in a backtrace, innermost first; `address` is known where the kernel printed it.
+    """A place in a backtrace, innermost first; `address` is None unless the kernel printed it.
 
-    `function` is empty where the kernel printed the address alone.  `sources` are `path:line`,
-    innermost first: more than one where the compiler put functions into one another, none without
-    symbols.
+    `function` is empty if the kernel printed only the address.  `sources` are `path:line`,
+    innermost first: several if the compiler inlined functions, none without symbols.
     """
 
     function: str
@@ -78,10 +77,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Panic:
-    """All there is to know of one: `console` is what was printed, from its first line on.
+    """All facts about a panic; `console` is the output from its first line on.
 
-    `registers` are the trapped context's, as printed (hexadecimal, or a line of the fault's table);
-    a panic that the kernel called by itself has none without DDB.  `debugger` holds DDB's answers.
+    `registers` are those of the trap, as printed (hexadecimal, or a line of the fault's table);
+    without DDB a panic that the kernel itself called has none.  `debugger` has DDB's output.
     """
 
     message: str
@@ -92,7 +91,7 @@ class Panic:
 
     @property
     def culprit(self) -> Frame | None:
-        """The innermost place that is not the way a kernel falls."""
+        """The innermost place that is not part of the kernel's handling of panics."""
         return next((f for f in self.frames if not _FALLING.fullmatch(f.function)), None)
 
     @property
@@ -106,7 +105,7 @@ class Panic:
         return {"summary": self.summary, **data, "registers": dict(self.registers)}
 
     def to_text(self) -> str:
-        """The story for a person."""
+        """The facts as text for people."""
         parts = [self.summary]
         if self.frames:
             lines = (f"#{number} {frame}" for number, frame in enumerate(self.frames))
@@ -121,17 +120,17 @@ class Panic:
 
 @dataclass(frozen=True)
 class Symbols:
-    """ELF files with line numbers, of the running module and kernel; None where there is none."""
+    """ELF files with line numbers of the running module and kernel; None if there is none."""
 
     module: Path | None = None
     kernel: Path | None = None
 
 
 def collect(console: Console, symbols: Symbols, time_scale: float = 1.0) -> Panic | None:
-    """The story of the panic that `console` saw, or None when there was none.
+    """The facts about the panic on `console`, or None if there was none.
 
-    DDB is asked where it has stopped the kernel; each answer is waited for `_ANSWER_S` seconds,
-    stretched by `time_scale`.
+    If DDB has stopped the kernel, commands are sent to it; each answer may take `_ANSWER_S`
+    seconds, multiplied by `time_scale`.
     """
     try:
         console.check_panic()
@@ -144,13 +143,13 @@ def collect(console: Console, symbols: Symbols, time_scale: float = 1.0) -> Pani
 
 
 def from_console(story: Sequence[str], answers: Mapping[str, str], symbols: Symbols) -> Panic:
-    """A panic from the console's lines and the debugger's answers."""
+    """Make a Panic from the console's lines and the debugger's output."""
     frames = parse_frames(story) or parse_frames(answers.get("bt", "").splitlines())
     registers = dict(_registers(story))
     registers |= dict(_registers(answers.get("show registers", "").splitlines()))
     frames = _with_trap(frames, registers.get("instruction pointer", ""))
     return Panic(
-        message=story[0] if story else "the kernel is lost and said nothing",
+        message=story[0] if story else "the kernel panicked without a message",
         console=tuple(story),
         frames=symbolize(frames, symbols),
         registers=tuple(registers.items()),
@@ -159,7 +158,7 @@ def from_console(story: Sequence[str], answers: Mapping[str, str], symbols: Symb
 
 
 def save(panic: Panic, folder: Path) -> Path:
-    """Write panic.json and panic.txt into a run's folder; the latter's path."""
+    """Write panic.json and panic.txt into a run's folder; returns the latter's path."""
     write_atomic(folder / "panic.json", json.dumps(panic.to_data(), indent=2) + "\n")
     write_atomic(folder / "panic.txt", panic.to_text())
     return folder / "panic.txt"
@@ -184,7 +183,9 @@ def parse_frames(lines: Iterable[str]) -> tuple[Frame, ...]:
 
 
 def _with_trap(frames: tuple[Frame, ...], instruction_pointer: str) -> tuple[Frame, ...]:
-    """stack(9) leaves out the very function that trapped; the fault's table has its address."""
+    """Add the function that trapped, which stack(9) leaves out; the fault's table has its
+    address.
+    """
     address = re.search(r":0x([0-9a-f]+)$", instruction_pointer)
     names = [frame.function for frame in frames]
     if address is None or "calltrap" not in names or any(frame.after_trap for frame in frames):
@@ -202,12 +203,12 @@ def _registers(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _interrogate(console: Console, time_scale: float) -> dict[str, str]:
-    """DDB's answers, as many as it gives."""
+    """DDB's output for each command, as far as it answers."""
     answers: dict[str, str] = {}
     if not _at_prompt(console.tail(1)):
         return answers
     with contextlib.suppress(GuestError):
-        # Without it DDB stops after a screenful, for a key.
+        # Without this DDB stops after each screenful and waits for a key.
         _ask(console, "set $lines=0", time_scale)
         for question in QUESTIONS:
             answers[question] = _ask(console, question, time_scale)
@@ -232,17 +233,17 @@ def _at_prompt(line: str) -> bool:
 
 @dataclass(frozen=True)
 class _Object:
-    """An ELF file's functions: name -> (begin, size), and where the file lies in the kernel."""
+    """An ELF file's functions: name -> (begin, size), and the file's address in the kernel."""
 
     path: Path
     functions: Mapping[str, tuple[int, int]]
     base: int | None
 
     def place(self, frame: Frame) -> tuple[str, int] | None:
-        """The function's name and the address in the file, if `frame` is in here.
+        """The function's name and the address in the file, if `frame` is in this file.
 
-        What does not return, as panic() does not, may be the last call of a function: the kernel
-        then names the one that begins where the call would return to.
+        A call that does not return, such as panic(), may be the last instruction of a function;
+        then the kernel names the next function, at whose beginning the return address is.
         """
         if frame.address is not None and self.base is not None:
             at = frame.address - self.base
@@ -259,7 +260,7 @@ class _Object:
 
 
 def symbolize(frames: Sequence[Frame], symbols: Symbols) -> tuple[Frame, ...]:
-    """`frames` with the files and lines that can be found; without a symbolizer, as they are."""
+    """`frames` with files and lines as far as they can be found; unchanged without a symbolizer."""
     objects = [_object(path, frames) for path in (symbols.module, symbols.kernel) if path]
     named: list[Frame] = []
     places: dict[int, tuple[Path, int]] = {}
@@ -270,7 +271,7 @@ def symbolize(frames: Sequence[Frame], symbols: Symbols) -> tuple[Frame, ...]:
                 name, at = found
                 offset = at - it.functions[name][0]
                 named[number] = dataclasses.replace(frame, function=name, offset=offset)
-                # What a call returns to may be another line already.
+                # The return address may already belong to the next line.
                 places[number] = it.path, at if frame.after_trap else at - 1
                 break
     sources = _lines_of(places.values())
@@ -280,7 +281,7 @@ def symbolize(frames: Sequence[Frame], symbols: Symbols) -> tuple[Frame, ...]:
 
 
 def _object(path: Path, frames: Sequence[Frame]) -> _Object:
-    """What a file's symbol table says; a module's place follows from the frames that are in it."""
+    """Read a file's symbol table; a module's address is computed from the frames in it."""
     functions: dict[str, tuple[int, int]] = {}
     with contextlib.suppress(OSError, ELFError), path.open("rb") as stream:
         functions = {
@@ -302,7 +303,7 @@ def _object(path: Path, frames: Sequence[Frame]) -> _Object:
 
 
 def _lines_of(places: Iterable[tuple[Path, int]]) -> dict[tuple[Path, int], tuple[str, ...]]:
-    """What llvm-symbolizer says of addresses in ELF files."""
+    """The output of llvm-symbolizer for addresses in ELF files."""
     found: dict[tuple[Path, int], tuple[str, ...]] = {}
     by_file: dict[Path, list[int]] = {}
     for path, address in places:

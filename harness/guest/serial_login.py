@@ -1,7 +1,7 @@
-"""A login on a serial line: just enough of a shell to let SSH in.
+"""A login on a serial line, with as much of a shell as the set-up of SSH needs.
 
-Kernel messages get between the words there, so every command's output is fenced by marks which the
-echo of the command itself cannot look like.
+Kernel messages may appear between its output, so every command's output is enclosed by marks that
+differ from the echo of the command itself.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from harness.machine.console import Console, clean_lines
 _PROMPT = r"login: *$"
 _KERNEL_SPEAKS = "Copyright (c) 1992"
 _RESEND_S = 20.0
-# The prompt is put together by the shell, so that the echo of this line is not taken for it.
+# The shell joins the parts of the prompt, so that the echo of this line does not look like it.
 _TAKE_SHELL = """exec env ENV= PS1=wb'# ' /bin/sh +E +V"""
 _SHELL_PROMPT = r"wb# $"
 _LINE_LIMIT = 255
 
 
 class SerialLogin:
-    """A session on a console that shows a login prompt sooner or later."""
+    """A session on a console that will show a login prompt."""
 
     def __init__(self, console: Console, user: str, password: str) -> None:
         self._console = console
@@ -34,8 +34,8 @@ class SerialLogin:
     def log_in(self, deadline: Deadline) -> None:
         """Wait for the prompt and log in.
 
-        Raises CannotError when the login is refused, WaitTimeout when no prompt comes; one says how
-        the image has to be for this to work.
+        Raises CannotError if the login is refused, WaitTimeout if no prompt comes; both name the
+        requirement on the image.
         """
         self._await_prompt(deadline)
         self._talk.sendline(self._user)
@@ -50,17 +50,17 @@ class SerialLogin:
             )
         if asked < 2:
             raise CannotError(
-                f"the image refuses {self._user} on its serial line; it has to let root in there "
+                f"the image refuses {self._user} on its serial line; it must let root log in there "
                 "with an empty password, as FreeBSD's CI images do, or with the one that "
                 "images/freebsd-RELEASE.toml names for the release ([login], password)"
             )
         self._take_shell(deadline)
 
     def _take_shell(self, deadline: Deadline) -> None:
-        """Whatever the login shell is, go on in sh, without start-up file, line editing or echo.
+        """Continue in sh, whatever the login shell is, without start-up file, line editing or echo.
 
-        A login's own scripts may ask the terminal for its size and swallow what is typed meanwhile
-        (FreeBSD's do), so the line is typed again until its prompt comes.
+        A login script may query the terminal's size and lose text that is typed meanwhile
+        (FreeBSD's do), so the line is typed again until the prompt appears.
         """
         while True:
             self._talk.sendline(_TAKE_SHELL)
@@ -92,20 +92,20 @@ class SerialLogin:
                     raise CannotError(
                         f"{why}; the console's log is {self._console.log}", detail=error.detail
                     ) from error
-                # A key would stop the loader; once the kernel speaks, a new line brings back a
-                # prompt that its messages have broken.
+                # A key would stop the loader.  Once the kernel prints messages, a new line restores
+                # a prompt that they have broken.
                 if _KERNEL_SPEAKS in said:
                     self._talk.sendline()
             else:
                 return
 
     def run(self, command: str, deadline: Deadline) -> str:
-        """Run a short command of sh's; its output. GuestError when it exits with anything but 0."""
+        """Run a short command in sh; returns its output.  GuestError if it does not exit with 0."""
         mark = secrets.token_hex(4)
         half, other = mark[:4], mark[4:]
         line = f"echo {half}''{other}-begin; {command}; echo {half}''{other}-end-$?"
         if len(line) >= _LINE_LIMIT:
-            raise ValueError("a terminal's line would be cut off")
+            raise ValueError("the line is too long for a terminal")
         self._talk.sendline(line)
         self._talk.expect_any([f"{mark}-begin"], f"`{command}` to begin", deadline)
         self._talk.expect_any([rf"{mark}-end-(\d+)\s"], f"`{command}` to end", deadline)

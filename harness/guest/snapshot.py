@@ -1,12 +1,12 @@
-"""Snapshots: a booted guest kept beside its image, which later runs resume instead of booting.
+"""Snapshots: a booted guest, stored with its image, which later runs resume instead of booting.
 
-    FOLDER/snapshots/KEY/snapshot.json    what it fits to, and the checksum of every file of it
-    FOLDER/snapshots/KEY/state/           what the machine wrote; only read from then on
-    FOLDER/snapshots/KEY/verified.json    how the files were before they were last read
-    FOLDER/snapshots/KEY.failed.json      what did not work (snapshot_failures)
+    FOLDER/snapshots/KEY/snapshot.json    the facts that it depends on, and the checksum of every
+    file FOLDER/snapshots/KEY/state/           what the machine wrote; afterwards only read
+    FOLDER/snapshots/KEY/verified.json    inode, size and times of the files before they were last
+    read FOLDER/snapshots/KEY.failed.json      a failure to save or resume (snapshot_failures)
 
-FOLDER is the prepared disk's, so a snapshot goes with its image.  KEY is the digest of all that a
-state depends on; of a snapshot that does not fit exactly, nothing is used but the reason why.
+FOLDER is the prepared disk's, so a snapshot is removed with its image.  KEY is the digest of
+everything that a state depends on; if the facts differ, the snapshot is only used to say why.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from harness.machine import Machine, Spec
 from harness.machine.base import PortTaken
 
 VERSION = 1
-"""Changes with how a snapshot is made or resumed."""
+"""Increase this if the way to save or resume a snapshot changes."""
 
 KEEP = 4
-"""How many snapshots stay beside an image; the one that was used longest ago goes first."""
+"""The number of snapshots stored for an image; the least recently used is removed first."""
 
 _NAME = "snapshots"
 _MANIFEST = "snapshot.json"
@@ -53,8 +53,8 @@ _VERIFIED = "verified.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_S = 30.0
 _RESUME_S = 5.0
-# Saving saves the next run a boot, so it is waited for no longer than this one's boot took; a guest
-# that boots in no time gets this much all the same.
+# Saving spares the next run a boot, so it may take as long as this run's boot took, or this
+# minimum.
 _SAVE_AT_LEAST_S = 10.0
 
 Make = Callable[[Spec], Machine]
@@ -62,7 +62,7 @@ Attend = Callable[[Guest], AbstractContextManager[None]]
 
 
 class Unusable(CannotError):
-    """A snapshot that is there and must not be resumed: damaged, or not to be read."""
+    """A snapshot that exists but must not be resumed: it is damaged, or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,25 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        """The room it takes."""
+        """Its size on the disk."""
         return _size_bytes(self.folder)
 
     def describe(self) -> str:
-        """What it is of, when it was made and how large it is, in a line."""
+        """One line: its backend, time and size."""
         about = f"{self.facts.get('backend', '?')}, made {self.made_at}"
         return f"{about}, {human_bytes(self.size_bytes)}: {self.folder}"
 
     def verify(self, *, again: bool = False) -> None:
-        """Unusable unless every file is there, and as it was written.
+        """Raise Unusable unless every file exists and is unchanged.
 
-        Files are read once after each start of the host, whenever one is not the same by its inode,
-        size and times (the time of change cannot be set back), and when asked to read them `again`.
+        The files are read once after each boot of the host, whenever inode, size or times of one
+        have changed (the change time cannot be set back), and if `again` is set.
         """
         there = {str(path.relative_to(self.state)) for path in _files(self.state)}
         if wrong := sorted(there ^ set(self.files)):
-            raise Unusable(f"{self.state / wrong[0]}: not as the snapshot was saved")
-        # Taken before anything is read: what changes meanwhile is read again next time.
+            raise Unusable(f"{self.state / wrong[0]}: it is not the file that was saved")
+        # This is done before anything is read, so that files that change meanwhile are read again
+        # next time.
         seen = self._seen()
         known = self.folder / _VERIFIED
         with contextlib.suppress(OSError, ValueError):
@@ -107,7 +108,7 @@ class Snapshot:
         for name, digest in self.files.items():
             if checksum_sparse(self.state / name) != digest:
                 raise Unusable(f"{self.state / name}: its checksum is not the one that was saved")
-        # Never into a folder of its own making: another run may have taken the snapshot away.
+        # Do not create the folder: another run may have removed the snapshot.
         with contextlib.suppress(OSError):
             handle, name = tempfile.mkstemp(prefix=f".{_VERIFIED}.", dir=self.folder)
             with os.fdopen(handle, "w") as stream:
@@ -115,7 +116,7 @@ class Snapshot:
             os.replace(name, known)
 
     def _seen(self) -> dict[str, object]:
-        """What shows that nobody wrote to the files, and that the host did not restart."""
+        """Facts that change if a file is written to, or if the host reboots."""
         seen: dict[str, object] = {"checksums": self.files}
         with contextlib.suppress(OSError):
             seen["host's start"] = _BOOT_ID.read_text()
@@ -127,12 +128,12 @@ class Snapshot:
 
 
 def home(disk: Path) -> Path:
-    """Where the snapshots of a prepared disk are, there or not."""
+    """The folder of a prepared disk's snapshots, which need not exist."""
     return disk.parent / _NAME
 
 
 def facts(machine: Machine, image_sha256: str) -> dict[str, str]:
-    """All that a snapshot of `machine` depends on, each by a name for people."""
+    """All facts that a snapshot of `machine` depends on, each with a name for people."""
     spec = machine.spec
     disk = spec.drive.path.absolute()
     is_now = disk.stat()
@@ -149,12 +150,12 @@ def facts(machine: Machine, image_sha256: str) -> dict[str, str]:
 
 
 def key(about: dict[str, str]) -> str:
-    """The name of the folder that a snapshot with these facts has."""
+    """The name of the folder of a snapshot with these facts."""
     return sha256_text(*(f"{name}={value}" for name, value in sorted(about.items())))[:32]
 
 
 def find(disk: Path, about: dict[str, str]) -> Snapshot | str:
-    """The snapshot that fits, or why there is none."""
+    """The snapshot that can be used, or why there is none."""
     folder = home(disk) / key(about)
     if folder.is_dir():
         try:
@@ -173,7 +174,7 @@ def find(disk: Path, about: dict[str, str]) -> Snapshot | str:
 
 
 def kept(disk: Path) -> list[Snapshot]:
-    """Every snapshot of a disk that can be read, the one used last first."""
+    """Every readable snapshot of a disk, the most recently used first."""
     found = []
     for path in home(disk).glob(f"*/{_MANIFEST}"):
         with contextlib.suppress(Unusable):
@@ -187,7 +188,7 @@ def to_data(kept: Snapshot) -> dict[str, object]:
 
 
 def prune(disk: Path) -> int:
-    """Remove what killed runs left, and all snapshots but each backend's newest.  Bytes freed."""
+    """Remove leftovers and all but each backend's newest snapshot; returns the bytes freed."""
     if not home(disk).is_dir():
         return 0
     before = _size_bytes(home(disk))
@@ -207,15 +208,15 @@ def prune(disk: Path) -> int:
 
 
 def save(machine: Machine, about: dict[str, str], deadline: Deadline) -> None:
-    """Save the running guest under its facts, whole or not at all.
+    """Save the running guest under its facts, completely or not at all.
 
-    Raises CannotError when another run is at it or there is no room, GuestError or OSError when it
-    could not be written; whether the guest goes on is the machine's to say (`pid`).
+    Raises CannotError if another run is saving one or there is no room, GuestError or OSError if it
+    could not be written.  The machine's `pid` says whether the guest continues.
     """
     disk = machine.spec.drive.path
     folder = home(disk)
     with locked(_lock(disk), "saving a snapshot", timeout_s=0):
-        # Only the holder of the lock writes here: what is hidden, a killed run has left.
+        # Only the holder of the lock writes here, so hidden files were left by a killed run.
         for left in folder.glob(".*"):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
@@ -257,7 +258,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _discard(folder: Path) -> None:
-    """Take a snapshot away at once, whole; who resumed from it holds its files open."""
+    """Remove a snapshot in one step; guests resumed from it still have its files open."""
     gone = folder.with_name(f".{folder.name}.gone.{os.getpid()}")
     with contextlib.suppress(OSError):
         folder.replace(gone)
@@ -273,11 +274,11 @@ def bring_up(
     cold: bool = False,
     attend: Attend = lambda _guest: contextlib.nullcontext(),
 ) -> tuple[Guest, str]:
-    """A guest that answers SSH, and in words how it came to be: resumed, or booted and why.
+    """A guest that answers SSH, and a text that says whether it was resumed, or why it was booted.
 
-    What can be saved is saved once it has booted, unless `cold` says to leave snapshots alone.
-    `attend` is entered around every wait for a guest and gets that guest; the last one is the one
-    that is returned, or the one to look at when this raises GuestError.
+    After a boot a snapshot is saved if possible, unless `cold` is set.  `attend` is entered around
+    every wait for a guest, with that guest; the last one is returned, or is the one that broke if
+    this raises GuestError.
     """
     machine = make(spec)
     if cold:
@@ -297,7 +298,7 @@ def bring_up(
         except (GuestError, CannotError) as error:
             if isinstance(error, GuestError | Unusable) and not isinstance(error, PortTaken):
                 _discard(found.folder)
-                # A damaged file or a full disk says nothing of the way.
+                # A damaged file or a full disk says nothing about whether resuming works.
                 if not isinstance(error, Unusable | DiskFull):
                     failures.note(beside, name, "resuming", error.message)
             found = f"the snapshot could not be resumed: {error.message}"
@@ -338,7 +339,7 @@ def _boot(machine: Machine, access: Access, attend: Attend) -> Guest:
 
 
 def _resume(make: Make, spec: Spec, access: Access, snapshot: Snapshot, attend: Attend) -> Guest:
-    """Take a snapshot up; its checksums are taken meanwhile, and nobody gets the guest before."""
+    """Resume a snapshot; its checksums are verified meanwhile, before the guest is used."""
     machine = make(replace(spec, resume_from=snapshot.state))
     guest = Guest(machine, access)
     with (
@@ -351,7 +352,7 @@ def _resume(make: Make, spec: Spec, access: Access, snapshot: Snapshot, attend: 
             machine.start(Deadline.after(_START_S))
             guest.wake(guest.deadline(_RESUME_S))
         except GuestError:
-            # A damaged file explains all that may come of it.
+            # If a file is damaged, that explains any other failure.
             verified.result()
             raise
         verified.result()

@@ -1,9 +1,9 @@
-"""What did not work with snapshots, noted beside them, so that no later run pays for it again.
+"""Records of failures to save or resume snapshots, so that later runs do not repeat them.
 
     FOLDER/snapshots/KEY.failed.json    what failed, why, when, and how often in a row
 
-KEY is the digest of all that a snapshot depends on: with another emulator, other settings or
-another image there is no note, and it is tried again.
+KEY is the digest of everything that a snapshot depends on: with another emulator, other settings or
+another image there is no record, so the runs try again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from harness import checked
 from harness.files import write_atomic
 
 _SUFFIX = ".failed.json"
-# One guest that does not come back may be an accident of a busy machine.
+# A single failure to resume may be caused by a busy machine.
 _RESUMES_TRIED = 2
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`what` did not work ("saving", "resuming"), `times` in a row; the last time `at`."""
+    """A failed action (`what` is "saving" or "resuming"), `times` in a row, last at `at`."""
 
     what: checked.Line
     why: str
@@ -33,7 +33,7 @@ class Failure:
 
     @property
     def settled(self) -> bool:
-        """Whether it failed often enough to be left alone."""
+        """Whether it failed so often that it is not tried again."""
         return self.what == "saving" or self.times >= _RESUMES_TRIED
 
     def __str__(self) -> str:
@@ -44,14 +44,14 @@ class Failure:
 
 
 def of(home: Path, key: str) -> Failure | None:
-    """What is noted for this key, or nothing (also where the note cannot be read)."""
+    """The record for this key, or None (also if it cannot be read)."""
     with contextlib.suppress(OSError, ValueError):
         return checked.decode(Failure, _file(home, key).read_bytes())
     return None
 
 
 def note(home: Path, key: str, what: str, why: str) -> None:
-    """Note that it failed, or failed again; says nothing where no file can be written."""
+    """Record a failure; does nothing if the file cannot be written."""
     before = of(home, key)
     times = before.times + 1 if before and before.what == what else 1
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -61,13 +61,13 @@ def note(home: Path, key: str, what: str, why: str) -> None:
 
 
 def forget(home: Path, key: str) -> None:
-    """It worked."""
+    """Remove the record after a success."""
     with contextlib.suppress(OSError):
         _file(home, key).unlink(missing_ok=True)
 
 
 def forget_all(home: Path) -> None:
-    """Have everything tried again."""
+    """Remove all records, so that everything is tried again."""
     for path in home.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             path.unlink()

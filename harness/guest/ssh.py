@@ -1,7 +1,7 @@
-"""A guest's remote shell: one connection, a pinned host key, nothing of the user's own SSH set-up.
+"""A guest's remote shell over one connection, with a pinned host key and no settings of the user.
 
-paramiko does the talking.  A command is an argument list, quoted here; a script may be given as
-text and is then read by the guest's /bin/sh from standard input, so that nothing is quoted twice.
+It uses paramiko.  A command is an argument list, quoted here.  A script is text that the guest's
+/bin/sh reads from standard input, so that nothing is quoted twice.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from harness.machine.forward import Forward
 _FIRST_TRY_S = 4.0
 _TRY_S = 30.0
 _PAUSE_S = 0.3
-# A connection breaks a moment before the end of who held it can be seen.
+# A connection breaks a moment before the end of its process can be noticed.
 _END_FOLLOWS_S = 1.0
 _WATCH_S = 0.05
 
-# paramiko logs a traceback for every try that meets a guest which is not up yet.
+# paramiko logs a traceback for every attempt to connect to a guest that is not up yet.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
 class SshRefused(GuestError):
-    """The guest answered and does not let us in, or shows another host key than the pinned."""
+    """The guest answered but refused our login, or its host key is not the pinned one."""
 
 
 class _MoreAsked(Exception):
-    """Our key was good, and was not all that is asked for."""
+    """The server accepted our key, but requires another step of authentication."""
 
 
 class CommandFailed(GuestError):
-    """A command in the guest that had to succeed did not."""
+    """A command in the guest failed that had to succeed."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a guest's sshd is, who we are there and whom we expect to meet.
+    """The address of a guest's sshd, our user and key there, and the expected host key.
 
     `host_key` is `type base64`, as learned over the serial line; the port is in the network of the
     process `network_of`, or (None) in this machine's.
@@ -73,7 +73,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Result:
-    """How a command in the guest ended; a negative `exit_code` means that a signal ended it."""
+    """The result of a command in the guest; a negative `exit_code` means that a signal ended it."""
 
     command: str
     exit_code: int
@@ -87,7 +87,7 @@ class Result:
         return self.exit_code == 0
 
     def describe(self) -> str:
-        """The command, its exit code and what it printed, for a person."""
+        """The command, its exit code and its output, for people."""
         text = f"$ {self.command}\n[exit {self.exit_code}, {self.seconds:.1f} s]"
         for name, data in (("stdout", self.stdout), ("stderr", self.stderr)):
             if data:
@@ -98,8 +98,8 @@ class Result:
 class Ssh:
     """A connection to a guest; use it as a context manager.
 
-    `watch` is called during every wait and raises when the machine has died or panicked; `listener`
-    hears each command and how it ended.
+    `watch` is called during every wait and raises if the machine has ended or panicked; `listener`
+    is called with each command and its result.
     """
 
     def __init__(
@@ -136,15 +136,15 @@ class Ssh:
             def give_up(
                 client: paramiko.SSHClient = client, greeted: threading.Event = greeted
             ) -> None:
-                # Once it is closed, there is no way to find out.
+                # After the connection is closed this cannot be found out.
                 transport = client.get_transport()
                 if transport is not None and transport.remote_version:
                     greeted.set()
                 client.close()
 
             try:
-                # The user-mode networks accept for a guest that is not up yet and then keep silent,
-                # so the first tries are short; a guest that is slow gets more with each.
+                # The user-mode networks accept connections before the guest is up, and then send
+                # nothing. So the first attempts are short, and each later one gets more time.
                 attended(
                     functools.partial(self._connect_once, client, key, patience_s),
                     deadline.at_most(patience_s + 2 * _TRY_S),
@@ -155,17 +155,19 @@ class Ssh:
                 client.close()
                 raise SshRefused(ssh_reason.other_host_key(error, self.address.port)) from error
             except IncompatiblePeer as error:
-                # What the two sides can do does not change by waiting.
+                # Waiting does not change the algorithms of the two sides.
                 client.close()
                 raise SshRefused(
-                    f"the guest's sshd and this side agree on no way to speak ({error}); take the "
+                    f"the guest's sshd and this side have no common algorithm "
+                    f"({error}); take the "
                     "lines KexAlgorithms, Ciphers, MACs and HostKeyAlgorithms out of the image's "
                     "/etc/ssh/sshd_config and import it again"
                 ) from error
             except _MoreAsked as error:
                 client.close()
                 raise SshRefused(
-                    f"the guest took our key for {self.address.user} and asks for more (two-step "
+                    f"the guest accepted our key for {self.address.user} but asks for "
+                    f"more (two-step "
                     "authentication); take AuthenticationMethods out of the image's "
                     "/etc/ssh/sshd_config and import it again"
                 ) from error
@@ -196,8 +198,9 @@ class Ssh:
             if deadline.remaining_s < _PAUSE_S:
                 self._watch()
                 raise WaitTimeout(
-                    f"no SSH connection to {self.address.host}:{self.address.port} within "
-                    f"{deadline.limit_s:.0f} s; the last try: {reason}"
+                    f"no SSH connection to {self.address.host}:{self.address.port} "
+                    f"within "
+                    f"{deadline.limit_s:.0f} s; the last attempt: {reason}"
                 )
             time.sleep(_PAUSE_S)
 
@@ -213,7 +216,8 @@ class Ssh:
     def _connect_once(
         self, client: paramiko.SSHClient, key: paramiko.PKey, patience_s: float
     ) -> None:
-        # For the whole negotiation; longer than the banner's, so that silence is called so.
+        # The limit of the whole negotiation; it is longer than the banner's, so that a missing
+        # banner is reported as such.
         limit_s = patience_s + _TRY_S
         forward = Forward(self.address.port, self.address.network_of)
         client.connect(
@@ -228,7 +232,7 @@ class Ssh:
             banner_timeout=patience_s,
             auth_timeout=_TRY_S,
         )
-        # paramiko returns all the same when the key was only the first of several steps.
+        # paramiko also returns if the key was only the first of several steps.
         transport = client.get_transport()
         if transport is not None and transport.is_active() and not transport.is_authenticated():
             raise _MoreAsked
@@ -237,11 +241,13 @@ class Ssh:
         transport = self._client.get_transport() if self._client else None
         if transport is None or not transport.is_active():
             self._explain_break()
-            raise GuestError("the SSH connection to the guest is gone")
+            raise GuestError("the SSH connection to the guest is closed")
         return transport
 
     def _explain_break(self) -> None:
-        """Raise what explains a broken connection better; an emulator's end can be seen later."""
+        """Raise an error that explains a broken connection better; an emulator's end is noticed
+        later.
+        """
         limit = Deadline.after(_END_FOLLOWS_S)
         while not limit.expired:
             self._watch()
@@ -249,7 +255,7 @@ class Ssh:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection still stands, as far as this side knows."""
+        """Whether the connection is open, as far as this side knows."""
         transport = self._client.get_transport() if self._client else None
         return transport is not None and transport.is_active()
 
@@ -260,21 +266,23 @@ class Ssh:
         *,
         stdin: bytes = b"",
     ) -> Result:
-        """Run a command given as an argument list; whatever its exit code, a Result comes back.
+        """Run a command given as an argument list; returns a Result, with any exit code.
 
-        Raises WaitTimeout with what it printed so far when the deadline passes, GuestError when the
-        connection breaks, and what `watch` raises when the machine dies.
+        Raises WaitTimeout with the output so far if the deadline passes, GuestError if the
+        connection breaks, and the exceptions of `watch`.
         """
         return self._execute(shlex.join(command), deadline, stdin)
 
     def script(self, text: str, deadline: Deadline, arguments: Sequence[str] = ()) -> Result:
         """Run a script with the guest's /bin/sh; `arguments` are its $1 and so on."""
-        # Without the dashes, an argument that begins with one would be an option of sh's.
+        # Without the dashes an argument that begins with a dash would be an option of sh.
         command = shlex.join(["/bin/sh", "-s", "--", *arguments])
         return self._execute(command, deadline, text.encode(), f"{command} <<END\n{text}\nEND")
 
     def must(self, command: Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
-        """Run a command that has to exit 0; its standard output, or CommandFailed."""
+        """Run a command that must exit with 0; returns its standard output, or raises
+        CommandFailed.
+        """
         return succeeded(self.run(command, deadline, stdin=stdin)).stdout
 
     def _execute(
@@ -287,9 +295,9 @@ class Ssh:
         sink: IO[bytes] | None = None,
         most_bytes: int | None = None,
     ) -> Result:
-        """Run a command line.  Standard output goes to `sink` where there is one.
+        """Run a command line.  Standard output goes to `sink` if there is one.
 
-        `heard_as` is how the listener hears of it, where the command line says little.
+        `heard_as` is a text for the listener, if the command line is not descriptive.
         """
         start = time.monotonic()
         exchange = Exchange(
@@ -319,23 +327,23 @@ class Ssh:
     def save(
         self, command: Sequence[str], out: IO[bytes], deadline: Deadline, most_bytes: int
     ) -> None:
-        """Write what a command that has to exit 0 prints to `out`, byte for byte, as it comes.
+        """Write the output of a command that must exit with 0 to `out`, byte for byte, as it comes.
 
-        CommandFailed when it does not exit 0, TooMuchOutput beyond `most_bytes`.
+        Raises CommandFailed if it does not exit with 0, TooMuchOutput beyond `most_bytes`.
         """
         succeeded(
             self._execute(shlex.join(command), deadline, b"", sink=out, most_bytes=most_bytes)
         )
 
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
-        """Copy a file into the guest; the remote name appears when the file is whole."""
+        """Copy a file into the guest; the remote name appears when the file is complete."""
         try:
             data = local.read_bytes()
         except OSError as error:
             raise CannotError(f"{local}: cannot be read: {error.strerror}") from error
-        # The count distinguishes a whole file from one that a cut connection shortened.  What
-        # comes after a failure is read all the same: sshd loses the last words of a command that
-        # ends while it is still being fed.
+        # The count distinguishes a complete file from one that a broken connection truncated. After
+        # a failure the input is still read to its end: sshd loses the last output of a command that
+        # ends while input is sent to it.
         script = (
             'umask 077; why=$(cat 2>&1 >"$1.part") && test $(($(wc -c <"$1.part"))) -eq "$3" && '
             'chmod -- "$2" "$1.part" && mv -f -- "$1.part" "$1" && exit; '
@@ -347,13 +355,13 @@ class Ssh:
         if not result.ok:
             raise CommandFailed(
                 f"cannot copy {local.name} to {remote}: "
-                f"{result.stderr.strip() or 'it did not arrive whole'}"
+                f"{result.stderr.strip() or 'it did not arrive completely'}"
             )
 
     def get(self, remote: str, local: Path, deadline: Deadline) -> None:
-        """Copy a file out of the guest; the local name appears when the file is whole.
+        """Copy a file out of the guest; the local name appears when the file is complete.
 
-        TooMuchOutput when it is longer than the room that the disk has for it.
+        Raises TooMuchOutput if it is larger than the free room on the disk.
         """
         with atomic_path(local) as temporary, temporary.open("wb") as out:
             room_bytes = max(0, shutil.disk_usage(temporary.parent).free - limits.LEAST_FREE_BYTES)
@@ -364,7 +372,7 @@ class Ssh:
             temporary.chmod(0o644)
 
     def close(self) -> None:
-        """End the connection; harmless when it is gone."""
+        """Close the connection; does nothing if it is closed."""
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -382,7 +390,7 @@ class Ssh:
 
 
 def succeeded(result: Result) -> Result:
-    """`result`, or CommandFailed with what it printed when its exit code is not 0."""
+    """Returns `result`; raises CommandFailed with its output if its exit code is not 0."""
     if result.ok:
         return result
     said = (result.stderr or result.stdout).strip().splitlines()

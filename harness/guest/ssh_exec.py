@@ -1,8 +1,8 @@
-"""One command over an SSH connection, never waiting longer than it is worth waiting for.
+"""Runs one command over an SSH connection, with a limit on every wait.
 
-paramiko's calls block as long as the other side pleases: a request that is not answered, a window
-that is not opened, a socket that is not read.  Whatever may block happens in a thread of its own,
-while the caller's thread watches the machine and the clock.
+paramiko's calls may block for as long as the other side does not act: if a request is not answered,
+a window is not opened, or a socket is not read.  So each call that may block runs in a thread of
+its own, while the caller's thread watches the machine and the clock.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Watch = Callable[[], None]
 _CHUNK_BYTES = 1 << 16
 _WATCH_S = 0.1
 _STEP_S = 0.01
-# A daemon that a command left behind holds its output open; this long without a word ends it.
+# A daemon started by the command keeps the output open; after this time without output we stop.
 _LEFT_BEHIND_S = 2.0
 _LEAVE_S = 2.0
 _SAID_BYTES = 1 << 16
 
 
 class OutOfTime(Exception):
-    """The deadline passed; what had to be undone is undone."""
+    """The deadline passed, and the work was ended."""
 
 
 def attended(
     work: Callable[[], T], deadline: Deadline, watch: Watch, give_up: Callable[[], None]
 ) -> T:
-    """Do blocking `work` in a thread while watching; its result, or what it raised.
+    """Do blocking `work` in a thread while watching; returns its result, or raises its exception.
 
-    When the deadline passes (OutOfTime) or `watch` raises, `give_up` is called to end the work.
+    If the deadline passes (OutOfTime) or `watch` raises, `give_up` is called to end the work.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -71,14 +71,14 @@ def attended(
 
 
 class TooMuchOutput(GuestError):
-    """A command printed more than anybody wants to keep; it was ended."""
+    """A command printed more than is stored, and was ended."""
 
 
 class Exchange:
-    """A command that runs: its input is fed and both outputs are drained at the same time.
+    """A running command: sends its input and reads both outputs at the same time.
 
-    Standard output goes to `sink` where there is one, and is kept in memory otherwise.  More than
-    `most_bytes` of both outputs together end the command.
+    Standard output goes to `sink` if there is one, otherwise into memory.  If both outputs together
+    exceed `most_bytes`, the command is ended.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Exchange:
         self._channel: paramiko.Channel | None = None
 
     def run(self, stdin: bytes, deadline: Deadline) -> int:
-        """Run it to its end; its exit code, or -1 when a signal or a broken connection ended it.
+        """Run it to its end; returns its exit code, or -1 after a signal or a broken connection.
 
-        Raises WaitTimeout with what it printed so far, TooMuchOutput, what `watch` raises, and
-        paramiko's own.
+        Raises WaitTimeout with the output so far, TooMuchOutput, and the exceptions of `watch` and
+        of paramiko.
         """
         try:
             channel = attended(
@@ -131,7 +131,7 @@ class Exchange:
         return "\n".join(text.splitlines()[-lines:])
 
     def _begin(self, deadline: Deadline) -> paramiko.Channel:
-        # A limit beyond the deadline: it is the one who watches that ends this.
+        # This limit is later than the deadline, because the watching thread ends the call.
         channel = self._transport.open_session(timeout=deadline.remaining_s + 60)
         self._channel = channel
         channel.exec_command(self.command)
@@ -141,7 +141,7 @@ class Exchange:
         watched_s = time.monotonic()
         moved_s = watched_s
         while True:
-            # Asked before reading: what came before the end is in the buffers then.
+            # Check this before reading: all output before the end is then in the buffers.
             ended = channel.exit_status_ready()
             over = channel.closed or (ended and channel.eof_received)
             now = time.monotonic()
@@ -183,7 +183,7 @@ class Exchange:
         return self._got_bytes > before
 
     def _leave(self) -> None:
-        """Close the channel; where even that blocks, the connection is of no more use."""
+        """Close the channel; if even that blocks, close the connection."""
         channel = self._channel
         if channel is None or not self._transport.is_active():
             return
@@ -200,7 +200,7 @@ def _check(deadline: Deadline) -> None:
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
-    """Send standard input and its end; a command that ends before it has read all is no error."""
+    """Send standard input and its end; it is no error if the command ends without reading all."""
     unsent = memoryview(stdin)
     try:
         while unsent:

@@ -1,4 +1,4 @@
-"""What was asked of a guest and what came back: evidence, kept within bounds."""
+"""The commands to a guest and their output, as evidence, within bounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LINE_CHARS = 300
 
 @dataclass(frozen=True)
 class Asked:
-    """One command in the guest; `exit_code` is None for one that was broken off.
+    """One command in the guest; `exit_code` is None if it was interrupted.
 
-    Of a long answer the beginning and the end are kept.
+    Of a long output only the beginning and the end are stored.
     """
 
     command: str
@@ -37,7 +37,7 @@ Listener = Callable[[Asked], None]
 def asked(
     command: str, exit_code: int | None, stdout: bytes, stderr: bytes, seconds: float
 ) -> Asked:
-    """The command with its answers, cut to what is worth keeping."""
+    """The command with its output, shortened if it is long."""
     line = command
     if len(line) > _ASKED_CHARS:
         line = f"{line[:_ASKED_CHARS]} [... {len(line) - _ASKED_CHARS} more characters]"
@@ -54,7 +54,7 @@ def _ends(data: bytes) -> str:
 
 
 class Transcript:
-    """The first and the last commands that were heard, and how many there were in between."""
+    """The first and the last commands, and the number of the others."""
 
     def __init__(self) -> None:
         self._first: list[Asked] = []
@@ -63,7 +63,7 @@ class Transcript:
         self.seconds = 0.0
 
     def hear(self, one: Asked) -> None:
-        """Take one down."""
+        """Record a command."""
         self._count += 1
         self.seconds += one.seconds
         if len(self._first) < _FIRST:
@@ -73,20 +73,21 @@ class Transcript:
 
     @property
     def count(self) -> int:
-        """How many commands there were, kept or not."""
+        """The number of all commands, stored or not."""
         return self._count
 
     @property
     def kept(self) -> tuple[Asked, ...]:
-        """Those that were kept, in order."""
+        """The stored commands, in order."""
         return (*self._first, *self._last)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that passed between us and the guest during one check.
+    """The commands and the guest's output during one check.
 
-    `count` is of all commands, kept or not; `console` and `dmesg` are the guest's own lines.
+    `count` is the number of all commands, stored or not; `console` and `dmesg` are the guest's own
+    lines.
     """
 
     commands: tuple[Asked, ...] = ()
@@ -100,7 +101,7 @@ NO_EVIDENCE = Evidence()
 
 
 def evidence(transcript: Transcript, console: list[str], dmesg: list[str]) -> Evidence:
-    """What a transcript holds, with the guest's last lines meanwhile."""
+    """The contents of a transcript, with the guest's lines during the check."""
     return Evidence(
         transcript.kept, transcript.count, transcript.seconds, _last(console), _last(dmesg)
     )

@@ -1,6 +1,6 @@
-"""What this machine can do: facts, what they lack of what vmm.ko asks, and the backend to take.
+"""What this machine can do: the facts, the missing requirements of vmm.ko, and the backend.
 
-`gather` looks, `decide` judges; everything but `gather` is pure.
+`gather` collects the facts, `decide` chooses; all functions except `gather` are pure.
 """
 
 from harness.host.backend import (

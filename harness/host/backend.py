@@ -1,4 +1,4 @@
-"""Which backend to take on a machine with given facts, and why not another: pure functions."""
+"""Chooses the backend for a machine with given facts, and says why not another: pure functions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NESTED_ON = {"Y", "y", "1"}
 
 @dataclass(frozen=True)
 class Decision:
-    """The backend to take, or None with the reason; `kvm` says why KVM was not to be had."""
+    """The chosen backend, or None with the reason; `kvm` says why KVM cannot be used."""
 
     asked: str
     backend: Backend | None
@@ -44,12 +44,12 @@ class Decision:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a backend that does what was asked."""
+        """Whether there is a backend that meets the request."""
         return self.backend is not None
 
     @property
     def virtualizes(self) -> bool:
-        """Whether guests there can make virtual machines, as far as it shows from outside.
+        """Whether guests there can make virtual machines, as far as the facts show.
 
         The probe proves it.
         """
@@ -57,18 +57,18 @@ class Decision:
 
     @property
     def name(self) -> str:
-        """The backend's name; empty where there is none."""
+        """The backend's name; empty if there is none."""
         return self.backend.name if self.backend else ""
 
     def require(self) -> Backend:
-        """The backend; CannotError with its cause and its remedy when there is none."""
+        """The backend; CannotError with the cause and the remedy if there is none."""
         if self.backend is None:
             raise CannotError(f"{self.reason}; {self.remedy}" if self.remedy else self.reason)
         return self.backend
 
 
 def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
-    """Choose a backend, and whose processor guests get: `vendor` is intel, amd or empty for any.
+    """Choose a backend and the guests' processor: `vendor` is intel, amd or empty for any.
 
     "auto" takes KVM where a guest truly gets what vmm.ko asks for, else Bochs; it never takes TCG,
     which can run no virtual machines, nor KVM in Bochs, which is slow.  A
@@ -105,7 +105,7 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
     if bochs is None:
         reason = f"Bochs emulates {_EMULATED[wanted or 'intel']}"
         if asked == "auto" and kvm is not None:
-            reason += f"; KVM is not taken: {kvm.cause}"
+            reason += f"; KVM is not used: {kvm.cause}"
         return Decision(asked, Backend("bochs", wanted or "intel"), reason, kvm=kvm)
     if asked == "bochs":
         return Decision(asked, None, f"Bochs: {bochs.cause}", bochs.remedy, kvm)
@@ -121,18 +121,18 @@ def kvm_refusal(facts: HostFacts) -> Refusal | None:
 
 
 def _vendor_refusal(facts: HostFacts, wanted: Vendor | None) -> Refusal | None:
-    """KVM's guests have this machine's processor, whatever was asked for."""
+    """Refuse another vendor: KVM's guests always have this machine's processor."""
     here: Vendor = "intel" if facts.kvm.guest and facts.kvm.guest.vmx else "amd"
     if wanted is None or wanted == here:
         return None
     return Refusal(
-        f"this machine's processor is {_NAMES[here]}'s, and --cpu-vendor {wanted} was asked for",
+        f"this machine's processor is {_NAMES[here]}'s, but --cpu-vendor {wanted} was given",
         "--backend bochs emulates both",
     )
 
 
 def bochs_refusal(facts: HostFacts, vendor: Vendor = "intel") -> Refusal | None:
-    """Why Bochs cannot be used with a processor of `vendor`, or None when it can."""
+    """Why Bochs cannot be used with a processor of `vendor`, or None if it can."""
     lacking = sorted(BOCHS & set(facts.packages_missing))
     if lacking:
         return Refusal(f"not installed: {', '.join(lacking)}", _SETUP)
@@ -140,7 +140,7 @@ def bochs_refusal(facts: HostFacts, vendor: Vendor = "intel") -> Refusal | None:
     if emulator is None:
         return Refusal("it is not installed", _SETUP)
     if emulator.problem.startswith(OTHER_BOCHS):
-        # It says itself what to do.
+        # The problem's text contains the remedy.
         return Refusal(emulator.problem)
     if emulator.problem:
         return Refusal(f"{emulator.path}: {emulator.problem}", f"run {emulator.path} --help cpu")
@@ -178,7 +178,7 @@ def _setting(facts: HostFacts, module: str, names: Sequence[str]) -> str:
 
 
 def _guest_refusal(facts: HostFacts) -> Refusal | None:
-    """The processor a guest would get: VMX or SVM, and all that vmm.ko wants of it."""
+    """Refuse if a guest's processor would lack VMX and SVM, or another requirement of vmm.ko."""
     kvm = facts.kvm
     guest = kvm.guest
     if guest is None:
@@ -194,7 +194,7 @@ def _guest_refusal(facts: HostFacts) -> Refusal | None:
         if kvm.kind.startswith("software"):
             return Refusal(
                 f"KVM here is {kvm.kind}: it gives guests neither VMX nor SVM",
-                "only a host with VT-x or AMD-V of its own does; no setting of this machine helps",
+                "only a host with real VT-x or AMD-V can; no setting of this machine helps",
             )
         return Refusal(f"KVM ({kvm.kind}) gives guests neither VMX nor SVM")
     if guest.vmx and not guest.msrs:

@@ -1,7 +1,7 @@
-"""What was found out about a machine, as data; and its form in files.
+"""The facts about a machine as data, and their form in files.
 
 `./inv doctor --json` prints these facts under "facts", and the unit tests read them back from such
-files: whoever meets a host that is judged wrongly can send its facts and they become a test.
+files: if a host is judged wrongly, its user can send the facts, and they become a test.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ KVM_AMD = "kvm_amd"
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor as the software running on it sees it: the host's, or one KVM would give.
+    """A processor as its software sees it: the host's, or the one that KVM would give a guest.
 
     `leaf1_ecx` is CPUID 1 ECX, `ext1_ecx` 8000_0001 ECX, `svm_edx` 8000_000A EDX (SDM volume 2,
-    CPUID; APM volume 3, appendix E); `msrs` the VMX capability registers that are there, by index
+    CPUID; APM volume 3, appendix E); `msrs` the existing VMX capability registers, by index
     (SDM volume 3, appendix A).
     """
 
@@ -59,7 +59,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Kvm:
-    """/dev/kvm and what it runs on.
+    """/dev/kvm and the layer below it.
 
     Errors are errno names, empty where there was none.  `modules` are the kernel modules whose name
     begins with kvm, `built_in` those of them that are parts of the kernel; `parameters` some of
@@ -85,7 +85,7 @@ class Kvm:
 
     @property
     def kind(self) -> str:
-        """What is beneath: "Intel", "AMD", "software (NAME)" or "unknown"."""
+        """The layer below: "Intel", "AMD", "software (NAME)" or "unknown"."""
         if KVM_INTEL in self.modules:
             return "Intel"
         if KVM_AMD in self.modules:
@@ -96,10 +96,10 @@ class Kvm:
 
 @dataclass(frozen=True)
 class Emulator:
-    """An emulator that is installed; `cpu_models` only where it lists them in no time.
+    """An installed emulator; `cpu_models` is empty if it does not list them quickly.
 
-    Of Bochs alone: `debugger` says whether it runs in its own ("always", "when told", "never", or
-    empty where it did not say), `unpacked` which other versions lie in the cache.
+    Only for Bochs: `debugger` says whether it runs in its own debugger ("always", "when told",
+    "never", or empty if unknown), `unpacked` which other versions are in the cache.
     """
 
     path: str = ""
@@ -112,7 +112,7 @@ class Emulator:
 
 @dataclass(frozen=True)
 class Image:
-    """A prepared image in the cache, and whether trees to build for it came along."""
+    """A prepared image in the cache, and whether its source tree and sysroot are there."""
 
     release: str
     source: bool = False
@@ -121,7 +121,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder the workbench writes to; `free_bytes` None when it cannot be used."""
+    """A folder that the workbench writes to; `free_bytes` is None if it cannot be used."""
 
     path: str = ""
     free_bytes: int | None = None
@@ -130,13 +130,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """All that decides what this machine can do.
+    """All facts that decide what this machine can do.
 
-    `emulators` and `tools` hold what is installed, by command name (a tool's text is its version,
-    empty where it reports none); `packages_missing` are Debian's names of what is not, and
-    `packages_line` the command that installs them.  `sandbox` says in which a patch is built,
-    `sandbox_refusal` why there is none; both are empty where nobody looked.  `network_refusal` says
-    why an emulator gets no network of its own (None: nobody looked; empty: it gets one).
+    `emulators` and `tools` have the installed ones by command name (a tool's text is its version,
+    or empty); `packages_missing` are Debian's names of missing packages, and `packages_line` the
+    command that installs them.  `sandbox` describes the sandbox for builds, `sandbox_refusal` why
+    there is none; both are empty if not examined.  `network_refusal` says why an emulator gets no
+    network of its own (None: not examined; empty: it gets one).
     """
 
     cpu: Cpu = field(default_factory=Cpu)
@@ -158,7 +158,7 @@ class HostFacts:
 
 
 def identity(facts: HostFacts, backend: str) -> dict[str, str]:
-    """What a report names this machine and the backend's emulator by."""
+    """The names of this machine and the backend's emulator for a report."""
     emulator = facts.emulators.get("bochs" if backend in BOCHS_RUNS else "qemu-system-x86_64")
     return {
         "host": f"{facts.cpu.model or 'unknown processor'}, {facts.cpu.count} of them",
@@ -167,7 +167,7 @@ def identity(facts: HostFacts, backend: str) -> dict[str, str]:
 
 
 def to_data(facts: HostFacts) -> dict[str, Any]:
-    """The facts as JSON has them, registers in hex."""
+    """The facts as data for JSON, with registers in hex."""
     return {name: _plain(name, value) for name, value in vars(facts).items()}
 
 
@@ -188,7 +188,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def from_data(data: Mapping[str, Any]) -> HostFacts:
-    """Facts from what `to_data` made; what is left out has its default.
+    """Facts from the data of `to_data`; missing keys get their defaults.
 
     Raises ValueError or TypeError for anything else.
     """

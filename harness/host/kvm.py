@@ -1,9 +1,9 @@
-"""What /dev/kvm says about itself and about the processor it would give to a guest.
+"""Asks /dev/kvm about itself and about the processor that it would give a guest.
 
-The questions are asked by a child process that runs this very file: an ioctl on a broken device
-may never return, and a process stuck in the kernel cannot be ended, only left behind.  For that
-reason the file imports nothing but the standard library.  Numbers and layouts are those of
-<linux/kvm.h> (Documentation/virt/kvm/api.rst), which are stable.
+A child process that runs this same file makes the ioctls: on a broken device an ioctl may never
+return, and a process stuck in the kernel cannot be ended, only abandoned.  For that reason the file
+imports only the standard library.  Numbers and layouts are those of <linux/kvm.h>
+(Documentation/virt/kvm/api.rst), which are stable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 DEVICE = "/dev/kvm"
 API_VERSION = 12
-"""The only version since Linux 2.6.22; anything else is not the KVM that QEMU speaks to."""
+"""The only version since Linux 2.6.22; a device with another version does not work with QEMU."""
 
 _KVMIO = 0xAE
 _READ_WRITE = 3
@@ -39,12 +39,12 @@ GET_MSRS = _ioctl_number(0x88, 8)
 
 # The registers that report what VMX can do (SDM volume 3, appendix A), and IA32_FEATURE_CONTROL.
 WANTED_MSRS = (0x3A, *range(0x480, 0x492))
-# CPUID 1 has VMX, 8000_0001 SVM, 8000_000A what SVM can do (APM volume 3, appendix E).
+# CPUID 1 reports VMX, 8000_0001 SVM, 8000_000A the features of SVM (APM volume 3, appendix E).
 WANTED_LEAVES = (0x1, 0x80000001, 0x8000000A)
 
 
 def supported_cpuid(handle: int) -> dict[str, list[int]]:
-    """EAX to EDX that KVM would show a guest, by leaf in hex; OSError when it cannot say."""
+    """EAX to EDX that KVM would show a guest, by leaf in hex; OSError if it does not answer."""
     room = 128
     while True:
         buffer = bytearray(struct.pack("=II", room, 0) + bytes(40 * room))
@@ -67,7 +67,7 @@ def supported_cpuid(handle: int) -> dict[str, list[int]]:
 def feature_msrs(handle: int) -> dict[str, int]:
     """The capability registers that KVM would show a guest, by index in hex.
 
-    An old KVM (before Linux 4.17) has no feature MSRs; that raises OSError like any refusal.
+    An old KVM (before Linux 4.17) has no feature MSRs; this raises OSError like any refusal.
     """
     room = 512
     buffer = bytearray(struct.pack("=I", room) + bytes(4 * room))
@@ -76,7 +76,7 @@ def feature_msrs(handle: int) -> dict[str, int]:
     offered = struct.unpack_from(f"={min(count, room)}I", buffer, 4)
     values: dict[str, int] = {}
     for index in sorted(set(offered) & set(WANTED_MSRS)):
-        # One at a time: KVM stops at the first register that it does not want to show.
+        # One at a time, because KVM stops at the first register that it does not report.
         entry = bytearray(struct.pack("=IIIIQ", 1, 0, index, 0, 0))
         if fcntl.ioctl(handle, GET_MSRS, entry) == 1:
             (values[hex(index)],) = struct.unpack_from("=Q", entry, 16)
@@ -84,7 +84,7 @@ def feature_msrs(handle: int) -> dict[str, int]:
 
 
 def look(device: str = DEVICE) -> dict[str, Any]:
-    """Ask `device` everything; never raises for what the device does."""
+    """Ask `device` all questions; never raises because of the device."""
     found: dict[str, Any] = {"present": os.path.lexists(device)}
     if not found["present"]:
         return found
@@ -98,7 +98,8 @@ def look(device: str = DEVICE) -> dict[str, Any]:
         return found
     try:
         found["api_version"] = fcntl.ioctl(handle, GET_API_VERSION, 0)
-        # The right to the device is not yet a virtual machine: another hypervisor may hold VMX.
+        # Access to the device is not enough to make a virtual machine: another hypervisor may use
+        # VMX.
         try:
             os.close(fcntl.ioctl(handle, CREATE_VM, 0))
         except OSError as error:
@@ -120,7 +121,8 @@ def _errno_name(error: OSError) -> str:
 
 
 def start(device: str = DEVICE) -> subprocess.Popen[bytes]:
-    """Begin asking in a child process; `finish` has the answer."""
+    """Start the questions in a child process; `finish` returns the answer."""
+    # Not by process.run: it may never end (see above), and this file imports nothing of ours.
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, device],
         stdin=subprocess.DEVNULL,
@@ -131,16 +133,19 @@ def start(device: str = DEVICE) -> subprocess.Popen[bytes]:
 
 
 def finish(child: subprocess.Popen[bytes], limit_s: float) -> dict[str, Any]:
-    """The child's answer, or `problem` when there is none after `limit_s` seconds."""
+    """The child's answer, or a `problem` if there is none after `limit_s` seconds."""
     try:
         answer, _ = child.communicate(timeout=limit_s)
         found = json.loads(answer)
     except subprocess.TimeoutExpired:
-        # Not waited for: it cannot die before the kernel lets it go.
+        # Do not wait for it: it cannot end before its system call returns.
         child.kill()
         return {"present": True, "problem": f"it did not answer within {limit_s:.1f} s"}
     except ValueError:
-        return {"present": True, "problem": f"asking it ended with exit code {child.returncode}"}
+        return {
+            "present": True,
+            "problem": f"the process that asks it ended with exit code {child.returncode}",
+        }
     return found if isinstance(found, dict) else {"present": True, "problem": "odd answer"}
 
 

@@ -1,11 +1,11 @@
-"""What vmm.ko asks of a processor, control by control, and what a given processor lacks of it.
+"""The requirements of vmm.ko for a processor, control by control, and what a processor lacks.
 
-The rows say what FreeBSD 15.1's sys/amd64/vmm checks when the module loads (intel/vmx.c and ept.c,
-amd/svm.c) and what its virtual machines use besides.  Names are those of the probe's test lines, so
-that what `doctor` infers and what `probe` finds by doing can be laid side by side.
+The rows contain what FreeBSD 15.1's sys/amd64/vmm checks when the module loads (intel/vmx.c and
+ept.c, amd/svm.c) and what its virtual machines also use.  The names are those of the probe's test
+lines, so that the results of `doctor` and `probe` can be compared.
 
-A VMX control's register holds in its low half the bits that must be 1 and in its high half those
-that may be 1 (SDM volume 3, appendix A.3 to A.5).
+The low half of a VMX control's register has the bits that must be 1, and the high half those that
+may be 1 (SDM volume 3, appendix A.3 to A.5).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _TRUE_CONTROLS_BIT = 55
 
 
 class Need(Enum):
-    """Who asks: vmm.ko to load at all, virtual machines to run, or nobody by necessity."""
+    """What needs it: loading vmm.ko, running virtual machines, or nothing necessarily."""
 
     MODULE = "vmm.ko does not load without it"
     RUN = "the virtual machines of the tests do not run without it"
-    OPTIONAL = "vmm.ko uses it when it is there"
+    OPTIONAL = "vmm.ko uses it if it is there"
 
 
 @dataclass(frozen=True)
 class Field:
     """A group of controls: the register that reports it, and the one that reports it more exactly.
 
-    `true_msr` is read instead where IA32_VMX_BASIC bit 55 says so; with `plain` set, the register
-    is not a pair of halves but a word whose bits say what is there.
+    `true_msr` is read instead if IA32_VMX_BASIC bit 55 is set; with `plain` set, the register is
+    not a pair of halves but a word with one bit per feature.
     """
 
     name: str
@@ -54,9 +54,9 @@ EPT = Field("IA32_VMX_EPT_VPID_CAP", EPT_VPID_CAP, plain=True)
 
 @dataclass(frozen=True)
 class Control:
-    """One demand: `bit` of `field` can be `want` (1, or 0 for what must be possible to leave off).
+    """One requirement: `bit` of `field` can be `want` (0: it must be possible to turn it off).
 
-    `why` is what the control does, in the words of the SDM's table.
+    `why` is the control's name in the SDM's table.
     """
 
     name: str
@@ -106,7 +106,7 @@ VMX_CONTROLS: tuple[Control, ...] = (
     Control("vpid.invvpid_single", EPT, 41, M, "INVVPID of a single context"),
     Control("vpid.invvpid_all", EPT, 42, M, "INVVPID of all contexts"),
     Control("vpid.invvpid_globals", EPT, 43, M, "INVVPID of a context, retaining globals"),
-    # The module loads without it, but a boot ROM begins in real mode and could not run.
+    # The module loads without it, but a boot ROM starts in real mode and could not run.
     Control("procbased2.unrestricted_guest", PROC2, 7, R, "unrestricted guest"),
     Control("procbased2.vpid", PROC2, 5, O, "virtual-processor identifiers"),
     Control("procbased.monitor_trap", PROC, 27, O, "monitor trap flag"),
@@ -126,7 +126,7 @@ VMX_CONTROLS: tuple[Control, ...] = (
     Control("ept.accessed_dirty", EPT, 21, O, "EPT accessed and dirty flags"),
 )
 
-# CPUID 8000_000A EDX (APM volume 3, appendix E.4.9); amd/svm.c asks for these two alone.
+# CPUID 8000_000A EDX (APM volume 3, appendix E.4.9); amd/svm.c requires only these two.
 SVM_FEATURES: tuple[tuple[str, int, str], ...] = (
     ("svm.npt", 0, "nested paging"),
     ("svm.nrip_save", 3, "the next instruction's address saved at exit"),
@@ -135,7 +135,7 @@ SVM_FEATURES: tuple[tuple[str, int, str], ...] = (
 
 @dataclass(frozen=True)
 class Lack:
-    """Something that is not there; `evidence` is the register and its value."""
+    """A missing feature; `evidence` is the register and its value."""
 
     name: str
     why: str
@@ -144,9 +144,10 @@ class Lack:
 
 
 def lacking(processor: Processor) -> tuple[Lack, ...]:
-    """What `processor` lacks of VMX or SVM, the optional included, in the order vmm.ko asks.
+    """What `processor` lacks of VMX or SVM, optional features too, in the order of vmm.ko's checks.
 
-    A processor that announces neither lacks vmx.cpuid alone: the rest follows from it.
+    For a processor that announces neither, only vmx.cpuid is reported, because all others follow
+    from it.
     """
     if processor.vmx:
         return _vmx_lacking(processor)
@@ -164,14 +165,15 @@ def lacking(processor: Processor) -> tuple[Lack, ...]:
 
 
 def required_lacking(processor: Processor) -> tuple[Lack, ...]:
-    """What must be there and is not: empty means that virtual machines can run on it."""
+    """The required features that are missing; empty means that virtual machines can run."""
     return tuple(lack for lack in lacking(processor) if lack.need is not Need.OPTIONAL)
 
 
 def _vmx_lacking(processor: Processor) -> tuple[Lack, ...]:
     found: list[Lack] = []
     control = processor.msrs.get(FEATURE_CONTROL)
-    # Not there: the firmware of the guest sets it.  Locked without the VMXON bit: never any more.
+    # If the register is missing, the guest's firmware sets it.  If it is locked without the VMXON
+    # bit, VMX cannot be turned on any more.
     if control is not None and control & 1 and not control >> 2 & 1:
         found.append(
             Lack(
@@ -189,7 +191,7 @@ def _vmx_lacking(processor: Processor) -> tuple[Lack, ...]:
 
 
 def _unmet(demand: Control, processor: Processor) -> str:
-    """Why the demand is not met, or an empty text."""
+    """Why the requirement is not met, or an empty text."""
     field = demand.field
     index = field.msr
     basic = processor.msrs.get(VMX_BASIC, 0)

@@ -1,7 +1,7 @@
-"""Finding the facts out: everything at once, nothing allowed to hang.
+"""Collects the facts about this machine, all at the same time and with a time limit.
 
-All questions to other programs are started together and share one limit, so that the slowest one
-is what it costs.
+All other programs are started together and share one limit, so the total time is that of the
+slowest.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from harness.host import kvm as kvm_device
 from harness.host.facts import Cpu, Emulator, Folder, HostFacts, Kvm, Processor
 from harness.machine import bochs_packages, bochs_program
 
-# A machine that is itself emulated takes many seconds to start a program; one that is not answers
-# in tenths of a second, and only what hangs costs this.
+# On an emulated machine a program may take many seconds to start.  A real one answers in tenths of
+# a second, so the full limit is only used if a program hangs.
 _LIMIT_S = 20.0
-# For an answer that is there already, when the limit is over.
+# The time to read an answer that has already arrived when the limit is over.
 _COLLECT_S = 0.5
-# By the name its answer goes by: what Bochs is asked, in the order in which parse_bochs wants it.
+# Bochs's options by the names of their answers, in the order of parse_bochs's arguments.
 _BOCHS_ASKED = {"bochs models": ("--help", "cpu"), "bochs options": ("--help",)}
 _VERSION = re.compile(r"\d+(?:\.\d+)*")
-# Which of KVM's settings explain an answer: without EPT or unrestricted guest in the host there is
-# none for a guest either.
+# The settings of KVM that explain an answer: without EPT or unrestricted guest in the host, a guest
+# has none either.
 _PARAMETERS = {
     "kvm_intel": ("nested", "ept", "unrestricted_guest"),
     "kvm_amd": ("nested", "npt"),
@@ -45,7 +45,7 @@ _PARAMETERS = {
 
 
 def gather() -> HostFacts:
-    """Look at this machine: in under a second, or _LIMIT_S where a device or a tool hangs."""
+    """Examine this machine: takes under a second, or _LIMIT_S if a device or a tool hangs."""
     deadline = Deadline.after(_LIMIT_S)
     device = kvm_device.start()
     bochs = _bochs()
@@ -59,7 +59,7 @@ def gather() -> HostFacts:
     cpu = parse_cpuinfo(_read("/proc/cpuinfo"))
     cache, runs = _folder(files.cache_dir), _folder(files.runs_dir)
     memory = available_memory_bytes()
-    # The device first: a tool that hangs is no reason to say that KVM did not answer.
+    # The device is asked first, so that a hanging tool does not look as if KVM did not answer.
     found = kvm_device.finish(device, deadline.remaining_s)
     answers = {name: _answer(child, deadline) for name, child in questions.items()}
     return HostFacts(
@@ -83,7 +83,7 @@ def gather() -> HostFacts:
 
 @dataclass(frozen=True)
 class _Bochs:
-    """The Bochs that would run, if any; `problem` says why a named one cannot."""
+    """The Bochs that would run, if any; `problem` says why a named one cannot run."""
 
     program: bochs_program.Bochs
     path: str = ""
@@ -102,7 +102,7 @@ def _bochs() -> _Bochs:
 
 
 def _commands() -> dict[str, list[str]]:
-    """What to ask of every tool that is installed; a tool with no such question asks nothing."""
+    """The commands that ask the installed tools for their versions."""
     clang = debian.clang_version()
     commands = {
         "qemu-system-x86_64": ["--version"],
@@ -113,7 +113,7 @@ def _commands() -> dict[str, list[str]]:
         "mandoc": [],
     }
     if clang is not None:
-        # One LLVM release brings all three, so one of them is asked.
+        # One LLVM release contains all three, so only one of them is asked.
         commands[f"clang-{clang}"] = ["--version"]
     return {
         name: [path, *options] if options else []
@@ -127,6 +127,7 @@ def _ask(
 ) -> subprocess.Popen[str] | None:
     if not command:
         return None
+    # Not by process.run: all programs are started before any answer is read.
     with contextlib.suppress(OSError):
         return subprocess.Popen(
             command,
@@ -153,7 +154,7 @@ def _answer(child: subprocess.Popen[str] | None, deadline: Deadline) -> str:
 
 
 def version_in(answer: str) -> str:
-    """The first version number in what a program said of itself, or an empty text."""
+    """The first version number in a program's output, or an empty text."""
     match = _VERSION.search(answer)
     return match.group() if match else ""
 
@@ -178,8 +179,8 @@ def _emulators(answers: Mapping[str, str], bochs: _Bochs) -> dict[str, Emulator]
 
 
 def parse_bochs(path: str, reported_models: str, reported_options: str = "") -> Emulator:
-    """Bochs's version and processor models, out of `bochs --help cpu`, and whether it runs in its
-    debugger, out of `bochs --help`.
+    """Bochs's version and processor models, from `bochs --help cpu`, and whether it runs in its
+    debugger, from `bochs --help`.
     """
     program = bochs_program.parse_help(bochs_program.Bochs(path), reported_options)
     version = re.search(r"Bochs x86 Emulator (\S+)", reported_models)
@@ -195,7 +196,7 @@ def parse_bochs(path: str, reported_models: str, reported_options: str = "") -> 
 
 
 def parse_cpuinfo(text: str) -> Cpu:
-    """The host's processor, out of /proc/cpuinfo's first block."""
+    """The host's processor, from /proc/cpuinfo's first block."""
     block, _, _ = text.partition("\n\n")
     pairs = {
         name.strip(): value.strip()
@@ -216,7 +217,7 @@ def parse_cpuinfo(text: str) -> Cpu:
 
 @dataclass(frozen=True)
 class Modules:
-    """KVM's kernel modules, those that are built in, and the settings of theirs that matter."""
+    """KVM's kernel modules, which of them are built in, and their relevant settings."""
 
     names: tuple[str, ...] = ()
     built_in: tuple[str, ...] = ()
@@ -224,7 +225,7 @@ class Modules:
 
 
 def _modules(folder: Path) -> Modules:
-    """What the kernel shows in /sys/module; one that was loaded has a state there."""
+    """Read /sys/module; a module that was loaded has a state there."""
     with contextlib.suppress(OSError):
         names = tuple(sorted(path.name for path in folder.glob("kvm*")))
         parameters = {
@@ -239,7 +240,7 @@ def _modules(folder: Path) -> Modules:
 
 
 def make_kvm(found: Mapping[str, Any], modules: Modules) -> Kvm:
-    """Facts out of what the device said (see `kvm.look`) and what the kernel's modules are."""
+    """Make facts from the device's answers (see `kvm.look`) and the kernel's modules."""
     guest = None
     if "cpuid" in found:
         none = (0, 0, 0, 0)
@@ -286,7 +287,7 @@ def device_group(device: Path = Path("/dev/kvm")) -> dict[str, Any]:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be had without swapping, within this control group's limit."""
+    """The available memory without swapping, within this control group's limit."""
     available: int = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -295,7 +296,8 @@ def available_memory_bytes() -> int:
             "/sys/fs/cgroup/memory/memory.usage_in_bytes",
         ),
     ):
-        # "max", a missing file and an unlimited group's huge number all leave it as it is.
+        # "max", a missing file and an unlimited group's huge number all mean that there is no
+        # limit.
         with contextlib.suppress(ValueError):
             available = min(available, max(0, int(_read(limit)) - int(_read(used))))
     return available

@@ -1,1 +1,1 @@
-"""What guests boot from: manifests, the cache, import and preparation."""
+"""The images that guests boot from: manifests, the cache, import and preparation."""

@@ -1,16 +1,16 @@
 """One file that brings a prepared release to machines without a network.
 
-A bundle is a tar of at most six members, in this order; all but the first are named in it with
-size and SHA-256:
+A bundle is a tar of at most six members, in this order; the first lists the others with size and
+SHA-256:
 
     bundle.json      the record of the image, the digests, the pins of what was fetched
     disk.raw.xz      the prepared disk
     console-password the serial line's, for root
-    src.txz          the source tree       (or what was fetched under that name)
+    src.txz          the source tree       (or the fetched file of that name)
     base.txz         headers and libraries (the same)
 
-The private key that opens the image is not in it.  Whoever imports a bundle makes their own keys
-and writes them to their copy of the disk (rekey.py).
+The private key of the image is not in it.  Every import makes new keys and writes them to its copy
+of the disk (rekey.py).
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _DISK, _PASSWORD, _SOURCE, _SYSROOT = "disk.raw.xz", "console-password", "src.tx
 _MEMBERS = (_DISK, _PASSWORD, _SOURCE, _SYSROOT)
 _MOST_INDEX_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
-_CHANGE = "keys: new ones, written when {} was taken in; it was prepared at {}"
+_CHANGE = "keys: new ones, written when {} was imported; it was prepared at {}"
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a bundle says of the prepared image: that part of ImageRecord which travels."""
+    """The part of ImageRecord that a bundle contains."""
 
     release: Release
     origin: Line
@@ -100,7 +100,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Index:
-    """bundle.json, all of it looked at before anything is unpacked."""
+    """bundle.json, which is checked completely before anything is unpacked."""
 
     format: int
     record: _Kept
@@ -111,7 +111,7 @@ class _Index:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was written: where, how large, its SHA-256 and what is in it."""
+    """A written bundle: its path, size, SHA-256 and members."""
 
     path: Path
     size_bytes: int
@@ -120,14 +120,16 @@ class Bundle:
 
 
 def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
-    """Pack a prepared release into `out`, whole or not at all.
+    """Pack a prepared release into `out`, completely or not at all.
 
-    CannotError when the release is not prepared, or its disk is not what was written down.
+    Raises CannotError if the release is not prepared, or its disk differs from the record.
     """
     with store.lock(release):
         record = store.find(release)
         if sha256_file(record.disk) != record.disk_sha256:
-            raise CannotError(f"{record.disk}: it is not what was prepared; run ./inv image.verify")
+            raise CannotError(
+                f"{record.disk}: it was changed since it was prepared; run ./inv image.verify"
+            )
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=store.folder(release)) as scratch:
             parts = _parts(record, Path(scratch), live)
             index = {
@@ -157,7 +159,7 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
 
 
 def _parts(record: ImageRecord, scratch: Path, live: Live) -> list[Path]:
-    """The members' files, made in `scratch` where they do not exist yet."""
+    """The members' files; those that do not exist yet are made in `scratch`."""
     live("packing the disk")
     with _packed(scratch / _DISK) as out, record.disk.open("rb") as disk:
         shutil.copyfileobj(disk, out, _CHUNK_BYTES)
@@ -170,7 +172,7 @@ def _parts(record: ImageRecord, scratch: Path, live: Live) -> list[Path]:
             continue
         live(f"packing {tree}")
         with _packed(scratch / name) as out, tarfile.open(fileobj=out, mode="w|") as tar:
-            # As the distribution sets have it, so that either is taken in alike.
+            # The same layout as the distribution sets, so that both are imported in the same way.
             inside = "usr/src" if name == _SOURCE else "."
             tar.add(tree, inside, filter=_own if name == _SYSROOT else _source)
         parts.append(scratch / name)
@@ -188,7 +190,9 @@ def _source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def _own(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Keep what builds read of a sysroot, and no more: the folder may hold a whole system."""
+    """Select only the files of a sysroot that builds read; the folder may contain a whole
+    system.
+    """
     name = member.name.removeprefix("./").removeprefix(".")
     wanted = any(
         f"{part}/".startswith(f"{name}/") or name.startswith(f"{part}/") or not name
@@ -199,12 +203,15 @@ def _own(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 @contextmanager
 def _packed(target: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that arrives compressed with xz, by all processors where xz is there."""
+    """A file to write to whose contents are compressed with xz, on all processors if xz is
+    installed.
+    """
     if not shutil.which("xz"):
         with lzma.open(target, "wb", preset=1) as stream:
             yield stream
         return
     with target.open("wb") as out:
+        # Not by process.run: this process writes gigabytes to it.
         process = subprocess.Popen(
             ["xz", "-1", "-T0", "-c"], stdin=subprocess.PIPE, stdout=out, start_new_session=True
         )
@@ -221,11 +228,11 @@ def _packed(target: Path) -> Iterator[IO[bytes]]:
 
 
 def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> ImageRecord:
-    """Take a bundle's release into the cache, with keys of this machine's own.
+    """Import a bundle's release into the cache, with new keys.
 
-    `release` is what it must be about, if given.  UsageError when the file is no bundle, or of
-    another release; CannotError when it is damaged or does not fit this workbench.  Then nothing of
-    it is kept.
+    If `release` is given, the bundle must be of that release.  Raises UsageError if the file is not
+    a bundle, or of another release; CannotError if it is damaged or made by another version of the
+    workbench.  Then nothing of it stays.
     """
     try:
         with path.open("rb") as stream:
@@ -233,14 +240,18 @@ def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> I
             index = _index(path, parts)
             about = index.record.release
             if release not in ("", about):
-                raise UsageError(f"{path}: it holds FreeBSD {about}, and --release says {release}")
+                raise UsageError(
+                    f"{path}: it contains FreeBSD {about}, but --release says {release}"
+                )
             home = store.folder(check_release(about))
             home.mkdir(parents=True, exist_ok=True)
             with store.lock(about), _scratch(home) as scratch:
                 _extract(path, parts, index, scratch, live)
                 return _enter(path, index, scratch, live)
     except DAMAGED as error:
-        raise CannotError(f"{path}: no bundle, damaged or cut short ({error})") from error
+        raise CannotError(
+            f"{path}: it is not a bundle, or it is damaged or truncated ({error})"
+        ) from error
     except OSError as error:
         raise CannotError(f"{error.filename or path}: {error.strerror}") from error
 
@@ -257,7 +268,7 @@ def _scratch(home: Path) -> Iterator[Path]:
 
 
 def _index(path: Path, parts: Iterator[Member]) -> _Index:
-    """What the bundle says of itself, looked at before anything is written."""
+    """Read and check the bundle's index, before anything is written."""
     first = next(parts, None)
     if (
         first is None
@@ -265,7 +276,9 @@ def _index(path: Path, parts: Iterator[Member]) -> _Index:
         or not first.info.isreg()
         or first.info.size > _MOST_INDEX_BYTES
     ):
-        raise UsageError(f"{path}: it is no bundle of ./inv image.bundle ({_INDEX} is not in it)")
+        raise UsageError(
+            f"{path}: it is not a bundle of ./inv image.bundle ({_INDEX} is not in it)"
+        )
     try:
         text = first.content().read()
         index = checked.decode(_Index, text)
@@ -273,12 +286,13 @@ def _index(path: Path, parts: Iterator[Member]) -> _Index:
         raise CannotError(f"{path}: {_INDEX} cannot be used ({error})") from error
     if index.format != _FORMAT:
         raise CannotError(
-            f"{path}: {_INDEX} cannot be used (its format is {index.format}, known here is "
+            f"{path}: {_INDEX} cannot be used (its format is {index.format}, but only "
+            f"this one is supported: "
             f"{_FORMAT})"
         )
     if not {_DISK} <= set(index.members) <= set(_MEMBERS):
         raise CannotError(
-            f"{path}: {_INDEX} cannot be used (a member is missing in it, or one too many)"
+            f"{path}: {_INDEX} cannot be used (it lacks a member, or has an extra one)"
         )
     if index.record.prepare_version != prepare.VERSION:
         raise CannotError(
@@ -289,13 +303,15 @@ def _index(path: Path, parts: Iterator[Member]) -> _Index:
 
 
 def _extract(path: Path, parts: Iterator[Member], index: _Index, scratch: Path, live: Live) -> None:
-    """Every member to `scratch`, exactly those that the index names, with their digests."""
+    """Extract exactly the members that the index names to `scratch`, and verify their digests."""
     missing = dict(index.members)
     for member in parts:
         size = member.info.size
         wanted = missing.pop(member.name, None)
         if wanted is None or not member.info.isreg() or size != wanted.size_bytes:
-            raise CannotError(f"{path}: {member.name!r} is not as {_INDEX} says; nothing was kept")
+            raise CannotError(
+                f"{path}: {member.name!r} does not match {_INDEX}; nothing was stored"
+            )
         require_room(scratch, size, f"unpacking {path.name}")
         live(f"unpacking {member.name}: {human_bytes(size)}")
         found = hashlib.sha256()
@@ -307,16 +323,18 @@ def _extract(path: Path, parts: Iterator[Member], index: _Index, scratch: Path, 
         if found.hexdigest() != wanted.sha256:
             raise CannotError(
                 f"{path}: {member.name} is damaged: its digest is {found.hexdigest()[:16]}…, not "
-                f"{wanted.sha256[:16]}…; copy the bundle again; nothing was kept"
+                f"{wanted.sha256[:16]}…; copy the bundle again; nothing was stored"
             )
     if missing:
-        raise CannotError(f"{path}: cut short: {', '.join(missing)} missing; nothing was kept")
+        raise CannotError(
+            f"{path}: it is truncated: {', '.join(missing)} missing; nothing was stored"
+        )
 
 
 def _enter(path: Path, index: _Index, scratch: Path, live: Live) -> ImageRecord:
-    """What was unpacked becomes the release in the cache.
+    """Turn the unpacked files into the release in the cache.
 
-    All that can go wrong with it happens in `scratch`, before anything that is there is replaced.
+    Every step that can fail happens in `scratch`, before an existing release is replaced.
     """
     kept = index.record
     release, home = kept.release, scratch.parent
@@ -331,7 +349,7 @@ def _enter(path: Path, index: _Index, scratch: Path, live: Live) -> ImageRecord:
         source = trees.source(scratch / _SOURCE, release, scratch / "source", live)
     if _SYSROOT in index.members:
         sysroot = trees.sysroot(scratch / _SYSROOT, release, scratch / "sysroot", live)
-    live("making keys of this machine's own")
+    live("making new keys")
     key = scratch / "id_ed25519"
     public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]
     host_key = rekey.rekey(disk, index.public_key, public, kept.host_key)
@@ -371,7 +389,7 @@ def _enter(path: Path, index: _Index, scratch: Path, live: Live) -> ImageRecord:
 
 
 def _placed(tree: Path | None, home: Path) -> Path | None:
-    """Put an unpacked tree from the folder `.bundle` of `home` in its place there; where it is."""
+    """Move an unpacked tree from the folder `.bundle` of `home` to its place; returns its path."""
     if tree is None:
         return None
     top, *below = tree.relative_to(home / _SCRATCH).parts

@@ -1,4 +1,4 @@
-"""Looking again at what the cache holds: every digest that was written down is taken again."""
+"""Verifies the cache: computes every recorded digest again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found, and what helps when it is not as written down."""
+    """The result for one file: the evidence, and the remedy if it differs from its record."""
 
     release: str
     what: str
@@ -30,20 +30,20 @@ class Finding:
 
 
 def release(name: str, live: Live = lambda _line: None) -> list[Finding]:
-    """Everything of one release; UsageError when there is nothing of it in the cache.
+    """Verify everything of one release; UsageError if the cache has nothing of it.
 
-    Held under the release's lock, so that nothing is changed meanwhile.
+    The release's lock is held, so that nothing is changed meanwhile.
     """
     home = store.folder(name)
     if not home.is_dir():
-        raise UsageError(f"--release {name}: nothing of it is in {home.parent}")
+        raise UsageError(f"--release {name}: there is nothing of it in {home.parent}")
     with store.lock(name):
         return [*_image(name, live), *_trees(name), *_downloads(name, live)]
 
 
 def _image(name: str, live: Live) -> Iterator[Finding]:
     fetched = any("://" in note.url for note in fetch.notes(store.folder(name) / "downloads"))
-    # A disk that is taken for the present one would not be prepared again.
+    # With its record the disk would count as the current one, and not be prepared again.
     remedy = f"rm {store.folder(name) / 'image.json'}, then "
     remedy += (
         f"./inv image.fetch --release {name}" if fetched else store.import_line(name, trees=False)
@@ -81,7 +81,7 @@ def _trees(name: str) -> Iterator[Finding]:
     for what, path, option, look in looks:
         if path is None:
             continue
-        evidence = f"{path}: what marks it is there; its files have no digests"
+        evidence = f"{path}: it exists; its files have no recorded digests"
         try:
             look(path)
         except WorkbenchError as error:
@@ -103,9 +103,9 @@ def _downloads(name: str, live: Live) -> Iterator[Finding]:
 def _compared(name: str, what: str, path: Path, wanted: str, found: str, remedy: str) -> Finding:
     size = human_bytes(path.stat().st_size)
     if found == wanted:
-        return Finding(name, what, True, f"{path}: {size}, {wanted[:16]}…, as written down")
+        return Finding(name, what, True, f"{path}: {size}, {wanted[:16]}…, as recorded")
     return Finding(
-        name, what, False, f"{path}: {found[:16]}…, written down was {wanted[:16]}…", remedy
+        name, what, False, f"{path}: {found[:16]}…, but {wanted[:16]}… is recorded", remedy
     )
 
 

@@ -1,4 +1,4 @@
-"""A disk that somebody brings: what kind of file it is, and whether a guest can boot from it."""
+"""Examines a disk that a user imports: its format, and whether a guest can boot from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ZFS_REFUSED = (
     "image with -ufs in its name"
 )
 
-# Of GPT's entries the first 16 bytes say what a partition is for.
+# The first 16 bytes of a GPT entry are the partition's type.
 _UFS = uuid.UUID("516e7cb6-6ecf-11d6-8ff8-00022d09712b").bytes_le
 _ZFS = uuid.UUID("516e7cba-6ecf-11d6-8ff8-00022d09712b").bytes_le
 # A slice divided by BSD's own label, in GPT and in MBR.
@@ -67,7 +67,7 @@ _ADDRESS = re.compile(r"[a-z]+:/", re.I)
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk found usable.  `size_bytes` is what a guest sees of it."""
+    """A usable disk.  `size_bytes` is its size for the guest."""
 
     path: Path
     format: DiskFormat
@@ -75,12 +75,12 @@ class Disk:
 
 
 def is_xz(path: Path) -> bool:
-    """Whether the file is compressed with xz; UsageError when it cannot be read."""
+    """Whether the file is compressed with xz; UsageError if it cannot be read."""
     return _head(path).startswith(_XZ)
 
 
 def examine(path: Path) -> Disk:
-    """Look at a raw or qcow2 disk; UsageError says what is wrong with it, and the remedy."""
+    """Examine a raw or qcow2 disk; UsageError says what is wrong with it, and the remedy."""
     head = _head(path)
     if head.startswith(qcow2.MAGIC):
         header = qcow2.examine(path, head)
@@ -93,8 +93,8 @@ def examine(path: Path) -> Disk:
     _refuse_others(path, head, size)
     if size < _LEAST_BYTES or size % _SECTOR_BYTES:
         raise UsageError(
-            f"{path}: {human_bytes(size)} is no whole raw disk (sectors of 512 bytes, 1 MiB at "
-            "least); was the file cut short? Copy it again"
+            f"{path}: {human_bytes(size)} is not the size of a raw disk (sectors of 512 "
+            "bytes, at least 1 MiB); was the file truncated? Copy it again"
         )
     _examine_content(path, head, size, _tail(path, size))
     return Disk(path, "raw", size)
@@ -124,8 +124,8 @@ def _examine_content(path: Path, head: bytes, size: int, at_end: bytes = b"EFI P
     `at_end` is the last sector, where it can be seen: GPT has its copy there.
     """
     if head[0x8001:0x8006] == b"CD001":
-        # Those that boot from a USB stick too have partition tables besides.
-        raise UsageError(f"{path}: it is a CD image; bring the disk of an installed system")
+        # CD images that also boot from a USB stick have partition tables too.
+        raise UsageError(f"{path}: it is a CD image; import the disk of an installed system")
     if head[4096:4104] == b"EFI PART" and head[512:520] != b"EFI PART":
         raise UsageError(
             f"{path}: it is divided in sectors of 4096 bytes, and guests here have sectors of 512; "
@@ -133,11 +133,13 @@ def _examine_content(path: Path, head: bytes, size: int, at_end: bytes = b"EFI P
         )
     if head[510:512] != b"\x55\xaa" and head[512:520] != b"EFI PART":
         raise UsageError(
-            f"{path}: no partition table (neither MBR nor GPT) is on it; bring a whole bootable "
+            f"{path}: no partition table (neither MBR nor GPT) is on it; import a whole bootable "
             "disk, raw or qcow2, not a partition or a file system"
         )
     if size > limits.DISK_BYTES:
-        raise UsageError(f"{path}: {human_bytes(size)} is more than any disk that is taken here")
+        raise UsageError(
+            f"{path}: {human_bytes(size)} is larger than any disk that is accepted here"
+        )
     _require_complete(path, head, size)
     kinds = _kinds(head)
     if head[512:520] == b"EFI PART" and _ZFS in kinds and _UFS not in kinds:
@@ -169,10 +171,12 @@ def _tail(path: Path, size: int) -> bytes:
 
 
 def _require_complete(path: Path, head: bytes, size: int) -> None:
-    """UsageError when a partition table says that the disk was longer."""
+    """Raise UsageError if the partition table says that the disk is longer than the file."""
     sectors = 0
     if head[512:520] == b"EFI PART":
-        sectors = struct.unpack_from("<Q", head, 512 + 32)[0] + 1  # where its copy is: the end
+        sectors = (
+            struct.unpack_from("<Q", head, 512 + 32)[0] + 1
+        )  # its copy is at the end of the disk
         for at in range(_TABLE_AT, _TABLE_AT + _ENTRIES * _ENTRY_BYTES, _ENTRY_BYTES):
             kind, _, _, last = struct.unpack_from("<16s16sQQ", head, at)
             if any(kind):
@@ -187,19 +191,19 @@ def _require_complete(path: Path, head: bytes, size: int) -> None:
         if described == there:
             described, there = f"{sectors} sectors", f"{size // _SECTOR_BYTES}"
         raise UsageError(
-            f"{path}: it was cut short: its partition table describes {described}, the file has "
+            f"{path}: it was truncated: its partition table describes {described}, the file has "
             f"{there}; copy it again"
         )
 
 
 def _head(path: Path) -> bytes:
     try:
-        # A FIFO would be waited for, and a device never ends.
+        # Reading a FIFO would block, and a device may never end.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             mode = os.fstat(handle).st_mode
             if not stat.S_ISREG(mode):
-                what = "a folder" if stat.S_ISDIR(mode) else "no plain file"
+                what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
                 copy = f"sudo dd if={shlex.quote(str(path))} of=disk.raw bs=1M"
                 raise UsageError(
                     f"{path}: it is {what}; --disk takes a raw or qcow2 disk in a plain file"
@@ -223,9 +227,9 @@ def decompress(
     live: Callable[[str], None],
     most_bytes: int = limits.DISK_BYTES,
 ) -> None:
-    """Unpack an xz file to `target`, sparse, whole or not at all.
+    """Unpack an xz file to `target`, sparsely, completely or not at all.
 
-    CannotError when it is damaged, longer than `most_bytes` or there is no room.
+    Raises CannotError if it is damaged or longer than `most_bytes`, or if there is no room.
     """
     packed_bytes = source.stat().st_size
     try:
@@ -244,12 +248,13 @@ def decompress(
                 done += len(chunk)
                 if done > most_bytes:
                     raise CannotError(
-                        f"{source}: it unpacks to more than {human_bytes(most_bytes)}; no disk is "
-                        "taken from it"
+                        f"{source}: it unpacks to more than {human_bytes(most_bytes)}, "
+                        f"which is "
+                        "too large for a disk"
                     )
             out.truncate(done)
     except DAMAGED as error:
-        raise CannotError(f"{source}: damaged or cut short ({error})") from error
+        raise CannotError(f"{source}: damaged or truncated ({error})") from error
     except OSError as error:
         raise CannotError(
             f"unpacking {source.name} into {target.parent}: {error.strerror}"

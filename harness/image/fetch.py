@@ -1,8 +1,8 @@
-"""Getting published files: resumed after a break, verified, whole in the cache or not there.
+"""Fetches published files: resumes interrupted downloads, verifies them, stores only complete ones.
 
-A file counts as published by what the mirror's checksum file says; that digest is written down on
-the first fetch, and one that differs later is an alarm, not an update.  No step waits for longer
-than its limit, so that a machine without a network hears so within seconds.
+The mirror's checksum file determines the digest; it is recorded at the first fetch, and a different
+one later is an alarm, not an update.  No step waits longer than its limit, so that a machine
+without a network gets an error within seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harness.image.network import Broken, Limits, NothingMore, patiently
 from harness.limits import LEAST_FREE_BYTES
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are here and the bytes there will be, None when nobody says."""
+"""Called with the bytes so far and the total, which is None if it is not known."""
 
 LIMITS = Limits()
 _CHECKSUM_LIMIT_BYTES = 4 << 20
@@ -39,7 +39,7 @@ _LOOK_BYTES = 64 << 20
 
 
 class FetchError(CannotError):
-    """A file could not be had; `url` is the last address tried, `reason` why it failed there."""
+    """A file could not be fetched; `url` is the last address tried, `reason` why that failed."""
 
     def __init__(self, url: str, reason: str, *, detail: str = "") -> None:
         super().__init__(f"cannot fetch {url}: {reason}", detail=detail)
@@ -48,9 +48,9 @@ class FetchError(CannotError):
 
 
 class DigestChanged(FetchError):
-    """A mirror publishes another digest than the one pinned: an alarm that no other mirror stills.
+    """A mirror publishes a digest that is not the pinned one; other mirrors are not tried then.
 
-    `detail` says what was seen when, and what to do about it.
+    `detail` has both digests with their times, and the remedy.
     """
 
 
@@ -58,7 +58,7 @@ class DigestChanged(FetchError):
 class Fetched:
     """A verified file in the cache, the address it came from and its digest in hex.
 
-    `at` is when it was fetched: UTC, ISO 8601, empty when that was not written down.
+    `at` is the time of the fetch: UTC, ISO 8601, empty if it was not recorded.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Fetched:
 
     @property
     def algorithm(self) -> str:
-        """The digest's kind, as hashlib calls it; its length says which."""
+        """The digest's algorithm by hashlib's name; its length determines it."""
         return "sha256" if len(self.digest) == 64 else "sha512"
 
 
@@ -80,9 +80,9 @@ class _Note:
 
 
 def mirrors(manifest_mirrors: Sequence[str]) -> tuple[str, ...]:
-    """$HARNESS_MIRROR alone when it is set, the manifest's mirrors otherwise.
+    """Only $HARNESS_MIRROR if it is set, otherwise the manifest's mirrors.
 
-    The mirror has FreeBSD's own layout below it; UsageError when it is no http address.
+    The mirror must have FreeBSD's own layout.  Raises UsageError if it is not an http address.
     """
     own = os.environ.get("HARNESS_MIRROR", "")
     if not own:
@@ -101,11 +101,11 @@ def fetch(
     progress: Progress = lambda _done, _total: None,
     limits: Limits = LIMITS,
 ) -> Fetched:
-    """The verified file in `folder`, fetched unless it is there already.
+    """The verified file in `folder`, fetched unless it is already there.
 
-    The mirrors are tried in turn.  What came before a break stays as `FILE.partial` and is gone on
-    with, also by a later run; a second run at the same time waits for the first.  Raises
-    FetchError, and its one line names the address and the reason.
+    The mirrors are tried in turn.  The part before an interruption stays as `FILE.partial` and is
+    continued, also by a later run; a second run at the same time waits for the first.  Raises
+    FetchError, whose line names the address and the reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / remote.file
@@ -136,13 +136,15 @@ def fetch(
 
 
 def notes(folder: Path) -> list[Fetched]:
-    """What was written down about every file that was ever fetched into `folder`."""
+    """The records of all files that were ever fetched into `folder`."""
     targets = (note.with_suffix("") for note in sorted(folder.glob("*.json")))
     return [found for target in targets if (found := pin_of(target)) is not None]
 
 
 def pin_of(target: Path) -> Fetched | None:
-    """What the first fetch wrote down about `target`, or None; it outlives the file."""
+    """The record of the first fetch of `target`, or None; the record stays if the file is
+    removed.
+    """
     try:
         note = checked.decode(_Note, _note(target).read_bytes())
         return Fetched(target, note.url, note.digest, note.at)
@@ -192,7 +194,7 @@ def _from_mirror(
             url, f"checksum differs: {remote.checksums} says {published[:16]}…, got {digest[:16]}…"
         )
     sync(partial)
-    # The note first: a file without one would be fetched again, which is the lesser evil.
+    # Remove the note first: a file without a note is just fetched again.
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_note(Fetched(target, url, digest, at))
     partial.replace(target)
@@ -201,7 +203,7 @@ def _from_mirror(
 
 
 def write_note(fetched: Fetched) -> None:
-    """Pin a file: a later fetch has to bring the same."""
+    """Pin a file: later fetches must get the same."""
     note = {"url": fetched.url, "digest": fetched.digest, "at": fetched.at}
     write_atomic(_note(fetched.path), json.dumps(note) + "\n")
 
@@ -209,23 +211,24 @@ def write_note(fetched: Fetched) -> None:
 def _compare(
     remote: RemoteFile, url: str, target: Path, published: str, noted: Fetched | None
 ) -> None:
-    """DigestChanged unless what is published is what the manifest or the first fetch pinned."""
+    """Raise DigestChanged unless the published digest is the one that was pinned."""
     for pinned, whose, remedy in (
         (remote.pin, "the manifest pins", "try another mirror (HARNESS_MIRROR)"),
         (
             noted.digest if noted else "",
             "an earlier fetch saw",
-            f"if it is right, remove {_note(target)}",
+            f"if the new digest is right, remove {_note(target)}",
         ),
     ):
         if pinned in ("", published):
             continue
         first = ""
         if noted and pinned == noted.digest:
-            first = f"fetched first from: {noted.url}{' at ' + noted.at if noted.at else ''}\n"
+            first = f"first fetched from: {noted.url}{' at ' + noted.at if noted.at else ''}\n"
         raise DigestChanged(
             url,
-            f"its published digest is {published[:16]}…, but {whose} {pinned[:16]}…: the file was "
+            f"its published digest is {published[:16]}…, but {whose} {pinned[:16]}…: "
+            f"the file was "
             f"replaced or the mirror lies; {remedy}",
             detail=f"pinned {remote.algorithm}: {pinned}\n{first}published now:  {published}\n"
             "A release's files do not change once published.  Compare both with the signed "
@@ -235,7 +238,7 @@ def _compare(
 
 @contextmanager
 def _named(url: str) -> Iterator[None]:
-    """What broke inside becomes an error that names `url`."""
+    """Turn a failure in the block into an error that names `url`."""
     try:
         yield
     except Broken as error:
@@ -243,7 +246,7 @@ def _named(url: str) -> Iterator[None]:
 
 
 def published_digest(text: str, file: str, remote: RemoteFile) -> str | None:
-    """The digest that a checksum file gives for `file`, in lower case, or None.
+    """The digest of `file` in a checksum file, in lower case, or None.
 
     ValueError when two lines differ, or when the name stands there in another folder alone.
     """
@@ -266,7 +269,7 @@ def _download(
     most: int,
     limits: Limits,
 ) -> None:
-    """Fill `partial`, going on where it ends.  What is there must be of the same published file."""
+    """Continue `partial` at its end.  It must be part of the same published file."""
     owner = partial.with_name(f"{partial.name}.of")
     if not owner.exists() or owner.read_text() != published:
         partial.unlink(missing_ok=True)
@@ -278,10 +281,10 @@ def _download(
             patiently(lambda: _download_rest(session, url, partial, progress, most, limits), limits)
         except NothingMore as error:
             if error.total_bytes == have:
-                break  # an earlier run got all of it and ended before it could look
+                break  # an earlier run got all of it, but ended before it verified it
             partial.unlink()
         except Broken as error:
-            # Worth another try only when this one brought something.
+            # Try again only if this attempt got some data.
             grew = partial.exists() and partial.stat().st_size > have
             breaks += 1
             if not (error.midway and grew and breaks <= _MOST_BREAKS):
@@ -292,7 +295,7 @@ def _download(
 
 
 def _most_bytes(remote: RemoteFile) -> int:
-    """How long the file may be: twice what the manifest says it is about, if it says anything."""
+    """The largest accepted length: twice the manifest's approximate size, if it names one."""
     return 2 * remote.about_bytes if remote.about_bytes else _MOST_BYTES
 
 
@@ -307,10 +310,13 @@ def _download_rest(
     have = partial.stat().st_size if partial.exists() else 0
     with network.get(session, url, limits, start=have) as response:
         if response.start == 0 and have:
-            have = 0  # the server does not go on in the middle
+            have = 0  # the server cannot resume in the middle
         total = response.total_bytes
         if total is not None and total > most:
-            raise Broken(f"the server says {human_bytes(total)}, {human_bytes(most)} are the most")
+            raise Broken(
+                f"the server announces {human_bytes(total)}, but at most "
+                f"{human_bytes(most)} are accepted"
+            )
         require_room(partial.parent, max(0, (total or 0) - have), f"fetching {partial.stem}")
         with partial.open("r+b" if have else "wb") as stream:
             stream.seek(have)
@@ -320,9 +326,9 @@ def _download_rest(
                 if have + len(chunk) > (most if total is None else total):
                     stream.close()
                     partial.unlink()
-                    raise Broken(f"it does not end after {human_bytes(have)}; nothing was kept")
+                    raise Broken(f"it does not end after {human_bytes(have)}; nothing was stored")
                 if total is None and have % _LOOK_BYTES < len(chunk):
-                    # Nobody said how long it is: some room stays for everybody else.
+                    # The length is unknown, so leave some room on the disk.
                     require_room(
                         partial.parent, LEAST_FREE_BYTES, f"fetching more of {partial.stem}"
                     )

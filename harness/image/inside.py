@@ -1,9 +1,9 @@
-"""A folder that is only reached through descriptors, so that no name and no link leads out of it.
+"""A folder that is accessed only through descriptors, so that no name and no link leads out of it.
 
-It is for folders that are filled from an archive, links and all; `harness.beneath` reads and
-replaces single files below a folder that is there.  Paths are walked a step at a time from the
-folder's own descriptor, and the kernel is asked not to follow a link at any step.  Nothing here
-compares texts of paths: names may be as long as they like.
+It is for folders that are filled from an archive, including links; `harness.beneath` reads and
+replaces single files below an existing folder.  Paths are followed one step at a time from the
+folder's own descriptor, and the kernel follows no link at any step.  Paths are never compared as
+text, so names may have any length.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import TracebackType
 
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
-"""How many links Linux follows for one path."""
+"""The number of links that Linux follows in one path."""
 
 
 class NotInside(Exception):
-    """A step of a path is a link, or a file, where a folder has to be."""
+    """A step of a path is a link or a file, but must be a folder."""
 
 
 class Outside(Exception):
@@ -30,13 +30,14 @@ class Outside(Exception):
 
 
 class Inside:
-    """A folder by its descriptor; use it as a context manager.
+    """A folder accessed by its descriptor; use it as a context manager.
 
-    Whoever may write to the folder at the same time can make calls fail, not lead them outside.
+    Processes that write to the folder at the same time can make calls fail, but not lead them
+    outside.
     """
 
     def __init__(self, folder: Path) -> None:
-        # The chain of folders that was opened last, from the top: archives come in order.
+        # The chain of folders that was opened last, from the top, because archives are in order.
         self._chain: list[tuple[str, int]] = [("", os.open(folder, _STEP))]
 
     def __enter__(self) -> Inside:
@@ -55,9 +56,10 @@ class Inside:
             os.close(self._chain.pop()[1])
 
     def folder(self, path: PurePosixPath, *, make: bool) -> int:
-        """A descriptor of the folder at `path`, good until the next call; made where `make`.
+        """A descriptor of the folder at `path`, valid until the next call; `make` creates the
+        folder.
 
-        NotInside when a step is no real folder; FileNotFoundError when it is absent.
+        Raises NotInside if a step is not a real folder, FileNotFoundError if it does not exist.
         """
         same = 1
         for (name, _), part in zip(self._chain[1:], path.parts, strict=False):
@@ -80,7 +82,7 @@ class Inside:
         return self._chain[-1][1]
 
     def kind(self, path: PurePosixPath) -> int:
-        """The kind of what is at `path` (stat.S_IFMT), a link's own; 0 when nothing is."""
+        """The type of the file at `path` (stat.S_IFMT, of a link itself); 0 if there is none."""
         try:
             parent = self.folder(path.parent, make=False)
             return stat.S_IFMT(os.stat(path.name, dir_fd=parent, follow_symlinks=False).st_mode)
@@ -104,13 +106,13 @@ class Inside:
                 yield path / entry.name, entry
 
     def follow(self, path: PurePosixPath, target: str) -> None:
-        """Outside when the link at `path` with this `target` leads out of the folder.
+        """Raise Outside if the link at `path` with this `target` leads out of the folder.
 
-        It is followed as the kernel would, except that what is missing counts as a folder: somebody
-        may make it later.  Links without an end lead nowhere.
+        It is followed as the kernel would, except that missing parts count as folders, because they
+        may be made later.  A loop of links leads nowhere.
         """
         with contextlib.ExitStack() as opened:
-            # What the steps so far led to; None is what is missing or no folder.
+            # The folder after each step so far; None if it is missing or not a folder.
             stack: list[int | None] = [self._chain[0][1]]
             for part in path.parent.parts:
                 self._go(part, stack, opened)
@@ -130,7 +132,7 @@ class Inside:
 
     @staticmethod
     def _go(part: str, stack: list[int | None], opened: contextlib.ExitStack) -> str:
-        """One step on; the target when it is a link, which is not taken."""
+        """Do one step; if it is a link, do not follow it but return its target."""
         here = stack[-1]
         if here is None:
             stack.append(None)
@@ -155,12 +157,12 @@ def _step(part: str, here: int) -> int:
         return os.open(part, _STEP, dir_fd=here)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise NotInside(f"{part} is no folder") from error
+            raise NotInside(f"{part} is not a folder") from error
         raise
 
 
 def _parts(target: str) -> list[str]:
-    """A link's target as steps; Outside when it begins at the root of everything."""
+    """The steps of a link's target; Outside if the target is absolute."""
     if target.startswith("/"):
         raise Outside
     return [part for part in target.split("/") if part not in ("", os.curdir)]
@@ -168,7 +170,7 @@ def _parts(target: str) -> list[str]:
 
 @contextlib.contextmanager
 def _readable(folder: int) -> Iterator[int]:
-    """A descriptor to list `folder` with; one opened with O_PATH cannot be read."""
+    """A descriptor for listing `folder`, because one opened with O_PATH cannot be read."""
     handle = os.open(os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
     try:
         yield handle

@@ -1,4 +1,6 @@
-"""What FreeBSD publishes for a release: `images/freebsd-RELEASE.toml`, checked when it is read."""
+"""The files that FreeBSD publishes for a release: reads and checks
+`images/freebsd-RELEASE.toml`.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ Algorithm = Literal["sha256", "sha512"]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: where it lies below a mirror, and what vouches for it.
+    """A published file: its path below a mirror, and the sources of its digest.
 
-    `checksums` is the file beside it with its digest, under `algorithm`; `pin` is the digest that
-    the manifest itself names, or empty.  `also` is another name it may be published under: which
-    of the two it is, the checksum file says.  `about_bytes` is its size as far as known, or 0.
+    `checksums` is the file in the same folder that has its digest, computed by `algorithm`; `pin`
+    is a digest in the manifest itself, or empty.  `also` is another name that it may be published
+    under; the checksum file decides which.  `about_bytes` is its approximate size, or 0.
     """
 
     folder: str
@@ -44,7 +46,7 @@ class RemoteFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names it may have, the likeliest first."""
+        """The possible names, the most likely one first."""
         return (self.file, self.also) if self.also else (self.file,)
 
 
@@ -52,8 +54,8 @@ class RemoteFile:
 class Manifest:
     """A release's published files; `osversion` is its `__FreeBSD_version`.
 
-    `room_bytes` is what the cache needs for fetching, unpacking and preparing it; `notes` are what
-    to know about the release, a line each.
+    `room_bytes` is the room in the cache for fetching, unpacking and preparing it; `notes` are
+    lines of information about the release.
     """
 
     release: str
@@ -75,7 +77,7 @@ class Manifest:
 
 
 def check_release(release: str) -> str:
-    """`release` if it can be one; UsageError otherwise (it names folders and files)."""
+    """Returns `release` if it has the form of one; otherwise UsageError, since it names folders."""
     releases.parse(release, f"; manifests are here for {', '.join(available()) or 'none'}")
     return release
 
@@ -88,13 +90,15 @@ def available(folder: Path = FOLDER) -> tuple[str, ...]:
 
 
 def find(release: str, folder: Path = FOLDER) -> Manifest | None:
-    """The release's manifest, or None when it has none; UsageError when it is not as it must be."""
+    """The release's manifest, or None if it has none; UsageError if it is invalid."""
     path = folder / f"freebsd-{check_release(release)}.toml"
     if not path.exists():
         return None
     manifest = read(path)
     if manifest.release != release:
-        raise UsageError(f"{path}: release: is {manifest.release}, the file's name says {release}")
+        raise UsageError(
+            f"{path}: release: it is {manifest.release}, but the file's name says {release}"
+        )
     return manifest
 
 
@@ -139,7 +143,7 @@ def _remote(table: _Table, algorithm: Algorithm) -> RemoteFile:
 
 
 class _Table:
-    """A table of the manifest, which gives up its keys one by one and notices what is left."""
+    """A table of the manifest, whose keys are read one by one, so that unknown keys are noticed."""
 
     def __init__(self, path: Path, name: str, data: Mapping[str, Any]) -> None:
         self._path = path
@@ -225,7 +229,7 @@ class _Table:
         return self.text(algorithm, shape, f"{_HEX[algorithm]} hexadecimal digits")
 
     def done(self) -> None:
-        """UsageError when a key was not asked for: most likely misspelt."""
+        """Raise UsageError for keys that were not read; most likely they are misspelt."""
         for table in (self, *self._inner):
             for key in table._rest:
                 raise table._wrong(key, "there is no such key")

@@ -1,4 +1,4 @@
-"""The image cache's records, as data: a disk brought, a disk prepared, a record kept.
+"""The image cache's records as data: an imported disk, a prepared disk, a record of the cache.
 
 Paths are absolute unless a field says otherwise; sizes are bytes.
 """
@@ -18,7 +18,7 @@ DiskFormat = Literal["raw", "qcow2"]
 
 @dataclass(frozen=True)
 class Login:
-    """How one logs in on the serial line of an image that was not prepared yet."""
+    """The login on the serial line of an image that is not yet prepared."""
 
     user: str = "root"
     password: str = ""
@@ -26,10 +26,10 @@ class Login:
 
 @dataclass(frozen=True)
 class Imported:
-    """A disk that was looked at and found usable, with the trees that belong to it.
+    """A usable disk and the trees that belong to it.
 
-    `disk` is only ever read.  `disk_bytes` is what the guest sees, not what the file takes.
-    `source` holds `sys/`, `sysroot` holds `usr/include`, `usr/lib` and `lib`; both may be absent.
+    `disk` is only read.  `disk_bytes` is its size for the guest, not the room of the file. `source`
+    contains `sys/`, `sysroot` contains `usr/include`, `usr/lib` and `lib`; both may be None.
     """
 
     release: str
@@ -45,12 +45,12 @@ class Imported:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the first boot made of an imported disk.
+    """The result of the first boot of an imported disk.
 
-    `disk_raw` and `private_key` lie in the folder that `prepare` was given; the store renames that
+    `disk_raw` and `private_key` are in the folder that `prepare` was given; the store renames that
     folder into place.  `host_key` is a line as in known_hosts without the host (`ssh-ed25519 …`).
-    `osversion` is `__FreeBSD_version` of the running kernel, `changes` what was altered in the
-    image, a line each.
+    `osversion` is `__FreeBSD_version` of the running kernel, `changes` the changes in the image,
+    one per line.
     """
 
     disk_raw: Path

@@ -1,4 +1,4 @@
-"""HTTP with limits: every failure is `Broken`, and says in a few words what happened."""
+"""HTTP with time limits: every failure is a `Broken` with a short reason."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ _DEEPEST = 20
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to wait: for a name or a connection, for an answer's next bytes.
+    """Time limits: for a name or a connection, and for an answer's next bytes.
 
-    A download that brings fewer than `least_bytes` within `stall_s` counts as stalled as well, and
-    so does one that after `patience_s` came slower than `least_bytes_s` on the whole.  Where a
-    server is busy or hangs up before it answers, `tries` are made, the next after `pause_s` and
-    each later one after twice as long, or when the server says, if that is within `longest_s`.
+    A download that gets fewer than `least_bytes` within `stall_s` also counts as stalled, and so
+    does one that after `patience_s` is slower on average than `least_bytes_s`.  If a server is busy
+    or closes the connection before it answers, `tries` attempts are made: the next after `pause_s`,
+    each later one after twice as long, or after the server's own pause, if it is within
+    `longest_s`.
     """
 
     connect_s: float = 5.0
@@ -49,9 +50,9 @@ class Limits:
 
 
 class Broken(Exception):
-    """A transfer failed; the text is the reason.  `midway`: an answer had begun to come.
+    """A transfer failed; the text is the reason.  `midway`: an answer had begun to arrive.
 
-    `busy`: the same may work in a moment, for instance after `wait_s`, if the server says so.
+    `busy`: the same may work soon, for instance after `wait_s`, if the server says so.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Broken(Exception):
 
 
 class NothingMore(Broken):
-    """The server has no byte after those asked to go on from; `total_bytes` is what it has."""
+    """The server has no byte from the requested offset on; `total_bytes` is its file's length."""
 
     def __init__(self, total_bytes: int | None) -> None:
         super().__init__("the server has no more of it than is here already")
@@ -72,7 +73,7 @@ class NothingMore(Broken):
 
 
 class Answer:
-    """A server's good answer: bytes from `start` on, `total_bytes` in all if it says."""
+    """A server's answer: bytes from `start` on, `total_bytes` in all if the server says so."""
 
     def __init__(self, response: requests.Response, limits: Limits) -> None:
         self._response = response
@@ -91,7 +92,7 @@ class Answer:
             self.total_bytes = int(response.headers["Content-Length"])
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes as they come, never unpacked; Broken when they stop coming."""
+        """The bytes as they arrive, never unpacked; Broken if they stop arriving."""
         raw: urllib3.HTTPResponse = self._response.raw
         window_bytes, window_at = 0, time.monotonic()
         all_bytes, began = 0, window_at
@@ -112,8 +113,8 @@ class Answer:
                 and all_bytes < passed_s * self._limits.least_bytes_s
             ):
                 raise Broken(
-                    f"too slow: {all_bytes} bytes in {passed_s:.0f} s, and at least "
-                    f"{self._limits.least_bytes_s} a second are asked for"
+                    f"too slow: {all_bytes} bytes in {passed_s:.0f} s, but at least "
+                    f"{self._limits.least_bytes_s} a second are required"
                 )
             if now - window_at > self._limits.stall_s:
                 if window_bytes < self._limits.least_bytes:
@@ -121,7 +122,7 @@ class Answer:
                 window_bytes, window_at = 0, now
 
     def _stalled(self) -> str:
-        return f"stalled: next to nothing came for {self._limits.stall_s:.0f} s"
+        return f"stalled: almost no data came for {self._limits.stall_s:.0f} s"
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, low.ReadTimeoutError | TimeoutError):
@@ -131,7 +132,7 @@ class Answer:
 
 @contextmanager
 def get(session: requests.Session, url: str, limits: Limits, *, start: int = 0) -> Iterator[Answer]:
-    """Ask for `url` from byte `start` on; the answer may begin at 0 all the same."""
+    """Request `url` from byte `start` on; the answer may begin at 0 nevertheless."""
     _resolve(session, url, limits)
     headers = {"Accept-Encoding": "identity", "User-Agent": "vmm-workbench"}
     if start:
@@ -157,12 +158,14 @@ def get(session: requests.Session, url: str, limits: Limits, *, start: int = 0) 
             )
         answer = Answer(response, limits)
         if answer.start not in (0, start):
-            raise Broken(f"asked for bytes from {start} on, the server sends from {answer.start}")
+            raise Broken(
+                f"bytes from {start} on were requested, but the server sends from {answer.start}"
+            )
         yield answer
 
 
 def patiently(work: Callable[[], T], limits: Limits) -> T:
-    """What `work` gives, asked for again while the other side is busy; what it raises at last."""
+    """Call `work`, again while the server is busy; its result, or the last attempt's exception."""
     for tried in itertools.count(1):
         try:
             return work()
@@ -172,13 +175,13 @@ def patiently(work: Callable[[], T], limits: Limits) -> T:
             if error.wait_s > limits.longest_s:
                 raise Broken(f"{error}; it asks to come back in {error.wait_s:.0f} s") from error
             pause_s = limits.pause_s * 2.0 ** (tried - 1)
-            # Not all who were turned away come back in the same moment.
+            # A random pause, so that not all rejected clients come back at the same moment.
             time.sleep(max(error.wait_s, pause_s * random.uniform(0.75, 1.25)))  # noqa: S311
     raise AssertionError("unreachable")
 
 
 def read_text(session: requests.Session, url: str, limits: Limits, *, most_bytes: int) -> str:
-    """A short text file; Broken when it is longer than `most_bytes`."""
+    """A short text file; Broken if it is longer than `most_bytes`."""
     return patiently(lambda: _read_text(session, url, limits, most_bytes), limits)
 
 
@@ -217,7 +220,7 @@ def _resolve(session: requests.Session, url: str, limits: Limits) -> None:
 
 
 def _hung_up(error: BaseException) -> bool:
-    """Whether a server that had taken the connection cut it before it answered."""
+    """Whether a server accepted the connection but closed it before it answered."""
     seen: BaseException | None = error
     for _ in range(_DEEPEST):
         if seen is None:
@@ -232,7 +235,7 @@ def _hung_up(error: BaseException) -> bool:
 
 
 def _retry_after(said: str) -> float:
-    """The seconds that a server asks to wait, 0 when it says nothing that can be read."""
+    """The seconds that a server asks to wait; 0 if it says nothing valid."""
     try:
         return float(max(0.0, urllib3.Retry().parse_retry_after(said))) if said else 0.0
     except (low.HTTPError, ValueError, OverflowError):
@@ -240,7 +243,7 @@ def _retry_after(said: str) -> float:
 
 
 def _why(error: Exception, limits: Limits) -> str:
-    """A requests error in a few words; the cause lies several exceptions deep."""
+    """A short reason for an error of requests; the cause is several exceptions deep."""
     bundle = next((n for n in _BUNDLES if (p := os.environ.get(n)) and not os.path.exists(p)), None)
     if bundle and not isinstance(error, requests.RequestException):
         return f"{bundle}={os.environ[bundle]}: there is no such file; correct or unset it"

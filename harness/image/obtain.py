@@ -1,4 +1,4 @@
-"""From a disk brought, or from FreeBSD's servers, to a prepared release in the cache."""
+"""Makes a prepared release in the cache, from an imported disk or from FreeBSD's servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ Preparer = Callable[[Imported, Path, Backend, Live], Prepared]
 
 @dataclass(frozen=True)
 class Files:
-    """What is brought for a release.  `origin` says where the disk came from, if not its path."""
+    """The files to import for a release.  `origin` says where the disk came from, if not its
+    path.
+    """
 
     disk: Path | None = None
     src: Path | None = None
@@ -39,11 +41,11 @@ def import_files(
     live: Live = lambda _line: None,
     preparer: Preparer | None = None,
 ) -> ImageRecord | None:
-    """Take in what is brought, and prepare the disk unless exactly it was prepared before.
+    """Import files, and prepare the disk unless exactly this disk was prepared before.
 
-    All is looked at before anything is changed.  Returns the record, or None while the release
-    has trees and no disk yet.  `preparer` stands in for the first boot.  Raises UsageError for
-    files that are not what they should be, CannotError and GuestError from preparation.
+    Everything is checked before anything is changed.  Returns the record, or None while the release
+    has trees but no disk.  Tests replace the first boot by `preparer`.  Raises UsageError for wrong
+    files, CannotError and GuestError from the preparation.
     """
     manifest.check_release(release)
     if brought.disk is None and brought.src is None and brought.sysroot is None:
@@ -51,7 +53,7 @@ def import_files(
     chosen = _preparing_backend(backend) if brought.disk else Backend("tcg")
     home = store.folder(release)
     with store.lock(release), _raw(brought.disk, home, live) as disk:
-        # The disk is looked at before an archive is unpacked for minutes.
+        # The disk is examined before an archive is unpacked, which takes minutes.
         looked_at = disks.examine(disk) if disk else None
         source = trees.source(brought.src, release, home / "source", live) if brought.src else None
         sysroot = (
@@ -63,7 +65,7 @@ def import_files(
         if looked_at is None or brought.disk is None:
             return store.find(release) if store.has_record(release) else None
         if not store.has_record(release):
-            # Before the digest is taken: of a large disk that alone takes minutes.
+            # This comes before the digest, which takes minutes for a large disk.
             require_room(home, looked_at.size_bytes, f"preparing {looked_at.path.name}")
         known = manifest.find(release)
         imported = Imported(
@@ -85,9 +87,9 @@ def import_files(
 
 
 def require_known(release: str) -> None:
-    """UsageError, with what would be needed, for a release that can neither be fetched nor booted.
+    """Raise UsageError, with the remedy, for a release that can neither be fetched nor booted.
 
-    What has a manifest can be fetched; what was imported is there.
+    A release with a manifest can be fetched; an imported one can be booted.
     """
     manifest.check_release(release)
     if manifest.find(release) is None and not store.has_record(release):
@@ -96,8 +98,8 @@ def require_known(release: str) -> None:
 
 def _unknown(release: str) -> UsageError:
     return UsageError(
-        f"--release {release}: there is no manifest for it (there is for "
-        f"{', '.join(manifest.available())}) and nothing was imported; bring your own: "
+        f"--release {release}: there is no manifest for it (only for "
+        f"{', '.join(manifest.available())}) and nothing was imported; import your own: "
         f"{store.import_line(release)}"
     )
 
@@ -107,7 +109,8 @@ def fetch_official(
 ) -> Files:
     """The release's published files, verified in the cache: image, source, base.
 
-    UsageError for a release without a manifest, fetch.FetchError when one cannot be had.
+    Raises UsageError for a release without a manifest, fetch.FetchError if a file cannot be
+    fetched.
     """
     known = manifest.find(release)
     if known is None:
@@ -117,7 +120,7 @@ def fetch_official(
     folder = store.folder(release) / "downloads"
     remotes = (known.image, known.source, known.base)
     if not offline and not all((folder / remote.file).exists() for remote in remotes):
-        # Before the first byte, not when the disk is full an hour later.
+        # Check this before the first byte, not when the disk is full an hour later.
         folder.mkdir(parents=True, exist_ok=True)
         require_room(folder, known.room_bytes, f"fetching and preparing FreeBSD {release}")
 
@@ -143,15 +146,15 @@ def obtain(
 ) -> ImageRecord:
     """The prepared release: the one in the cache, or the official one, fetched and prepared.
 
-    When neither is to be had, CannotError's one line says what is missing, where it was looked
-    for, why it could not be fetched, and the remedy.
+    If neither is possible, CannotError's line says what is missing, where it was looked for, why it
+    could not be fetched, and the remedy.
     """
     missing: CannotError | None = None
     try:
         record = store.find(release)
     except CannotError as error:
         if store.has_record(release):
-            raise  # there is one, and something is wrong with it
+            raise  # there is a record, but something is wrong with it
         missing = error
     else:
         if record.prepare_version == prepare.VERSION:
@@ -165,10 +168,11 @@ def obtain(
     try:
         brought = fetch_official(release, offline=offline, live=live)
     except WorkbenchError as error:
-        own = f"bring your own: {store.import_line(release)}"
+        own = f"import your own: {store.import_line(release)}"
         raise CannotError(
-            f"no FreeBSD {release} to boot: no prepared image in {store.folder(release)}, and the "
-            "official one is not to be had: "
+            f"no FreeBSD {release} to boot: no prepared image in "
+            f"{store.folder(release)}, and the "
+            "official one cannot be fetched: "
             f"{error.message if own in error.message else f'{error.message}; {own}'}",
             detail=error.detail,
         ) from missing
@@ -178,16 +182,18 @@ def obtain(
 
 
 def _for_preparing(backend: str) -> str:
-    """Bochs runs images and does not prepare them; whoever asked for it gets TCG's help."""
+    """The backend that prepares; Bochs only runs images, so TCG prepares them for it."""
     return "auto" if backend in BOCHS_RUNS else backend
 
 
 def _preparing_backend(asked: str) -> Backend:
-    """kvm where it works, tcg otherwise; what was asked for by name is not replaced."""
+    """kvm if it works, otherwise tcg; a backend that was named is not replaced."""
     if asked == "tcg":
         return Backend("tcg")
     if asked in BOCHS_RUNS:
-        raise UsageError(f"--backend {asked}: an image is prepared under kvm or tcg")
+        raise UsageError(
+            f"--backend {asked}: images are prepared under kvm or tcg; name one of these"
+        )
     decision = host.decide(host.gather(), "kvm")
     if asked == "kvm":
         return decision.require()
@@ -206,7 +212,7 @@ def _digest(path: Path, live: Live) -> str:
 
 
 def _present(imported: Imported) -> ImageRecord | None:
-    """The record, when exactly this disk was prepared in exactly this way before."""
+    """The record, if exactly this disk was already prepared in exactly this way."""
     try:
         record = store.find(imported.release)
     except CannotError:
@@ -220,7 +226,7 @@ def _present(imported: Imported) -> ImageRecord | None:
 
 @contextmanager
 def _raw(given: Path | None, home: Path, live: Live) -> Iterator[Path | None]:
-    """The disk as it is; one compressed with xz is unpacked for as long as the block lasts."""
+    """The disk itself; one compressed with xz is unpacked for the duration of the block."""
     if given is None or not disks.is_xz(given):
         yield given
         return

@@ -1,8 +1,8 @@
-"""Reading archives that strangers made: compressed streams to their true end, tar headers bounded.
+"""Reads untrusted archives: compressed streams to their true end, tar headers with bounds.
 
-Python's own readers believe more than is good.  lzma.open takes what follows a stream, if it is
-not another stream at once, for the end of the file.  tarfile reads a header of any length into
-memory and takes a broken header in the middle of an archive for its end.
+Python's own readers trust their input too much.  lzma.open ignores data after a stream unless it is
+another stream.  tarfile reads a header of any length into memory, and takes a broken header in the
+middle of an archive for its end.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from harness.errors import CannotError
 _XZ = b"\xfd7zXZ\0"
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
-# Stream padding is whole words of zeros, says the .xz format.
+# In the .xz format, stream padding consists of whole words of zeros.
 _PADDING_BYTES = 4
 
 DAMAGED = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
-"""What reading a damaged archive raises here."""
+"""The exceptions of this module for damaged archives."""
 
 
 class XzStream(io.RawIOBase):
     """An .xz file unpacked as xz(1) does it: all streams, padding between them, nothing else.
 
-    LZMAError for garbage and for a stream that wants too much memory, EOFError where it is cut.
+    Raises LZMAError for garbage and for a stream that needs too much memory, EOFError if it is
+    truncated.
     """
 
     def __init__(self, packed: IO[bytes]) -> None:
@@ -47,7 +48,7 @@ class XzStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill `buffer` as far as the next piece goes; 0 at the end of the last stream."""
+        """Fill `buffer` with the next piece of data; 0 at the end of the last stream."""
         view = memoryview(buffer).cast("B")
         while len(view):
             if self._stream.eof and not self._next_stream():
@@ -64,7 +65,7 @@ class XzStream(io.RawIOBase):
         return 0
 
     def _next_stream(self) -> bool:
-        """Pass over padding; whether another stream begins after it."""
+        """Skip padding; returns whether another stream follows."""
         rest = self._stream.unused_data
         padding = 0
         while not (left := rest.lstrip(b"\0")):
@@ -74,18 +75,18 @@ class XzStream(io.RawIOBase):
                 break
         padding += len(rest) - len(left)
         if padding % _PADDING_BYTES:
-            raise lzma.LZMAError("what follows a stream is no padding of whole words")
+            raise lzma.LZMAError("a stream is followed by data that is not padding of whole words")
         if not left:
             return False
         left += self._packed.read(len(_XZ) - len(left)) if len(left) < len(_XZ) else b""
         if not left.startswith(_XZ):
-            raise lzma.LZMAError("something that is no xz stream follows a whole one")
+            raise lzma.LZMAError("a complete stream is followed by data that is not an xz stream")
         self._data, self._stream = left, self._new()
         return True
 
 
 def decompressed(packed: IO[bytes]) -> IO[bytes]:
-    """The stream itself, or what xz or gzip make of it; both notice where it was cut short."""
+    """The stream itself, or its contents unpacked by xz or gzip, which notice truncation."""
     magic = packed.read(len(_XZ))
     packed.seek(0)
     if magic == _XZ:
@@ -96,9 +97,9 @@ def decompressed(packed: IO[bytes]) -> IO[bytes]:
 
 
 class _Tape:
-    """A stream that only goes on, as tarfile wants to read it.
+    """A stream without seeking back, in the form that tarfile reads.
 
-    While a header is read, no more than its bound comes out, however long it says it is.
+    A header is read only up to a bound, whatever length it claims.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -117,7 +118,7 @@ class _Tape:
 
     def read(self, size: int) -> bytes:
         if size < 0:
-            raise tarfile.ReadError("a length below zero")
+            raise tarfile.ReadError("a negative length")
         if self._header_left is not None:
             self._header_left -= size
             if self._header_left < 0:
@@ -137,9 +138,9 @@ class _Tape:
         return b"".join(parts)
 
     def seek(self, position: int) -> None:
-        """Go on to `position`; what lies between is read and forgotten."""
+        """Skip to `position`; the data before it is read and discarded."""
         if position < self._at:
-            raise tarfile.ReadError("a member begins before the one ahead of it ends")
+            raise tarfile.ReadError("a member begins before the previous one ends")
         header, self._header_left = self._header_left, None
         while self._at < position:
             if not self.read(min(_CHUNK_BYTES, position - self._at)):
@@ -148,7 +149,7 @@ class _Tape:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header, of which a broken one is an error wherever it stands."""
+    """A member's header; a broken one is an error at any position."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:
@@ -163,7 +164,7 @@ class _Header(tarfile.TarInfo):
 
 
 class Member:
-    """One member of an archive, in turn: what its header says, and a way to read its content."""
+    """The current member of an archive: its header, and a way to read its content."""
 
     def __init__(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         self._tar = tar
@@ -171,11 +172,11 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The path as the archive has it, not checked."""
+        """The path in the archive, not checked."""
         return self.info.name
 
     def content(self) -> IO[bytes]:
-        """A regular file's bytes, holes as zeros; only until the next member is asked for."""
+        """A regular file's bytes, holes as zeros; only until the next member is read."""
         stream = self._tar.extractfile(self.info)
         if stream is None:
             raise tarfile.ReadError(f"{self.name!r} has no content")
@@ -183,10 +184,9 @@ class Member:
 
 
 def members(plain: IO[bytes]) -> Iterator[Member]:
-    """The members of an uncompressed tar, in its order, and then its end is looked at.
+    """The members of an uncompressed tar in order; then its end is checked.
 
-    Raises one of DAMAGED for whatever is not as it should be.  Sizes are not compared with the room
-    on the disk here.
+    Raises one of DAMAGED for any fault.  Sizes are not compared with the room on the disk here.
     """
     tape = _Tape(plain)
     count = 0
@@ -198,7 +198,7 @@ def members(plain: IO[bytes]) -> Iterator[Member]:
         with _parsing():
             info = tar.next()
         tape.end_header()
-        # tarfile keeps all it has met.
+        # tarfile stores all members that it has read.
         tar.members = []  # type: ignore[attr-defined]
         if info is None:
             break
@@ -206,7 +206,7 @@ def members(plain: IO[bytes]) -> Iterator[Member]:
         if count > limits.ARCHIVE_MEMBERS:
             raise tarfile.ReadError(f"more than {limits.ARCHIVE_MEMBERS} members")
         if info.size < 0:
-            raise tarfile.ReadError(f"{info.name!r} has a length below zero")
+            raise tarfile.ReadError(f"{info.name!r} has a negative length")
         _check_holes(info)
         yield Member(tar, info)
     # tar stops reading at its own end; the compressor's checksum comes after that.
@@ -214,13 +214,13 @@ def members(plain: IO[bytes]) -> Iterator[Member]:
     while rest := tape.read(_CHUNK_BYTES):
         tail += len(rest)
         if rest.count(0) != len(rest):
-            raise tarfile.ReadError("something follows the archive's end mark")
+            raise tarfile.ReadError("there is data after the archive's end mark")
         if tail > limits.ARCHIVE_TAIL_BYTES:
-            raise tarfile.ReadError("its padding has no end")
+            raise tarfile.ReadError("its padding does not end")
 
 
-class _parsing:  # noqa: N801 - it reads as what it is for
-    """tarfile's parser raises whatever a forged header makes it raise; that is damage too."""
+class _parsing:  # noqa: N801 - it is used like a keyword
+    """Turn any exception of tarfile's parser into an error for a damaged archive."""
 
     def __enter__(self) -> None:
         return None
@@ -233,10 +233,10 @@ class _parsing:  # noqa: N801 - it reads as what it is for
 
 
 def _check_holes(info: tarfile.TarInfo) -> None:
-    """ReadError unless the pieces of a sparse file lie in order within its length."""
+    """Raise ReadError unless the pieces of a sparse file are in order and within its length."""
     end = 0
     holes: list[tuple[int, int]] = getattr(info, "sparse", None) or []
     for at, length in holes:
         if at < end or length < 0 or at + length > info.size:
-            raise tarfile.ReadError(f"{info.name!r}: the map of its holes is none")
+            raise tarfile.ReadError(f"{info.name!r}: the map of its holes is invalid")
         end = at + length

@@ -1,6 +1,6 @@
-"""The first boot of an imported disk: what makes it an image that runs can rely on.
+"""The first boot of an imported disk, which prepares it for runs.
 
-Only the key and what SSH needs go over the serial line; the host key comes back over it and is
+Only the key and sshd's settings go over the serial line; the host key comes back over it and is
 pinned.  Everything else is one script, `images/prepare.sh`, run over SSH.  The imported disk is
 only read, through an overlay, and only the flattened result is stored.
 """
@@ -27,10 +27,10 @@ from harness.machine.models import BOCHS_RUNS, Backend
 from harness.machine.qemu import QemuMachine, flatten
 
 VERSION = 8
-"""Changes with what preparation does, so that an older image is not taken for a present one."""
+"""Increase this if the preparation changes, so that an older image does not count as current."""
 
 ANNOUNCEMENT = "vmm-workbench: sshd is up"
-"""What a prepared image says on its console once sshd listens."""
+"""The line that a prepared image prints on its console once sshd listens."""
 
 SCRIPT = PROJECT / "images" / "prepare.sh"
 
@@ -38,14 +38,15 @@ _BOOT_S = 60.0
 _STEP_S = 20.0
 _MEMORY_BYTES = 1 << 30
 
-# Each goes over the serial line by itself; sshd's first word counts, so ours come before its file.
+# Each line is sent separately; sshd uses the first value of a setting, so ours precede its file's.
 _SSHD = (
     "PermitRootLogin prohibit-password",
     "PasswordAuthentication no",
     "KbdInteractiveAuthentication no",
     "PermitEmptyPasswords no",
     "UseDNS no",
-    # An emulated clock leaps while the guest idles; a grace time would run out in the handshake.
+    # An emulated clock leaps while the guest is idle, so a grace time could run out in the
+    # handshake.
     "LoginGraceTime 0",
     "MaxStartups 100",
 )
@@ -57,13 +58,13 @@ def prepare(
     backend: Backend,
     live: Callable[[str], None] = lambda _line: None,
 ) -> Prepared:
-    """Boot `imported` once under `backend` (kvm or tcg) and leave the prepared image in `folder`.
+    """Boot `imported` once under `backend` (kvm or tcg), and write the prepared image to `folder`.
 
     `folder` gets `disk.raw`, the private key, the serial line's password and the boot's logs.
-    Raises CannotError when the image cannot be entered, GuestError when it breaks.
+    Raises CannotError if there is no login, GuestError if the guest breaks.
     """
     if backend.name in BOCHS_RUNS:
-        raise CannotError("an image is prepared under kvm or tcg; use --backend tcg")
+        raise CannotError("images are prepared under kvm or tcg; use --backend tcg")
     require_room(folder, imported.disk_bytes, f"preparing {imported.disk.name}")
     key = folder / "id_ed25519"
     public = make_key(key, "vmm-workbench")
@@ -88,7 +89,7 @@ def prepare(
         with Guest(machine, Access(key, host_key, imported.login.user)) as guest:
             live("waiting for SSH")
             guest.wait_ready()
-            # A qcow2 disk's partitions were not looked at.
+            # The partitions of a qcow2 disk were not examined.
             if re.search(r"\s/\s+zfs\s", guest.must(["mount", "-p"])):
                 raise CannotError(f"{imported.disk}: {ZFS_REFUSED}")
             live("changing the image")
@@ -122,7 +123,7 @@ def _let_ssh_in(
     scale: float,
     live: Callable[[str], None],
 ) -> str:
-    """Log in on the serial line, install the key and start sshd; the host key."""
+    """Log in on the serial line, install the key and start sshd; returns the host key."""
     login = SerialLogin(console, imported.login.user, imported.login.password)
     live("waiting for the login prompt")
     login.log_in(Deadline.scaled(_BOOT_S, scale))
@@ -133,8 +134,8 @@ def _let_ssh_in(
     login.run("cd /etc/ssh; umask 022; : >sshd_config.new", limit)
     for line in _SSHD:
         login.run(f"echo {shlex.quote(line)} >>sshd_config.new", limit)
-    # Newer servers lock out an address whose connections break off, which is what waiting for a
-    # boot looks like to them; older ones do not know the word.
+    # Newer servers lock out an address whose connections are interrupted, as happens while we wait
+    # for a boot; older ones do not know the setting.
     penalty = "PerSourcePenalties no"
     login.run(
         f"if /usr/sbin/sshd -T -o {shlex.quote(penalty)} >/dev/null 2>&1; "
@@ -145,7 +146,7 @@ def _let_ssh_in(
     login.run("ssh-keygen -A >/dev/null", limit)
     host_key = " ".join(login.run("cat ssh_host_ed25519_key.pub", limit).split()[:2])
     if not host_key.startswith("ssh-ed25519 AAAA"):
-        raise GuestError(f"no host key came over the serial line, but: {host_key[:60]}")
+        raise GuestError(f"instead of a host key the serial line showed: {host_key[:60]}")
     login.run("sysrc -q sshd_enable=YES >/dev/null", limit)
     login.run("service sshd onerestart >/dev/null 2>&1", limit)
     login.run("ps -axo command | grep -q '[s]shd'", limit)

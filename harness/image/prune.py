@@ -1,4 +1,4 @@
-"""What the cache can do without: downloads, leftovers of releases, small guests built long ago."""
+"""Removes from the cache what is not needed: downloads, leftovers, and old small guests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from harness.files import cache_dir, locked
 from harness.image import store
 from harness.image.model import ImageRecord
 
-# Folder of the cache -> its lock.  Each holds a folder per digest of what it was built from.
+# Folder of the cache -> its lock.  Each has a folder for each digest of the sources.
 _SMALL_GUESTS = {"vtxprobe": "vtxprobe/lock", "l2rom": "l2rom.lock", "standin": "standin/lock"}
 
 _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 
 
 def release(name: str) -> int:
-    """Remove what a prepared release no longer needs: downloads, logs, leftovers.  Bytes freed."""
+    """Remove downloads, logs and leftovers of a prepared release; returns the bytes freed."""
     home = store.folder(name)
     if not home.is_dir():
         return 0
@@ -28,9 +28,9 @@ def release(name: str) -> int:
 
 
 def small_guests() -> int:
-    """Remove the probes, boot ROMs and stand-ins but for the newest of each.  Bytes freed.
+    """Remove all but the newest probe, boot ROM and stand-in; returns the bytes freed.
 
-    They are built again in seconds, the stand-in in a minute.
+    They can be built again in seconds, the stand-in in a minute.
     """
     freed = 0
     for name, lock in _SMALL_GUESTS.items():
@@ -45,7 +45,7 @@ def small_guests() -> int:
 
 
 def remove(path: Path) -> int:
-    """Remove a file or folder; the bytes it took."""
+    """Remove a file or folder; returns its size in bytes."""
     freed = size(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -72,5 +72,5 @@ def _rubbish(home: Path, record: ImageRecord | None, used: store.Trees) -> Itera
         elif path.name == "failed" or path.name.startswith("."):
             yield path
         elif path.name == "downloads":
-            # The notes stay: they hold the digests that a later fetch is measured by.
+            # The notes stay, because a later fetch is compared with their digests.
             yield from (inner for inner in path.iterdir() if inner.suffix not in (".json", ".lock"))

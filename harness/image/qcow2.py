@@ -1,7 +1,7 @@
-"""A qcow2 disk looked at without QEMU: is it whole by itself, and what stands at its beginning?
+"""Examines a qcow2 disk without QEMU: is it complete in itself, and what is at its beginning?
 
-The form is QEMU's docs/interop/qcow2.txt: a table of tables names the cluster of the file that has
-each cluster of the disk.
+The format is described in QEMU's docs/interop/qcow2.txt: a two-level table has the position in the
+file of each cluster of the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLUSTER_BITS = range(9, 22)
 
 @dataclass(frozen=True)
 class Header:
-    """What is needed of a header.  `size_bytes` is what a guest sees."""
+    """The used fields of a header.  `size_bytes` is the size for the guest."""
 
     cluster_bits: int
     size_bytes: int
@@ -41,14 +41,16 @@ class Header:
 
     @property
     def cluster_bytes(self) -> int:
-        """The unit in which the file is divided."""
+        """The unit into which the file is divided."""
         return 1 << self.cluster_bits
 
 
 def examine(path: Path, head: bytes) -> Header:
-    """The header of the disk whose first bytes are `head`; UsageError unless it is whole."""
+    """The header of the disk whose first bytes are `head`; UsageError unless the disk is
+    complete.
+    """
     if len(head) < 104:
-        raise UsageError(f"{path}: it begins like qcow2 and ends at once; was it cut short?")
+        raise UsageError(f"{path}: it begins like qcow2 but is too short; was it truncated?")
     version, backing, length, bits, size, crypt, tables, at = struct.unpack_from(
         ">IQIIQIIQ", head, 4
     )
@@ -59,20 +61,20 @@ def examine(path: Path, head: bytes) -> Header:
         )
     if version not in (2, 3):
         raise UsageError(
-            f"{path}: qcow2 of version {version} is not known here, only 2 and 3; bring it as a "
+            f"{path}: qcow2 version {version} is not supported, only 2 and 3; import it as a "
             "raw disk"
         )
     features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
-    # No command that would copy the other file into the image: it may be any file of this machine.
-    whole = "bring a disk that is whole by itself, from whoever made this one"
+    # Do not suggest a command that merges the other file, since it may be any file of this machine.
+    whole = "ask its author for a disk that is complete in one file"
     if backing:
         name = _name_at(path, backing, length)
         raise UsageError(
-            f"{path}: it holds only what differs from another file, {name} (its backing file); "
+            f"{path}: it contains only the differences to another file, {name} (its backing file); "
             f"{whole}"
         )
     if features & _DATA_FILE:
-        raise UsageError(f"{path}: its data lie in another file; {whole}")
+        raise UsageError(f"{path}: its data are in another file; {whole}")
     if crypt:
         raise UsageError(f"{path}: {encrypted('qcow2', 'encrypt.key-secret', path)}")
     if features & (_DIRTY | _CORRUPT):
@@ -82,18 +84,19 @@ def examine(path: Path, head: bytes) -> Header:
         )
     if features & ~_KNOWN:
         raise UsageError(
-            f"{path}: it has features that QEMU does not know either (bits {features:#x}); bring "
+            f"{path}: it has features that QEMU does not know either (bits "
+            f"{features:#x}); import "
             "it as a raw disk"
         )
     if size < _LEAST_BYTES:
-        raise UsageError(f"{path}: {human_bytes(size)} is no whole disk")
+        raise UsageError(f"{path}: {human_bytes(size)} is not the size of a whole disk")
     if bits not in _CLUSTER_BITS or tables * 8 > _MOST_TABLE_BYTES:
         raise UsageError(f"{path}: its header is damaged; copy it again")
     return Header(bits, size, tables, at, features)
 
 
 def encrypted(driver: str, secret: str, path: Path) -> str:
-    """What to say of an encrypted disk, with the command that makes a plain one of it."""
+    """The message for an encrypted disk, with the command that decrypts it."""
     options = shlex.quote(f"driver={driver},{secret}=key,file.filename={path}")
     return (
         "it is encrypted; put its pass phrase into a file KEY, run qemu-img convert --object "
@@ -102,7 +105,7 @@ def encrypted(driver: str, secret: str, path: Path) -> str:
 
 
 def require_complete(path: Path, header: Header) -> None:
-    """UsageError when a table names what would lie behind the end of the file."""
+    """Raise UsageError if a table refers to data behind the end of the file."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         for table in _tables(stream, header, path):
@@ -116,9 +119,9 @@ def require_complete(path: Path, header: Header) -> None:
 
 
 def beginning(path: Path, header: Header, length: int) -> bytes | None:
-    """The first `length` bytes of the disk; None where they are compressed otherwise than by zlib.
+    """The first `length` bytes of the disk; None if they are compressed by anything but zlib.
 
-    Raises UsageError when they are damaged.
+    Raises UsageError if they are damaged.
     """
     found = b""
     with path.open("rb") as stream:
@@ -137,7 +140,8 @@ def beginning(path: Path, header: Header, length: int) -> bytes | None:
 def _cluster(stream: IO[bytes], header: Header, entry: int, path: Path) -> bytes | None:
     if not entry & _COMPRESSED:
         at = entry & _OFFSET
-        # In a disk with long entries a part of the cluster may be zeros: it is read as it lies.
+        # In a disk with long entries a part of the cluster may count as zeros; it is read
+        # unchanged.
         if not at or (entry & _ZEROS and not header.features & _LONG_ENTRIES):
             return bytes(header.cluster_bytes)
         stream.seek(at)
@@ -154,7 +158,7 @@ def _cluster(stream: IO[bytes], header: Header, entry: int, path: Path) -> bytes
 
 
 def _tables(stream: IO[bytes], header: Header, path: Path) -> list[int]:
-    """Where the table of each stretch of the disk is; 0 for a stretch of zeros."""
+    """The position of the table for each part of the disk; 0 for a part with zeros."""
     data = _read(stream, header.tables_at, header.tables * 8, path)
     return [it & _OFFSET for (it,) in struct.iter_unpack(">Q", data)]
 
@@ -164,7 +168,7 @@ def _entries(stream: IO[bytes], header: Header, table: int, path: Path) -> list[
         return []
     data = _read(stream, table, header.cluster_bytes, path)
     entries = [it for (it,) in struct.iter_unpack(">Q", data)]
-    # The second half of a long entry says which parts of its cluster are there.
+    # The second half of a long entry says which parts of its cluster exist.
     return entries[::2] if header.features & _LONG_ENTRIES else entries
 
 
@@ -178,13 +182,13 @@ def _read(stream: IO[bytes], at: int, count: int, path: Path) -> bytes:
 
 def _cut_short(path: Path, size: int) -> UsageError:
     return UsageError(
-        f"{path}: it was cut short: its tables name what lies behind its {human_bytes(size)}; "
+        f"{path}: it was truncated: its tables refer to data behind its {human_bytes(size)}; "
         "copy it again"
     )
 
 
 def _name_at(path: Path, at: int, length: int) -> str:
-    """The name that a qcow2 file has at `at`, for people to read."""
+    """The name at offset `at` of a qcow2 file, for messages."""
     with path.open("rb") as stream:
         if at > path.stat().st_size:
             return "whose name is not in it"

@@ -1,8 +1,8 @@
 """New keys for a prepared disk, without booting it.
 
-A bundle makes one prepared image known to many; each machine that takes it in gets keys of its
-own.  A key's text is as long as the one it replaces, and UFS keeps no checksums of data, so the new
-text is written where the old one lies.  Copies in blocks that are no longer used are replaced too.
+Many machines may import the same bundle; each gets its own keys.  A new key's text is as long as
+the old one, and UFS has no checksums of data, so the new text is written over the old one.  Copies
+in unused blocks are replaced too.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ _KEY_BYTES = 32
 
 
 def public_key(private: Path) -> str:
-    """The public half of a private key file, as `ssh-ed25519 AAAA…`; CannotError if it is none."""
+    """The public key of a private key file, as `ssh-ed25519 AAAA…`; CannotError if it is
+    invalid.
+    """
     try:
         key = serialization.load_ssh_private_key(private.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise CannotError(f"{private}: no private key that can be read ({error})") from error
+        raise CannotError(f"{private}: it is not a valid private key ({error})") from error
     return _public_text(key.public_key())
 
 
 def rekey(disk: Path, old_public: str, new_public: str, old_host: str) -> str:
-    """Replace the key that is let in, and the host's own; the new host key's public text.
+    """Replace the accepted user key and the host key; returns the new host key's public text.
 
-    Public keys are given as `ssh-ed25519 AAAA…`.  CannotError when one of the old ones is not on
-    the disk: then it is not the disk that those keys belong to, or not one that can be treated so.
+    Public keys are given as `ssh-ed25519 AAAA…`.  Raises CannotError if an old key is not on the
+    disk: then the keys belong to another disk, or the disk stores them in another way.
     """
     host = ed25519.Ed25519PrivateKey.generate()
     new_host = _public_text(host.public_key())
@@ -45,7 +47,7 @@ def rekey(disk: Path, old_public: str, new_public: str, old_host: str) -> str:
     try:
         with mmap.mmap(handle, 0) as view:
             ranges = list(_data(handle))
-            _replace(disk, view, ranges, "the key it lets in", old_public, new_public)
+            _replace(disk, view, ranges, "the user key that it accepts", old_public, new_public)
             _replace_host_key(disk, view, ranges, old_host, host)
             _replace(disk, view, ranges, "its host key", old_host, new_host)
             view.flush()
@@ -88,7 +90,7 @@ def _replace(
     assert len(old) == len(new)
     places = list(_found(view, ranges, old.encode()))
     if not places:
-        raise CannotError(f"{disk}: {what} is not on it as it should be; nothing was taken in")
+        raise CannotError(f"{disk}: {what} was not found on it; nothing was imported")
     for at in places:
         view[at : at + len(new)] = new.encode()
 
@@ -100,7 +102,7 @@ def _replace_host_key(
     old_public: str,
     new: ed25519.Ed25519PrivateKey,
 ) -> None:
-    """Replace the private half in every file of it; what else such a file holds stays."""
+    """Replace the private key in every file that contains it, without other changes to the file."""
     replaced = 0
     for at in list(_found(view, ranges, _BEGIN)):
         start, end = at + len(_BEGIN), view.find(_END, at, at + _LONGEST_BYTES)
@@ -109,15 +111,13 @@ def _replace_host_key(
             view[start:end] = text
             replaced += 1
     if not replaced:
-        raise CannotError(
-            f"{disk}: its host key is not on it as it should be; nothing was taken in"
-        )
+        raise CannotError(f"{disk}: its host key was not found on it; nothing was imported")
 
 
 def _with_key(text: bytes, old_public: str, new: ed25519.Ed25519PrivateKey) -> bytes | None:
-    """A private key file's base64 lines with `new` in place of the old key; None if it is another.
+    """A private key file's base64 lines with `new` instead of the old key; None if it is another.
 
-    The old key's public half stands there three times, the last time behind the secret half.
+    The file contains the old public key three times, the last time after the secret part.
     """
     old = base64.b64decode(old_public.split()[1])[-_KEY_BYTES:]
     try:

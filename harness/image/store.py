@@ -1,12 +1,12 @@
-"""The image cache: one folder per release, and what is written down about it.
+"""The image cache: one folder per release, and its records.
 
     images/RELEASE/image.json      the record; it names the folder of the prepared disk
-    images/RELEASE/prepared-*/     disk.raw, id_ed25519 and what else preparation left
+    images/RELEASE/prepared-*/     disk.raw, id_ed25519 and other files of the preparation
     images/RELEASE/trees.json      where the source tree and the sysroot are
     images/RELEASE/source/, sysroot/    unpacked from src.txz and base.txz, if those were given
     images/RELEASE/downloads/      official files, verified
 
-A record appears after everything that it names, in one rename.  A folder without a record is a
+A record is written after all files that it names, in one rename.  A folder without a record is a
 leftover.
 """
 
@@ -40,16 +40,16 @@ _PATHS = ("disk", "private_key")
 
 @dataclass(frozen=True)
 class Trees:
-    """Where a release's source tree and sysroot are; None where none was given yet."""
+    """The paths of a release's source tree and sysroot; None if not imported yet."""
 
     source: Path | None = None
     sysroot: Path | None = None
 
 
 def folder(release: str) -> Path:
-    """The release's folder in the cache, there or not.
+    """The release's folder in the cache, which need not exist.
 
-    Nothing is ever imported for a major version alone (14), but it may be asked for.
+    A major version by itself (14) is never imported, but callers may ask for it.
     """
     if not release.isdigit():
         check_release(release)
@@ -57,20 +57,20 @@ def folder(release: str) -> Path:
 
 
 def lock(release: str) -> AbstractContextManager[None]:
-    """Held while the release's part of the cache is changed; an hour covers a slow preparation."""
+    """The lock for changes to the release's files; an hour covers a slow preparation."""
     return locked(
         folder(release) / "lock", f"changing the cached FreeBSD {release}", timeout_s=3600
     )
 
 
 def import_line(release: str, *, trees: bool = True) -> str:
-    """The command that brings a release's files in by hand."""
+    """The command that imports a release's files."""
     more = " --src DIR-or-src.txz --sysroot DIR-or-base.txz" if trees else ""
     return f"./inv image.import --release {release} --disk FILE{more}"
 
 
 def trees_line(release: str, *, src: bool = False, sysroot: bool = False) -> str:
-    """The command that brings in a source tree or a sysroot; the disk stays as it is."""
+    """The command that imports a source tree or a sysroot, without changing the disk."""
     more = (" --src DIR-or-src.txz" if src else "") + (
         " --sysroot DIR-or-base.txz" if sysroot else ""
     )
@@ -80,13 +80,13 @@ def trees_line(release: str, *, src: bool = False, sysroot: bool = False) -> str
 def find(release: str) -> ImageRecord:
     """The prepared release.
 
-    CannotError says what is missing, where it was looked for and the remedy.
+    CannotError says what is missing, where it was looked for, and the remedy.
     """
     where = folder(release)
     record = read(release)
     if record is None:
         raise CannotError(
-            f"no prepared FreeBSD {release} in {where}; bring one: {import_line(release)}, or run "
+            f"no prepared FreeBSD {release} in {where}; import one: {import_line(release)}, or run "
             f"./inv image.fetch --release {release} where there is a network"
         )
     if not record.disk.is_file() or record.disk.stat().st_size != record.disk_bytes:
@@ -103,16 +103,16 @@ def find(release: str) -> ImageRecord:
 
 
 def require_untouched(record: ImageRecord, live: Live) -> None:
-    """CannotError when the prepared disk is not what it was.
+    """Raise CannotError if the prepared disk was changed.
 
-    Its digest takes as long as a boot, so it is taken only when the file's time stamp shows a
-    change; what changed it may have been a copy of the cache.
+    Computing its digest takes as long as a boot, so that is done only if the file's time stamp is
+    newer, which may also be caused by copying the cache.
     """
     noted = folder(record.release) / _RECORD
     changed_ns = record.disk.stat().st_mtime_ns
     if changed_ns <= noted.stat().st_mtime_ns:
         return
-    live("the disk's time stamp is newer than its record: taking its digest")
+    live("the disk's time stamp is newer than its record: computing its digest")
     if sha256_file(record.disk) != record.disk_sha256:
         raise CannotError(
             f"{record.disk}: the prepared disk was changed since it was prepared; remove {noted} "
@@ -122,17 +122,17 @@ def require_untouched(record: ImageRecord, live: Live) -> None:
 
 
 def has_record(release: str) -> bool:
-    """Whether there is a record, usable or not."""
+    """Whether there is a record, even an unusable one."""
     return (folder(release) / _RECORD).exists()
 
 
 def source(release: str) -> Path:
-    """The release's source tree; CannotError with the remedy when none was given or it is gone."""
+    """The release's source tree; CannotError with the remedy if there is none or it is gone."""
     return _tree(trees(release).source, "source tree", release, trees_line(release, src=True))
 
 
 def sysroot(release: str) -> Path:
-    """The release's sysroot; CannotError with the remedy when none was given or it is gone."""
+    """The release's sysroot; CannotError with the remedy if there is none or it is gone."""
     return _tree(trees(release).sysroot, "sysroot", release, trees_line(release, sysroot=True))
 
 
@@ -170,7 +170,7 @@ def known() -> list[str]:
 
 
 def trees(release: str) -> Trees:
-    """Where the trees are, as written down; they may be gone."""
+    """The recorded paths of the trees, which may be gone."""
     data = _read_json(folder(release) / _TREES)
     if data is None:
         return Trees()
@@ -186,7 +186,7 @@ def _path(line: str | None) -> Path | None:
 
 
 def set_trees(release: str, change: Trees) -> None:
-    """Write down where the trees are; None in `change` leaves what is known."""
+    """Record the paths of the trees; None in `change` leaves the earlier path."""
     old = trees(release)
     new = Trees(change.source or old.source, change.sysroot or old.sysroot)
     data = {"source": _text(new.source), "sysroot": _text(new.sysroot)}
@@ -198,17 +198,17 @@ def _text(path: Path | None) -> str | None:
 
 
 def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) -> ImageRecord:
-    """Prepare an imported disk and put it in the release's place.
+    """Prepare an imported disk, and make it the release's image.
 
-    `prepare` gets an empty private folder.  The one that was there serves until the new one is
-    whole; when `prepare` raises, its logs stay in `failed/` and all else is as it was.
+    `prepare` gets an empty private folder.  An earlier image is used until the new one is complete;
+    if `prepare` raises, its logs stay in `failed/` and everything else is unchanged.
     """
     home = folder(imported.release)
     home.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="prepared-", dir=home))
     try:
         made = prepare(imported, place)
-        live("taking the prepared disk's digest")
+        live("computing the prepared disk's digest")
         record = _record(imported, made, prepare_version)
         text = json.dumps(_to_data(record), indent=2) + "\n"
         _read_back(text, record, home)
@@ -216,7 +216,7 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
     except BaseException as error:
         _keep_logs(place, home / "failed")
         if isinstance(error, WorkbenchError):
-            # What it says about logs is to be true afterwards.
+            # The path of the logs in the message must still be valid afterwards.
             error.message = error.message.replace(str(place), str(home / "failed"))
             error.args = (error.message,)
         raise
@@ -228,7 +228,7 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
 
 
 def _read_back(text: str, record: ImageRecord, home: Path) -> None:
-    """CannotError when the record could not be used later: the one that is there stays then."""
+    """Raise CannotError if the new record could not be used later; then the old one stays."""
     try:
         again = _from_data(checked.table(text), record.release, home)
     except (KeyError, TypeError, ValueError) as error:
@@ -236,11 +236,11 @@ def _read_back(text: str, record: ImageRecord, home: Path) -> None:
             f"FreeBSD {record.release}: its record could not be read back ({error})"
         ) from error
     if again != replace(record, source=None, sysroot=None):
-        raise CannotError(f"FreeBSD {record.release}: its record would not be read back the same")
+        raise CannotError(f"FreeBSD {record.release}: reading back its record gives another result")
 
 
 def _keep_logs(place: Path, failed: Path) -> None:
-    """Of a preparation that failed, keep what shows why, and nothing large or secret."""
+    """Store the logs of a failed preparation, but no large or secret files."""
     shutil.rmtree(failed, ignore_errors=True)
     for log in [*place.rglob("*.log"), *place.rglob("*.txt")]:
         target = failed / log.relative_to(place)
@@ -271,7 +271,7 @@ def _record(imported: Imported, made: Prepared, prepare_version: int) -> ImageRe
 
 
 def _to_data(record: ImageRecord) -> dict[str, Any]:
-    """The record for its file: paths relative to the release's folder, the trees left out."""
+    """The record for its file: paths are relative to the release's folder, without the trees."""
     home = folder(record.release)
     data = {"format": _FORMAT, **asdict(record)}
     for name in ("source", "sysroot"):
@@ -282,7 +282,7 @@ def _to_data(record: ImageRecord) -> dict[str, Any]:
 
 
 def read(release: str) -> ImageRecord | None:
-    """The record as written down, or None; CannotError when it cannot be used."""
+    """The stored record, or None; CannotError if it cannot be used."""
     path = folder(release) / _RECORD
     data = _read_json(path)
     if data is None:
@@ -296,7 +296,7 @@ def read(release: str) -> ImageRecord | None:
 
 
 def _from_data(data: dict[str, Any], release: str, home: Path) -> ImageRecord:
-    """The record that a file holds; KeyError, TypeError or ValueError when it holds none."""
+    """The record in a file's data; KeyError, TypeError or ValueError if it is invalid."""
     if data.pop("format") != _FORMAT:
         raise ValueError("it was written by another version of the workbench")
     if data["release"] != release:
@@ -333,6 +333,6 @@ def remove(release: str) -> None:
     """Remove a release from the cache.  The user's trees stay."""
     home = folder(release)
     if not home.is_dir():
-        raise UsageError(f"--release {release}: nothing of it is in {home.parent}")
+        raise UsageError(f"--release {release}: there is nothing of it in {home.parent}")
     with lock(release):
         shutil.rmtree(home, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The trees that belong to a release: its source, and a sysroot to build userland against.
 
-Each is a folder of the user's, referenced where it is and never written to, or a distribution set
-(src.txz, base.txz), unpacked into the cache.
+Each is either a folder of the user's, which is used in place and never written to, or a
+distribution set (src.txz, base.txz), which is unpacked into the cache.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _ARCHIVES = (".txz", ".tar.xz", ".tgz", ".tar.gz", ".tar")
 def source(given: Path, release: str, folder: Path, live: Callable[[str], None]) -> Path:
     """The source tree in `given`, a folder or an archive; an archive is unpacked as `folder`.
 
-    UsageError when it is no FreeBSD source, or that of another release.
+    Raises UsageError if it is not a FreeBSD source tree, or that of another release.
     """
     if not _is_archive(given):
         root = _source_root(given)
         if root is None:
-            raise UsageError(f"{given}: no FreeBSD source tree ({PARAM} is not in it)")
+            raise UsageError(f"{given}: it is not a FreeBSD source tree ({PARAM} is not in it)")
         check_release(root, release)
         return root.absolute()
     with atomic_dir(folder) as temporary:
         unpack.unpack(given, temporary, live)
         root = _source_root(temporary)
         if root is None:
-            raise UsageError(f"{given}: no FreeBSD source ({PARAM} is not in it)")
+            raise UsageError(f"{given}: it contains no FreeBSD source ({PARAM} is not in it)")
         check_release(root, release, given)
         below = root.relative_to(temporary)
     return folder / below
 
 
 def sysroot(given: Path, release: str, folder: Path, live: Callable[[str], None]) -> Path:
-    """The sysroot in `given`, a folder or an archive of which headers and libraries are taken.
+    """The sysroot in `given`, a folder or an archive, of which headers and libraries are unpacked.
 
-    UsageError when it has no FreeBSD headers and libraries, or those of another major release.
+    Raises UsageError if it has no FreeBSD headers and libraries, or those of another major release.
     """
     major = parse(release).major
     if not _is_archive(given):
@@ -56,11 +56,11 @@ def sysroot(given: Path, release: str, folder: Path, live: Callable[[str], None]
 
 
 def check_release(root: Path, release: str, given: Path | None = None) -> None:
-    """UsageError unless the tree is of that release (15.1 for 15.1-RELEASE-p1)."""
+    """Raise UsageError unless the tree is of that release (15.1 for 15.1-RELEASE-p1)."""
     found = source_tree.read(root)
     if found.revision != parse(release).version:
         raise UsageError(
-            f"{given or root}: it is the source of FreeBSD {found}, and --release says {release}; "
+            f"{given or root}: it is the source of FreeBSD {found}, but --release says {release}; "
             "a module built from it would not fit the guest"
         )
 
@@ -71,7 +71,7 @@ def _is_archive(given: Path) -> bool:
     if not given.exists():
         raise UsageError(f"{given}: no such file or folder")
     if not given.name.endswith(_ARCHIVES):
-        raise UsageError(f"{given}: neither a folder nor an archive ({', '.join(_ARCHIVES)})")
+        raise UsageError(f"{given}: it is neither a folder nor an archive ({', '.join(_ARCHIVES)})")
     return True
 
 

@@ -1,8 +1,8 @@
-"""Unpacking any archive, without trusting it: a system's, a bundle's, what a guest's tar prints.
+"""Unpacks untrusted archives: of a system, of a bundle, or from a guest's tar.
 
-Nothing is written outside the folder, whatever the archive's names, links and their order say, and
-nothing is believed that is not bounded (limits.py).  Members are never written through a link.
-Owners, set-id bits and file flags are dropped.
+Nothing is written outside the folder, whatever names and links the archive has and in whatever
+order, and all sizes are bounded (limits.py).  Members are never written through a link. Owners,
+set-id bits and file flags are dropped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN = 100
 
 @dataclass(frozen=True)
 class Unpacked:
-    """The result of an archive: how many members were written, and which were left out, and why."""
+    """The result of unpacking: the number of written members, and those left out with reasons."""
 
     members: int
     left_out: tuple[str, ...] = ()
@@ -45,11 +45,11 @@ def unpack(
 ) -> Unpacked:
     """Unpack `archive` (tar, compressed or not) into the empty `folder`.
 
-    `only` names the folders to take, all of it when empty.  An archive `of_a_system` may have links
-    with an absolute target, which mean the system's own root and are made relative to the folder;
-    what leads out of it, and devices, make it refused.  Of any other archive such members are left
-    out.  `called` is what messages call the archive.  CannotError when it is damaged, tries to get
-    out of the folder, or there is no room.
+    `only` names the folders to unpack; if empty, everything is.  An archive `of_a_system` may have
+    links with an absolute target, which mean the system's own root and are made relative to the
+    folder; links that lead out of it, and devices, make the archive refused.  From any other
+    archive such members are left out.  `called` is the archive's name in messages.  Raises
+    CannotError if it is damaged, tries to write outside the folder, or if there is no room.
     """
     name = called or str(archive)
     total = archive.stat().st_size
@@ -65,17 +65,19 @@ def unpack(
                     _require_files(folder, name)
                     live(f"unpacking {archive.name}: {100 * packed.tell() // max(1, total)} %")
                 writer.take(member, only)
-            live(f"looking at the links of {archive.name}")
+            live(f"checking the links of {archive.name}")
             writer.look_at_links()
     except DAMAGED as error:
-        raise CannotError(f"{name}: no archive, damaged or cut short ({error})") from error
+        raise CannotError(
+            f"{name}: it is not an archive, or it is damaged or truncated ({error})"
+        ) from error
     except OSError as error:
         raise CannotError(f"unpacking {name} into {folder}: {error.strerror}") from error
     return Unpacked(writer.written, tuple(writer.left_out))
 
 
 def _require_files(folder: Path, name: str) -> None:
-    """CannotError unless the file system can still take many files."""
+    """Raise CannotError unless the file system has room for many more files."""
     require_room(folder, limits.LEAST_FREE_BYTES, f"unpacking {name}")
     room = os.statvfs(folder)
     if room.f_files and room.f_favail < limits.LEAST_FREE_FILES:
@@ -86,7 +88,7 @@ def _require_files(folder: Path, name: str) -> None:
 
 
 class _Foreign(Exception):
-    """A member that an archive of a system must not have, and another's is left out for."""
+    """A member that an archive of a system must not have; from other archives it is left out."""
 
 
 class _Writer:
@@ -100,10 +102,10 @@ class _Writer:
 
     def _refuse(self, name: str, why: str) -> CannotError:
         shown = repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
-        return CannotError(f"{self._archive}: refused: {shown} {why}; nothing of it was kept")
+        return CannotError(f"{self._archive}: refused: {shown} {why}; nothing of it was stored")
 
     def _path_of(self, name: str) -> PurePosixPath:
-        """A member's place below the folder."""
+        """A member's path below the folder."""
         path = PurePosixPath(name)
         if path.is_absolute() or os.pardir in path.parts or "\0" in name:
             raise self._refuse(name, "would be written outside its folder")
@@ -116,13 +118,13 @@ class _Writer:
         return path
 
     def take(self, member: Member, only: Sequence[str]) -> None:
-        """Write one member, if it is wanted and allowed."""
+        """Write one member, if it is selected and allowed."""
         info = member.info
         path = self._path_of(info.name)
         if not _wanted(path, only):
             return
         if info.islnk() and not _wanted(self._path_of(info.linkname), only):
-            return  # what it is another name of was left out
+            return  # the file that it is another name of was left out
         if path == PurePosixPath("."):
             if not info.isdir():
                 raise self._refuse(info.name, "has no name below the folder")
@@ -195,10 +197,12 @@ class _Writer:
                 os.utime(handle, (info.mtime, info.mtime))
 
     def _target(self, info: tarfile.TarInfo, path: PurePosixPath) -> str:
-        """What a link shall say; where it leads is looked at when all is there."""
+        """The target that a link gets; the place it leads to is checked after everything is
+        unpacked.
+        """
         link = info.linkname
         if not link or "\0" in link or len(os.fsencode(link)) > limits.PATH_BYTES:
-            raise _Foreign("is a link to no path of FreeBSD's")
+            raise _Foreign("is a link to a path that FreeBSD cannot have")
         if link.startswith("/"):
             if not self._of_a_system:
                 raise _Foreign(f"is a link out of its folder, to {link!r}")
@@ -208,11 +212,13 @@ class _Writer:
     def _hard_link(self, info: tarfile.TarInfo, path: PurePosixPath, there: int) -> None:
         existing = self._path_of(info.linkname)
         if not stat.S_ISREG(self._inside.kind(existing)):
-            raise _Foreign(f"is another name of {info.linkname!r}, which is no file of the archive")
+            raise _Foreign(
+                f"is another name of {info.linkname!r}, which is not a file of the archive"
+            )
         if existing == path:
             return
         self._unlink(path, there)
-        # A descriptor of the one folder is good only until the other is asked for.
+        # The descriptor of one folder is valid only until the next is requested.
         source = os.dup(self._inside.folder(existing.parent, make=False))
         try:
             parent = self._inside.folder(path.parent, make=False)
@@ -227,7 +233,7 @@ class _Writer:
             os.close(source)
 
     def look_at_links(self) -> None:
-        """The last pass: every link that stayed leads nowhere outside, by way of others too."""
+        """The last pass: check that no link leads outside, not even by way of other links."""
         for path, target in list(self._inside.links()):
             try:
                 self._inside.follow(path, target)

@@ -1,4 +1,4 @@
-"""What other processes do with a keeper: start one, follow it, and use its guest as their own."""
+"""The keeper as seen by other processes: they start one, follow it, and use its guest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Starter:
     """A keeper that this process started; its guest ends with this process until `release`."""
 
     def __init__(self, record: Record, bench: Bench) -> None:
-        """Start a keeper that brings up `bench` and keeps it as `record`, which was reserved."""
+        """Start a keeper that runs `bench` under the name of `record`, which must be reserved."""
         self._record = record
         self.log = record.run_dir / "keeper.log"
         command = (sys.executable, "-m", "harness.keeper")
@@ -47,9 +47,9 @@ class Starter:
             self._explain_end()
 
     def follow(self, stages: list[progress.Stage]) -> tuple[Record, dict[str, str]]:
-        """Show the keeper's stages here until the guest is up; its record and properties.
+        """Show the keeper's stages until the guest is up; returns its record and properties.
 
-        Raises what made it fail there, and GuestError when the keeper itself ended.
+        Raises the error that occurred in the keeper, or GuestError if the keeper itself ended.
         """
         with contextlib.ExitStack() as running:
             step = progress.Stage("")
@@ -103,13 +103,13 @@ class Starter:
         return self._process.poll() is None
 
     def release(self) -> None:
-        """Let go: the guest stays when this process ends."""
+        """Release the guest, so that it stays when this process ends."""
         with contextlib.suppress(OSError):
             self._line.send(RELEASE)
         self._line.close()
 
     def end(self) -> None:
-        """End the guest and wait for its keeper; harmless when both ended."""
+        """End the guest and wait for its keeper; does nothing if both have ended."""
         self._line.close()
         keeper = Process.of(self._process.pid)
         try:
@@ -125,7 +125,7 @@ class Starter:
 
 
 class Attached(Machine):
-    """A machine that a keeper runs, as others see it: used like one's own, never ended by them."""
+    """A machine that a keeper runs: it is used like any machine, but never ended from here."""
 
     def __init__(self, record: Record) -> None:
         super().__init__(Spec(record.guest_dir, Drive(Path("/")), name=record.what))
@@ -163,7 +163,7 @@ class Attached(Machine):
         elif now.stage == ENDED:
             how = now.note
         else:
-            how = f"its keeper, process {now.owner.pid}, is gone, and it with it"
+            how = f"its keeper, process {now.owner.pid}, has ended, and the guest with it"
         raise MachineDied(
             f"guest {self.record.name}: {how}, while it was needed; the console's log is "
             f"{self.spec.console_log}",
@@ -199,7 +199,7 @@ class Attached(Machine):
         raise NotImplementedError
 
     def stop(self, deadline: Deadline) -> None:
-        """Let go of the machine; it goes on."""
+        """Disconnect from the machine, which continues to run."""
         self.console.close()
 
     def _release(self) -> None:
@@ -207,9 +207,9 @@ class Attached(Machine):
 
 
 def open_console(record: Record, past_bytes: int) -> tuple[socket.socket, bytes]:
-    """The guest's serial line, both ways from now on, and up to `past_bytes` of what came before.
+    """The guest's serial line in both directions, preceded by up to `past_bytes` of earlier output.
 
-    Raises CannotError and WaitTimeout as `wire.converse` does.
+    Raises CannotError and WaitTimeout like `wire.converse`.
     """
     line, answer = wire.converse(record, "console", back_bytes=past_bytes)
     past = bytearray()
@@ -222,10 +222,10 @@ def open_console(record: Record, past_bytes: int) -> tuple[socket.socket, bytes]
 
 
 def attach(record: Record) -> Guest:
-    """The guest that is kept as `record`, connected.
+    """Connect to the guest with the record `record`.
 
     The caller closes the machine's console (`guest.machine.stop`), which leaves the guest running.
-    Raises GuestError when it is broken or does not answer.
+    Raises GuestError if it is broken or does not answer.
     """
     if record.stage == BROKEN:
         raise GuestError(f"guest {record.name} is broken: {record.note}")
@@ -245,7 +245,7 @@ def attach(record: Record) -> Guest:
 
 @contextlib.contextmanager
 def attached(name: str) -> Iterator[Guest]:
-    """The kept guest `name` for the block, connected; it goes on afterwards."""
+    """A connection to the guest `name` during the block; the guest continues afterwards."""
     guest = attach(records.find(name))
     try:
         yield guest
@@ -255,16 +255,18 @@ def attached(name: str) -> Iterator[Guest]:
 
 
 def set_module(record: Record, **known: str | int) -> None:
-    """Tell the keeper what is loaded now: fields of the record; none, when nothing is."""
+    """Report the loaded module to the keeper, as fields of the record; no fields if none is
+    loaded.
+    """
     wire.call(record, "module", changes={**records.NO_MODULE, **known})
 
 
 @contextlib.contextmanager
 def debugger(record: Record) -> Iterator[Path]:
-    """The emulator's stub for gdb, a socket, open while the block runs.
+    """The emulator's stub for gdb, a socket that exists during the block.
 
-    Afterwards the guest goes on, however a debugger left it.  Raises CannotError where the emulator
-    has none.
+    Afterwards the guest continues, in whatever state the debugger left it.  Raises CannotError if
+    the emulator has no stub.
     """
     target = Path(wire.call(record, "gdb", open=True)["path"])
     try:
@@ -274,17 +276,17 @@ def debugger(record: Record) -> Iterator[Path]:
 
 
 def down(name: str, hard: bool = False, live: Callable[[str], None] = lambda _line: None) -> str:
-    """End a guest, its keeper and its emulator; how that went, in a few words.  The logs stay.
+    """End a guest, its keeper and its emulator; returns a short result.  The logs stay.
 
-    The guest is asked to shut down unless `hard`; what does not answer is ended all the same.
-    Raises UsageError when there is no such guest.
+    The guest is asked to shut down unless `hard`; if it does not answer it is ended anyway.  Raises
+    UsageError if there is no such guest.
     """
     record = records.load(name)
     if record is None:
-        raise UsageError(f"no guest {name} is up; ./inv status lists what there is")
+        raise UsageError(f"no guest {name} is up; ./inv status lists the guests")
     if not record.alive:
         records.clean(record)
-        return record.note if record.stage == ENDED else "its keeper was gone already"
+        return record.note if record.stage == ENDED else "its keeper had already ended"
     coming_up = record.stage == STARTING and not record.boots
     with contextlib.suppress(WorkbenchError):
         if not record.owner.stopped:
@@ -292,7 +294,7 @@ def down(name: str, hard: bool = False, live: Callable[[str], None] = lambda _li
             wire.call(record, "down", hard=hard)
             pace = 1.0 if hard else machines.traits(record.backend).time_scale
             _wait_gone(record, Deadline.after(_SOFT_S * pace), live)
-    # SIGINT first: what is still building ends its compilers then.
+    # SIGINT comes first: a build in progress then ends its compilers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if record.owner.alive and (number == signal.SIGKILL or not record.owner.stopped):
             record.owner.signal(number)

@@ -1,7 +1,7 @@
-"""How OpenSSH's programs get into a kept guest: their options, and the same as a file for them.
+"""Options and a configuration file with which OpenSSH's programs connect to a guest.
 
-They use nothing of the user's own set-up: keys, agent, settings and known hosts have no business
-with a guest.
+They do not use the user's own keys, agent, settings and known hosts, because these are not for a
+guest.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _KEY, _KNOWN = "VMM_WORKBENCH_KEY", "VMM_WORKBENCH_KNOWN_HOSTS"
 
 
 def options(record: Record) -> tuple[dict[str, str], dict[str, str]]:
-    """The settings that pin the guest's host key, in the run's folder, and name its own key.
+    """The options that pin the guest's host key (a file in the run's folder) and name its user key.
 
-    The second value is what they need in the environment: ssh gives a meaning to quotes, `%` and
-    `${`, and takes what a variable holds as it is.
+    The second value is the environment that they need: ssh interprets quotes, `%` and `${` in
+    options, but uses the value of a variable unchanged.
     """
     way, environment = record.forward.for_openssh() if record.forward else ({}, {})
     environment = {**environment, _KEY: record.private_key, _KNOWN: str(_known_hosts(record))}
@@ -53,9 +53,9 @@ def _plain(key: str, known_hosts: str) -> dict[str, str]:
 
 
 def write_config(record: Record) -> None:
-    """Write a file by which `ssh -F FILE NAME`, scp, rsync and editors get into the guest.
+    """Write a file with which `ssh -F FILE NAME`, scp, rsync and editors connect to the guest.
 
-    None is written where a name has a line break or `${`, which the file could not say.
+    No file is written if a name has a line break or `${`, which the format cannot express.
     """
     more = {
         "HostName": _HOST,
@@ -73,6 +73,6 @@ def write_config(record: Record) -> None:
 
 
 def _quoted(value: str) -> str:
-    """A value as ssh reads it: in quotes, with `%` doubled."""
+    """A value in the syntax of ssh: in quotes, with `%` doubled."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'

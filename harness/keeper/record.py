@@ -1,7 +1,7 @@
-"""Which guests are kept, by whom and where: a file for each in `guests/` of the runs folder.
+"""The records of guests that stay: a file for each in `guests/` of the runs folder.
 
-A process is identified by its number and by when the kernel started it, counted since the host's
-boot, so that neither a reused number nor a clock that is set makes one pass for another.
+A process is identified by its number and by its start time, counted since the host's boot, so that
+neither a reused number nor a changed clock causes confusion.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STEP_S = 0.05
 
 
 def module_fields(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What is reported of the loaded module, as a record has it; ValueError for another kind."""
+    """The fields of a record for the loaded module; ValueError if they have the wrong type."""
     changes = {name: told[name] for name in MODULE_FIELDS if name in told}
     checked.convert(_Module, changes)
     return changes
@@ -52,14 +52,16 @@ class _Module:
 
 @dataclass(frozen=True)
 class Process:
-    """A process of this host; `started` is clock ticks since the host's boot, and which boot."""
+    """A process of this host; `started` has the clock ticks since the host's boot, and the boot's
+    id.
+    """
 
     pid: checked.Pid
     started: checked.Line
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """The process that has this number now; None when there is none, or only its remains."""
+        """The process that has this number now; None if there is none, or only a zombie."""
         try:
             state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             boot = _BOOT_ID.read_text().strip()
@@ -69,29 +71,29 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Whether exactly this process still runs."""
         return Process.of(self.pid) == self
 
     @property
     def stopped(self) -> bool:
-        """Whether it was stopped by a signal (SIGSTOP), so that it can answer nobody."""
+        """Whether it was stopped by a signal (SIGSTOP), so that it cannot answer."""
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         return False
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, to no other process than this one."""
+        """Send a signal to exactly this process."""
         with contextlib.suppress(OSError):
             handle = os.pidfd_open(self.pid)
             try:
-                # Only now can the number no longer change hands.
+                # From here on the number cannot be reused by another process.
                 if self.alive:
                     signal.pidfd_send_signal(handle, number)
             finally:
                 os.close(handle)
 
     def wait_gone(self, deadline: Deadline) -> bool:
-        """Wait until it has ended; whether it has."""
+        """Wait until it has ended; returns whether it has."""
         while self.alive:
             if deadline.expired:
                 return False
@@ -101,12 +103,12 @@ class Process:
 
 @dataclass(frozen=True)
 class Record:
-    """A guest by name: who keeps it, how far it is, and how to get in.
+    """A guest by name: its keeper, its state, and how to connect to it.
 
-    `stage` is `starting` (`note` says what is under way), `ready`, `broken` (`note` says how; the
-    machine is still there) or `ended`.  `module` says what is loaded, in words; its file and the
-    kernel's, both with symbols, are known once a module was loaded.  `boots` counts how often it
-    came up; `options` are those of its workbench, if it has one.  With `ssh_private` the port is in
+    `stage` is `starting` (`note` says what is in progress), `ready`, `broken` (`note` says how; the
+    machine still exists) or `ended`.  `module` describes the loaded module; the paths of its file
+    and the kernel's, both with symbols, are known once a module was loaded.  `boots` counts its
+    boots; `options` are those of its workbench, if it has one.  With `ssh_private` the port is in
     the emulator's own network.
     """
 
@@ -137,17 +139,17 @@ class Record:
 
     @property
     def alive(self) -> bool:
-        """Whether somebody still keeps it."""
+        """Whether its keeper still runs."""
         return self.stage != ENDED and self.owner.alive
 
     @property
     def state(self) -> str:
-        """The stage, in view of whether its keeper still lives."""
+        """The stage; `lost` if its keeper has ended without ending the guest."""
         return self.stage if self.stage == ENDED or self.owner.alive else "lost"
 
     @property
     def forward(self) -> Forward | None:
-        """The way to its sshd, as `Machine.forward`."""
+        """The address of its sshd, as `Machine.forward`."""
         if self.ssh_port is None:
             return None
         emulator = self.emulator.pid if self.emulator is not None and self.emulator.alive else 0
@@ -155,7 +157,7 @@ class Record:
 
     @property
     def guest_dir(self) -> Path:
-        """Where the machine's own files are: console, emulator's log, overlay."""
+        """The folder of the machine's own files: console, emulator's log, overlay."""
         return Path(self.machine_dir) if self.machine_dir else self.run_dir / "guest"
 
     def to_data(self) -> dict[str, Any]:
@@ -165,11 +167,12 @@ class Record:
 
 
 def check_name(name: str) -> str:
-    """`name`; UsageError unless it is short and can name a file."""
+    """Returns `name`; UsageError unless it is short and a valid file name."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"--name {name}: 1 to 40 letters, digits, dots, dashes and underscores are meant, a "
-            "letter or digit first"
+            f"--name {name}: a name has 1 to 40 letters, digits, dots, dashes and "
+            f"underscores, and "
+            "begins with a letter or digit"
         )
     return name
 
@@ -179,7 +182,7 @@ def _file(name: str) -> Path:
 
 
 def load(name: str) -> Record | None:
-    """The record of a guest, or None; CannotError when it cannot be read."""
+    """The record of a guest, or None; CannotError if it cannot be read."""
     path = _file(name)
     try:
         record = checked.decode(Record, path.read_bytes())
@@ -193,7 +196,7 @@ def load(name: str) -> Record | None:
 
 
 def save(record: Record) -> None:
-    """Write a record, whole or not at all."""
+    """Write a record, completely or not at all."""
     path = _file(record.name)
     data = {**dataclasses.asdict(record), "run_dir": str(record.run_dir)}
     files.write_atomic(path, json.dumps(data, indent=2) + "\n", mode=0o600)
@@ -206,7 +209,7 @@ def forget(name: str) -> None:
 
 def names() -> list[str]:
     """The names that have a record."""
-    # A name that no guest can have is a file of somebody else's.
+    # A file whose name no guest can have is not a record.
     found = (path.stem for path in _folder().glob("*.json"))
     return sorted(name for name in found if _NAME.fullmatch(name))
 
@@ -216,9 +219,9 @@ def _folder() -> Path:
 
 
 def find(name: str) -> Record:
-    """The record of a guest that is kept now.
+    """The record of a guest that is up now.
 
-    Raises UsageError when there is none, CannotError when its keeper was killed.
+    Raises UsageError if there is none, CannotError if its keeper was killed.
     """
     record = load(name)
     if record is None or record.stage == ENDED:
@@ -228,16 +231,16 @@ def find(name: str) -> Record:
         raise UsageError(f"no guest {name} is up{how}; ./inv up starts one{have}")
     if not record.owner.alive:
         raise CannotError(
-            f"guest {name}: the process that kept it is gone, and the guest with it; its logs are "
+            f"guest {name}: its keeper has ended, and the guest with it; its logs are "
             f"in {record.run_dir}; ./inv up starts another"
         )
     return record
 
 
 def reserve(name: str, run_dir: Path, **more: Any) -> Record:
-    """A record that says this process is bringing up `name`, in place of one that is over.
+    """Write a record that says that this process starts `name`; an ended guest's is replaced.
 
-    Raises UsageError while somebody keeps a guest of that name.
+    Raises UsageError if a guest of that name is up.
     """
     path = _file(name)
     owner = Process.of(os.getpid())
@@ -253,7 +256,8 @@ def reserve(name: str, run_dir: Path, **more: Any) -> Record:
             old = None
         if old is not None and old.alive:
             raise UsageError(
-                f"guest {name} is {old.stage} already, kept by process {old.owner.pid}; end it "
+                f"guest {name} is {old.stage} already, its keeper is process "
+                f"{old.owner.pid}; end it "
                 f"(./inv down --name {name}) or take another --name"
             )
         if old is not None:
@@ -265,7 +269,7 @@ def reserve(name: str, run_dir: Path, **more: Any) -> Record:
 
 
 def clean(record: Record) -> None:
-    """Remove what a guest left that is over: its record, its overlay, an emulator without keeper.
+    """Remove what an ended guest left: its record, its overlay, an emulator without a keeper.
 
     The logs stay.
     """

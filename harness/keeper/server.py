@@ -1,8 +1,8 @@
-"""The process that keeps a guest: it brings it up, holds its lines, and ends it.
+"""The process of a keeper: it starts a guest, owns its connections, and ends it.
 
 An emulator dies with the thread that started it, so that nothing is left when a run is killed.  A
-guest that is to outlive the command which asked for it therefore needs a process of its own.  Until
-that command lets go (`release`), its end is the guest's too.
+guest that should outlive its command therefore needs a process of its own.  Until that command
+calls `release`, the guest ends with the command.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Bench(Protocol):
-    """What a keeper is given: it can be pickled, brings a guest up and ends it."""
+    """The object that a keeper runs: it can be pickled, starts a guest and ends it."""
 
     run_dir: Path
     properties: dict[str, str]
     guest: Guest | None
 
     def boot(self) -> None:
-        """Bring the guest up; WorkbenchError when it does not come."""
+        """Start the guest; WorkbenchError if it does not come up."""
 
     def collect_panic(self) -> object:
-        """Take down what there is to know of a panic, while the machine still stands."""
+        """Record the facts about a panic, while the machine still runs."""
 
     def close(self) -> None:
-        """End the machine and clear away what goes with it."""
+        """End the machine and remove its temporary files."""
 
 
 class _EndNow(BaseException):
-    """Somebody wants the guest gone at once."""
+    """The guest is to be ended immediately."""
 
 
 class Keeper:
@@ -81,7 +81,7 @@ class Keeper:
         self._streams: list[threading.Thread] = []
 
     def run(self) -> None:
-        """Bring the guest up, hold it, end it."""
+        """Start the guest, run it, and end it."""
         for number in _SIGNALS:
             signal.signal(number, self._end_now)
         listener = None
@@ -115,7 +115,7 @@ class Keeper:
                 stream.join(max(0.0, until - time.monotonic()))
 
     def report(self, kind: str, text: str, more: str) -> None:
-        """Where this process's progress goes: to its log, and to who started it."""
+        """Send this process's progress to its log, and to the process that started it."""
         if kind != "live":
             now = time.strftime("%H:%M:%S", time.gmtime())
             sys.stderr.write(
@@ -131,7 +131,7 @@ class Keeper:
         raise _EndNow
 
     def _come_up(self) -> bool:
-        """Whether there is a machine to hold afterwards."""
+        """Start the guest; returns whether there is a machine to run afterwards."""
         try:
             self._bench.boot()
         except WorkbenchError as error:
@@ -171,7 +171,7 @@ class Keeper:
         return self._bench.guest
 
     def _hold(self) -> bool:
-        """Hold the guest until it is to end or ended; whether it ended by itself."""
+        """Run the guest until it should end or has ended; returns whether it ended by itself."""
         guest = self._guest()
         guest.disconnect()
         machine = guest.machine
@@ -179,7 +179,8 @@ class Keeper:
         while not self._asked_soft.wait(_TICK_S):
             if machine.boots != boots:
                 boots = machine.boots
-                # What it said last comes another way than its reset: a panic is to be seen first.
+                # The guest's last output and its reset arrive on different ways: look for a panic
+                # first.
                 time.sleep(_TICK_S)
                 self._note_health(machine)
                 self._note_boot(machine.console)
@@ -192,7 +193,7 @@ class Keeper:
         return False
 
     def _note_boot(self, console: Console) -> None:
-        """The guest starts again: a panic before that was its predecessor's."""
+        """The guest boots again: a panic before that belongs to the previous boot."""
         console.forget_panic()
         changes = {"boots": self._record.boots + 1, **records.NO_MODULE}
         if self._record.announces:
@@ -208,7 +209,7 @@ class Keeper:
         return behind - len(data) + len(whole)
 
     def _note_health(self, machine: Machine) -> None:
-        """A panic is looked into once; a stopped emulator may be let go on again."""
+        """Collect a panic once; a stopped emulator may be continued."""
         try:
             machine.check()
         except GuestPanic as panic:
@@ -216,7 +217,7 @@ class Keeper:
                 self._update(stage=BROKEN, note=panic.message)
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 self._past = f"it panicked at {now} and came up again; see {self._record.run_dir}"
-                # The process that started this one collects a panic itself, as long as it is there.
+                # While the process that started this one exists, it collects a panic itself.
                 if self._released:
                     self._bench.collect_panic()
         except GuestError as error:
@@ -255,12 +256,12 @@ class Keeper:
     def _update(self, **changes: Any) -> None:
         with self._record_lock:
             self._record = dataclasses.replace(self._record, **changes)
-            # A full disk must not end the guest: who asks the keeper itself still learns it.
+            # A full disk must not end the guest: the keeper still answers requests.
             with contextlib.suppress(OSError):
                 records.save(self._record)
 
     def _send(self, *message: object) -> None:
-        # Who started this may have gone, as it should once it let go.
+        # The process that started this one may have ended; after `release` it should.
         with self._line_lock, contextlib.suppress(OSError):
             self._line.send(message)
 
@@ -315,10 +316,14 @@ class Keeper:
         elif request == "console":
             self._pass_on(connection, int(asked.get("back_bytes", 0)))
         else:
-            raise CannotError(f"its keeper does not know `{request}`; it runs an older version")
+            raise CannotError(
+                f"its keeper does not know the request `{request}`; it runs an older version"
+            )
 
     def _pass_on(self, connection: socket.socket, back_bytes: int) -> None:
-        """The serial line for one more reader, from `back_bytes` ago on, and what they type."""
+        """Pass on the serial line to another reader, with `back_bytes` of earlier output, and their
+        input.
+        """
         try:
             console = self._guest().machine.console
         except RuntimeError as error:
@@ -341,7 +346,8 @@ class Keeper:
             if data:
                 connection.sendall(data)
             elif console.closed:
-                # Who sees the line's end looks for the reason: it has to be there by then.
+                # A reader that sees the end of the line looks for the reason, so it must be
+                # recorded first.
                 self._ended.wait(_END_S)
                 break
             else:
@@ -350,7 +356,7 @@ class Keeper:
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m harness.keeper FD`: the line to who started this."""
+    """`python -m harness.keeper FD`: FD is the socket to the process that started this one."""
     os.umask(0o077)
     line: Connection[Any, Any] = Connection(int(arguments[0]))
     record, bench = line.recv()

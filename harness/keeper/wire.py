@@ -1,6 +1,6 @@
-"""How other processes speak to a keeper: a line of JSON there, a line of JSON back.
+"""The protocol between a keeper and other processes: a line of JSON there, a line of JSON back.
 
-The socket lies in the run's folder, which is its owner's alone.  It is named through the open
+The socket is in the run's folder, which only its owner can enter.  It is addressed through the open
 folder (/proc/self/fd), so that its path is short wherever the folder is.
 """
 
@@ -32,7 +32,7 @@ def _short(folder: Path) -> Iterator[str]:
 
 
 def listen(folder: Path) -> socket.socket:
-    """The keeper's end; CannotError where the file system has no sockets."""
+    """Open the keeper's socket; CannotError if the file system has no sockets."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         (folder / _SOCKET).unlink(missing_ok=True)
@@ -54,7 +54,7 @@ def send(connection: socket.socket, data: Mapping[str, object]) -> None:
 
 
 def receive(connection: socket.socket) -> dict[str, Any]:
-    """Receive one line, and nothing that follows it; EOFError when the other side went instead."""
+    """Receive exactly one line; EOFError if the other side closes the connection."""
     line = bytearray()
     while not line.endswith(b"\n"):
         byte = connection.recv(1)
@@ -67,7 +67,7 @@ def receive(connection: socket.socket) -> dict[str, Any]:
 def call(
     record: Record, request: str, *, timeout_s: float = _ANSWER_S, **more: object
 ) -> dict[str, Any]:
-    """Ask the keeper something; its answer.  Raises as `converse` does."""
+    """Send the keeper a request; returns its answer.  Raises the errors of `converse`."""
     connection, answer = converse(record, request, timeout_s=timeout_s, **more)
     connection.close()
     return answer
@@ -76,7 +76,9 @@ def call(
 def converse(
     record: Record, request: str, *, timeout_s: float = _ANSWER_S, **more: object
 ) -> tuple[socket.socket, dict[str, Any]]:
-    """Ask, and keep the line; CannotError when nobody is there or it is refused, WaitTimeout."""
+    """Send a request and keep the connection; CannotError if it fails or is refused,
+    WaitTimeout.
+    """
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout_s)
     try:
@@ -94,8 +96,9 @@ def converse(
     except (OSError, EOFError, ValueError, TypeError) as error:
         connection.close()
         raise CannotError(
-            f"guest {record.name}: its keeper, process {record.owner.pid}, cannot be spoken to "
-            f"({error or 'it hung up'}); its log is {record.run_dir / 'keeper.log'}"
+            f"guest {record.name}: its keeper, process {record.owner.pid}, does not "
+            f"accept the request "
+            f"({error or 'it closed the connection'}); its log is {record.run_dir / 'keeper.log'}"
         ) from error
     if refusal := answer.get("refused"):
         connection.close()

@@ -15,7 +15,7 @@ _TRAITS = {"kvm": qemu.KVM, "tcg": qemu.TCG, "bochs": bochs.TRAITS, KVM_IN_BOCHS
 
 
 def traits(backend: str) -> Traits:
-    """What a backend is like; UsageError for a name that is none."""
+    """The properties of a backend; UsageError for an unknown name."""
     try:
         return _TRAITS[backend]
     except KeyError:
@@ -25,7 +25,7 @@ def traits(backend: str) -> Traits:
 
 
 def make(backend: Backend | str, spec: Spec) -> Machine:
-    """A machine that is not started yet; a backend's name alone means Intel's processor.
+    """A machine that is not started yet; a backend's name by itself means Intel's processor.
 
     `spec.cpu` names another processor model than the backend's own.
     """

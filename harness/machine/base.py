@@ -1,7 +1,6 @@
-"""A virtual computer, whatever runs it.
+"""A virtual computer, independent of its emulator.
 
-Everything above this package talks to `Machine`; only `backend` says which emulator
-runs it.
+Everything above this package uses `Machine`; only `backend` says which emulator it is.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from harness.machine.console import Console
 from harness.machine.forward import PRIVATE_PORT, Forward, fenced, unavailable
 
 _PORT_TRIES = 5
-# Somebody may stop an emulator for a moment; for longer nothing will come of waiting.
+# An emulator may be stopped for a moment; after this time waiting is useless.
 _STOPPED_S = 5.0
 _TAIL_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a kind of machine is like, for those who plan work on it.
+    """The properties of a backend.
 
-    `time_scale` stretches limits written for native speed; `virtualizes` says whether VMX or SVM
-    can be expected inside (the probe proves it); `saves` whether a running machine can be saved
-    and resumed, `can_be_asked` whether the emulator ends by itself when it is asked to.
+    `time_scale` is the factor for limits written for native speed; `virtualizes` says whether
+    guests should have VMX or SVM (the probe proves it); `saves` whether a running machine can be
+    saved and resumed; `can_be_asked` whether the emulator ends by itself when it is asked to.
     `processors` is how many a run's guest gets.
     """
 
@@ -51,7 +50,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Drive:
-    """A disk: `path` is never written to; what the guest writes goes to the run folder."""
+    """A disk: `path` is never written to; the guest's writes go to the run folder."""
 
     path: Path
     format: str = "raw"
@@ -59,17 +58,17 @@ class Drive:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a machine is made of.
+    """The configuration of a machine.
 
     `run_dir` gets its console log, overlay and emulator log.  `cpu` is the emulator's own name for
     a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
-    forwarded (`Machine.forward`); `network_out` lets the guest reach the outside, and then its
-    emulator has no network of its own.  `debug_exit` gives QEMU the port by which a bare-metal
-    program ends it with an exit code (Bochs has one of its own for that).  `savable` says that the
-    machine will be saved perhaps, which has to be known when it starts.  `resume_from` is a folder
-    that `Machine.save` filled: the machine goes on from there instead of booting, and only reads
-    what is in it.  `second` is one more disk, raw, which the guest can only read.  `screen` asks
-    for a graphics card where there would be none, so that `Machine.screen` shows something.
+    forwarded (`Machine.forward`); `network_out` lets the guest reach the outside; then its emulator
+    has no network of its own.  `debug_exit` gives QEMU the port by which a bare-metal program ends
+    it with an exit code (Bochs has one of its own for that).  `savable` says that the machine may
+    be saved later, which must be known when it starts.  `resume_from` is a folder that
+    `Machine.save` filled: the machine continues from that state instead of booting, and only reads
+    the folder.  `second` is another raw disk, which the guest can only read.  `screen` asks for a
+    graphics card if there would be none, so that `Machine.screen` shows something.
     """
 
     run_dir: Path
@@ -93,18 +92,18 @@ class Spec:
 
     @property
     def emulator_log(self) -> Path:
-        """What the emulator itself printed."""
+        """The emulator's own output."""
         return self.run_dir / "emulator.log"
 
 
 class PortTaken(MachineDied):
-    """Somebody took the port between our looking and the emulator's binding it."""
+    """Another process took the port between our check and the emulator's bind."""
 
 
 class Machine(ABC):
-    """One virtual computer: started once, stopped once, its console always logged.
+    """One virtual computer: started once, stopped once, with its console always logged.
 
-    Use it as a context manager: leaving the block ends the emulator whatever happened.
+    Use it as a context manager: leaving the block ends the emulator in any case.
     """
 
     traits: Traits
@@ -132,12 +131,12 @@ class Machine(ABC):
 
     @property
     def panicked(self) -> bool:
-        """Whether the guest's kernel said that it is lost; False before the start."""
+        """Whether the guest's kernel reported a panic; False before the start."""
         return self._console is not None and self._console.panicked
 
     @property
     def boots(self) -> int:
-        """A number that grows each time the guest starts again, however it came to that."""
+        """A number that grows each time the guest boots again, for whatever reason."""
         return self._console.boots if self._console is not None else 0
 
     @property
@@ -147,10 +146,10 @@ class Machine(ABC):
 
     @property
     def forward(self) -> Forward | None:
-        """The way to the guest's sshd; None where nothing is forwarded."""
+        """The address of the guest's sshd; None if no port is forwarded."""
         if self.ssh_port is None:
             return None
-        # 0 is nobody's number: an emulator that has ended has no port on this machine.
+        # No process has the number 0: an emulator that has ended has no port on this machine.
         return Forward(self.ssh_port, (self.pid or 0) if self.private else None)
 
     @property
@@ -160,22 +159,24 @@ class Machine(ABC):
 
     @property
     def resets(self) -> int:
-        """How often the guest was reset since it started, as far as the emulator says."""
+        """The number of the guest's resets since it started, as far as the emulator reports
+        them.
+        """
         return 0
 
     def screen(self) -> list[str]:
         """The lines of the guest's text screen up to the last that is not empty.
 
-        None where it has no screen, or shows graphics there.
+        None if it has no screen, or the screen shows graphics.
         """
         return []
 
     @contextlib.contextmanager
     def booting(self) -> Iterator[None]:
-        """While a boot is waited for: every check also notices a guest that will not come up.
+        """During the wait for a boot: every check also notices a guest that will not come up.
 
-        GuestError where it stands still at a word on its screen or goes in circles, CannotError
-        where it only asks for a login on its screen.
+        Raises GuestError if it has stopped at a prompt on its screen or resets again and again,
+        CannotError if it asks for a login only on its screen.
         """
         self._boot_watch = BootWatch(
             self.spec.name, self.console, self.screen, lambda: self.resets, self.last_words
@@ -187,7 +188,7 @@ class Machine(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The emulator's command line, as it is or would be run."""
+        """The emulator's command line, as it is run or would be run."""
 
     def reads(self) -> dict[str, str]:
         """The files in the run folder that the command line names and the emulator reads."""
@@ -195,61 +196,62 @@ class Machine(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make what has to be there before the first start."""
+        """Make the files that are needed before the first start."""
 
     @abstractmethod
     def _start_once(self, deadline: Deadline) -> None:
-        """Start the emulator with a fresh port; PortTaken when it could not have that."""
+        """Start the emulator with a new port; PortTaken if the port is in use."""
 
     @abstractmethod
     def powered_off(self) -> bool:
-        """Whether the emulator ended because the guest switched itself off."""
+        """Whether the emulator ended because the guest powered itself off."""
 
     @abstractmethod
     def last_words(self) -> str:
-        """What the emulator itself printed last (standard error or its log), for messages."""
+        """The emulator's own last output (standard error or its log), for messages."""
 
     def save(self, folder: Path, deadline: Deadline) -> None:
-        """Write the running guest's state into `folder`, which is there and empty.
+        """Write the running guest's state into `folder`, which must exist and be empty.
 
-        The disk that the spec names is not copied: what was saved works with it alone.  Afterwards
-        the guest goes on, or the machine has ended (`pid` says which).  Raises GuestError or
-        OSError when it could not be written, CannotError where this kind cannot be saved.
+        The disk of the spec is not copied, and the state works only with this disk.  Afterwards the
+        guest continues, or the machine has ended (`pid` says which).  Raises GuestError or OSError
+        if the state could not be written, CannotError if this backend cannot save.
         """
         raise CannotError(f"a machine in {self.backend} cannot be saved")
 
     def open_debugger(self, deadline: Deadline) -> Path:
-        """Open the emulator's own stub for gdb, and the socket to reach it by, for the user alone.
+        """Open the emulator's own stub for gdb, on a socket that only the user can access.
 
-        The guest goes on until a debugger stops it.  CannotError where this kind has no stub,
-        GuestError when it cannot be opened.
+        The guest continues until a debugger stops it.  Raises CannotError if this backend has no
+        stub, GuestError if it cannot be opened.
         """
         raise CannotError(f"{self.backend} has no stub for gdb")
 
     def close_debugger(self, deadline: Deadline) -> None:
-        """Close the stub again and let the guest go on, however a debugger left it."""
+        """Close the stub and continue the guest, in whatever state a debugger left it."""
         raise CannotError(f"{self.backend} has no stub for gdb")
 
     def depends_on(self) -> dict[str, str]:
-        """What a saved state fits to, besides the disk, each by a name for people: the emulator,
-        its settings without what differs from run to run, the host's processor where it shows.
+        """The facts that a saved state depends on in addition to the disk, with names for people:
+        the emulator, its settings except those that differ from run to run, and the host's
+        processor if guests see it.
         """
         return {}
 
     @abstractmethod
     def _quit(self, deadline: Deadline) -> None:
-        """Ask the emulator itself to end, where it can be asked."""
+        """Ask the emulator to end, if it can be asked."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Give back what the machine held, once the emulator has ended."""
+        """Release the machine's resources after the emulator has ended."""
 
     def start(self, deadline: Deadline) -> None:
-        """Start the emulator; MachineDied with its own words when it ends at once.
+        """Start the emulator; MachineDied with its own messages if it ends immediately.
 
-        Whatever it raises, nothing of the machine is left then.
+        After any exception nothing of the machine is left.
         """
-        # One emulator reports this late and at length, the other invents a disk.
+        # QEMU reports this late and with a long message, and Bochs invents a disk.
         if not self.spec.drive.path.exists():
             raise CannotError(f"{self.spec.drive.path}: there is no such disk")
         self.spec.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -269,13 +271,15 @@ class Machine(ABC):
                 return
 
     def stop(self, deadline: Deadline) -> None:
-        """End the emulator, softly where it knows how, and wait for it.  Harmless when it ended."""
+        """End the emulator, gently if it supports that, and wait for it; does nothing if it has
+        ended.
+        """
         process = self._process
         try:
             if process is not None and process.poll() is None:
                 self._quit(deadline)
         finally:
-            # Also when Ctrl-C came while the emulator was asked.
+            # This also runs if Ctrl-C came while the emulator was asked.
             if process is not None and process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -310,12 +314,12 @@ class Machine(ABC):
             return
         console = self._console
         if console is not None:
-            # What the guest said last may still be on its way; a panic explains the end better.
+            # The guest's last output may not have arrived yet; a panic explains the end better.
             console.wait_closed(Deadline.after(1))
             console.check_panic()
         how = f"{self.backend} {describe_exit(code)}"
         if self.powered_off():
-            how = f"the guest switched itself off ({how})"
+            how = f"the guest powered itself off ({how})"
         raise MachineDied(
             f"{self.spec.name}: {how} while it was needed; the console's log is "
             f"{self.spec.console_log}",
@@ -323,7 +327,7 @@ class Machine(ABC):
         )
 
     def _check_running(self) -> None:
-        """Raise GuestError when the emulator is there and does not go on."""
+        """Raise GuestError if the emulator exists but is stopped."""
         pid = self.pid
         if pid is None or not _is_stopped(pid):
             self._stopped_since_s = 0.0
@@ -332,13 +336,14 @@ class Machine(ABC):
         self._stopped_since_s = self._stopped_since_s or now
         if now - self._stopped_since_s > _STOPPED_S:
             raise GuestError(
-                f"{self.spec.name}: {self.backend} (process {pid}) was stopped by a signal "
-                f"and has stood still for {_STOPPED_S:.0f} s; `kill -CONT {pid}` lets it "
-                f"go on; the console's log is {self.spec.console_log}"
+                f"{self.spec.name}: {self.backend} (process {pid}) was stopped by a "
+                f"signal "
+                f"{_STOPPED_S:.0f} s ago; `kill -CONT {pid}` continues "
+                f"it; the console's log is {self.spec.console_log}"
             )
 
     def wait_ended(self, deadline: Deadline) -> int | None:
-        """Wait for the emulator to end by itself; its exit code, or None when time ran out."""
+        """Wait for the emulator to end by itself; its exit code, or None if the time ran out."""
         if self._process is None:
             return None
         try:
@@ -347,7 +352,7 @@ class Machine(ABC):
             return None
 
     def _choose_port(self) -> int | None:
-        """The port to forward, in a network of the emulator's own where there can be one."""
+        """The port to forward, in a network of the emulator's own if possible."""
         self.private = self.spec.ssh and not self.spec.network_out and not unavailable()
         if not self.spec.ssh:
             return None
@@ -363,15 +368,16 @@ class Machine(ABC):
     ) -> subprocess.Popen[bytes]:
         """Run the emulator in a session of its own, standard error to its log.
 
-        setpriv makes the kernel end the emulator with the harness, even when that is killed; to be
-        exact, with the thread that starts it, so that has to be one that lasts.  It enters its own
-        network after that, as the same process.
+        setpriv makes the kernel end the emulator together with the harness, even if that is killed;
+        more exactly, with the thread that starts it, so that thread must continue to run.  The
+        emulator enters its own network after that, as the same process.
         """
-        # Looked for here: setpriv's own complaint would look like the emulator's.
+        # Checked here, because setpriv's own error would look like the emulator's.
         for program in ("setpriv", command[0]):
             if shutil.which(program) is None:
                 raise CannotError(f"{program} is not installed; run ./inv setup")
         words = fenced(command) if self.private else command
+        # Not by process.run: the emulator runs on while this process works with it.
         with self.spec.emulator_log.open("ab") as log:
             return subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *words],
@@ -391,7 +397,7 @@ def _is_stopped(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-    # The name before it is in parentheses and may hold anything.
+    # The name before it is in parentheses and may contain anything.
     return stat.rpartition(")")[2].split()[:1] == ["T"]
 
 
@@ -403,10 +409,10 @@ def free_port() -> int:
 
 
 def tail_of(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, or nothing when there is none."""
+    """The last lines of a log, or nothing if there is none."""
     try:
         with path.open("rb") as log:
-            # A guest can make it as long as it likes.
+            # A guest decides how long it gets.
             log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
     except OSError:

@@ -1,6 +1,6 @@
-"""Bochs, which emulates VMX and EPT completely and needs nothing of the host's processor.
+"""Bochs, which emulates VMX and EPT completely and needs no feature of the host's processor.
 
-What is particular to one version and was found by running it is said where it is used.
+Properties of a single version, found by running it, are explained where they are used.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TRAITS = Traits(
     processors=1,
 )
 
-# How many instructions make a second of the guest's.  With fewer, the guest spends its instructions
-# on timer interrupts: at 10 million, a tick interrupts a guest within the guest before it has run
-# much, and the checks need more than twice the processor time.  More make each wait of the boot
-# longer and gain nothing (docs/bench.md has the table).
+# The number of instructions in a second of the guest's time.  With fewer, the guest spends its
+# instructions on timer interrupts: at 10 million, a tick interrupts L2 before it has run much, and
+# the checks need more than twice the processor time.  More make each wait during the boot longer,
+# without benefit (docs/bench.md has the table).
 _IPS = 40_000_000
 
 _CONFIG = "bochsrc.txt"
@@ -49,7 +49,7 @@ _BIOS, _VGA_BIOS = "bios.rom", "vgabios.rom"
 _PORT_TAKEN = "could not set up host forwarding rule"
 _DISK_ERROR = b"could not write() hard drive image file"
 _REDOLOG = "overlay.redolog"
-# A line of the log that was written once instructions had run, by the ticks at its beginning.
+# A line of the log that was written after instructions had run: it begins with the ticks.
 _TICKED = re.compile(r"^0*[1-9]\d*[ied]\[", re.MULTILINE)
 _START_LIMIT_S = 20.0
 _END_S = 5.0
@@ -69,16 +69,16 @@ def configuration(
     more_disks: tuple[str, ...] = (),
     errors: str = "action=report",
 ) -> str:
-    """The bochsrc for `spec`; pure, so that golden files can hold it.
+    """The bochsrc for `spec`; a pure function, tested with golden files.
 
-    The same in every run of the same machine: what differs stands behind names in the run's folder.
-    `more_disks` are names there too, of a second and a third disk; `errors` says which of its
-    complaints Bochs logs.
+    It is the same in every run of the same machine: files that differ have fixed names in the run's
+    folder. `more_disks` are names there too, of a second and a third disk; `errors` says which of
+    its complaints Bochs logs.
     """
     mib = spec.memory_bytes >> 20
     lines = [
         bochs_state.PLUGINS.format(network=int(has_network)),
-        # The text display opens no port; rfb would listen on every interface.
+        # The text display opens no port, while rfb would listen on every interface.
         "display_library: term",
         # fastboot: the BIOS does not wait three seconds for a key.
         f"romimage: file={_BIOS}, options=fastboot",
@@ -86,12 +86,12 @@ def configuration(
         f"cpu: model={spec.cpu or BOCHS_MODELS['intel']}, count=1, ips={ips}, "
         "reset_on_triple_fault=1, ignore_bad_msrs=1",
         f"memory: guest={mib}, host={mib}",
-        # The guest's clock follows the instructions alone, so it leaps while the guest idles.
+        # The guest's clock depends only on instructions, so it leaps while the guest is idle.
         "clock: sync=none, time0=utc",
         "pci: enabled=1, chipset=i440fx" + (", slot1=e1000" if has_network else ""),
         "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14",
-        # What the guest writes goes to the journal; the image is only read.
-        # Its name is a link's: Bochs reads quotes and $VARIABLES in what stands here.
+        # The guest's writes go to the journal; the image is only read.
+        # The path is that of a link, because Bochs interprets quotes and $VARIABLES in it.
         f'ata0-master: type=disk, mode=volatile, path="{DISK}", journal={_REDOLOG}',
         *_further_disks(more_disks),
         "boot: disk",
@@ -142,11 +142,11 @@ class BochsMachine(Machine):
     def __init__(self, spec: Spec) -> None:
         if spec.drive.format != "raw":
             raise CannotError(
-                f"Bochs boots raw disks only, {spec.drive.path} is {spec.drive.format}"
+                f"Bochs boots only raw disks, but {spec.drive.path} is {spec.drive.format}"
             )
         if spec.second:
             raise CannotError(
-                "Bochs is too slow to build in, and has no second disk; take --backend tcg or "
+                "Bochs is too slow to build in, and has no second disk; use --backend tcg or "
                 "kvm, or --builder host"
             )
         if not spec.debug_exit and (why := BOCHS_REFUSED.get(spec.cpu or "")):
@@ -163,8 +163,9 @@ class BochsMachine(Machine):
 
     def command(self) -> list[str]:
         begin = ["-r", bochs_state.STATE] if self.spec.resume_from else ["-f", _CONFIG]
-        # A Bochs that is always in its debugger would stop before the first instruction; the
-        # script's one line makes it go on.  One that need not be in it runs faster outside.
+        # A Bochs that always runs in its debugger would stop before the first instruction; the
+        # script's one line continues.  A Bochs that can run without its debugger is faster that
+        # way.
         script = ["-rc", _DEBUGGER] if self._in_debugger else []
         return self._bochs.command("-q", *begin, *script)
 
@@ -194,10 +195,11 @@ class BochsMachine(Machine):
 
     @property
     def _goes_on(self) -> int:
-        """How many times the debugger's script says to go on.
+        """The number of `continue` commands in the debugger's script.
 
         The debugger stops before the first instruction, and whenever a triple fault resets the
-        guest.  What saves a machine answers for itself, and has to be asked.
+        guest. If the machine may be saved, the helper library gives the later commands, so the
+        script must end.
         """
         return 1 if self._helped else _STOPS
 
@@ -242,20 +244,21 @@ class BochsMachine(Machine):
         self._screen.running(self.spec.emulator_log)
         if self.spec.resume_from:
             bochs_state.require_memory(self._process.pid, self.spec.resume_from)
-        # Bochs holds the terminal itself now.  Its end is to be seen at once.
+        # Bochs has opened the terminal itself.  Close our copy, so that its end is noticed
+        # immediately.
         self._close_tty()
 
     def _wait_running(self, deadline: Deadline) -> None:
-        """Until Bochs has read its settings, or what was saved, and begun with the instructions."""
+        """Wait until Bochs has read its settings or the saved state, and runs instructions."""
         log = self.spec.run_dir / _LOG
         limit = deadline.at_most(_START_LIMIT_S)
         while True:
             ended = self.wait_ended(Deadline.after(_POLL_S))
             said = log.read_text(errors="replace") if log.exists() else ""
-            # Bochs would run on with nobody, or a stranger, behind our port.
+            # Bochs would continue without the port, or another process would answer there.
             if _PORT_TAKEN in said:
-                raise PortTaken(f"Bochs could not have port {self.ssh_port}; its log is {log}")
-            # One that ran has not failed to start, however soon it ended.
+                raise PortTaken(f"Bochs could not use port {self.ssh_port}; its log is {log}")
+            # If instructions have run, it did start, even if it ended soon.
             if _TICKED.search(said) or (self._process and _catches_alarm(self._process.pid)):
                 return
             if ended is not None:
@@ -280,27 +283,29 @@ class BochsMachine(Machine):
             if os.fstat(log.fileno()).st_size > limits.LOG_MOST_BYTES:
                 raise GuestError(
                     f"{self.spec.name}: Bochs's log has grown to "
-                    f"{human_bytes(limits.LOG_MOST_BYTES)}, as the guest makes it complain without "
-                    f"end; it is {log.name}",
+                    f"{human_bytes(limits.LOG_MOST_BYTES)}, because the guest causes "
+                    f"endless messages; "
+                    f"it is {log.name}",
                     detail=self.last_words(),
                 )
             log.seek(self._log_seen_bytes)
             said = log.read(_LOG_STEP_BYTES)
             if _DISK_ERROR in said:
                 raise DiskFull(
-                    f"{self.spec.name}: Bochs cannot write the guest's disk, and the guest is told "
-                    f"that the disk is broken; free some room under {self.spec.run_dir}, or set "
+                    f"{self.spec.name}: Bochs cannot write the guest's disk, and "
+                    f"reports a broken "
+                    f"disk to the guest; free some room under {self.spec.run_dir}, or set "
                     "HARNESS_RUNS to a folder with more",
                     detail=self.last_words(),
                 )
-            # A line may be written in two; the second half alone says nothing.
+            # A line may be written in two parts, and the second part is useless by itself.
             whole = said.rfind(b"\n") + 1 or len(said) // _LOG_STEP_BYTES * _LOG_STEP_BYTES
             self._log_seen_bytes += whole
             self._resets += len(_RESET.findall(said[:whole]))
 
     @property
     def resets(self) -> int:
-        # It is reset once before it runs.
+        # Bochs resets it once before it runs.
         return max(0, self._resets - 1)
 
     def screen(self) -> list[str]:
@@ -311,7 +316,7 @@ class BochsMachine(Machine):
         return self.exit_code is not None and any(sign in words for sign in _POWERED_OFF)
 
     def last_words(self) -> str:
-        # After what it complains of it may list its devices.
+        # After its error messages it may list its devices.
         log = tail_of(self.spec.run_dir / _LOG, 400).splitlines()
         complaints = [line for line in log if _COMPLAINT.match(line)]
         printed = tail_of(self.spec.emulator_log, 40).splitlines()
@@ -320,14 +325,14 @@ class BochsMachine(Machine):
         return "\n".join(complaints[-8:]) or screen
 
     def save(self, folder: Path, deadline: Deadline) -> None:
-        """As in Machine; a guest that was not saved within the deadline is stopped for good."""
+        """As in Machine; a guest that is not saved within the deadline stays stopped."""
         self.check()
         if not self.spec.savable:
             raise CannotError(f"{self.spec.name} was not started as one that can be saved")
         run_dir = self.spec.run_dir
         bochs_state.request(run_dir, folder, self._emulated.memory_bytes)
         if self._process is not None:
-            # In its debugger it stops at the prompt and goes on; outside it has to end.
+            # In its debugger Bochs stops at the prompt and continues; without it, it must end.
             self._process.send_signal(signal.SIGINT if self._in_debugger else signal.SIGUSR1)
         while not bochs_state.answered(run_dir):
             ended = self.wait_ended(Deadline.after(_POLL_S))
@@ -340,7 +345,7 @@ class BochsMachine(Machine):
             self.wait_ended(Deadline.after(_END_S))
 
     def depends_on(self) -> dict[str, str]:
-        """Bochs as it is here, its settings, and how it is saved."""
+        """This Bochs, its settings, and the method of saving."""
         settings = self._settings()
         return {
             "Bochs": self._bochs.identity(),
@@ -356,7 +361,7 @@ class BochsMachine(Machine):
         )
 
     def _quit(self, deadline: Deadline) -> None:
-        """Bochs cannot be asked, and there is nothing in it to lose."""
+        """Do nothing: Bochs cannot be asked to end, and it has no data to lose."""
 
     def _release(self) -> None:
         self._close_tty()
@@ -367,8 +372,8 @@ class BochsMachine(Machine):
 def _catches_alarm(pid: int) -> bool:
     """Whether the process has a handler for SIGALRM.
 
-    Setting it is the last that Bochs does before the first instruction, of a boot and of a resumed
-    machine alike, whatever its version; its log does not always say when that is.
+    Every version of Bochs sets it as the last step before the first instruction, of a boot and of a
+    resumed machine; its log does not always show that moment.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -1,21 +1,21 @@
-"""Another Debian's Bochs beside this machine's own: its packages, unpacked into the cache.
+"""The Bochs of another Debian, next to this machine's own: its packages are unpacked in the cache.
 
-    CACHE/bochs/SUITE/    as the packages' files lie on a Debian; bochs_program runs it from there
+    CACHE/bochs/SUITE/    the packages' files, in Debian's layout; bochs_program runs it from there
 
-Nothing is installed and no root is needed.  apt finds and checks the packages, with lists and a
-status of its own, so that it knows of none that is installed and brings every library along.
+Nothing is installed, and root is not needed.  apt finds and verifies the packages, with its own
+lists and an empty status, so that it also fetches every library.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import files
+from harness import files, process
+from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 
 SUITES: Mapping[str, str] = {"2.7": "bookworm", "3.0": "trixie"}
@@ -25,9 +25,9 @@ MIRROR = "HARNESS_DEBIAN_MIRROR"
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _WANTED = ("bochs", "bochs-term", "bochsbios", "vgabios")
-# Bochs needs no more of what apt would bring: no daemon, no data of desktops.
+# Packages that apt would also fetch but Bochs does not need: daemons, data of desktops.
 _PREFIXES = ("bochs", "lib", "vgabios", "zlib")
-# What of all their files Bochs uses.
+# The files that Bochs uses.
 _USED = (
     "usr/bin/bochs-bin",
     "usr/lib/x86_64-linux-gnu",
@@ -41,29 +41,29 @@ _LIMIT_S = 300.0
 
 
 def folder(version: str) -> Path:
-    """Where that version is, or will be.  UsageError for one that no Debian here has."""
+    """The folder of a version, which need not exist; UsageError for an unknown version."""
     if version not in SUITES:
-        raise UsageError(f"Bochs {version}: one of {', '.join(SUITES)} is meant")
+        raise UsageError(f"Bochs {version}: unknown version; choose from {', '.join(SUITES)}")
     return files.cache_dir() / "bochs" / SUITES[version]
 
 
 def there() -> dict[str, Path]:
-    """The versions that were unpacked."""
+    """The versions that are unpacked."""
     return {version: place for version in SUITES if (place := folder(version)).is_dir()}
 
 
 def unpack(version: str) -> Path:
-    """The folder with that version, unpacked if it is not there yet (some 45 MB to download).
+    """The folder with a version, which is unpacked if necessary (a download of about 45 MB).
 
-    Raises UsageError for a version that no Debian here has, CannotError when its packages can be
-    neither found nor downloaded.
+    Raises UsageError for an unknown version, CannotError if its packages cannot be found or
+    downloaded.
     """
     target = folder(version)
     with files.locked(target.parent / "lock", f"unpacking Bochs {version}"):
         if target.is_dir():
             return target
-        # apt fetches as a user of its own, which could not get into the cache; root's files may
-        # be read by it here.
+        # apt fetches as its own user, which could not enter the cache; in this folder it may read
+        # root's files.
         with tempfile.TemporaryDirectory(prefix="vmm-bochs-") as work:
             root = Path(work) / "root"
             for deb in _download(Path(work), SUITES[version]):
@@ -75,11 +75,9 @@ def unpack(version: str) -> Path:
 
 
 def _extract(deb: Path, root: Path) -> None:
-    done = subprocess.run(
-        ["dpkg-deb", "-x", deb, root], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"dpkg-deb exited with {done.returncode}"]
+    done = process.run(["dpkg-deb", "-x", deb, root], Deadline.after(_LIMIT_S))
+    if not done.ok:
+        said = done.stderr.strip().splitlines() or [f"dpkg-deb exited with {done.code}"]
         raise CannotError(f"{deb.name} cannot be unpacked: {said[-1]}")
 
 
@@ -96,7 +94,9 @@ def _copy(source: Path, target: Path) -> None:
 def _download(work: Path, suite: str) -> list[Path]:
     for program in ("apt-get", "dpkg-deb"):
         if not shutil.which(program):
-            raise CannotError(f"another Debian's Bochs comes with apt, and there is no {program}")
+            raise CannotError(
+                f"another Debian's Bochs is fetched with apt, but there is no {program}"
+            )
     if not _KEYRING.exists():
         raise CannotError(f"{_KEYRING} is missing; apt-get install debian-archive-keyring")
     work.chmod(0o755)
@@ -126,7 +126,7 @@ def _download(work: Path, suite: str) -> list[Path]:
 
 
 def _mirror() -> str:
-    """The archive of Debian that this machine uses, or the one that was named."""
+    """The Debian mirror that this machine uses, or the one that the user named."""
     if named := os.environ.get(MIRROR, "").strip():
         return named
     wanted = ("indextargets", "--format", "$(ORIGIN) $(REPO_URI)", "Created-By: Packages")
@@ -135,29 +135,27 @@ def _mirror() -> str:
         if origin == "Debian" and "security" not in address:
             return address
     raise CannotError(
-        "another Debian's Bochs comes from a mirror of Debian, and apt's lists here name none; "
+        "another Debian's Bochs is fetched from a mirror of Debian, but apt's lists "
+        "here name none; "
         f"run apt-get update, or name one: {MIRROR}=URL"
     )
 
 
 def _apt(*arguments: str) -> str:
     try:
-        done = subprocess.run(
+        # With the caller's whole environment: apt's configuration and proxies may be in it.
+        done = process.run(
             ["apt-get", "-q", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
-            timeout=_LIMIT_S,
-            check=False,
+            Deadline.after(_LIMIT_S),
+            environment={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
         )
-    except subprocess.TimeoutExpired as error:
+    except process.Unfinished as error:
         raise CannotError(f"apt-get did not end within {_LIMIT_S:.0f} s") from error
-    # An update that could fetch nothing exits with 0 all the same.
+    # An update that could fetch nothing also exits with 0.
     complaints = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W: Failed"))]
-    if done.returncode or complaints:
+    if not done.ok or complaints:
         raise CannotError(
-            "another Debian's Bochs could not be had with apt: "
+            "another Debian's Bochs could not be fetched with apt: "
             f"{(complaints or ['no reason given'])[0]}",
             detail=done.stderr,
         )

@@ -1,9 +1,9 @@
-"""Which Bochs runs the machines, and what that one can do.
+"""Finds the Bochs that runs the machines, and its features.
 
 It is the installed one, or one whose Debian packages were unpacked into a folder: HARNESS_BOCHS
-names the folder, or a version that `./inv setup --bochs VERSION` has unpacked.  That one runs with
-the folder's own loader and libraries, so it may be of another Debian than the machine's.  What a
-Bochs can do is taken from what it says of itself.
+names the folder, or a version that `./inv setup --bochs VERSION` has unpacked.  An unpacked Bochs
+runs with the folder's own loader and libraries, so it may come from another Debian than this
+machine's.  The features of a Bochs are read from its own help.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
-from harness import debian
+from harness import debian, process
+from harness.deadline import Deadline
 from harness.errors import CannotError
 from harness.files import sha256_text
 from harness.machine import bochs_packages
@@ -31,10 +31,10 @@ _NAME = "bochs"
 # Debian's `bochs` is a script that starts this one.
 _PROGRAM = "usr/bin/bochs-bin"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
-# Debian 12's packages have the C library here, later ones where all others are.
+# The folder of the C library in Debian 12's packages; later ones have it with all others.
 _MORE_LIBRARIES = "lib/x86_64-linux-gnu"
-# The file itself: in Debian 12's package, the link in lib64 is absolute, so it would lead to the
-# machine's loader, which fits only the machine's own C library.
+# The file itself: the link in lib64 of Debian 12's package is absolute, so it would lead to this
+# machine's loader, which fits only this machine's own C library.
 _LOADER = "ld-linux-x86-64.so.2"
 _SHARE = "usr/share/bochs"
 _LIMIT_S = 10.0
@@ -44,8 +44,8 @@ _PLUGINS_IN = ("bochs/plugins/*.so", "*/bochs/plugins/*.so")
 class Debugger(Enum):
     """Whether Bochs starts in its own debugger.
 
-    There every instruction is followed by a look at the breakpoints; without it whole traces run
-    in one go, which is a third faster and more.
+    In its debugger Bochs checks the breakpoints after every instruction; without it whole traces
+    run at once, which is at least a third faster.
     """
 
     ALWAYS = "always"
@@ -55,7 +55,8 @@ class Debugger(Enum):
 
 @dataclass(frozen=True)
 class Bochs:
-    """A Bochs below `root`; `version` is empty and `debugger` Debian 12's where none is installed.
+    """A Bochs below `root`; if none is installed, `version` is empty and `debugger` as in Debian
+    12.
 
     `path` is its program.
     """
@@ -77,7 +78,7 @@ class Bochs:
 
     @property
     def private(self) -> bool:
-        """Whether it lies in a folder of its own, and is not installed."""
+        """Whether it is in a folder of its own, and not installed."""
         return self.root != SYSTEM
 
     def command(self, *options: str) -> list[str]:
@@ -92,7 +93,7 @@ class Bochs:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What has to be in the environment of one that is not installed."""
+        """The additional environment of a Bochs that is not installed."""
         if not self.private:
             return {}
         return {
@@ -101,9 +102,9 @@ class Bochs:
         }
 
     def identity(self) -> str:
-        """Version, and a digest over its files, as far as a saved state may differ by them.
+        """Its version, and a digest of the files that a saved state may depend on.
 
-        Their sizes and dates stand for them; a package that is changed changes these.
+        The digest uses their sizes and dates, which change with the package.
         """
         libraries = self.root / "usr/lib"
         plugins = [lib for where in _PLUGINS_IN for lib in sorted(libraries.glob(where))]
@@ -119,7 +120,7 @@ class Bochs:
 def find(environment: Mapping[str, str] | None = None) -> Bochs:
     """The Bochs that runs the machines.
 
-    Raises CannotError when HARNESS_BOCHS names a folder that holds none, or a version that was not
+    Raises CannotError if HARNESS_BOCHS names a folder without a Bochs, or a version that is not
     unpacked.
     """
     found = locate(environment)
@@ -129,8 +130,8 @@ def find(environment: Mapping[str, str] | None = None) -> Bochs:
 
 
 def locate(environment: Mapping[str, str] | None = None) -> Bochs:
-    """The same without asking it anything, so at once; of an installed one's version nothing is
-    known then.
+    """The same without running it, so immediately; then the version of an installed one is not
+    known.
     """
     named = (os.environ if environment is None else environment).get(VARIABLE, "").strip()
     if not named:
@@ -151,7 +152,7 @@ def locate(environment: Mapping[str, str] | None = None) -> Bochs:
 
 @contextlib.contextmanager
 def using(bochs: Bochs) -> Iterator[None]:
-    """Within the block this one runs the machines."""
+    """Use this Bochs for machines within the block."""
     before = os.environ.get(VARIABLE)
     try:
         os.environ[VARIABLE] = str(bochs.root) if bochs.private else ""
@@ -163,13 +164,13 @@ def using(bochs: Bochs) -> Iterator[None]:
 
 
 def installed() -> Bochs | None:
-    """The Bochs that this machine has installed, if any."""
+    """The Bochs that is installed on this machine, if any."""
     path = shutil.which(_NAME)
     return _asked(path, SYSTEM, _date(path)) if path else None
 
 
 def found() -> list[Bochs]:
-    """Each version once: the installed one first, then those that were unpacked."""
+    """Each version once: the installed one first, then the unpacked ones."""
     own = installed()
     found = [own] if own else []
     for version, place in bochs_packages.there().items():
@@ -205,35 +206,30 @@ def _date(path: str) -> int:
 
 @lru_cache(maxsize=16)
 def _asked(path: str, root: Path, _date_ns: int) -> Bochs:
-    """What the Bochs at `path` says of itself; asked once for each program as it is."""
+    """The help of the Bochs at `path`; it is run once for each state of the program."""
     asked = Bochs(path, root)
     try:
-        done = subprocess.run(
+        done = process.run(
             asked.command("--help"),
-            env={**os.environ, **asked.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_LIMIT_S,
-            check=False,
+            Deadline.after(_LIMIT_S),
+            environment={**os.environ, **asked.environment},
+            merged=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (CannotError, process.Unfinished):
         return asked
     return parse_help(asked, done.stdout)
 
 
 def parse_help(asked: Bochs, text: str) -> Bochs:
-    """`asked` with what its `--help` says: its version, and whether it has a debugger.
+    """`asked` with the facts from its `--help`: its version, and whether it has a debugger.
 
-    2.7 as Debian builds it has `-rc` (a script for the debugger), and is always in its debugger;
-    3.0 has `-debugger` too, and runs in it when it is asked to.
+    Debian's 2.7 has `-rc` (a script for the debugger), and always runs in its debugger; 3.0 also
+    has `-debugger`, and runs in it only with this option.
     """
     version = re.search(r"Bochs x86 Emulator (\S+)", text)
     options = set(re.findall(r"^\s+(-\w+)\b", text, re.MULTILINE))
     if not options:
-        # It did not say, so nothing is known.
+        # Its help does not say, so nothing is known.
         return asked
     if "-debugger" in options:
         debugger = Debugger.ON_REQUEST

@@ -1,4 +1,4 @@
-"""What Bochs draws with its text display, and what it prints before that."""
+"""The guest's screen in Bochs's text display, and Bochs's output before that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.machine import vga
 from harness.machine.console import clean_lines
 
 LINES, COLUMNS = 30, 100
-# Bochs refuses to draw on less than 25 lines; its display asks these.
+# The size of the terminal: Bochs refuses to draw on fewer than 25 lines.
 ENVIRONMENT = {"TERM": "vt100", "LINES": str(LINES), "COLUMNS": str(COLUMNS)}
 
 _KEEP_BYTES = 1 << 18
@@ -25,9 +25,9 @@ _DRAWN_ON = re.compile(r'^Bochs connected to screen "(/dev/pts/\d+)"', re.MULTIL
 
 
 class Screen:
-    """Both terminals of a Bochs: the one it is given, and the one its display opens for itself.
+    """Both terminals of a Bochs: the one it is given, and the one that its display opens.
 
-    They are read by one thread, so that Bochs never blocks.
+    One thread reads both, so that Bochs never blocks.
     """
 
     def __init__(self) -> None:
@@ -39,17 +39,17 @@ class Screen:
         self._thread = threading.Thread(target=self._drain, name="screen", daemon=True)
 
     def started(self) -> None:
-        """The emulator holds the terminal's other end now."""
+        """Call this when the emulator has opened the terminal's other end."""
         self._close_tty()
         self._thread.start()
 
     def running(self, emulator_log: Path) -> None:
-        """The display has said in `emulator_log` which terminal it draws on; listen there."""
+        """Call this when `emulator_log` names the display's terminal, to read from it."""
         with contextlib.suppress(OSError):
             names = _DRAWN_ON.findall(emulator_log.read_text(errors="replace"))
             if names:
                 self._drawn_fd = os.open(names[-1], os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-                # Or the terminal would type what is drawn back into the guest.
+                # Without this the terminal would echo the drawn text as input of the guest.
                 tty.setraw(self._drawn_fd)
                 os.write(self._wake_write, b"x")
 
@@ -89,17 +89,18 @@ class Screen:
         return "\n".join(clean_lines(self._printed.decode("utf-8", "replace"))[-8:])
 
     def lines(self) -> list[str]:
-        """The guest's screen as it is drawn, up to the last line that is not empty."""
+        """The guest's screen, up to the last line that is not empty."""
         screen = pyte.Screen(COLUMNS, LINES)
         pyte.ByteStream(screen).feed(self._drawn)
-        # Around the guest's own are a frame, and a line with the state of Bochs's keys and disks.
+        # Around the guest's screen are a frame, and a line with the state of Bochs's keys and
+        # disks.
         lines = [line[: vga.COLUMNS].rstrip() for line in screen.display[: vga.LINES]]
         while lines and not lines[-1]:
             lines.pop()
         return lines
 
     def close(self) -> None:
-        """Give the terminals back; the emulator has ended."""
+        """Close the terminals after the emulator has ended."""
         self._close_tty()
         if self._wake_write < 0:
             return

@@ -1,9 +1,9 @@
-"""A machine in Bochs, saved and resumed with nobody at its window.
+"""Saves and resumes a machine in Bochs without its window.
 
-Bochs numbers its timers in the order in which devices are set up, and a saved state knows them by
-these numbers alone.  A start from settings and one from a saved state set the optional devices up
-in different orders, unless the settings list them all: where they did not, a resumed guest had its
-network's poll driven by the serial line's timer, which is to say never.
+Bochs numbers its timers in the order in which devices are set up, and a saved state identifies them
+only by these numbers.  A start from settings and one from a saved state set up the optional devices
+in different orders, unless the settings list them all. Otherwise the poll of a resumed guest's
+network would use the serial line's timer, and so never run.
 """
 
 from __future__ import annotations
@@ -21,30 +21,28 @@ PLUGINS = (
     "plugin_ctrl: biosdev=1, iodebug=1, extfpuirq=1, serial=1, unmapped=1, e1000={network}, "
     "usb_uhci=1, speaker=0, parallel=0, gameport=0"
 )
-"""The optional devices, in one order for every start.  It has to be the settings' first line.
+"""The optional devices, in one order for every start.  This must be the settings' first line.
 
-No speaker: its driver would look for a sound card and complain on standard error.
+There is no speaker: its driver would look for a sound card and print errors.
 """
 
 STATE = "state"
 _SAVING, _SAVED, _UNSAVED = "saving", "saved", "unsaved"
 _CONFIG = "config"
-# What Bochs saves, and what it is made into: without the pages that hold nothing.
+# The file that Bochs saves, and the file made from it, without empty pages.
 _MEMORY, _IMAGE = "memory.ram", "memory.image"
 _SOURCE = Path(__file__).with_name("bochs_save.c")
 _HELPER = "bochs_save.so"
-_NO_HELPER = (
-    "that takes a helper which Bochs loads, and no C compiler is here to make it; run ./inv setup"
-)
+_NO_HELPER = "that needs a helper library, and there is no C compiler to build it; run ./inv setup"
 _COMPILERS = ("cc", "gcc", "clang", "clang-19")
 # Video memory, the disk's journal and the devices' own state.
 _BESIDES_MEMORY_BYTES = 96 << 20
 
 
 def helper(run_dir: Path) -> dict[str, str]:
-    """Compile into `run_dir` what makes Bochs save; the environment that has Bochs load it.
+    """Compile the helper library that saves into `run_dir`; returns the environment that loads it.
 
-    Nothing where there is no C compiler: a machine runs without it, it only cannot be saved.
+    Without a C compiler the environment is empty: the machine runs, but it cannot be saved.
     """
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
@@ -52,12 +50,12 @@ def helper(run_dir: Path) -> dict[str, str]:
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", _HELPER, str(_SOURCE)]
     if not process.run(command, cwd=run_dir).ok:
         return {}
-    # A path with blanks or colons would be several; this one starts from Bochs's own folder.
+    # A path with blanks or colons would be split, so this one is relative to Bochs's own folder.
     return {"LD_PRELOAD": ":".join(filter(None, (f"./{_HELPER}", os.environ.get("LD_PRELOAD"))))}
 
 
 def request(run_dir: Path, folder: Path, memory_bytes: int) -> None:
-    """Note down that the machine is to be saved into `folder` when Bochs gets the signal for it."""
+    """Store the request to save the machine into `folder`, for when Bochs gets the signal."""
     if not (run_dir / _HELPER).exists():
         raise CannotError(f"Bochs cannot save the guest: {_NO_HELPER}")
     require_room(folder, memory_bytes + _BESIDES_MEMORY_BYTES, "saving the guest")
@@ -67,17 +65,17 @@ def request(run_dir: Path, folder: Path, memory_bytes: int) -> None:
 
 
 def answered(run_dir: Path) -> bool:
-    """Whether the request was met; GuestError when Bochs could not write what it should."""
+    """Whether the request has been fulfilled; GuestError if Bochs could not write the state."""
     if (run_dir / _UNSAVED).is_symlink():
         raise GuestError(f"Bochs could not save into {(run_dir / _UNSAVED).readlink()}")
     return (run_dir / _SAVED).is_symlink()
 
 
 def complete(folder: Path, settings: str) -> None:
-    """Make what Bochs saved into what a resumed one reads, with the `settings` it was made with.
+    """Turn the files that Bochs saved into those that a resumed one reads, with its `settings`.
 
-    Bochs does not notice when it cannot write all; every list of values it writes ends in a brace.
-    Raises GuestError naming the file that is cut off.
+    Bochs does not notice if it cannot write everything, but each of its complete lists ends in a
+    brace.  Raises GuestError with the name of a truncated file.
     """
     (folder / _CONFIG).write_text(settings)
     for path in folder.iterdir():
@@ -88,22 +86,22 @@ def complete(folder: Path, settings: str) -> None:
     done = process.run(copying, cwd=folder)
     if not done.ok:
         raise GuestError(f"the guest's memory was not saved: {done.stderr.strip()}")
-    # Bochs wants the file, and would copy what is in it.
+    # Bochs needs the file to exist, and would copy its contents.
     (folder / _MEMORY).write_bytes(b"")
 
 
 def present(run_dir: Path, folder: Path) -> None:
-    """Let a Bochs that starts in `run_dir` find the state in `folder`; it only reads there."""
+    """Link the state in `folder` into `run_dir` for a Bochs that starts there; it only reads it."""
     if not (folder / _IMAGE).exists():
-        raise CannotError(f"{folder}: there is no saved machine of Bochs's")
+        raise CannotError(f"{folder}: it contains no machine saved by Bochs")
     (run_dir / STATE).unlink(missing_ok=True)
     (run_dir / STATE).symlink_to(folder.absolute())
 
 
 def require_memory(pid: int, folder: Path) -> None:
-    """CannotError unless the Bochs `pid` reads the memory in `folder`.
+    """Raise CannotError unless the Bochs `pid` reads the memory in `folder`.
 
-    One that has not loaded the helper resumes a guest whose memory is empty, and says nothing.
+    A Bochs without the helper library resumes a guest with empty memory, without an error.
     """
     image = (folder / _IMAGE).resolve()
     with contextlib.suppress(OSError):
@@ -113,5 +111,5 @@ def require_memory(pid: int, folder: Path) -> None:
 
 
 def way() -> str:
-    """The digest of what makes Bochs save: another way may succeed where this one did not."""
+    """The digest of the helper library: another version may succeed where this one failed."""
     return sha256_file(_SOURCE)[:16]

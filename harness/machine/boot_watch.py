@@ -1,9 +1,9 @@
-"""A guest that does not come up: one that stands still at a word on its screen, or goes in circles.
+"""Detects a guest that will not come up: it has stopped at a prompt, or resets again and again.
 
-A boot is waited for on the serial line.  What goes wrong before the serial line is used shows on
-the screen alone (a disk that does not boot, a loader at its prompt, a system whose console is the
-screen), and a kernel that resets in its first lines shows as the same lines again and again.  Both
-would be waited for until the limit, which is minutes.
+The workbench waits for a boot on the serial line.  A failure before the serial line is used appears
+only on the screen (a disk that does not boot, a loader at its prompt, a system whose console is the
+screen), and a kernel that resets early prints the same lines again and again. Without this module
+the wait would last until its limit, which is minutes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from harness.errors import CannotError, GuestError
 from harness.machine.console import Console
 
-# How long the serial line is quiet before anybody looks at the screen, and the time between looks.
-# A screen is believed when it was the same twice.
+# How long the serial line is silent before the screen is read, and the time between readings.
+# A screen counts if it was the same twice.
 _QUIET_S = 3.0
 _EVERY_S = 2.0
 _RESETS = 2
@@ -44,10 +44,10 @@ _STOPS = (
 
 
 class BootWatch:
-    """Looks at a machine while its boot is waited for.
+    """Examines a machine during the wait for its boot.
 
-    `screen` gives the lines of its text screen (none where it has none, or shows graphics),
-    `resets` how often it was reset since it started, `words` what the emulator itself said last.
+    `screen` returns the lines of its text screen (none if it has no screen, or shows graphics),
+    `resets` the number of resets since it started, `words` the emulator's own last output.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class BootWatch:
         self._next_s = 0.0
 
     def look(self) -> None:
-        """Raise GuestError for a guest that will not come up, CannotError for an image that only
-        asks for a login on its screen.  Costs nothing most of the time.
+        """Raise GuestError for a guest that will not come up, CannotError for an image that asks
+        for a login only on its screen.  Usually this takes no time.
         """
         self._go_in_circles()
         now = time.monotonic()
@@ -90,29 +90,31 @@ class BootWatch:
         if resets < _RESETS:
             return
         if _LOGIN in self._console.since(self._mark):
-            # It came up in between: count from here.
+            # It came up meanwhile, so count from here.
             self._mark = self._console.mark
             self._resets_before += resets
             return
         raise GuestError(
-            f"{self._name}: the guest goes in circles: it was reset {resets} times and came to no "
-            f"login in between; the console's log is {self._console.log}",
+            f"{self._name}: the guest resets again and again: it was reset {resets} "
+            f"times without "
+            f"a login prompt; the console's log is {self._console.log}",
             detail="\n".join(filter(None, (self._words(), self._console.tail()))),
         )
 
     def _stands_still(self, lines: list[str]) -> None:
         shown = "\n".join(lines[-_LINES:])
         last = lines[-1]
-        # One that speaks on the serial line too may have its screen besides.
+        # A guest that also uses the serial line may show a login on its screen.
         if _LOGIN_PROMPT.search(last) and not self._console.since(0).strip():
             raise CannotError(
-                f"{self._name}: the guest asks for a login on its screen, and nothing came over "
+                f"{self._name}: the guest asks for a login on its screen, but nothing "
+                f"came over "
                 'the serial line: the image needs boot_serial="YES" and console="comconsole" in '
                 f"loader.conf; the console's log is {self._console.log}",
                 detail=shown,
             )
         for pattern, what in _STOPS:
-            # A BIOS says more behind the line that counts.
+            # A BIOS prints more after the important line.
             where = lines[-3:] if what == "its disk does not boot" else lines[-1:]
             if any(pattern.search(line) for line in where):
                 raise GuestError(

@@ -1,8 +1,8 @@
-"""A machine's serial line: always logged, watched for panics, and spoken to when need be.
+"""A machine's serial line: always logged, watched for panics, and used for input if needed.
 
 One thread reads the line from the moment the machine starts, so that nothing is lost and a chatty
-guest never blocks.  `expect` is pexpect's, over what the thread has read; every wait in it ends at
-once when the guest panics or the line closes.
+guest never blocks.  `expect` is pexpect's, on the data that the thread has read; every wait in it
+ends immediately if the guest panics or the line closes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, WaitTimeout
 from harness.machine.panic_watch import BOOT, PROMPTS, STORY_ENDS, PanicWatch
 
-# A panic's story is over when nothing more came for a while, or when it went on for too long.
+# The output of a panic is complete if nothing came for a while, or if it continued for too long.
 _PANIC_QUIET_S = 1.0
 _PANIC_SETTLES_S = 10.0
-# How far back the reason may lie why a boot stopped at a prompt.
+# How far before a prompt the reason may be why a boot stopped there.
 _REASON_BYTES = 400
 _WAIT_STEP_S = 0.25
 _GATHER_S = 0.01
 _GATHER_BYTES = 4096
 _SEND_S = 30.0
-# Once it is asked to close, the thread still takes what has arrived; a flood does not delay it.
+# When it is asked to close, the thread still reads what has arrived; a flood does not delay it.
 _CLOSE_S = 1.0
-# An emulator's end of the line closes a moment before its exit code can be had.
+# An emulator closes its end of the line a moment before its exit code is available.
 _EXIT_FOLLOWS_S = 1.0
 _KEEP_BYTES = 16 << 20
 _LOG_ENDS = b"\n[the log ends here: the guest has sent more than is stored]\n"
@@ -47,10 +47,10 @@ _LOG_ENDS = b"\n[the log ends here: the guest has sent more than is stored]\n"
 class Console:
     """The near end of a serial line.
 
-    `fd` is a connected socket or the master of a pseudo-terminal and belongs to the console from
-    here on; `log` gets every byte as it came, up to limits.LOG_MOST_BYTES, unless another process
-    writes it, while memory holds the last `keep_bytes`.  `watch` is called during every wait and
-    raises when there is nothing left to wait for.
+    `fd` is a connected socket or the master of a pseudo-terminal, which the console closes.  `log`
+    gets every byte, up to limits.LOG_MOST_BYTES, unless another process writes it; the last
+    `keep_bytes` stay in memory.  `watch` is called during every wait and raises if waiting is
+    useless.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Console:
         self._closed = False
         self._panic = PanicWatch()
         self.boots = 0
-        """How many kernels of FreeBSD's have begun here."""
+        """The number of FreeBSD kernels that have started on this line."""
         self._panic_seen_s = 0.0
         try:
             stream = (log if writes_log else Path(os.devnull)).open("ab", buffering=0)
@@ -106,17 +106,17 @@ class Console:
                 except BlockingIOError:
                     continue
                 except OSError:
-                    # A pseudo-terminal answers EIO once nobody holds its other end.
+                    # A pseudo-terminal returns EIO when its other end is closed.
                     data = b""
                 if not data:
                     break
-                # A full disk must not stop the guest; what was read stays in memory.
+                # A full disk must not stop the guest; the data stays in memory.
                 with contextlib.suppress(OSError):
                     self._write(log, data)
                 self._take(data)
                 if len(data) < _GATHER_BYTES and not closing:
-                    # An emulator writes byte by byte; woken for each, we would take a tenth of
-                    # the guest's own time on a machine with two processors.
+                    # An emulator writes byte by byte.  If this thread woke for each, it would take
+                    # a tenth of the guest's own time on a machine with two processors.
                     time.sleep(_GATHER_S)
         with self._arrived:
             self._closed = True
@@ -145,30 +145,30 @@ class Console:
 
     @property
     def mark(self) -> int:
-        """How many bytes have come so far: a place to read on from with `since`."""
+        """The number of bytes so far, a position for `since`."""
         with self._arrived:
             return self._dropped + len(self._data)
 
     @property
     def panicked(self) -> bool:
-        """Whether the guest's kernel said that it is lost."""
+        """Whether the guest's kernel reported a panic."""
         return self._panic.at is not None
 
     def forget_panic(self) -> None:
-        """Look out for panics again: the guest has come up again since."""
+        """Watch for panics again, because the guest has come up again."""
         with self._arrived:
             self._panic = PanicWatch(self._dropped + len(self._data))
 
     def since(self, mark: int) -> str:
-        """What came after `mark`, as text; a note stands for what memory no longer holds."""
+        """The text after `mark`; a note replaces data that is no longer in memory."""
         with self._arrived:
             lost = max(0, self._dropped - mark)
             data = bytes(self._data[max(0, mark - self._dropped) :])
-        note = f"[{lost} bytes before this are in {self.log} alone]\n" if lost else ""
+        note = f"[{lost} bytes before this are only in {self.log}]\n" if lost else ""
         return note + data.decode("utf-8", "replace").replace("\r", "")
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines, as text that cannot steer a terminal."""
+        """The last lines, without control sequences."""
         with self._arrived:
             data = bytes(self._data[-lines * 200 :])
         return "\n".join(clean_lines(data.decode("utf-8", "replace"))[-lines:])
@@ -179,9 +179,9 @@ class Console:
         return found[-1] if found else ""
 
     def check_panic(self) -> None:
-        """Raise GuestPanic, with the console from the panic on, if there was one.
+        """Raise GuestPanic, with the console's text from the panic on, if there was one.
 
-        The story is given a moment to arrive: a backtrace follows the panic's first line.
+        Wait a moment for the rest of its output: a backtrace follows the panic's first line.
         """
         at = self._panic.at
         if at is None:
@@ -201,7 +201,7 @@ class Console:
         prompt = next((it for begin, it in PROMPTS.items() if story[0:1] and begin in story[0]), "")
         if prompt:
             before = clean_lines(self.since(max(0, at - _REASON_BYTES)))[: -len(story)][-3:]
-            # The loader's turning bar stands before its words.
+            # The loader's spinner precedes its text.
             reason = before[-1].lstrip("|/-\\") if before else "no reason was given"
             what = f"did not boot, it stopped at {prompt}: {reason}"
             story = [*before, *story]
@@ -210,7 +210,9 @@ class Console:
         )
 
     def send(self, text: str | bytes, deadline: Deadline | None = None) -> None:
-        """Type `text`; GuestError when the line is closed, WaitTimeout when nobody reads it."""
+        """Type `text`; GuestError if the line is closed, WaitTimeout if the guest does not read
+        it.
+        """
         limit = deadline or Deadline.after(_SEND_S)
         data = text.encode() if isinstance(text, str) else text
         while data:
@@ -224,7 +226,7 @@ class Console:
                     self._watch()
                 if limit.expired:
                     raise WaitTimeout(
-                        f"the guest took nothing from its serial line for {limit.limit_s:.0f} s; "
+                        f"the guest read nothing from its serial line for {limit.limit_s:.0f} s; "
                         f"the console's log is {self.log}",
                         detail=self.tail(),
                     ) from None
@@ -236,13 +238,14 @@ class Console:
                 ) from error
 
     def talk(self, from_mark: int | None = None) -> Conversation:
-        """A conversation that hears what comes after `from_mark` (default: from now on)."""
+        """A conversation that gets the output after `from_mark` (default: from now on)."""
         return Conversation(self, self.mark if from_mark is None else from_mark)
 
     def wait_more(self, mark: int, deadline: Deadline) -> bool:
-        """Wait until there is more than `mark` bytes; False when the time or the line ended.
+        """Wait until there are more than `mark` bytes; False if the time ran out or the line
+        closed.
 
-        Raises GuestPanic, and what `watch` raises, as soon as there is reason to.
+        Raises GuestPanic and the exceptions of `watch` immediately.
         """
         while True:
             self.check_panic()
@@ -258,7 +261,7 @@ class Console:
         return False
 
     def _explain_close(self) -> None:
-        """Raise what explains a closed line better than its being closed, if anything does."""
+        """Raise an error that explains why the line closed, if there is one."""
         self.check_panic()
         limit = Deadline.after(_EXIT_FOLLOWS_S)
         while self._closed and self._watch is not None and not limit.expired:
@@ -266,16 +269,16 @@ class Console:
             time.sleep(0.02)
 
     def wait_closed(self, deadline: Deadline) -> bool:
-        """Wait until the other end is gone; whether it is."""
+        """Wait until the other end is closed; returns whether it is."""
         with self._arrived:
             while not self._closed and not deadline.expired:
                 self._arrived.wait(deadline.remaining_s)
             return self._closed
 
     def wait_bytes(self, mark: int, deadline: Deadline) -> None:
-        """Wait until there is more than `mark` bytes, the line closes or the time is over.
+        """Wait until there are more than `mark` bytes, the line closes or the time runs out.
 
-        For those who only pass the line on: unlike `wait_more` it judges nothing.
+        It is for callers that only pass on the data; unlike `wait_more` it raises nothing.
         """
         with self._arrived:
             while self._dropped + len(self._data) <= mark and not self._closed:
@@ -284,9 +287,9 @@ class Console:
                 self._arrived.wait(deadline.remaining_s)
 
     def read_from(self, mark: int, size: int) -> tuple[bytes, int]:
-        """At most `size` bytes after `mark`, without waiting, and the mark behind them.
+        """At most `size` bytes after `mark`, without waiting, and the position after them.
 
-        What memory no longer holds is passed over.
+        Data that is no longer in memory is skipped.
         """
         with self._arrived:
             start = max(0, mark - self._dropped)
@@ -295,17 +298,17 @@ class Console:
 
     @property
     def quiet_s(self) -> float:
-        """How many seconds ago the last byte came, or the line was opened."""
+        """The seconds since the last byte came, or since the line was opened."""
         with self._arrived:
             return time.monotonic() - self._arrived_s
 
     @property
     def closed(self) -> bool:
-        """Whether the other end is gone."""
+        """Whether the other end is closed."""
         return self._closed
 
     def close(self) -> None:
-        """Stop listening; the log is complete afterwards."""
+        """Stop reading; afterwards the log is complete."""
         if self._fd < 0:
             return
         os.write(self._wake_write, b"x")
@@ -318,19 +321,19 @@ class Console:
 if TYPE_CHECKING:
     _TextSpawn = SpawnBase[str]
 else:
-    # Generic in its stubs only.
+    # The class is generic only in its stubs.
     _TextSpawn = SpawnBase
 
 
 class Conversation(_TextSpawn):
-    """pexpect over a console: `expect`, `before`, `match` as everywhere else.
+    """pexpect on a console: `expect`, `before`, `match` work as usual.
 
-    `expect_any` is the one to use: it names what was waited for when time runs out.
+    Use `expect_any`: if the time runs out, its error names the expected text.
     """
 
     def __init__(self, console: Console, mark: int) -> None:
-        # Without a window every read searches all that came before it.  The window is several
-        # reads wide: pexpect looks at no more than the window's width of a read.
+        # Without a window every read would search everything before it.  The window is several
+        # reads wide, because pexpect searches only the window's width of a read.
         super().__init__(
             timeout=None,
             maxread=8192,
@@ -363,10 +366,10 @@ class Conversation(_TextSpawn):
         self._console.send(line + "\r")
 
     def expect_any(self, patterns: Sequence[str], what: str, deadline: Deadline) -> int:
-        """Wait for one of `patterns`; its index.
+        """Wait for one of `patterns`; returns its index.
 
-        Raises GuestPanic on a panic, GuestError when the line closes, WaitTimeout naming `what`
-        when the deadline passes; both with the console's tail.
+        Raises GuestPanic on a panic, GuestError if the line closes, and WaitTimeout with `what` if
+        the deadline passes, both with the end of the console.
         """
         try:
             return int(self.expect(list(patterns), timeout=deadline.remaining_s))
@@ -388,7 +391,9 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
 def clean_lines(text: str) -> list[str]:
-    """Text from a terminal as plain lines: no escape sequences, no carriage returns, none empty."""
+    """Text from a terminal as plain lines, without escape sequences, carriage returns and empty
+    lines.
+    """
     plain = _ESCAPES.sub("", text).replace("\r", "\n")
     lines = ("".join(c for c in line if c.isprintable() or c == "\t") for line in plain.split("\n"))
     return [line.rstrip() for line in lines if line.strip()]

@@ -1,14 +1,14 @@
-"""A program of its own: it starts an emulator in a network of its own, and connects into that.
+"""A separate program that starts an emulator in its own network, and connects to that network.
 
-    enter_network.py run COMMAND...     run COMMAND in a new network that has loopback alone
+    enter_network.py run COMMAND...     run COMMAND in a new network that has only loopback
     enter_network.py connect PID PORT   connect to 127.0.0.1:PORT in the network of process PID, and
                                         send the connected socket over standard output, which is a
                                         socket itself (OpenSSH calls this ProxyUseFdpass)
 
-Where it cannot, its exit code is the error's number and a line on standard error says why.  It is
-run by its path in an interpreter without site packages, so that it starts fast and imports nothing
-of anybody's.  Only a process with one thread may enter another user namespace; therefore the
-harness cannot do this itself.
+On failure its exit code is the error's number, and a line on standard error says why.  It is run by
+its path in an interpreter without site packages, so that it starts fast and imports no foreign
+code.  Only a process with a single thread may enter another user namespace, so the harness cannot
+do this itself.
 """
 
 import ctypes
@@ -28,10 +28,10 @@ _OUTPUT = 1
 
 
 def run(command: list[str]) -> None:
-    """Become `command`, in a new network.  It is the same process: number, parent and signals."""
+    """Become `command` in a new network, as the same process: number, parent and signals stay."""
     user, group = os.geteuid(), os.getegid()
     try:
-        # root needs no user namespace, and would lose its rights over other users' files in one.
+        # root needs no user namespace, and would lose its rights to other users' files in one.
         _call("unshare", _CLONE_NEWNET)
     except PermissionError:
         _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET)
@@ -43,17 +43,18 @@ def run(command: list[str]) -> None:
         asked = struct.pack(_INTERFACE, b"lo", 0)
         name, flags = struct.unpack(_INTERFACE, fcntl.ioctl(any_socket, _SIOCGIFFLAGS, asked))
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack(_INTERFACE, name, flags | _IFF_UP))
+    # Not by process.run: this process becomes the emulator.
     os.execvp(command[0], command)  # noqa: S606
 
 
 def connect(pid: int, port: int) -> None:
-    """Hand over a socket that is connected to a port in the network of process `pid`."""
+    """Pass on a socket that is connected to a port in the network of process `pid`."""
     try:
         network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
         owner = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
     except FileNotFoundError:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "the emulator has ended") from None
-    # Its number may be another process's by now: this machine's own ports are nobody's guest.
+    # Its number may now belong to another process, and this machine's own ports are not a guest's.
     if os.path.samestat(os.fstat(network), os.stat("/proc/self/ns/net")):
         raise ConnectionRefusedError(errno.ECONNREFUSED, "the emulator has ended")
     try:
@@ -68,7 +69,7 @@ def connect(pid: int, port: int) -> None:
 
 
 def _call(name: str, *arguments: int) -> None:
-    """Call a function of the C library that Python has from 3.12 on only."""
+    """Call a function of the C library that Python offers only from 3.12 on."""
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, name)(*arguments):
         number = ctypes.get_errno()
@@ -76,7 +77,7 @@ def _call(name: str, *arguments: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the first argument says; the exit code, an error's number."""
+    """Run the command in the first argument; returns the exit code, an error's number."""
     try:
         if arguments[0] == "run":
             run(arguments[1:])
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
             connect(int(arguments[1]), int(arguments[2]))
     except OSError as error:
         sys.stderr.write(f"{error.strerror or error}\n")
-        # A time limit of Python's own has no number.
+        # An exception for one of Python's own time limits has no number.
         return error.errno or errno.ETIMEDOUT
     return 0
 

@@ -1,10 +1,10 @@
-"""The way to a guest's sshd: a port of the emulator's, in a network that is the emulator's alone.
+"""The connection to a guest's sshd: a port of the emulator, in the emulator's own network.
 
-The emulators' user networks forward TCP ports and nothing else.  A port on this machine's loopback
-is open to each of its users: they lack the guest's key, but with some idle connections they keep
-everybody out.  So an emulator runs in a network namespace of its own, where nobody else reaches its
-port; whoever runs it enters that namespace and takes a connected socket out (enter_network.py).
-Where the machine forbids this, the port is on this machine's loopback, as before.
+The emulators' user networks can only forward TCP ports.  A port on this machine's loopback is open
+to all its users: they lack the guest's key, but with some idle connections they can block all
+others.  So an emulator runs in a network namespace of its own, where no other user reaches its
+port; its user enters that namespace and gets a connected socket (enter_network.py).  If the machine
+forbids this, the port is on this machine's loopback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRIVATE_PORT = 2222
 _HOST = "127.0.0.1"
 _ENTER = Path(__file__).with_name("enter_network.py")
 _LIMIT_S = 30.0
-# What ssh's ProxyCommand reads, so that no name has to be quoted for anybody's shell.
+# The variable with ssh's ProxyCommand, so that no name must be quoted for a shell.
 _COMMAND = "VMM_WORKBENCH_ENTER"
 
 
@@ -44,13 +44,14 @@ class Forward:
         return f"{_HOST}:{self.port}" if self.pid is None else "a private network"
 
     def connect(self, timeout_s: float) -> socket.socket:
-        """A connected socket; OSError as the connection's own, or when the emulator has ended."""
+        """A connected socket; OSError if the connection fails, or if the emulator has ended."""
         if self.pid is None:
             return socket.create_connection((_HOST, self.port), timeout_s)
         near, far = socket.socketpair()
         with near:
             near.settimeout(timeout_s)
             with far:
+                # Not by process.run: its standard output is a socket that carries a descriptor.
                 child = subprocess.Popen(
                     self.command(),
                     stdin=subprocess.DEVNULL,
@@ -72,24 +73,26 @@ class Forward:
                 child.stderr.close()
 
     def command(self) -> list[str]:
-        """The program that connects there and hands the socket over; none for this machine's."""
+        """The program that connects there and passes on the socket; none for this machine's
+        network.
+        """
         if self.pid is None:
             return []
         return [*_entry(), "connect", str(self.pid), str(self.port)]
 
     def for_openssh(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The options by which OpenSSH's client gets there, and the environment that they need."""
+        """The options with which OpenSSH's client connects there, and the environment for them."""
         if self.pid is None:
             return {}, {}
         names = {f"{_COMMAND}_{number}": word for number, word in enumerate(self.command())}
         line = " ".join(f'"${name}"' for name in names)
         options = {"ProxyCommand": line, "ProxyUseFdpass": "yes"}
-        # ssh has the user's own shell run it, and that may be one with other rules.
+        # ssh runs it with the user's own shell, which may have other rules of quoting.
         return options, {**names, "SHELL": "/bin/sh"}
 
 
 def fenced(command: Sequence[str]) -> list[str]:
-    """The words that run `command` in a network of its own, as the same process."""
+    """The command line that runs `command` in a network of its own, as the same process."""
     return [*_entry(), "run", *command]
 
 
@@ -119,9 +122,9 @@ def namespace_remedy(settings: Path = Path("/proc/sys")) -> str:
 
 @functools.cache
 def unavailable() -> str:
-    """Why an emulator can have no network of its own here, in words that a remedy follows.
+    """Why an emulator can have no network of its own here; the caller adds the remedy.
 
-    Empty where it can.  Tried once.
+    Empty if it can.  This is tried once.
     """
     try:
         done = process.run(fenced(["true"]), Deadline.after(_LIMIT_S))

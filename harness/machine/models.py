@@ -1,4 +1,4 @@
-"""What a machine runs in: the backend, the processor's vendor, and the emulators' models."""
+"""The backend of a machine, the processor's vendor, and the emulators' processor models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOCHS_RUNS = frozenset({"bochs", KVM_IN_BOCHS})
 """The backends whose emulator is Bochs."""
 
 BOCHS_MODELS: dict[Vendor, str] = {"intel": "broadwell_ult", "amd": "zambezi"}
-"""The processor models Bochs is run with.
+"""The processor models that Bochs is run with.
 
 Of Intel's models that have all vmm.ko asks for, broadwell_ult advertises the lowest frequency:
 FreeBSD takes its early delays from that number, and each is spent in instructions.  Of AMD's,
@@ -36,7 +36,7 @@ _FLAGS: dict[Vendor, str] = {"intel": "vmx", "amd": "svm"}
 class Backend:
     """What a machine runs in (one of BACKENDS) and whose processor it has.
 
-    UsageError for a name or a vendor that does not exist.
+    Raises UsageError for an unknown name or vendor.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Backend:
         return _FLAGS[self.vendor]
 
     def __str__(self) -> str:
-        """The name, with the vendor where the backend could give another one."""
+        """The name, with the vendor if the backend supports several."""
         return f"{self.name} as AMD" if self.vendor == "amd" else self.name
 
 
 def vendor_of(text: str) -> Vendor:
-    """The vendor that a user named; UsageError for another word."""
+    """The vendor that a user named; UsageError for an unknown one."""
     for vendor in VENDORS:
         if text == vendor:
             return vendor

@@ -1,9 +1,9 @@
-"""KVM's guests on a machine without hardware for them: a Linux in Bochs runs QEMU with KVM.
+"""Runs KVM's guests on a machine without hardware for them: a Linux in Bochs runs QEMU with KVM.
 
 Bochs emulates a processor with VMX or SVM.  A small Linux (images/nested/kvmhost.py) boots on it,
-loads KVM and starts one QEMU, with the command line that the KVM backend has everywhere.  To all
-above, this is one machine: its serial line is the guest's, its forwarded port leads to the guest,
-and it is saved and resumed as any machine in Bochs is, with the Linux and the QEMU in it.
+loads KVM and starts one QEMU, with the usual command line of the KVM backend.  For all other code
+this is one machine: its serial line is the guest's, its forwarded port leads to the guest, and it
+is saved and resumed like any machine in Bochs, including the Linux and the QEMU in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.machine.models import BOCHS_MODELS, KVM_IN_BOCHS, Backend
 
 TRAITS = Traits(
     backend=KVM_IN_BOCHS,
-    # Each of its exits is a hundred or a thousand instructions of an emulated processor.
+    # Each exit takes a hundred to a thousand instructions of an emulated processor.
     time_scale=150.0,
     virtualizes=True,
     saves=True,
@@ -30,9 +30,9 @@ TRAITS = Traits(
     processors=1,
 )
 
-# What the Linux has: the guest's memory, and as much again for itself and what the guest writes.
+# The memory of the Linux: the guest's memory, and the same again for itself and the guest's writes.
 _LINUX_BYTES = 1 << 30
-# A guest in the guest is interrupted before it has run much where a second has few instructions.
+# If a second has few instructions, a guest in the guest is interrupted before it has run much.
 _IPS = 100_000_000
 _PROGRAM = files.PROJECT / "images" / "nested" / "kvmhost.py"
 _BUILD_S = 1800.0
@@ -42,7 +42,7 @@ _ORDERS_BYTES = 16 * 63 * 512
 
 
 def orders(spec: Spec, vendor_flag: str) -> str:
-    """What the Linux's shell runs: QEMU, with its guest's serial line on the Linux's own; pure."""
+    """The commands for the Linux's shell: QEMU, with its guest's serial line on the Linux's own."""
     command = qemu.command_line(
         replace(spec, savable=False, resume_from=None),
         qemu.KVM,
@@ -51,7 +51,7 @@ def orders(spec: Spec, vendor_flag: str) -> str:
         forward="0.0.0.0:22",
         cpu=qemu.default_cpu(qemu.KVM, vendor_flag),
     )
-    # The guest's disk is the second one there.
+    # The guest's disk is the second disk of the Linux.
     disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/dev/sdb", qemu.OVERLAY]
     lines = [
         "cd /run",
@@ -90,7 +90,8 @@ class NestedMachine(bochs.BochsMachine):
             has_network=self.spec.ssh,
             ips=_IPS,
             more_disks=(_GUEST_DISK, _ORDERS),
-            # KVM makes each access to a device's memory a violation that the processor reports.
+            # With KVM each access to a device's memory causes a violation, which the processor
+            # logs.
             errors="action=report, cpu0=ignore",
         )
 
@@ -102,7 +103,7 @@ class NestedMachine(bochs.BochsMachine):
         }
 
     def start(self, deadline: Deadline) -> None:
-        # Making the Linux is no part of what the deadline is for.
+        # The deadline does not include making the Linux.
         _linux_disk()
         super().start(Deadline.after(deadline.limit_s))
 
@@ -120,8 +121,8 @@ class NestedMachine(bochs.BochsMachine):
 
 
 def _linux_disk() -> Path:
-    """The disk of the Linux, made when the cache has none."""
-    # The program runs without this one's environment, and has to use the same cache.
+    """The disk of the Linux, made unless the cache has it."""
+    # The program gets no environment from this process, but must use the same cache.
     environment = process.clean_environment({"HARNESS_CACHE": str(files.cache_dir())})
     done = process.run(
         [sys.executable, str(_PROGRAM)], Deadline.after(_BUILD_S), environment=environment

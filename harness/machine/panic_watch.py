@@ -1,9 +1,9 @@
-"""A lost kernel's first words, found in a stream as it comes.
+"""Finds the beginning of a kernel panic in a stream of output.
 
-FreeBSD's panic begins where the cursor stands, which is behind `login: ` as often as not; what
-follows on the next line distinguishes it from a message that only mentions a panic.  A boot without
-a root and the kernel's debugger stop at prompts of their own, with no newline behind them; so do a
-loader without a kernel, and a system that came up for one user only.
+FreeBSD's panic message begins at the cursor, which is often behind `login: `; the next line
+distinguishes it from a message that only mentions a panic.  A boot without a root file system and
+the kernel's debugger stop at their own prompts, without a newline after them; so do a loader
+without a kernel, and a system in single-user mode.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ STORY_ENDS = re.compile(
     rb"|---\[ end Kernel panic.*\]---",
     re.MULTILINE,
 )
-"""Behind it a lost kernel has no more to say: it waits for a key, a command, or its reboot."""
+"""After this a panicked kernel prints nothing more: it waits for a key, a command, or its
+reboot.
+"""
 
 BOOT = b"---<<BOOT>>---"
-"""What FreeBSD's kernel says first."""
+"""The first line of FreeBSD's kernel."""
 
 PROMPTS = {
     "Type '?' for a list of commands": "the loader's prompt",
     "Enter full pathname of shell": "the prompt of single-user mode",
 }
-"""How the story of a boot that ended early begins; its reason stands before that."""
+"""The first line after a boot has stopped early; the reason is before it."""
 
 _LONGEST_LINE_BYTES = 4096
 
 
 class PanicWatch:
-    """Looks at each byte once or twice, however the stream is cut into reads.
+    """Examines each byte once or twice, however the stream is divided into reads.
 
-    `start` is how much of the stream came before it looked.
+    `start` is the position in the stream at which it begins.
     """
 
     def __init__(self, start: int = 0) -> None:
@@ -54,10 +56,10 @@ class PanicWatch:
         self._kept_at = start
         self._end = start
         self.at: int | None = None
-        """Where in the stream the panic begins, once there was one."""
+        """The position in the stream where the panic begins, if there was one."""
 
     def feed(self, data: bytes) -> bool:
-        """Take the stream's next bytes; whether they are the first that show a panic."""
+        """Examine the stream's next bytes; returns whether they are the first that show a panic."""
         if self.at is not None:
             return False
         text = self._kept + data
@@ -67,11 +69,11 @@ class PanicWatch:
             self.at = self._kept_at + match.start()
             self._kept = b""
             return True
-        # The line that is not whole yet, and the one before it: a pattern may span both.
+        # The incomplete last line and the one before it, because a pattern may span both.
         whole = text.rfind(b"\n")
         start = text.rfind(b"\n", 0, whole) + 1 if whole > 0 else 0
         if len(text) - start > _LONGEST_LINE_BYTES:
-            # A cut is no line's beginning: something has to stand before it.
+            # A cut is not the beginning of a line, so a character must precede it.
             text = b"?" + text[-_LONGEST_LINE_BYTES:]
             start = 0
         self._kept = text[start:]

@@ -30,12 +30,12 @@ _IMAGE_S = 3600.0
 OVERLAY = "overlay.qcow2"
 _SCREEN = "screen.bin"
 _SCREEN_S = 2.0
-# Where a graphics card in text mode has its text.
+# The address of the text of a graphics card in text mode.
 _TEXT_AT = 0xB8000
 
 
 def default_cpu(traits: Traits, vendor_flag: str = "vmx") -> str:
-    """The -cpu argument: under KVM the host's own, refused by QEMU if nesting is not there."""
+    """The -cpu argument: under KVM the host's own, which QEMU refuses without nesting."""
     return f"host,+{vendor_flag},enforce" if traits is KVM else "max"
 
 
@@ -49,13 +49,12 @@ def command_line(
     cpu: str,
     ram_fd: int | None = None,
 ) -> list[str]:
-    """QEMU's arguments for `spec`; pure, so that golden files can hold it.
+    """QEMU's arguments for `spec`; a pure function, tested with golden files.
 
     `console` and `qmp` are the character devices com1, the serial line, and qmp; `forward` is the
     address and port that lead to the guest's port 22.  With QMP the machine starts stopped (-S), so
-    that an early exit can be distinguished from a guest's.
-    With `ram_fd` the guest's memory is that file: shared while it may be saved from there, private
-    when resumed.
+    that an early exit of QEMU can be distinguished from the guest's. With `ram_fd` the guest's
+    memory is that file: shared while it may be saved from there, private when resumed.
     """
     accel = "kvm" if traits is KVM else "tcg,thread=multi"
     memory = f"{spec.memory_bytes >> 20}M"
@@ -74,7 +73,7 @@ def command_line(
         "-chardev", console,
         "-serial", "chardev:com1",
         *(("-chardev", qmp, "-mon", "chardev=qmp,mode=control") if qmp else ()),
-        # The overlay is thrown away with the run: nothing in it needs to survive a power cut.
+        # The overlay is deleted with the run, so nothing in it needs to survive a power failure.
         "-drive", f"if=none,id=disk0,file={OVERLAY},format=qcow2,cache=unsafe,discard=unmap",
         "-device", "virtio-blk-pci,drive=disk0",
         "-device", "virtio-rng-pci",
@@ -98,7 +97,7 @@ def command_line(
         command += [
             "-object",
             f"memory-backend-file,id=ram0,size={memory},mem-path=/proc/self/fd/{ram_fd},share={share}",
-            # A new identity for each run: the guest's random numbers begin again when it changes.
+            # Each run has a new identity, which makes the guest seed its random numbers again.
             "-device", "vmgenid,guid=auto",
         ]  # fmt: skip
     if spec.resume_from:
@@ -122,7 +121,7 @@ class QemuMachine(Machine):
 
     @property
     def overlay(self) -> Path:
-        """What the guest wrote; nothing before it started."""
+        """The overlay with the guest's writes; None before the start."""
         return self.spec.run_dir / OVERLAY
 
     def command(self) -> list[str]:
@@ -164,7 +163,7 @@ class QemuMachine(Machine):
             )
             handed = [console_far.fileno(), qmp_far.fileno(), *(memory.fds if memory else ())]
             self._process = self._spawn(command, pass_fds=handed)
-            # Ours have to be closed, or the emulator's end would not be seen.
+            # Our copies must be closed, or the emulator's end would not be noticed.
             console_far.close()
             qmp_far.close()
             self._console = Console(
@@ -202,7 +201,7 @@ class QemuMachine(Machine):
         return facts
 
     def powered_off(self) -> bool:
-        # QEMU ends as well when it is asked to by a signal, and then says so.
+        # QEMU also ends after a signal, and then reports that.
         return self.exit_code == 0 and _TERMINATED not in self.last_words()
 
     @property
@@ -238,7 +237,7 @@ class QemuMachine(Machine):
         return tail_of(self.spec.emulator_log)
 
     def open_debugger(self, deadline: Deadline) -> Path:
-        # QEMU runs in its run folder, so the name stays short wherever that is.
+        # QEMU runs in its run folder, so the name is short whatever the folder's path is.
         self._gdbserver(f"unix:{_GDB_SOCKET},server=on,wait=off", deadline)
         return self.spec.run_dir / _GDB_SOCKET
 
@@ -272,7 +271,7 @@ class QemuMachine(Machine):
 
 
 def make_overlay(base: Path, base_format: str, overlay: Path) -> None:
-    """A fresh qcow2 file over `base`, which is only read from then on."""
+    """Make a new qcow2 file over `base`, which is only read from then on."""
     overlay.unlink(missing_ok=True)
     _qemu_img(
         base,
@@ -291,7 +290,7 @@ def make_overlay(base: Path, base_format: str, overlay: Path) -> None:
 
 
 def flatten(overlay: Path, target: Path) -> None:
-    """Write an overlay and all beneath it as one sparse raw disk."""
+    """Write an overlay and its backing files as one sparse raw disk."""
     _qemu_img(overlay, ["convert", "-q", "-f", "qcow2", "-O", "raw", str(overlay), str(target)])
 
 

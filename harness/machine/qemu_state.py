@@ -1,8 +1,8 @@
-"""A running guest's state in QEMU, saved and resumed.
+"""Saves and resumes a running guest's state in QEMU.
 
-The guest's memory is a file of ours from the start, so QEMU writes only its devices' state
-(migration with x-ignore-shared) and we copy the memory's pages.  A resumed guest maps the saved
-memory privately: pages are read when they are touched and the file is never written to.
+The guest's memory is our file from the start on, so QEMU writes only its devices' state (migration
+with x-ignore-shared) and we copy the memory's pages.  A resumed guest maps the saved memory
+privately: pages are read when they are first used, and the file is never written to.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": Tru
 
 @dataclass
 class Memory:
-    """The open files that a machine's memory and, when it is resumed, its devices come from."""
+    """The open files with a machine's memory and, if it is resumed, its devices' state."""
 
     ram_fd: int
     devices_fd: int | None = None
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What the emulator has to inherit."""
+        """The descriptors that the emulator must inherit."""
         return (self.ram_fd,) if self.devices_fd is None else (self.ram_fd, self.devices_fd)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for fd in self.fds:
             os.close(fd)
 
@@ -53,11 +53,11 @@ class Memory:
 def memory_of(spec: Spec) -> Memory | None:
     """The memory of a machine that may be saved or is resumed; None for any other.
 
-    CannotError when there is nothing to resume in the folder.
+    Raises CannotError if the folder has nothing to resume.
     """
     if spec.resume_from:
         try:
-            # QEMU wants to be able to write, though it maps the file privately.
+            # QEMU needs write access, although it maps the file privately.
             ram = os.open(spec.resume_from / RAM, os.O_RDWR | os.O_CLOEXEC)
             try:
                 devices = os.open(spec.resume_from / DEVICES, os.O_RDONLY | os.O_CLOEXEC)
@@ -75,16 +75,16 @@ def memory_of(spec: Spec) -> Memory | None:
 
 
 def load(qmp: Qmp, memory: Memory, deadline: Deadline) -> None:
-    """Have QEMU, started with -incoming defer, load the devices' state; the guest stays stopped."""
+    """Let QEMU, started with -incoming defer, load the devices' state; the guest stays stopped."""
     qmp.execute("migrate-set-capabilities", deadline, _CAPABILITIES)
     qmp.execute("migrate-incoming", deadline, {"uri": f"fd:{memory.devices_fd}"})
     _wait_migrated(qmp, deadline)
 
 
 def save(qmp: Qmp, memory: Memory, overlay: Path, folder: Path, deadline: Deadline) -> None:
-    """Stop the guest, write its memory, devices and disk into `folder`, let it go on.
+    """Stop the guest, write its memory, devices and disk into `folder`, and continue it.
 
-    It goes on also when the folder's disk is full (OSError) or QEMU refuses (GuestError).
+    It also continues if the folder's disk is full (OSError) or QEMU refuses (GuestError).
     """
     qmp.execute("stop", deadline)
     try:
@@ -108,9 +108,9 @@ def _wait_migrated(qmp: Qmp, deadline: Deadline) -> None:
             return
         if status in ("failed", "cancelled"):
             why = answer.get("error-desc", status) if isinstance(answer, dict) else status
-            raise GuestError(f"QEMU could not move the guest's state: {why}")
+            raise GuestError(f"QEMU could not save the guest's state: {why}")
         if deadline.expired:
-            raise GuestError(f"QEMU moved no state within {deadline.limit_s:.0f} s")
+            raise GuestError(f"QEMU did not save the state within {deadline.limit_s:.0f} s")
         time.sleep(_POLL_S)
 
 
@@ -126,7 +126,7 @@ def copy_sparse(source_fd: int, target: Path) -> None:
 
 
 def _write_pages(fd: int, chunk: bytes, at: int) -> None:
-    """Write the runs of pages that are not zero; with its zeros only where that saves nothing."""
+    """Write the pages that are not zero; small gaps of zeros are written as well."""
     zero = bytes(_PAGE)
     run = None
     for offset in range(0, len(chunk) + _PAGE, _PAGE):
@@ -146,10 +146,10 @@ def _write_all(fd: int, data: memoryview, at: int) -> None:
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file holds data rather than holes."""
+    """The parts of a file that contain data rather than holes."""
     at = 0
     with contextlib.suppress(OSError):
-        # No more data is an error (ENXIO) too.
+        # The end of the data is also reported as an error (ENXIO).
         while at < size:
             start = os.lseek(fd, at, os.SEEK_DATA)
             at = os.lseek(fd, start, os.SEEK_HOLE)
@@ -157,9 +157,10 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def emulator(name: str) -> str:
-    """Which program the emulator is: its place, size and date, which a new package changes.
+    """Identifies the emulator's program by path, size and date, which change with the package.
 
-    Its content is not read: that is 20 MB, for each start.  CannotError when it is not installed.
+    Its contents are not read, because these are 20 MB at each start.  Raises CannotError if it is
+    not installed.
     """
     path = shutil.which(name)
     if path is None:
@@ -169,7 +170,9 @@ def emulator(name: str) -> str:
 
 
 def host_processor() -> str:
-    """What of the host shows in a guest under KVM: the processor, the kernel, KVM's settings."""
+    """The facts of the host that a guest under KVM depends on: processor, kernel, KVM's
+    settings.
+    """
     wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags")
     cpu: dict[str, str] = {}
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""QMP, said synchronously: qemu.qmp in a thread of its own."""
+"""Synchronous QMP: runs qemu.qmp in a thread of its own."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Qmp:
     """A QMP session over a connected socket."""
 
     def __init__(self, connection: socket.socket, name: str, deadline: Deadline) -> None:
-        """Take over `connection`; GuestError when QEMU does not greet in time."""
+        """Take over `connection`; GuestError if QEMU sends no greeting in time."""
         self._connection = connection
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient(name)
-        # Its log would go to standard error; what matters comes back as an exception.
+        # Its log would go to standard error; errors come back as exceptions.
         self._client.logger.disabled = True
         self.disk_error = ""
-        """Why QEMU stopped the guest, once a write to its disk failed."""
+        """Why QEMU stopped the guest, after a write to its disk failed."""
         self.resets = 0
-        """How often the guest was reset, by itself."""
+        """The number of resets caused by the guest itself."""
         self._listener: concurrent.futures.Future[None] | None = None
         try:
             self._wait(self._client.connect(connection), deadline)
@@ -66,11 +66,13 @@ class Qmp:
     def execute(
         self, command: str, deadline: Deadline, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command; GuestError with QEMU's words when it is refused or the line ends."""
+        """Run one QMP command; GuestError with QEMU's message if it is refused or the connection
+        ends.
+        """
         return self._wait(self._client.execute(command, arguments), deadline)
 
     def give(self, name: str, fd: int, deadline: Deadline) -> None:
-        """Hand QEMU an open file, which commands can then call by `name`."""
+        """Pass QEMU an open file, which commands can then refer to by `name`."""
 
         async def send() -> None:
             self._client.send_fd_scm(fd)
@@ -79,7 +81,7 @@ class Qmp:
         self.execute("getfd", deadline, {"fdname": name})
 
     def close(self) -> None:
-        """End the session; harmless when QEMU has gone."""
+        """End the session; does nothing if QEMU has ended."""
         if self._listener is not None:
             self._listener.cancel()
         with contextlib.suppress(Exception):

@@ -1,19 +1,19 @@
-"""The text screen of a PC, out of its graphics card's memory."""
+"""Reads the text screen of a PC from its graphics card's memory."""
 
 from __future__ import annotations
 
 COLUMNS, LINES = 80, 25
 BYTES = 2 * COLUMNS * LINES
-"""What the screen takes: of each place a character, and its colours."""
+"""The size of the screen's memory: a character and its colours for each position."""
 
-# Of a screen that shows graphics the same memory is no text: most of it cannot be printed.
+# If the screen shows graphics, the memory is not text: most of it cannot be printed.
 _MOSTLY = 0.9
 
 
 def lines(memory: bytes) -> list[str]:
-    """The screen's lines up to the last that is not empty; none where this is no text."""
+    """The screen's lines up to the last that is not empty; none if it does not show text."""
     characters = memory[:BYTES:2]
-    # Drawn frames and the like are no letters, but a text may have some.
+    # Line-drawing characters are not letters, but a text may contain some.
     plain = sum(0x20 <= byte < 0x7F or byte == 0 for byte in characters)
     if len(memory) < BYTES or plain < _MOSTLY * len(characters):
         return []

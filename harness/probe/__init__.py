@@ -1,1 +1,1 @@
-"""The bare-metal probe (images/vtxprobe) in a backend, and its TAP judged."""
+"""Runs the bare-metal probe (images/vtxprobe) in a backend, and evaluates its TAP output."""

@@ -1,7 +1,8 @@
-"""The hardware probe: what a backend's processor can do, found out by doing it.
+"""The hardware probe: finds out what a backend's processor can do by trying it.
 
-`images/vtxprobe` is a bare-metal program: it compares the capability registers with what vmm.ko
-asks for, then runs a guest of its own under EPT or nested paging, and reports over the serial line.
+`images/vtxprobe` is a bare-metal program: it compares the capability registers with the
+requirements of vmm.ko, then runs a guest of its own under EPT or nested paging, and reports over
+the serial line.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LINGER_MOST_S = 10.0
 
 
 def lines_of(fault: str) -> set[str]:
-    """The lines that a deliberate fault has fail, by the probe's own list; none for no fault."""
+    """The lines that fail because of a deliberate fault, from the probe's own list."""
     if fault.startswith("hide-"):
         return {fault.removeprefix("hide-")}
     rows = [line.split() for line in (SOURCE / "faults.txt").read_text().splitlines()]
@@ -61,23 +62,25 @@ class ProbeResult:
 
     @property
     def held(self) -> bool:
-        """Whether everything that is required held."""
+        """Whether all required tests passed."""
         return not self.report.missing
 
     @property
     def exit_code(self) -> int:
-        """0 when everything required held, 3 when the backend lacks something."""
+        """0 if all required tests passed, 3 if the backend lacks something."""
         return EXIT_OK if self.held else EXIT_CANNOT
 
     @property
     def reason(self) -> str:
-        """One line: the first capability that is missing, or that nothing is."""
+        """One line: the first missing capability, or that none is missing."""
         where = self.backend if self.cpu is None else f"{self.backend} with {self.cpu}"
         first = self.report.first_missing
         if first is None:
-            return f"{where} runs virtual machines: all that vmm.ko requires held{self._cost}"
+            return (
+                f"{where} runs virtual machines: it has everything that vmm.ko requires{self._cost}"
+            )
         evidence = f": {first.notes[0]}" if first.notes else ""
-        # The fault explains no other line than its own.
+        # The fault explains only its own lines.
         faulty = f" (FAULT={self.fault})" if first.name in lines_of(self.fault) else ""
         return f"{where} lacks {first.name} ({first.what}){faulty}{evidence}"
 
@@ -87,15 +90,15 @@ class ProbeResult:
         if median is None:
             return ""
         clock = "cycles" if self.backend == "kvm" else "cycles of the emulated clock"
-        return f"; a CPUID round trip costs {median} {clock}"
+        return f"; a CPUID round trip takes {median} {clock}"
 
     def require(self) -> None:
-        """CannotError naming the first missing capability, unless everything held."""
+        """Raise CannotError with the first missing capability, unless everything passed."""
         if not self.held:
             raise CannotError(self.reason)
 
     def to_data(self) -> dict[str, Any]:
-        """All of it for programs."""
+        """All data for programs."""
         report = self.report
         first = report.first_missing
         return {
@@ -122,14 +125,14 @@ def faults() -> tuple[str, ...]:
 
 
 def build(fault: str = "") -> Path:
-    """The probe's disk image, built when the cache has none for the sources as they are.
+    """The probe's disk image, built unless the cache has one for the current sources.
 
-    Raises UsageError for a fault that does not exist, CannotError with the compiler's lines when
-    the build fails.
+    Raises UsageError for an unknown fault, CannotError with the compiler's messages if the build
+    fails.
     """
     sources = sorted(path for pattern in _PARTS for path in SOURCE.glob(pattern))
     if not sources:
-        raise CannotError(f"{SOURCE} holds no sources; restore them from the repository")
+        raise CannotError(f"{SOURCE} contains no sources; restore them from the repository")
     digest = files.sha256_text(
         fault, *(text for path in sources for text in (path.name, path.read_text()))
     )
@@ -138,7 +141,7 @@ def build(fault: str = "") -> Path:
     if image.exists():
         return image
     if fault and fault not in (known := faults()):
-        raise UsageError(f"--fault {fault}: there is no such fault; one of {', '.join(known)}")
+        raise UsageError(f"--fault {fault}: there is no such fault; choose from {', '.join(known)}")
     with files.locked(cache / "lock", "building the probe"):
         if not image.exists():
             with files.atomic_dir(image.parent) as target:
@@ -181,7 +184,8 @@ def run_probe(
             if run_dir is None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        # The emulators' own start counts too, and that depends on the host, not on the backend.
+        # This includes the emulator's own start, whose time depends on the host, not on the
+        # backend.
         _wait(machine, Deadline.after(10 + 2 * scale), min(_LINGER_MOST_S, _LINGER_S * scale))
         died = machine.exit_code
     seconds = time.monotonic() - begun

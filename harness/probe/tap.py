@@ -1,7 +1,7 @@
-"""The probe's report: TAP version 13 over a serial line, as data.  Pure.
+"""Parses the probe's report: TAP version 13 over a serial line.
 
-Only whole lines count, so a report that breaks off in the middle of one is never read as more than
-it said.  What a BIOS may have printed before the first TAP line is skipped.
+Only complete lines count, so a truncated line is never misread.  Output of a BIOS before the first
+TAP line is skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COST = re.compile(r"cpuid_roundtrip_cycles (.*)")
 
 @dataclass(frozen=True)
 class Test:
-    """One line: a capability or a step by its name, and the notes that were printed below it.
+    """One line: the name of a capability or step, and the notes printed below it.
 
     `optional` says that nothing depends on it.
     """
@@ -34,12 +34,12 @@ class Test:
     optional: bool = False
     notes: tuple[str, ...] = ()
 
-    # pytest would take the class for a test case of its own.
+    # Otherwise pytest would take the class for a test case.
     __test__ = False
 
     @property
     def needs(self) -> str:
-        """What had to hold for this to run at all and did not; empty when it ran."""
+        """The failed test that prevented this one; empty if this one ran."""
         for note in self.notes:
             if note.startswith(_NOT_RUN):
                 return note.removeprefix(_NOT_RUN)
@@ -48,7 +48,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the probe said.
+    """The complete report of the probe.
 
     `comments` are the lines before the plan (processor, capability registers), `verdict` the values
     of its closing line, empty when it never came; `followed` is how many of the tests came after
@@ -64,11 +64,11 @@ class Report:
 
     @property
     def problem(self) -> str:
-        """Why this is not a whole report; empty when it is one."""
+        """Why this report is incomplete; empty if it is complete."""
         if self.bail is not None:
             return f"it gave up: {self.bail}"
         if self.plan is None:
-            return "it said nothing" if not self.comments else "it ended before its first test"
+            return "it printed nothing" if not self.comments else "it ended before its first test"
         if [test.number for test in self.tests] != list(range(1, len(self.tests) + 1)):
             return "its tests are not numbered in order"
         if len(self.tests) - self.followed + self._announced != self.plan:
@@ -93,12 +93,12 @@ class Report:
 
     @property
     def missing(self) -> tuple[Test, ...]:
-        """The required tests that did not hold, in order."""
+        """The required tests that failed, in order."""
         return tuple(test for test in self.tests if not test.held and not test.optional)
 
     @property
     def first_missing(self) -> Test | None:
-        """The first required test that ran and did not hold: what all others follow from."""
+        """The first required test that ran and failed, which causes all other failures."""
         ran = [test for test in self.missing if not test.needs]
         return next(iter(ran or self.missing), None)
 
@@ -106,7 +106,7 @@ class Report:
     def cost_cycles(self) -> Mapping[str, int]:
         """The CPUID round trip in cycles of the time-stamp counter: median, min, p90, max, samples.
 
-        Empty when it was not measured.
+        It is empty if it was not measured.
         """
         for test in self.tests:
             for note in test.notes:
@@ -117,7 +117,7 @@ class Report:
 
 
 def parse(text: str) -> Report:
-    """Read a report out of everything that came over the line; never raises."""
+    """Find the report in all output of the serial line; never raises."""
     lines = text.replace("\r", "").split("\n")[:-1]
     starts = [number for number, line in enumerate(lines) if line.endswith("TAP version 13")]
     if not starts:
@@ -129,7 +129,7 @@ def parse(text: str) -> Report:
     tests: list[Test] = []
     notes: list[list[str]] = []
     before = 0
-    # A machine that was reset begins again; the last beginning counts.
+    # After a reset the report begins again; the last beginning counts.
     for line in lines[starts[-1] + 1 :]:
         if line.startswith("Bail out!"):
             bail = line.removeprefix("Bail out!").strip()
@@ -165,5 +165,5 @@ def parse(text: str) -> Report:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`a=1 b=2` as a dictionary; words without `=` are left out."""
+    """Parse `a=1 b=2` to a dictionary; words without `=` are ignored."""
     return dict(word.split("=", 1) for word in text.split() if "=" in word)

@@ -1,6 +1,6 @@
-"""What a run did: as data, and from that as JUnit, HTML and the table a person reads.
+"""The report of a run: as data, and from that as JUnit, HTML and tables for a terminal.
 
-A room each; what others need of them is named here.
+Each form has a module; this file names their public functions.
 """
 
 from __future__ import annotations

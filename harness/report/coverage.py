@@ -1,4 +1,4 @@
-"""Which lines the checks ran, as a run's folder keeps it and as its page shows it."""
+"""The lines that the checks ran: the data in a run's folder, and its text form."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from harness import checked, files
 
 DATA = "coverage.json"
 UNSEEN = (
-    "The counters are read after each check. What a check ran just before the guest broke, or "
-    "between the last reading and an unloading of the module inside a check, is not seen."
+    "The counters are read after each check. Lines that ran just before the guest "
+    "broke, or "
+    "between the last reading and an unloading of the module inside a check, are not counted."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a changed file; `times` is how often it ran, None where it makes no code."""
+    """A line of a changed file; `times` is how often it ran, None if it contains no code."""
 
     number: int
     text: str
@@ -27,7 +28,7 @@ class Line:
 
     @property
     def tone(self) -> str:
-        """How the page colours it."""
+        """The name of its colour on the page."""
         return "" if self.times is None else "ran" if self.times else "missed"
 
 
@@ -44,7 +45,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the module; `scoped` is whether it counts for what this guest can reach."""
+    """A file of the module; `scoped` says whether a guest with this processor can reach it."""
 
     path: str
     ran: int
@@ -53,13 +54,13 @@ class File:
 
     @property
     def percent(self) -> float:
-        """How much of it ran."""
+        """The per cent of its lines that ran."""
         return 100 * self.ran / self.count
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of checks: how many lines it ran, and how many no other family did."""
+    """A family of checks: the number of lines that it ran, and of those that only it ran."""
 
     name: str
     ran: int
@@ -68,7 +69,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Coverage:
-    """All of it; `summary` and `scope` are lines for people."""
+    """The coverage of a run; `summary` and `scope` are lines for people."""
 
     summary: str
     scope: str
@@ -83,7 +84,7 @@ def save(found: Coverage, run_dir: Path) -> None:
 
 
 def load(run_dir: Path) -> Coverage | None:
-    """What a run's folder has of it; None where it has nothing that can be read."""
+    """Read the coverage from a run's folder; None if there is none that can be read."""
     try:
         return checked.convert(Coverage, checked.table((run_dir / DATA).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
@@ -91,12 +92,15 @@ def load(run_dir: Path) -> Coverage | None:
 
 
 def text(found: Coverage) -> str:
-    """All of it for a terminal."""
+    """The coverage as text for a terminal."""
     rows = [found.summary, found.scope, UNSEEN, "", "changed lines that did not run:"]
     rows += [f"  {it.path}: {it.missed or 'none'}" for it in found.changed] or ["  none"]
-    rows += ["", "the checks' families: lines that each ran, and lines that no other ran:"]
+    rows += ["", "families of checks: lines that each ran, and lines that only it ran:"]
     rows += [f"  {it.ran:6} {it.alone:6}  {it.name}" for it in found.families]
-    rows += ["", "all lines, by file (in brackets: not counted for what this guest can reach):"]
+    rows += [
+        "",
+        "all lines, by file (in brackets: not counted among the lines that this guest can reach):",
+    ]
     for it in found.files:
         path = it.path if it.scoped else f"[{it.path}]"
         rows.append(f"  {it.percent:5.1f}% {it.ran:5} of {it.count:5}  {path}")

@@ -1,7 +1,7 @@
-"""What a run did: as data, as JUnit, and as the table a person reads.
+"""The report of a run as data.
 
 A check's meaning depends on what ran: on the stock module the checks that belong to a patch must
-fail, and one that holds there proves nothing.
+fail, and one that passes there proves nothing.
 """
 
 from __future__ import annotations
@@ -19,36 +19,35 @@ from harness.guest.panic_report import Panic
 from harness.guest.transcript import NO_EVIDENCE, Evidence
 
 N_A = "does not apply: "
-"""Begins the reason of a check that was skipped since it says nothing of this guest."""
+"""The beginning of the reason of a skipped check that does not apply to this guest."""
 
 KEPT = "kept"
 """The property that says how to enter the guest that was left up."""
 
 LEFT_OUT = "left out"
-"""The property that says which checks were not asked for in this run."""
+"""The property that says which checks this run left out."""
 
 NOT_TESTED = "not tested"
-"""The property that names the files of the patch that nothing was built from."""
+"""The property that names the files of the patch from which nothing was built."""
 
 Outcome = Literal["passed", "failed", "error", "skipped"]
-"""`error`: it broke outside its own claim (time ran out, a fixture failed), so it says nothing."""
+"""`error`: it failed outside its own claim (a timeout, a fixture), so it says nothing."""
 
 Status = Literal["ok", "FAILED", "as stock", "not run", "n/a"]
-"""`n/a`: it says nothing of this processor or release, so that it was not run is no gap.
+"""`n/a`: it does not apply to this processor or release, so it does not count as not run.
 
 `as stock`: it fails, and on the stock module too, in the same run: not the series' fault."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check as pytest saw it; `of_patch`: it can hold only with the series.
+    """One check as pytest saw it; `of_patch` says that it can pass only with the series.
 
-    Where a run tried the stock module first (`Report.side_by_side`), `on_stock` is the outcome of
-    the same check there, and empty for a check that has no counterpart there.  `at_s` is its
-    beginning,
-    in seconds of the run; `guest` is the number of the guest it ran in.  `figures` are what it
-    measured, names and values with units, by pytest's `record_property`; `stock_figures` the same
-    on the stock module.
+    If a run tried the stock module first (`Report.side_by_side`), `on_stock` is the outcome of the
+    same check there, or empty if the check did not exist there.  `at_s` is its beginning, in
+    seconds of the run; `guest` is the number of its guest.  `figures` are its measurements, names
+    and values with units, from pytest's `record_property`; `stock_figures` those on the stock
+    module.
     """
 
     name: str
@@ -69,7 +68,7 @@ class Check:
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage of the run; `outcome` is ok, failed or not run; `at_s` as with a check."""
+    """One stage of the run; `outcome` is ok, failed or not run; `at_s` is as in Check."""
 
     name: str
     outcome: str
@@ -80,10 +79,11 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run; `error` is the line that ended it early, with `error_exit_code`.
+    """The report of a run; `error` is the line that ended it early, with `error_exit_code`.
 
-    `error_detail` is what belongs below that line, a compiler's words for instance; `panic` is the
-    story of the guest's, if it had one.  `topic` is the one without patches whose checks alone ran.
+    `error_detail` has the details of that line, for instance a compiler's messages; `panic` has the
+    facts of the guest's panic, if there was one.  `topic` is set if only the checks of a topic
+    without patches ran.
     """
 
     release: str
@@ -102,32 +102,32 @@ class Report:
     topic: str = ""
 
     def status(self, check: Check) -> tuple[Status, str]:
-        """What a check's outcome means in this run, and why, in a few words."""
+        """The meaning of a check's outcome in this run, and a short reason."""
         if check.outcome == "skipped":
             applies = not check.message.startswith(N_A)
             return "not run" if applies else "n/a", check.message
         if check.outcome == "error":
             if check.on_stock == "error" and not check.of_patch:
-                return "as stock", f"cannot be carried out on stock either: {check.stock_message}"
-            return "FAILED", check.message or "it could not be carried out"
+                return "as stock", f"cannot run on stock either: {check.stock_message}"
+            return "FAILED", check.message or "it could not run"
         if self.stock and check.of_patch:
             if check.outcome == "failed":
                 return "ok", "fails without the patch, as it must"
-            return "FAILED", "holds without the patch, so it proves nothing"
+            return "FAILED", "passes without the patch, so it proves nothing"
         if check.of_patch and check.on_stock == "passed" == check.outcome:
-            return "FAILED", "holds on the stock module too, so it proves nothing"
+            return "FAILED", "passes on the stock module too, so it proves nothing"
         if not check.of_patch and check.outcome == "failed" and check.on_stock == "failed":
             return "as stock", f"fails on the stock module too: {check.stock_message}"
         return ("ok", "") if check.outcome == "passed" else ("FAILED", check.message)
 
     @property
     def side_by_side(self) -> bool:
-        """Whether the stock module was tried in the same run: the checks know its outcomes."""
+        """Whether the stock module was tried in the same run, so that checks have its outcomes."""
         return any(check.on_stock for check in self.checks)
 
     @property
     def figures(self) -> tuple[tuple[str, str, str], ...]:
-        """What the checks measured: name, value on stock (or empty), value."""
+        """The measurements of the checks: name, value on stock (or empty), value."""
         found = []
         for check in self.checks:
             there = dict(check.stock_figures)
@@ -135,7 +135,7 @@ class Report:
         return tuple(found)
 
     def count(self, status: Status) -> int:
-        """How many checks have this status."""
+        """The number of checks with this status."""
         return sum(self.status(check)[0] == status for check in self.checks)
 
     @property
@@ -149,7 +149,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: what was proved."""
+        """The verdict in one line."""
         what = "the stock module" if self.stock else self.series
         what += f", topic {self.topic}" if self.topic else ""
         where = f"{what}, FreeBSD {self.release}" + (f" in {self.backend}" if self.backend else "")
@@ -193,7 +193,7 @@ class Report:
 def stage_results(
     stages: Sequence[progress.Stage], planned: Sequence[str]
 ) -> tuple[StageResult, ...]:
-    """What ran, and after it what was planned and did not run."""
+    """The stages that ran, followed by those that were planned but did not run."""
     start_s = stages[0].began_s if stages else 0.0
     ran = [StageResult(s.name, s.outcome, s.seconds, s.note, s.began_s - start_s) for s in stages]
     names = {stage.name for stage in ran}

@@ -1,6 +1,7 @@
 """A run as one HTML page: nothing is loaded from elsewhere, and no script runs.
 
-A guest says what it likes, so all text is escaped, and what does not print is shown as a symbol.
+A guest's output may contain anything, so all text is escaped, and unprintable characters are shown
+as symbols.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _VERDICTS = {
     EXIT_OK: ("ok", "All held"),
     EXIT_CHECK_FAILED: ("failed", "A check failed"),
     EXIT_USAGE: ("failed", "Used wrongly"),
-    EXIT_CANNOT: ("none", "Not all was run"),
+    EXIT_CANNOT: ("none", "Not everything was run"),
     EXIT_GUEST: ("failed", "The guest broke"),
     EXIT_PATCH: ("failed", "The patch does not apply or build"),
     EXIT_INTERRUPTED: ("none", "Interrupted"),
@@ -59,9 +60,9 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Line:
-    """A check as the page shows it; `stock` and `patched` are its result on either module.
+    """A check on the page; `stock` and `patched` are its results on the two modules.
 
-    `other_says` is the reason given on the module that this run is not about.
+    `other_says` is the reason on the module that is not this run's.
     """
 
     id: str
@@ -74,18 +75,18 @@ class Line:
 
     @property
     def file(self) -> str:
-        """The file of checks that it is from."""
+        """The file that contains the check."""
         return self.check.name.partition("::")[0]
 
     @property
     def function(self) -> str:
-        """Its own name there."""
+        """The name of its function."""
         return self.check.name.partition("::")[2] or self.check.name
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log of the run's folder, or as much of it as is worth a page."""
+    """A log of the run's folder, possibly shortened."""
 
     name: str
     size_bytes: int
@@ -93,7 +94,7 @@ class Log:
 
 
 def render(report: Report, beside: Report | None = None) -> str:
-    """The page; `beside` is a run of the other module, stock or patched, to set it against."""
+    """The page; `beside` is a run of the other module, stock or patched, for comparison."""
     lines = _lines(report, beside)
     tone, word = _VERDICTS.get(report.exit_code, ("failed", "Failed"))
     return (
@@ -138,12 +139,12 @@ def render(report: Report, beside: Report | None = None) -> str:
 
 
 def _saw_panic(report: Report, check: Check) -> bool:
-    """Whether a check failed with the panic's own words."""
+    """Whether a check's failure contains the panic's message."""
     return report.panic is not None and report.panic.message in check.message + check.detail
 
 
 def _groups(lines: list[Line]) -> list[tuple[str, list[Line]]]:
-    """The checks by their results, the gravest first, and then by file."""
+    """The checks grouped by result, the most serious first, and then by file."""
     ordered = sorted(lines, key=lambda line: _ORDER[line.status])
     return [
         (file, list(group))
@@ -189,7 +190,7 @@ def _logs(run_dir: Path) -> Iterator[Log]:
 
 
 def excerpt(path: Path) -> str:
-    """A file's text; of a long one its beginning and its end, with a note between them."""
+    """A file's text; if it is long, its beginning and its end with a note between them."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         if size <= _HEAD_BYTES + _TAIL_BYTES:
@@ -225,12 +226,12 @@ def _size(size_bytes: int) -> str:
     )
 
 
-# A terminal's usual sequences in one piece, then whatever else a page must not hold or hide.
+# A terminal's usual sequences, each as a unit, and other characters that a page must not contain.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\n\t -~]")
 
 
 def symbols(text: str) -> str:
-    """`text` with a symbol for each character that does not print, except newline and tab."""
+    """`text` with a symbol for each unprintable character, except newline and tab."""
     return _CONTROL.sub(lambda match: "".join(map(_symbol, match[0])), text)
 
 
@@ -240,14 +241,14 @@ def _symbol(char: str) -> str:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "\u2421"
-    # Unassigned, private, surrogate and format characters: the last can turn a line's direction.
+    # Unassigned, private, surrogate and format characters; format characters can reverse a line.
     if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return f"\u27e8U+{code:04X}\u27e9"
     return char
 
 
 def visible(text: str) -> Markup:
-    """`text` for a page's <pre>: escaped; what does not print is shown, and marked."""
+    """`text` for a page's <pre>: escaped, with unprintable characters shown and marked."""
     cut = len(text) - _TEXT_CHARS
     if cut > 0:
         half = _TEXT_CHARS // 2
@@ -262,5 +263,5 @@ def _apart(match: re.Match[str]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """What the template prints of anything: nothing in it that the page could not hold."""
+    """Any value as text for the template, without characters that a page cannot contain."""
     return value if isinstance(value, Markup) else symbols(str(value))

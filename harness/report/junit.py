@@ -67,7 +67,7 @@ def _suite(top: ET.Element, name: str, report: Report, seconds: float) -> ET.Ele
 
 
 def _xml(text: str) -> str:
-    """`text` without the characters that XML 1.0 cannot hold; a console brings them all."""
+    """`text` without the characters that XML 1.0 cannot contain, which a console may print."""
     return "".join(
         c if c in "\t\n" or " " <= c < "\ud800" or "\ue000" <= c < "\ufffe" or c > "\uffff" else "?"
         for c in text

@@ -1,4 +1,4 @@
-"""Runs in their folders: written, found again, read back."""
+"""Writes reports into the runs' folders, finds them and reads them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ def save(report: Report) -> None:
 
 
 def write_page(report: Report) -> Path:
-    """Write report.html, with what the other module did beside it if a run knows; its path."""
+    """Write report.html, with the other module's results if there is such a run; returns its
+    path.
+    """
     page = report.run_dir / PAGE
     write_atomic(page, html.render(report, counterpart(report)))
     return page
 
 
 def load(run_dir: Path) -> Report:
-    """Read a run back; UsageError when its folder holds no report, or none that can be read."""
+    """Read a report; UsageError if the run's folder has none, or none that can be read."""
     path = run_dir / DATA
     try:
         data = checked.table(path.read_bytes())
         data["properties"] = {key: str(value) for key, value in data["properties"].items()}
         if isinstance(panic := data.get("panic"), dict):
-            # What a program reads as a table, the story of a panic has in order.
+            # JSON has the panic's facts as a table; here they are in order.
             tables = {name: it for name, it in panic.items() if isinstance(it, dict)}
             data["panic"] = {**panic, **{name: list(it.items()) for name, it in tables.items()}}
         report = checked.convert(Report, {**data, "run_dir": run_dir})
@@ -50,12 +52,12 @@ def load(run_dir: Path) -> Report:
             f"{path}: {error.strerror}; `./inv report --list` shows the runs that have a report"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: no report of this program: {error}") from error
+        raise UsageError(f"{path}: this is not a report of this program: {error}") from error
     return report
 
 
 def find(name: str) -> Path:
-    """The folder of a run: by its name in the runs' folder, by a path, or the last with a report.
+    """The folder of a run, given by name or path; by default the last run with a report.
 
     Raises UsageError when there is none.
     """
@@ -63,12 +65,14 @@ def find(name: str) -> Path:
     if not name:
         last = max(_with_report(), default=None)
         if last is None:
-            raise UsageError(f"{root}: no run with a report yet; ./inv verify makes one")
+            raise UsageError(f"{root}: no run has a report yet; ./inv verify makes one")
         return last
     for folder in (root / name, Path(name).absolute()):
         if folder.is_dir():
             return folder.resolve()
-    raise UsageError(f"{name}: no such run in {root}; `./inv report --list` shows them")
+    raise UsageError(
+        f"{name}: there is no such run in {root}; `./inv report --list` shows the runs"
+    )
 
 
 def runs() -> Iterator[Report]:
@@ -86,7 +90,7 @@ def _with_report() -> list[Path]:
 def counterpart(report: Report) -> Report | None:
     """The newest run of the other module, stock or not, of the same topic, image and backend.
 
-    None for a run that tried both itself.
+    It is None for a run that tried both modules itself.
     """
     image = report.properties.get("image sha256")
     if report.side_by_side or not image or not report.checks:

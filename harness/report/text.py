@@ -1,4 +1,4 @@
-"""A run as the tables that a person reads in a terminal."""
+"""The report of a run as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from harness import progress
 from harness.report.data import KEPT, Report
 
-# How many of the slowest checks are named.
+# The number of slowest checks that are named.
 _SLOWEST = 5
 
 
@@ -48,7 +48,7 @@ def show(report: Report) -> None:
 
 
 def show_runs(reports: Iterable[Report]) -> None:
-    """Print the runs, one a line, each with its verdict."""
+    """Print the runs, one on each line, with their verdicts."""
     progress.table(
         ("run", "exit", "verdict"),
         [(report.run_dir.name, str(report.exit_code), report.verdict) for report in reports],

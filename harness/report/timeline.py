@@ -1,4 +1,4 @@
-"""Where a run's seconds went, as rows of bars; positions are per cent of the whole."""
+"""Where a run's time went, as rows of bars; positions are in per cent of the whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TICKS = 6
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of time: `tone` is ok, failed or none, `target` the id of what it links to."""
+    """A period of time: `tone` is ok, failed or none, `target` the id of the linked element."""
 
     left: float
     width: float
@@ -24,7 +24,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the picture: its label and its bars."""
+    """A row of the chart: its label and its bars."""
 
     label: str
     bars: tuple[Bar, ...]
@@ -32,19 +32,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture: rows under one axis, and the axis's ticks."""
+    """A chart: rows with a common axis, and the axis's ticks."""
 
     rows: tuple[Row, ...]
     ticks: tuple[tuple[float, str], ...]
 
 
 def total_s(report: Report) -> float:
-    """How long the run took, from its first stage's beginning to its last one's end."""
+    """The duration of the run, from its first stage's beginning to its last one's end."""
     return max((at_s + stage.seconds for at_s, stage in _placed(report.stages)), default=0.0)
 
 
 def of_stages(report: Report) -> Chart | None:
-    """The whole run, a row for each stage that took time."""
+    """A chart of the whole run, with a row for each stage that took time."""
     whole_s = total_s(report)
     rows = [
         Row(
@@ -57,7 +57,7 @@ def of_stages(report: Report) -> Chart | None:
 
 
 def of_checks(report: Report, ids: dict[str, str]) -> Chart | None:
-    """The stretch in which the checks ran: a row for each guest; with one, for each file."""
+    """A chart of the checks: a row for each guest; if there is only one, for each file."""
     timed = _in_order(report.checks)
     if not timed:
         return None
@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def _placed(stages: Iterable[StageResult]) -> list[tuple[float, StageResult]]:
-    """The stages that ran and when each began; one after the other where that was not recorded."""
+    """The stages that ran and their beginnings; one after the other if these were not recorded."""
     ran = [stage for stage in stages if stage.outcome != "not run"]
     if any(stage.at_s for stage in ran):
         return [(stage.at_s, stage) for stage in ran]

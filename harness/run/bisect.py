@@ -1,4 +1,4 @@
-"""`inv bisect`: the first patch of a series after which a check fails that held before it.
+"""`inv bisect`: finds the first patch of a series that makes a check fail.
 
 One guest serves the whole search: for each step the series is built up to a patch, and that module
 is loaded in place of the one before.
@@ -34,7 +34,7 @@ Verdict = Literal["good", "bad", "skipped"]
 
 @dataclass(frozen=True)
 class Step:
-    """The series up to its patch number `applied` (0: none), and its result."""
+    """The result with the first `applied` patches of the series (0: none)."""
 
     applied: int
     verdict: Verdict
@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Found:
-    """The search's end: the first bad patch is one of `suspects`, numbers counted from 1."""
+    """The result of the search: the first bad patch is one of `suspects`, numbers from 1."""
 
     series: Series
     steps: tuple[Step, ...]
@@ -51,7 +51,7 @@ class Found:
     run_dir: Path
 
     def patch(self, number: int) -> Patch:
-        """The patch of a number."""
+        """The patch with a number."""
         return self.series.patches[number - 1]
 
     @property
@@ -64,13 +64,18 @@ class Found:
         """One line, naming the patch."""
         total = len(self.series.patches)
         if not self.suspects:
-            return f"no bad patch: all that held without the {total} patches holds with them"
+            return (
+                f"no bad patch: every check that passes without the {total} patches "
+                f"passes with them"
+            )
         names = [f"{self.patch(n).name} ({n} of {total})" for n in self.suspects]
         last = self.suspects[-1]
         why = next(step.why for step in self.steps if step.applied == last)
         if len(names) == 1:
             return f"the first bad patch is {names[0]}: {why}"
-        return f"the first bad patch is one of {', '.join(names)}; what lies between does not build"
+        return (
+            f"the first bad patch is one of {', '.join(names)}; the steps between them do not build"
+        )
 
     def to_data(self) -> dict[str, Any]:
         """For --json."""
@@ -86,9 +91,10 @@ class Found:
 
 
 def search(try_at: Callable[[int], Verdict], good: int, bad: int) -> tuple[int, ...]:
-    """The numbers of which one is the first bad, after `good`, up to `bad`; both are known.
+    """The numbers of the patches that may be the first bad one, after `good` and up to `bad`.
 
-    `try_at` is asked once for each number at most.  What is skipped is passed by to one side.
+    The results at `good` and `bad` are known.  `try_at` is called at most once for each number.  If
+    a step is skipped, a neighbour is tried instead.
     """
     left_out: set[int] = set()
     while True:
@@ -108,15 +114,15 @@ def search(try_at: Callable[[int], Verdict], good: int, bad: int) -> tuple[int, 
 def bisect(options: Options, good: int = 0, bad: int | None = None, tests: Path = CHECKS) -> Found:
     """Find the first bad patch of the series in `options`, between `good` and `bad` patches.
 
-    Bad is a step with a check that fails and held at `good`, or under which the guest breaks.  A
-    step that does not build is passed by, as git bisect skip does.
+    A step is bad if a check fails that passed at `good`, or if the guest breaks.  A step that does
+    not build is skipped, as with git bisect skip.
 
     Raises UsageError (numbers that the series does not have), PatchError (`good` or `bad` does not
     build), GuestError (it breaks at `good`).
     """
     series = load_series(options)
     if series is None or not series.patches:
-        raise UsageError("there is no patch to be found: the series is empty")
+        raise UsageError("the series is empty, so there is no patch to find")
     total = len(series.patches)
     last = total if bad is None else bad
     if not 0 <= good < last <= total:
@@ -133,21 +139,21 @@ def bisect(options: Options, good: int = 0, bad: int | None = None, tests: Path 
             return Found(series, tuple(hunt.steps), (), bench.run_dir)
         if hunt.steps[-1].verdict == "skipped":
             raise PatchError(
-                f"with {last} patches: {hunt.steps[-1].why}; --bad names a step that builds"
+                f"with {last} patches: {hunt.steps[-1].why}; give a number to --bad that builds"
             )
         suspects = search(hunt.try_at, good, last)
         return Found(series, tuple(hunt.steps), suspects, bench.run_dir)
 
 
 def _up_to(series: Series, number: int) -> Series | None:
-    """The first patches of a series; None for none of them, which is stock."""
+    """The first patches of a series; None means stock, without any patch."""
     if not number:
         return None
     return dataclasses.replace(series, patches=series.patches[:number])
 
 
 class _Hunt:
-    """Tries steps in the guest that is up."""
+    """Tries steps in the running guest."""
 
     def __init__(self, bench: Workbench, series: Series, tests: Path) -> None:
         self.bench = bench
@@ -157,7 +163,7 @@ class _Hunt:
         self.baseline: set[str] = set()
 
     def begin(self, good: int) -> None:
-        """Learn what holds at `good`; all that may break has to hold there."""
+        """Find the checks that pass at `good`; only these are used."""
         self.baseline = {
             check.name
             for check in self._checks(good, self._build(good))
@@ -165,7 +171,9 @@ class _Hunt:
         }
         self.steps.append(Step(good, "good", f"{len(self.baseline)} checks hold"))
         if not self.baseline:
-            raise UsageError(f"no check holds with {good} patches, so none can break")
+            raise UsageError(
+                f"no check passes with {good} patches, so there is nothing to search for"
+            )
 
     def _build(self, number: int) -> builder.Build:
         record = self.bench.record
@@ -222,7 +230,7 @@ class _Hunt:
 
 @contextlib.contextmanager
 def _restarting(bench: Workbench) -> Iterator[list[str]]:
-    """A guest that breaks in the block is replaced; why it broke is put in the list."""
+    """Replace a guest that breaks in the block; the list gets the reason."""
     broke: list[str] = []
     try:
         yield broke

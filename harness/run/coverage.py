@@ -1,8 +1,8 @@
-"""Which lines of the patch the checks ran: `inv verify --coverage`.
+"""`inv verify --coverage`: finds the lines of the patch that the checks ran.
 
-The module's counters are read after every check and added up, so that what ran before a panic or
-before the module was loaded again is not lost.  What a check ran in the moments before the guest
-broke, or between the last reading and an unloading inside a check, is not seen.
+The module's counters are read after every check and added up, so that the counts before a panic or
+before the module was loaded again are not lost.  Lines that ran after the last reading are not
+counted if the guest then breaks, or if a check unloads the module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Lines = Mapping[str, Mapping[int, int]]
 class Collector:
     """A pytest plugin that reads the counters after each check; `bench` runs the counting module.
 
-    `trouble` says why counters could not be read, if ever.
+    `trouble` says why counters could not be read, if that happened.
     """
 
     def __init__(self, bench: Workbench, sysroot: Path) -> None:
@@ -52,11 +52,11 @@ class Collector:
         self.trouble = ""
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Read them once a check was torn down."""
+        """Read the counters after a check and its teardown."""
         self.take(family(nodeid))
 
     def take(self, family: str) -> None:
-        """Add what ran since the last reading to `family` and to the total."""
+        """Add the counts since the last reading to `family` and to the total."""
         bhyve = self._bench.vmm
         if bhyve is None or self._bench.running is not self._bench.build:
             return
@@ -75,7 +75,7 @@ class Collector:
 
     def _read(self, bhyve: Vmm) -> array.array[int]:
         guest, program = bhyve.guest, f"{bhyve.home}/counters"
-        # A guest that broke has another in its place, with nothing in it.
+        # A guest that broke was replaced by a new one, in which no module is loaded.
         place = (self._bench.breaks, bhyve.home)
         if self._installed != place:
             self._last = None
@@ -90,9 +90,9 @@ class Collector:
 
 
 def family(nodeid: str) -> str:
-    """The family of a check: its file, and where one check of several is named FAMILY.CASE, that.
+    """The family of a check: its file, and its FAMILY if a parametrized check is FAMILY.CASE.
 
-    vmunit has one file of checks and two dozen families.
+    vmunit has one file of checks with two dozen families.
     """
     path, _, name = nodeid.partition("::")
     file = Path(path).stem.removeprefix("test_")
@@ -106,15 +106,15 @@ def _sum(one: array.array[int] | None, other: array.array[int]) -> array.array[i
     return array.array("Q", (a + b for a, b in zip(one, other, strict=True)))
 
 
-# The kernel's parts of bhyve, and of them what hands devices through, saves guests, or is for the
-# other maker's processors.
+# The kernel's parts of bhyve; then those for passthrough, for snapshots, and for the other vendor's
+# processors.
 _BHYVE = re.compile(r"sys/(?:amd64/vmm|dev/vmm)/")
 _PASSTHROUGH = re.compile(r"/(?:ppt|iommu|vtd|amdvi\w*|ivrs_drv|ivhd_if|vmm_snapshot)\.[ch]$")
 _MAKERS = {"intel": re.compile(r"/amd/|/svm\w*\.[ch]$"), "amd": re.compile(r"/intel/")}
 
 
 def scoped(path: str, vendor: str) -> bool:
-    """Whether a file's lines are among those that a guest with this processor can reach."""
+    """Whether a guest with this processor can reach the lines of a file."""
     other = _MAKERS.get(vendor)
     return bool(_BHYVE.match(path)) and not (
         _PASSTHROUGH.search(path) or (other and other.search(path))
@@ -132,7 +132,7 @@ def gather(
     texts: Mapping[str, list[str]],
     vendor: str,
 ) -> Coverage:
-    """What ran, of the patch, of each file and by each family; `texts` are the changed files'."""
+    """The coverage of the patch, of each file and by each family; `texts` has the changed files."""
     parts = tuple(
         File(path, sum(map(bool, it.values())), len(it), scoped(path, vendor))
         for path, it in sorted(lines.items())
@@ -151,14 +151,15 @@ def gather(
     of_patch = (
         f"{sum(it.ran for it in shown)} of {count} changed lines ran"
         if count
-        else "no changed line makes code"
+        else "no changed line contains code"
     )
     ran, every = sum(it.ran for it in parts), sum(it.count for it in parts)
     inner = [it for it in parts if it.scoped]
     hit, reachable = sum(it.ran for it in inner), sum(it.count for it in inner)
     return Coverage(
         f"{of_patch}; {ran} of {every} lines of vmm.ko did",
-        f"of sys/amd64/vmm and sys/dev/vmm, without passthrough, snapshots and what is for other "
+        f"of sys/amd64/vmm and sys/dev/vmm, without passthrough, snapshots and code for "
+        f"other "
         f"processors: {hit} of {reachable} lines ran ({100 * hit / max(reachable, 1):.1f} %)",
         shown,
         parts,
@@ -185,9 +186,9 @@ def _changed(
 
 
 def finish(bench: Workbench, collector: Collector, series: Series | None) -> Coverage:
-    """Make coverage.txt, .json and .lcov in the run's folder of what was collected.
+    """Write the collected counts to coverage.txt, .json and .lcov in the run's folder.
 
-    CannotError when nothing was read, or LLVM's tools are missing.
+    Raises CannotError if no counters were read, or if LLVM's tools are missing.
     """
     built, source = bench.build, bench.record.source if bench.record else None
     if collector.total is None or built is None or built.symbols is None or source is None:
@@ -212,7 +213,7 @@ def finish(bench: Workbench, collector: Collector, series: Series | None) -> Cov
 
 
 def conclude(bench: Workbench, collector: Collector, series: Series | None) -> None:
-    """Say what was covered, in the report too; trouble with it is no verdict on the patch."""
+    """Report the coverage; a failure to read it does not change the verdict."""
     try:
         found = finish(bench, collector, series)
     except WorkbenchError as error:
@@ -220,13 +221,13 @@ def conclude(bench: Workbench, collector: Collector, series: Series | None) -> N
     else:
         bench.properties[PROPERTY] = f"{found.summary}; {found.scope}"
         if collector.trouble:
-            bench.properties[PROPERTY] += f"; some was not read: {collector.trouble}"
+            bench.properties[PROPERTY] += f"; some counters were not read: {collector.trouble}"
     where = bench.run_dir / "coverage.txt"
     progress.say(f"coverage: {bench.properties[PROPERTY]}; see {where}")
 
 
 def export(built: Build, counters: array.array[int]) -> str:
-    """The counters as LCOV, by LLVM's tools in a sandbox: the module's file is a stranger's."""
+    """The counters as LCOV; LLVM's tools run in a sandbox, because the module is not trusted."""
     assert built.symbols
     toolchain = bmake.find_toolchain()
     known = coverage.functions(built.symbols)
@@ -264,7 +265,7 @@ def export(built: Build, counters: array.array[int]) -> str:
 
 
 def by_line(lcov: str) -> dict[str, dict[int, int]]:
-    """LCOV's counts, with paths as in the tree."""
+    """The counts of an LCOV file, with paths as in the tree."""
     found: dict[str, dict[int, int]] = {}
     lines: dict[int, int] = {}
     for row in lcov.splitlines():
@@ -285,7 +286,7 @@ def _in_tree(path: str) -> str:
 
 
 def changed_lines(before: list[str], after: list[str]) -> list[int]:
-    """The numbers of the lines of `after` that are new or other than in `before`."""
+    """The numbers of the lines of `after` that are new or differ from `before`."""
     found: list[int] = []
     for kind, _, _, start, end in difflib.SequenceMatcher(
         None, before, after, autojunk=False
@@ -300,7 +301,7 @@ def _text(path: Path) -> list[str]:
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Numbers in a few words: 3-5, 9."""
+    """Line numbers in short form: 3-5, 9."""
     found: list[list[int]] = []
     for number in sorted(numbers):
         if found and number == found[-1][1] + 1:

@@ -1,7 +1,7 @@
 """Distributes checks over several guests: which guest runs which checks, and in which order.
 
-Checks are distributed in groups, so that those that share a fixture stay together; the group that
-took longest the last time goes first.  Nothing here knows guests or pytest.
+Checks are distributed in groups, so that checks that share a fixture stay together; the group that
+took longest in earlier runs goes first.  This module knows nothing about guests or pytest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from harness import files
 
 UNKNOWN_S = 5.0
-"""What a check is taken to need that has not run before."""
+"""The assumed seconds of a check that has not run before."""
 
-# How much a new time counts against those before it.
+# The weight of a new time compared with the earlier ones.
 _WEIGHT = 0.5
 
 
@@ -35,7 +35,7 @@ def short(nodeid: str) -> str:
 
 
 def groups(items: Iterable[tuple[str, str]], known_s: Mapping[str, float]) -> list[Group]:
-    """Groups of (key, node id) pairs of one key, the longest first; order is kept within a group.
+    """Group (key, node id) pairs by key, the longest group first; a group keeps its order.
 
     `known_s` are seconds by the checks' short names.
     """
@@ -46,7 +46,7 @@ def groups(items: Iterable[tuple[str, str]], known_s: Mapping[str, float]) -> li
         Group(tuple(names), sum(known_s.get(short(name), UNKNOWN_S) for name in names))
         for names in found.values()
     ]
-    # sorted() is stable: what is equally long stays in the order of the files.
+    # sorted() is stable: groups of equal length stay in the order of the files.
     return sorted(made, key=lambda group: -group.seconds)
 
 
@@ -59,9 +59,10 @@ class Distributor:
         self._changed = threading.Condition()
 
     def next(self, worker: int) -> tuple[str, ...]:
-        """The next group for a worker; empty when there is nothing left and nothing can come back.
+        """The next group for a worker; empty when no group is left and none can come back.
 
-        While others still run theirs, this waits: what a worker that dies had not begun comes back.
+        While other workers still run checks this waits, because the checks that a worker has not
+        begun come back if the worker ends.
         """
         with self._changed:
             self._held.pop(worker, None)
@@ -75,12 +76,14 @@ class Distributor:
             return names
 
     def begun(self, worker: int, name: str) -> None:
-        """A worker has begun a check: it does not come back when that worker dies."""
+        """A worker has begun a check: the check does not come back if that worker ends."""
         with self._changed, contextlib.suppress(KeyError, ValueError):
             self._held[worker].remove(name)
 
     def gone(self, worker: int) -> None:
-        """A worker has ended, well or not; the others get what it had not begun."""
+        """A worker has ended, for whatever reason; the others get the checks that it had not
+        begun.
+        """
         with self._changed:
             if left := self._held.pop(worker, []):
                 self._todo.insert(0, Group(tuple(left), 0.0))
@@ -88,18 +91,18 @@ class Distributor:
 
 
 def known_times(backend: str) -> dict[str, float]:
-    """Seconds of each check in a backend, as noted after earlier runs; empty where none were."""
+    """The recorded seconds of each check in a backend; empty if there are none."""
     try:
         found = json.loads((files.cache_dir() / "check-times.json").read_text(encoding="utf-8"))
         times = found[backend]
         return {str(name): float(took_s) for name, took_s in times.items() if 0 <= took_s < 86400}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        # They only order the checks; without them the order is that of the files.
+        # The times only determine the order; without them it is that of the files.
         return {}
 
 
 def note_times(backend: str, took_s: Mapping[str, float]) -> None:
-    """Note how long checks took, for the next run to deal by."""
+    """Record how long checks took, for the order of the next run."""
     path = files.cache_dir() / "check-times.json"
     with files.locked(path.with_suffix(".lock"), "noting how long checks took"):
         try:

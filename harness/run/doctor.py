@@ -1,4 +1,4 @@
-"""The doctor's table: one row for each thing looked at, and whether a full verify is possible."""
+"""The table of `inv doctor`: a row for each finding, and whether a full verify is possible."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.image.manifest import available
 from harness.machine import forward
 from harness.machine.models import BOCHS_MODELS
 
-# What a whole verify takes: a run's folder with its overlay, the guest's memory and the emulator's.
+# The needs of a full verify: a run's folder with its overlay, and the memory of guest and emulator.
 RUN_ROOM_BYTES = 1 << 30
 CACHE_ROOM_BYTES = 1 << 30
 MEMORY_BYTES = (1 << 30) + (512 << 20)
@@ -28,13 +28,13 @@ OK, WARN, MISSING = "ok", "note", "missing"
 _BUILD_TOOLS = ("bmake", "make", "gcc", "git")
 FASTER_BOCHS = "3.0"
 """The version that is faster than those that always run in their debugger."""
-# By these models Bochs has either, enough of it for vmm.ko.
+# If Bochs has these processor models, it has VMX or SVM as vmm.ko needs it.
 _BOCHS_KINDS = {"VMX": {BOCHS_MODELS["intel"]}, "SVM": {"zambezi", "trinity_apu"}}
 _COMPILERS = {"gcc", "cc", "clang-19"}
 
 
 def gather() -> HostFacts:
-    """What this machine can do, and which images are prepared on it."""
+    """Collect what this machine can do, and which images are prepared on it."""
     found = replace(survey.gather(), images=_prepared(), network_refusal=forward.unavailable())
     if refusal := sandbox.unavailable():
         return replace(found, sandbox_refusal=refusal)
@@ -52,7 +52,7 @@ class Row:
     remedy: str = ""
 
     def to_data(self) -> dict[str, str]:
-        """The row for programs, which have always read the remedy as `mend`."""
+        """The row for programs; the key of the remedy is `mend`, as in earlier versions."""
         data = dict(vars(self))
         data["mend"] = data.pop("remedy")
         return data
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All rows, the backend that auto takes, and what stands in the way of a full verify."""
+    """All rows, the backend that auto takes, and the rows that prevent a full verify."""
 
     rows: tuple[Row, ...]
     decision: Decision
@@ -68,12 +68,12 @@ class Verdict:
 
     @property
     def blocking(self) -> tuple[Row, ...]:
-        """The rows without which no full verify is possible."""
+        """The rows that prevent a full verify."""
         return tuple(row for row in self.rows if row.status == MISSING)
 
     @property
     def exit_code(self) -> int:
-        """0 when a full verify is possible here, 3 when not."""
+        """0 if a full verify is possible, else 3."""
         return EXIT_CANNOT if self.blocking else EXIT_OK
 
     @property
@@ -86,10 +86,11 @@ class Verdict:
             line = f"auto takes {decision.backend}: {decision.reason}"
         if not self.blocking:
             return line
-        return f"{line}\nnot yet a full verify: {', '.join(row.what for row in self.blocking)}"
+        reasons = ", ".join(row.what for row in self.blocking)
+        return f"{line}\na full verify is not possible yet: {reasons}"
 
     def to_data(self) -> dict[str, Any]:
-        """All of it for programs."""
+        """All data for programs."""
         return {
             "possible": not self.blocking,
             "backend": self.decision.name or None,
@@ -148,7 +149,7 @@ def _cpu(facts: HostFacts) -> Row:
         or "neither VMX nor SVM"
     )
     place = ", in a virtual machine" if cpu.hypervisor else ""
-    # Not missing: Bochs needs nothing of the processor, and KVM's row says what follows.
+    # This is never "missing": Bochs needs nothing of the processor, and KVM has a row of its own.
     return Row(
         "processor",
         f"{cpu.vendor or 'unknown'}, {cpu.count} in use{place}: {shown}",
@@ -165,7 +166,7 @@ def _device(facts: HostFacts) -> Row:
     elif kvm.open_error:
         found = f"there, not openable: {kvm.open_error}"
     elif kvm.problem or not kvm.device:
-        found = f"there, but {kvm.problem or 'no device node'}"
+        found = f"present, but {kvm.problem or 'no device node'}"
     else:
         found = f"usable, beneath it: {kvm.kind}"
     settings = ", ".join(f"{name}={text}" for name, text in sorted(kvm.parameters.items()))
@@ -184,7 +185,7 @@ def _device(facts: HostFacts) -> Row:
 
 
 def _guest(facts: HostFacts) -> list[Row]:
-    """What a guest of KVM would get, compared with what vmm.ko asks for."""
+    """Compare the features that a guest of KVM would get with those that vmm.ko requires."""
     guest = facts.kvm.guest
     if guest is None:
         return []
@@ -202,7 +203,7 @@ def _guest(facts: HostFacts) -> list[Row]:
         rows.append(_vmx_capabilities(guest))
     else:
         rows.append(Row("nesting under KVM", "SVM for a guest", cpuid, OK))
-        found = "nested paging and NRIP save" if not lacks else "not all that vmm.ko asks for"
+        found = "nested paging and NRIP save" if not lacks else "vmm.ko requires more"
         evidence = f"8000_000A EDX 0x{guest.svm_edx:x}"
         rows.append(Row("SVM capabilities", found, evidence, WARN if lacks else OK))
     for lack in lacks:
@@ -223,7 +224,7 @@ def _vmx_capabilities(guest: Processor) -> Row:
     lacks = lacking(guest)
     required = [lack for lack in lacks if lack.need is not Need.OPTIONAL]
     optional = [lack.name for lack in lacks if lack.need is Need.OPTIONAL]
-    found = f"{len(required)} required missing" if required else "all that vmm.ko asks for"
+    found = f"{len(required)} required missing" if required else "everything that vmm.ko requires"
     if optional:
         found += f"; without the optional {', '.join(optional[:3])}"
         found += f" and {len(optional) - 3} more" if len(optional) > 3 else ""
@@ -259,7 +260,7 @@ def _emulators(facts: HostFacts) -> list[Row]:
 
 
 def _bochs(bochs: Emulator, *, can_save: bool) -> Row:
-    """What the Bochs that would run can do, and how to a faster one."""
+    """What the chosen Bochs can do, and how to get a faster one."""
     models = set(bochs.cpu_models)
     kinds = [kind for kind, some in _BOCHS_KINDS.items() if models & some]
     can = [f"{len(models)} processor models ({' and '.join(kinds)})" if kinds else "no VMX, no SVM"]
@@ -270,7 +271,8 @@ def _bochs(bochs: Emulator, *, can_save: bool) -> Row:
         where = (
             f"HARNESS_BOCHS={FASTER_BOCHS} uses the one that is unpacked here"
             if FASTER_BOCHS in bochs.unpacked
-            else f"./inv setup --bochs {FASTER_BOCHS} unpacks it beside this one (45 MB, no root), "
+            else f"./inv setup --bochs {FASTER_BOCHS} unpacks it next to this one (45 "
+            f"MB, no root), "
             f"HARNESS_BOCHS={FASTER_BOCHS} uses it"
         )
         remedy = f"Bochs {FASTER_BOCHS} is faster by a third and more: {where}"
@@ -282,7 +284,7 @@ def _bochs(bochs: Emulator, *, can_save: bool) -> Row:
 def _backend(decision: Decision) -> Row:
     if decision.backend is None:
         return Row("backend", "none", decision.reason, MISSING, decision.remedy)
-    return Row("backend", str(decision.backend), "what auto takes (the probe proves it)", OK)
+    return Row("backend", str(decision.backend), "the choice of auto (./inv probe tries it)", OK)
 
 
 def _tools(facts: HostFacts) -> Row:
@@ -308,7 +310,7 @@ def _sandbox(facts: HostFacts) -> list[Row]:
         cause, _, remedy = facts.sandbox_refusal.partition(": ")
         return [Row("sandbox for builds", cause, evidence, MISSING, remedy)]
     if facts.sandbox:
-        return [Row("sandbox for builds", facts.sandbox, "one was made and left again", OK)]
+        return [Row("sandbox for builds", facts.sandbox, "a test sandbox was made", OK)]
     return []
 
 
@@ -320,7 +322,7 @@ def _network(facts: HostFacts) -> list[Row]:
         evidence = f"the emulator has no network of its own: {facts.network_refusal}"
         found = "a port on 127.0.0.1, open to this machine's other users"
         return [Row(what, found, evidence, WARN, forward.namespace_remedy())]
-    return [Row(what, "no port on this machine", "a network was made for one emulator", OK)]
+    return [Row(what, "no port on this machine", "a test network for one emulator was made", OK)]
 
 
 def _room(facts: HostFacts) -> list[Row]:
@@ -333,7 +335,7 @@ def _room(facts: HostFacts) -> list[Row]:
         Row(
             "memory",
             f"{human_bytes(facts.memory_available_bytes)} available",
-            f"a verify takes {human_bytes(MEMORY_BYTES)}",
+            f"a verify needs {human_bytes(MEMORY_BYTES)}",
             OK if enough else MISSING,
             "" if enough else "end other programs",
         )
@@ -349,7 +351,7 @@ def _folder(what: str, folder: Folder, needed_bytes: int, variable: str) -> Row:
     return Row(
         what,
         f"{human_bytes(folder.free_bytes)} free",
-        f"{folder.path}; a verify takes {human_bytes(needed_bytes)}",
+        f"{folder.path}; a verify needs {human_bytes(needed_bytes)}",
         OK if enough else MISSING,
         "" if enough else f"free some room or set {variable} to another folder",
     )
@@ -373,7 +375,7 @@ def _prepared() -> tuple[Image, ...]:
 
 
 def _images(facts: HostFacts) -> Row:
-    # The newest that FreeBSD publishes an image of, as far as is known here.
+    # The newest release that has a manifest here.
     release = (*available(), "RELEASE")[0]
     remedy = (
         f"{store.import_line(release)} (or ./inv image.fetch --release {release}, with a network)"

@@ -1,6 +1,6 @@
-"""A further guest of a run: a process of its own, with a line to it over which work is handed out.
+"""A further guest of a run: a process of its own, connected by a socket that carries its work.
 
-What is said on the line is the matter of who starts the process (shards, regression_guests).
+The modules that start such a process define the messages (shards, regression_guests).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _END_S = 30.0
 
 
 class FurtherGuest:
-    """Such a process, as the one that started it sees it."""
+    """Such a process, as seen by the process that started it."""
 
     def __init__(self, command: Sequence[str], run_dir: Path, job: object) -> None:
-        """Start it and hand it its job; what it prints goes to process.log in `run_dir`."""
+        """Start the process and send it its job; its output goes to process.log in `run_dir`."""
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = run_dir / "process.log"
         self._process, self.line = process.start_with_line(command, PROJECT, log)
@@ -40,7 +40,7 @@ class FurtherGuest:
 
     @staticmethod
     def end(guests: Iterable[FurtherGuest]) -> None:
-        """Let processes end their guests, at the same time; each ends once its line is closed."""
+        """Close the sockets of processes, so that they end their guests, all at the same time."""
         guests = list(guests)
         for guest in guests:
             guest.line.close()
@@ -49,10 +49,10 @@ class FurtherGuest:
 
 
 def answers(line: process.Line) -> queue.SimpleQueue[Any]:
-    """What comes over the line from now on, in the process of a further guest.
+    """The messages that arrive from now on, in the process of a further guest.
 
-    None is the last word.  When the line ends before it, the one that started this has ended or
-    wants this to end: whatever runs here is interrupted.
+    None is the last message.  If the socket closes before it, the parent process has ended or wants
+    this process to end, so the work is interrupted.
     """
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

@@ -1,6 +1,6 @@
-"""Stock's answers to bad calls, for another module's to be compared with.
+"""Stock's answers to bad calls, to compare those of another module with.
 
-They are asked for once for each kernel, processor and set of calls, and cached.
+They are collected once for each kernel, processor and set of calls, and cached.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from harness.run.session import Workbench
 
 
 def of_running(bench: Workbench, seed: int, calls: int) -> dict[str, str]:
-    """What the module that is loaded answers."""
+    """The answers of the loaded module."""
     assert bench.running is not None
     assert bench.loaded is not None
     return _ask(bench, bench.running, str(Path(bench.loaded.path).parent), seed, calls)
 
 
 def of_stock(bench: Workbench, seed: int, calls: int) -> dict[str, str]:
-    """What the stock module answers in this guest.
+    """The answers of the stock module in this guest.
 
-    Where it was not asked before it is loaded for that, and the module that was there after it.
-    CannotError when there is no stock module to ask.
+    If they are not cached, the stock module is loaded for that, and afterwards the earlier module
+    again.  Raises CannotError if the stock module cannot be built.
     """
     stock = _stock(bench)
     guest = bench.guest
@@ -62,7 +62,7 @@ def _stock(bench: Workbench) -> Build:
         return bench.running
     record = bench.record
     if record is None or record.source is None:
-        raise CannotError("there is no source tree to build the stock module of")
+        raise CannotError("there is no source tree to build the stock module from")
     return builder.build(record.source, record.sysroot, None, bench.options.release)
 
 
@@ -80,7 +80,7 @@ def _cache(bench: Workbench, stock: Build, seed: int, calls: int) -> Path:
 
 
 def _avoid(bench: Workbench) -> list[str]:
-    """What is not called: what harms stock, and VM_RUN, which ends by chance in a time's end."""
+    """Calls that are left out: those that harm stock, and VM_RUN, whose exit depends on timing."""
     known = fuzz.load_known(bench.options.release)
     return [*(story.name for story in known if story.calls), "any-run"]
 

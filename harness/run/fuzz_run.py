@@ -1,4 +1,4 @@
-"""`inv fuzz`: bad calls on the stock module and on the series', in one guest, from one seed."""
+"""`inv fuzz`: makes bad calls to the stock module and the patched one, in one guest, one seed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from harness.files import write_atomic
 from harness.run.session import Options, Workbench, load_series, new_run_dir
 
 _MOST_BREAKS = 6
-"""A module that falls more often is not worth more boots."""
+"""After this many crashes of a module the guest is not booted again."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to do: `first_round` with a seed comes to the calls of an earlier run again.
+    """What to do: a seed with `first_round` repeats the calls of an earlier run.
 
-    `with_known` makes the calls that are known to harm stock too.
+    `with_known` also makes the calls that are known to harm stock.
     """
 
     seed: int
@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class FuzzReport:
-    """The whole run; `sides` has stock first where both were tried."""
+    """The result of a run; if both modules were tried, `sides` has stock first."""
 
     order: Order
     release: str
@@ -57,7 +57,7 @@ class FuzzReport:
     avoided: tuple[str, ...]
 
     def fault(self, side: Side, finding: Finding) -> str:
-        """Whose a finding is: a known story's, stock's too, or this module's own."""
+        """Whether a finding is a known fault, happens on stock too, or is this module's own."""
         if finding.known:
             return f"known: {finding.known}"
         stock = self.sides[0]
@@ -68,7 +68,7 @@ class FuzzReport:
 
     @property
     def exit_code(self) -> int:
-        """1 when the module under test, the last one, did what neither stock does nor is known."""
+        """1 if the tested module, the last one, has a fault that is neither stock's nor known."""
         side = self.sides[-1]
         new = any(self.fault(side, finding) == "NEW" for finding in side.attack.findings)
         return EXIT_CHECK_FAILED if new else EXIT_OK
@@ -114,18 +114,18 @@ class FuzzReport:
 
 
 def new_seed() -> int:
-    """A seed that nobody chose."""
+    """A random seed."""
     return secrets.randbelow(1 << 32)
 
 
 def run(options: Options, order: Order) -> FuzzReport:
-    """Bring a guest up and attack the module, after stock's where `side_by_side`; fuzz.json stays.
+    """Start a guest and attack the module, with `side_by_side` stock's first; writes fuzz.json.
 
-    Errors are those of `Workbench.up`; a guest that breaks under a call is a finding and brought up
-    again.
+    Raises the errors of `Workbench.up`.  A guest that breaks under a call is a finding, and the
+    guest is started again.
     """
     if order.calls < 1:
-        raise UsageError(f"--calls {order.calls}: at least one call is meant")
+        raise UsageError(f"--calls {order.calls}: it must be at least 1")
     known = fuzz.load_known(options.release)
     avoided = () if order.with_known else tuple(story.name for story in known if story.calls)
     series = load_series(options)
@@ -134,7 +134,7 @@ def run(options: Options, order: Order) -> FuzzReport:
         bench.up()
         if bench.stock_build is not None:
             sides.append(_side(bench, "stock", order, known, avoided))
-            # What stock has suffered is not the series' to bear.
+            # The patched module gets a new guest, without the damage from the calls to stock.
             bench.restart_guest(load=False)
             assert bench.build is not None
             bench.use(bench.build)
@@ -150,7 +150,7 @@ def run(options: Options, order: Order) -> FuzzReport:
 def _side(
     bench: Workbench, name: str, order: Order, known: Sequence[Known], avoided: Sequence[str]
 ) -> Side:
-    """Attack the module that is loaded, with a new guest after each time that it falls."""
+    """Attack the loaded module; after each crash a new guest is started."""
     assert bench.record is not None
     assert bench.running is not None
     program = fuzz.compile_fuzzer(bench.running, bench.record.sysroot)
@@ -188,7 +188,7 @@ def _attack(
     remote = fuzz.install(bench.guest, program, str(Path(bench.loaded.path).parent))
     avoided = (*avoided, *fuzz.beyond(bench.backend, bench.options.cpu_vendor))
     attack = fuzz.attack(bench.guest, remote, seed, calls, first_round=first, avoid=avoided)
-    # What hangs holds the module; a new guest is the only way on.
+    # A hanging call keeps the module in use, so only a new guest helps.
     if any(finding.kind == "hang" for finding in attack.findings):
         return attack
     lost = fuzz.leaks(bench.guest, bench.loaded.path)
@@ -196,13 +196,13 @@ def _attack(
 
 
 def _fall(bench: Workbench, fell: fuzz.Fell, first: int) -> Finding:
-    """A finding from a guest that fell: the panic's message and place, without its numbers."""
+    """A finding from a crash: the panic's message and place, without its numbers."""
     at = fell.call.round if fell.call else first
     call = str(fell.call) if fell.call else ""
     panic = bench.collect_panic()
     if panic is None:
         return Finding("died", _first_words(fell.cause), at, call, fell.detail)
-    # Without the kernel's symbols the innermost place may be an address, which says nothing.
+    # Without the kernel's symbols the innermost place may be just an address, which is useless.
     places = panic.frames[panic.frames.index(panic.culprit) :] if panic.culprit else ()
     named = next((frame.function for frame in places if frame.function), "")
     where = f", in {named}" if named else ""
@@ -214,7 +214,7 @@ def _first_words(error: GuestError) -> str:
 
 
 def show(report: FuzzReport) -> None:
-    """Print what was called, its result, what was found, and the verdict."""
+    """Print the calls, their results, the findings and the verdict."""
     order = report.order
     for side in report.sides:
         results = ", ".join(f"{n} {name}" for name, n in side.attack.results.most_common())
@@ -231,7 +231,7 @@ def show(report: FuzzReport) -> None:
             progress.table(("whose", "kind", "round", f"found on {side.module}"), rows)
     for story in filter(lambda it: it.calls, report.known):
         left_out = "left out" if story.name in report.avoided else "called too"
-        how = "seen" if story.seen else "read in the source, not seen"
+        how = "seen" if story.seen else "found by reading the source, not seen"
         line = f"known of stock ({left_out}; {how}): {story.name}: {story.title}"
         progress.out.print(line, markup=False)
     again = f"./inv fuzz --seed {order.seed} --calls {order.calls}"

@@ -1,8 +1,8 @@
 """Mutants: deliberately wrong variants of a series, to measure what the checks catch.
 
 `patches/TOPIC/mutants/NAME.patch` is a small patch on top of the series.  Its header says what is
-wrong (`Subject:`), which checks should notice (`Caught-by:`, node ids, run first) and, for a
-correct variant over which no check may fail, `Expect: held`.
+wrong (`Subject:`) and which checks should notice it (`Caught-by:`, node ids, which run first).  A
+correct variant, which must pass every check, has `Expect: held`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Expect = Literal["caught", "held"]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One variant; `patch` None is the series as it is, or the stock module without it."""
+    """One variant; without a `patch` it is the series itself, or the stock module."""
 
     name: str
     wrong: str
@@ -44,9 +44,9 @@ class Mutant:
     patch: Patch | None = None
 
     def series(self, base: Series | None, release: str = "") -> Series | None:
-        """What is built: `base` with this variant's patch; None for the stock module.
+        """The series to build: `base` with this variant's patch; None for the stock module.
 
-        Without a base the patch alone makes the series, for `release`.
+        Without a base the series consists of this patch only, for `release`.
         """
         if self is STOCK:
             return None
@@ -60,11 +60,11 @@ class Mutant:
 
 STOCK = Mutant(
     "stock",
-    "the patch is not there at all",
+    "the whole patch is missing",
     "caught",
     ("test_sysctls.py::test_sysctls_are_unsigned_64_bit",),
 )
-SERIES = Mutant("series", "nothing: the series as it is", "held")
+SERIES = Mutant("series", "nothing: this is the series itself", "held")
 
 
 def has_some(topic: str) -> bool:
@@ -73,12 +73,12 @@ def has_some(topic: str) -> bool:
 
 
 def folder_of(topic: str) -> Path:
-    """Where a topic's mutants lie; UsageError where it has none."""
+    """The folder of a topic's mutants; UsageError if it has none."""
     folder = PATCHES / topic / "mutants"
     if not has_some(topic):
         has = sorted(path.parent.parent.name for path in PATCHES.glob("*/mutants/*.patch"))
         raise UsageError(
-            f"--topic {topic}: it has no mutants ({folder}/NAME.patch); there are some of "
+            f"--topic {topic}: it has no mutants ({folder}/NAME.patch); these topics have some: "
             f"{', '.join(dict.fromkeys(has)) or 'no topic'}"
         )
     return folder
@@ -87,17 +87,19 @@ def folder_of(topic: str) -> Path:
 def load(
     folder: Path = MUTANTS, only: Sequence[str] = (), *, stock: bool = True
 ) -> tuple[Mutant, ...]:
-    """The variants, those that must hold first, in the order of their names.
+    """The variants, sorted by name, with those that must pass first.
 
-    `only` chooses some by name; `stock` has the module without the series among them.  UsageError
-    for a name that there is not, PatchError for a header that does not say what it must.
+    `only` chooses some by name; `stock` includes the module without the series.  Raises UsageError
+    for an unknown name, and PatchError for an incomplete header.
     """
     found = [SERIES, *((STOCK,) if stock else ())]
     found += [_read(path) for path in sorted(folder.glob("*.patch"))]
     found.sort(key=lambda mutant: mutant.expect != "held")
     known = [mutant.name for mutant in found]
     if strange := [name for name in only if name not in known]:
-        raise UsageError(f"--only {strange[0]}: there are {', '.join(known)}")
+        raise UsageError(
+            f"--only {strange[0]}: there is no such variant; choose from {', '.join(known)}"
+        )
     return tuple(mutant for mutant in found if not only or mutant.name in only)
 
 
@@ -108,16 +110,18 @@ def _read(path: Path) -> Mutant:
     wrong = " ".join(str(head.get("Subject", "")).split())
     caught_by = tuple(str(head.get("Caught-by", "")).split())
     if expect not in ("caught", "held"):
-        raise PatchError(f"{path.name}: Expect: {expect}; caught or held is meant")
+        raise PatchError(f"{path.name}: Expect: {expect}: it must be caught or held")
     if not wrong:
-        raise PatchError(f"{path.name}: has no Subject: that says what is wrong")
+        raise PatchError(f"{path.name}: it has no Subject: line that says what is wrong")
     if (expect == "caught") != bool(caught_by):
-        raise PatchError(f"{path.name}: Caught-by: belongs to what is expected to be caught")
+        raise PatchError(
+            f"{path.name}: Caught-by: is only for variants that are expected to be caught"
+        )
     return Mutant(path.stem, wrong, cast(Expect, expect), caught_by, patch)
 
 
 class VariantBuilder:
-    """Where the variants of the series `base` are built; of FreeBSD's own source without one."""
+    """Builds the variants of the series `base`, or without one, of FreeBSD's own source."""
 
     def __init__(
         self,
@@ -134,16 +138,16 @@ class VariantBuilder:
         self._wanted = wanted
 
     def apply_each(self, chosen: Sequence[Mutant]) -> None:
-        """Apply each to the source as a trial; PatchError names the one that does not apply."""
+        """Try to apply each variant to the source; PatchError names the one that does not apply."""
         for mutant in chosen:
             if (series := mutant.series(self._base, self._release)) is not None:
                 with _named(mutant), staged(series, self._source):
                     pass
 
     def build(self, mutant: Mutant) -> Variant:
-        """Build a variant; of a mutant only the part that its patch touches, the rest is there.
+        """Build a variant; for a mutant only the part that its patch touches is built again.
 
-        PatchError when it does not compile.
+        Raises PatchError when it does not compile.
         """
         with _named(mutant):
             series = mutant.series(self._base, self._release)

@@ -1,8 +1,8 @@
-"""`inv mutation`: what do the checks catch?  Every mutant of the series must be caught by one.
+"""`inv mutation`: what do the checks catch?  Each mutant of the series must fail a check.
 
-One guest is started once.  The checks are first run over the series itself: what does not pass
-there catches nothing.  Then, for each mutant, the module, library and command that were built of
-it are loaded and the checks run over them, those first that should notice, until one fails.
+One guest is used for all.  First the checks run on the series itself; a check that does not pass
+there is not used.  Then, for each mutant, its module, library and command are loaded and the checks
+run until one fails, beginning with those that should notice the mutant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What the checks said about one variant; `caught_by` has the first alone unless all ran."""
+    """The result of one variant; `caught_by` has only the first check unless all were run."""
 
     name: str
     wrong: str
@@ -43,7 +43,7 @@ class VariantResult:
 
     @property
     def good(self) -> bool:
-        """Whether it is as it should be."""
+        """Whether the result is the expected one."""
         return self.verdict in ("caught", "held")
 
 
@@ -51,7 +51,7 @@ class VariantResult:
 class Result:
     """A whole run.
 
-    `outside_baseline` has the checks that do not pass on the series, each with its reason.
+    `outside_baseline` has the checks that do not pass on the series, and why.
     """
 
     release: str
@@ -63,7 +63,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0: all as it should be; 1: one is not; 3: one could not be tested."""
+        """0: all results as expected; 1: one is not; 3: one variant could not be tested."""
         verdicts = {variant.verdict for variant in self.variants}
         if verdicts & {"SURVIVED", "WRONGLY CAUGHT"}:
             return EXIT_CHECK_FAILED
@@ -85,7 +85,7 @@ class Result:
     def to_data(self) -> dict[str, Any]:
         """All of it for programs."""
         data = dataclasses.asdict(self)
-        # The name that programs have read since the first release.
+        # The key has had this name since the first release.
         del data["outside_baseline"]
         return {
             **data,
@@ -104,7 +104,7 @@ def mutation(
     only_checks: Sequence[str] = (),
     tests: Path = CHECKS,
 ) -> Result:
-    """Build every variant, start a guest, try them one after another; the run's folder has it all.
+    """Build every variant, start a guest, and try them in turn; results go to the run's folder.
 
     `every` runs all checks over each variant instead of stopping at the first that fails.
     `only_checks` are parts of names: besides the named ones only these checks are run.
@@ -112,7 +112,7 @@ def mutation(
     starting.
     """
     folder = mutants.folder_of(options.topic)
-    # Which of another topic's checks would notice that its patches are missing, nobody has said.
+    # For another topic it is not known which checks notice that its patches are missing.
     known = mutants.load(folder, only, stock=options.topic == defaults.TOPIC)
     chosen = [mutant for mutant in known if mutant is not SERIES]
     start = time.monotonic()
@@ -124,7 +124,7 @@ def mutation(
         with progress.stage("apply", bench.stages) as stage:
             variant_builder.apply_each(chosen)
             stage.note = f"{len(chosen)} variants"
-        # One thread builds what comes next while the guest tries what is built.
+        # One thread builds the next variant while the guest tries the current one.
         with ThreadPoolExecutor(1, "build") as pool:
             jobs = [pool.submit(variant_builder.build, mutant) for mutant in (SERIES, *chosen)]
             try:
@@ -136,7 +136,7 @@ def mutation(
                     began = time.monotonic()
                     right = jobs[0].result()
                     if is_suite(options.topic):
-                        # The mutants are of FreeBSD's own source: what they are compared with.
+                        # The mutants change FreeBSD's own source, so they are compared with stock.
                         bench.stock_build = right.build
                     baseline = trials.prove(right, stage)
                     results.append(_series(baseline, time.monotonic() - began))
@@ -166,7 +166,7 @@ def mutation(
 
 
 def show(result: Result) -> None:
-    """Print a line for each variant, the checks that catch nothing, and the verdict."""
+    """Print a line for each variant, the unused checks, and the verdict."""
     rows = [
         (variant.verdict, f"{variant.seconds:.0f} s", variant.name, variant.wrong, _said(variant))
         for variant in result.variants
@@ -178,7 +178,7 @@ def show(result: Result) -> None:
 
 
 def show_outside_baseline(outside_baseline: Mapping[str, str]) -> None:
-    """Name the checks that were not run, since they do not pass on what is right."""
+    """Name the checks that were not used, because they fail on correct code."""
     for name, why in sorted(outside_baseline.items()):
         first = why.splitlines()[0] if why else "no reason given"
         line = (
@@ -214,7 +214,9 @@ def _variant_builder(bench: Workbench) -> mutants.VariantBuilder:
 
 
 def _series(baseline: Baseline, seconds: float) -> VariantResult:
-    """The series itself: it holds unless a check fails on it; what is skipped does not count."""
+    """The result of the series itself: it passes unless a check fails; skipped checks do not
+    count.
+    """
     failed = baseline.failed
     why = baseline.without[failed[0]] if failed else ""
     verdict: Verdict = "WRONGLY CAUGHT" if failed else "held"

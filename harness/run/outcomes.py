@@ -18,18 +18,18 @@ from harness.report import Check
 from harness.run import plugin
 from harness.run.session import Workbench
 
-# A check that ends with one of these found nothing out about what it claims.
+# A check that ends with one of these errors says nothing about its claim.
 _BROKE = (GuestPanic, GuestRebooted, MachineDied, WaitTimeout, SshRefused)
 
 
 class Recorder:
-    """A pytest plugin: hands pytest the guest, and records the outcome of each check."""
+    """A pytest plugin that gives pytest the guest, and records the outcome of each check."""
 
     def __init__(self, bench: Workbench, checks: list[Check], tests: Path, *, beside: bool) -> None:
         self._bench = bench
         self._tests = tests
         self._beside = beside
-        # The stock module alone or first of the two: the patch's claims must fail there.
+        # With the stock module, alone or before the patched one, the patch's claims must fail.
         self._stock = bench.options.stock or (bench.stock_build is not None and not beside)
         self._checks = checks
         self._items: dict[str, tuple[bool, str]] = {}
@@ -55,7 +55,7 @@ class Recorder:
         config.stash[plugin.WORKBENCH] = self._bench
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # pytest catches Ctrl-C and ends well; pytest.exit and errors of collection come here too,
+        # pytest catches Ctrl-C and ends normally; pytest.exit and collection errors also get here,
         # the latter as a subclass.
         self.interrupted = type(excinfo.value) is KeyboardInterrupt
         self.ended_early = True
@@ -73,7 +73,7 @@ class Recorder:
         return report
 
     def _is_asked(self, item: pytest.Item) -> bool:
-        """Whether this run is about a check: another topic's claims say nothing of a series."""
+        """Whether this run uses a check: another topic's claims say nothing about a series."""
         options = self._bench.options
         if item.get_closest_marker("beside") and not self._beside:
             return False
@@ -111,7 +111,7 @@ class Recorder:
             self._report(self._checks[-1])
 
     def took(self, nodeid: str, check: Check) -> None:
-        """A check that ran in another guest of this run has ended."""
+        """Record a check that ran in another guest of this run."""
         self._ended.add(nodeid)
         of_patch, title = self._items.get(nodeid, (check.of_patch, check.title))
         self._checks.append(dataclasses.replace(check, of_patch=of_patch, title=title))
@@ -120,8 +120,8 @@ class Recorder:
     def complete(self, *, begun_only: bool = False) -> None:
         """Add the checks that pytest did not finish: the current one, and those not begun.
 
-        A check that hung is a result, and no check is missing without a reason.  With `begun_only`
-        somebody else adds those that were not begun.
+        A check that hung is a result, and no check may be missing without a reason.  With
+        `begun_only` the caller adds those that were not begun.
         """
         why = self.broken or ("interrupted" if self.interrupted else "pytest ended early")
         for nodeid, (of_patch, title) in self._items.items():
@@ -136,11 +136,11 @@ class Recorder:
                 self._checks.append(Check(_short(nodeid), title, "skipped", of_patch, 0.0, message))
 
     def _broken_off(self, nodeid: str, of_patch: bool, title: str, why: str) -> Check:
-        """The check that was running when the run ended, with what it waited for."""
+        """The check that was running when the run ended, with the last command to the guest."""
         took_s = time.monotonic() - self._began_s[nodeid]
         guest = self._bench.guest
         heard = guest.transcript.kept if guest is not None and guest.transcript else ()
-        last = f"; the guest was last asked: {heard[-1].command[:100]}" if heard else ""
+        last = f"; the last command in the guest was: {heard[-1].command[:100]}" if heard else ""
         parts = self._parts.get(nodeid, [])
         failed = next((part for part in parts if part.failed), None)
         return Check(
@@ -149,7 +149,7 @@ class Recorder:
             outcome="error",
             of_patch=of_patch,
             seconds=took_s,
-            message=f"broken off after {took_s:.0f} s ({_reason(failed) if failed else why}){last}",
+            message=f"ended after {took_s:.0f} s ({_reason(failed) if failed else why}){last}",
             at_s=self._began_s[nodeid] - self._bench.stages[0].began_s,
         )
 
@@ -162,7 +162,7 @@ class Recorder:
         return f"{number} of {self._planned}: {_short(self._current)}, {took_s:.0f} s"
 
     def _report(self, check: Check) -> None:
-        """A line for a check that has ended; where a live line runs, only for bad news."""
+        """Print a line for a check that has ended; if there is a live line, only for a failure."""
         must_fail = check.of_patch and self._stock
         bad = check.outcome in ("error", "passed" if must_fail else "failed")
         if bad or not progress.err.is_terminal:
@@ -193,7 +193,7 @@ class Recorder:
             detail=detail,
             at_s=self._began_s[nodeid] - self._bench.stages[0].began_s,
             evidence=self._evidence.get(nodeid, NO_EVIDENCE),
-            # The same list grows from part to part.
+            # pytest adds the later sections to the same list.
             figures=tuple((str(name), str(value)) for name, value in parts[-1].user_properties),
         )
 
@@ -203,7 +203,7 @@ def _short(nodeid: str) -> str:
 
 
 def _reason(part: pytest.TestReport) -> str:
-    """The failure's own line, without pytest's frame around it, nor the name of our own errors."""
+    """The failure's own line, without pytest's formatting and the class names of our errors."""
     crash = getattr(part.longrepr, "reprcrash", None)
     text = (crash.message if crash else part.longreprtext).strip()
     lines = re.sub(r"^harness\.[\w.]+: ", "", text).splitlines()

@@ -1,4 +1,4 @@
-"""The workbench with its guest in a keeper: what is brought up here can outlive this process."""
+"""The workbench with its guest in a keeper, so that the guest can outlive this process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness.run.session import Options, Workbench
 
 
 class _InKeeper(Workbench):
-    """A workbench whose machine a keeper runs, known as `kept_as`."""
+    """A workbench whose machine is run by a keeper, under the name `kept_as`."""
 
     keeper_record: keeper.Record
 
     def use(self, build: Build, stage: str = "load") -> None:
-        """Load a module, and let the keeper know."""
+        """Load a module, and report it to the keeper."""
         keeper.set_module(self.keeper_record)
         super().use(build, stage)
         assert self.guest is not None
@@ -36,14 +36,15 @@ class _InKeeper(Workbench):
         )
 
     def _end_machine(self, guest: Guest) -> None:
-        """Let go of it; whether it ends is the keeper's business."""
+        """Close the connection; the keeper decides whether the machine ends."""
         guest.machine.stop(Deadline.after(1))
 
 
 class AttachedWorkbench(_InKeeper):
-    """The workbench over a guest that is up already; leaving it leaves the guest.
+    """The workbench for a guest that is already up; closing it does not end the guest.
 
-    `up` builds, goes in and loads; what is not given in `changes` is as the guest was started with.
+    `up` builds, connects and loads; options that are not in `changes` are those that the guest was
+    started with.
     """
 
     def __init__(self, record: keeper.Record, **changes: Any) -> None:
@@ -56,7 +57,7 @@ class AttachedWorkbench(_InKeeper):
         return self.keeper_record.backend
 
     def steps(self) -> list[Callable[[], None]]:
-        """What is left to do."""
+        """The steps that remain."""
         return [self.find_image, self.make, self.boot, self.load]
 
     def find_image(self) -> None:
@@ -65,16 +66,16 @@ class AttachedWorkbench(_InKeeper):
         store.source(self.options.release)
 
     def boot(self) -> None:
-        """Go in; GuestError when the guest is broken."""
+        """Connect to the guest; GuestError if it is broken."""
         with progress.stage("guest", self.stages) as step:
             self.guest = keeper.attach(self.keeper_record)
             step.note = f"{self.keeper_record.name}, up since {self.keeper_record.began_at}"
 
 
 class PersistentSession(_InKeeper):
-    """As Workbench; but after `keep` the guest stays when this is left, known by `name`.
+    """Like Workbench, but after `keep` the guest stays when this is closed, under `name`.
 
-    Until then it ends with this process, however that ends.
+    Before that it ends with this process, however the process ends.
     """
 
     def __init__(self, options: Options, run_dir: Path, name: str = defaults.GUEST) -> None:
@@ -85,7 +86,7 @@ class PersistentSession(_InKeeper):
         self._kept = False
 
     def up(self) -> None:
-        """Every step, in order; UsageError when a guest of that name is there already."""
+        """Do every step, in order; UsageError if a guest of that name already exists."""
         self._reserve()
         for step in self.steps():
             if self._starter is None:
@@ -103,9 +104,9 @@ class PersistentSession(_InKeeper):
         self._reserved = True
 
     def boot(self) -> None:
-        """Have a keeper boot the machine, and go in; GuestError when it does not come up."""
+        """Let a keeper boot the machine, and connect; GuestError if it does not come up."""
         if self._starter is not None:
-            # The one before broke, and this is to be another in its place.
+            # The guest before this one broke, and this one replaces it.
             self._starter.end()
             self._reserve()
         self._starter = keeper.Starter(self.keeper_record, self.bench())
@@ -114,15 +115,15 @@ class PersistentSession(_InKeeper):
         self.guest = keeper.attach(self.keeper_record)
 
     def bench(self) -> keeper.Bench:
-        """What the keeper's process is given to boot: as far as this one has come."""
+        """The workbench for the keeper's process, with the results of the steps done so far."""
         bench = Workbench(self.options, self.run_dir)
         bench.decision, bench.record, bench.breaks = self.decision, self.record, self.breaks
         return bench
 
     def keep(self) -> keeper.Record | None:
-        """Let the guest stay; how it is known, or None when there is none to stay.
+        """Let the guest stay; returns its record, or None if there is no guest.
 
-        To be called before the workbench is left; `ways_in` says how the guest is entered then.
+        Call it before the workbench is closed; `ways_in` says how to enter the guest afterwards.
         """
         self.collect_panic()
         now = keeper.load(self.name) if self._starter is not None else None
@@ -133,7 +134,7 @@ class PersistentSession(_InKeeper):
         return now
 
     def close(self) -> None:
-        """End the guest unless it is to stay."""
+        """End the guest unless it should stay."""
         try:
             super().close()
         finally:
@@ -145,7 +146,7 @@ class PersistentSession(_InKeeper):
 
 
 def options_of(record: keeper.Record) -> Options:
-    """What a guest was started with."""
+    """The options that a guest was started with."""
     data = dict(record.options)
     try:
         return Options(**{**data, "series": tuple(map(Path, data.pop("series", ())))})
@@ -157,12 +158,12 @@ def options_of(record: keeper.Record) -> Options:
 
 
 def to_data(options: Options) -> dict[str, Any]:
-    """The options as JSON can hold them."""
+    """The options as data for JSON."""
     return {**asdict(options), "series": [str(path) for path in options.series]}
 
 
 def ways_in(record: keeper.Record) -> str:
-    """How to enter a guest and how to end it, in a line."""
+    """One line that says how to enter a guest and how to end it."""
     name = "" if record.name == defaults.GUEST else f" --name {record.name}"
     doors = ("ssh", "console") if record.stage == "ready" else ("console",)
     enter = " or ".join(f"./inv {door}{name}" for door in doors)

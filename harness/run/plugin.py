@@ -1,7 +1,7 @@
-"""Pytest over the workbench: fixtures, options, markers, and what a failure shows.
+"""The pytest plugin: fixtures, options, marks, and the guest's output in a failure's report.
 
-Installed as an entry point, so a contributor's own test file elsewhere can use it too.  It stays
-out of the way of tests that ask for none of its fixtures.
+It is installed as an entry point, so any test file elsewhere can use it too.  It does nothing for
+tests that use none of its fixtures.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from harness.run.session_result import (
 from harness.run.session_result import WORKBENCH as WORKBENCH
 
 EVIDENCE = pytest.StashKey[Evidence]()
-"""In an item's stash once it was torn down: what was asked of the guest, and what it said."""
+"""In an item's stash after its teardown: the commands to the guest, and their output."""
 
 _LOST = (GuestPanic, GuestRebooted, MachineDied)
-# How long a guest is asked for its messages at native speed when a check waited for it in vain.
+# How long to wait for the guest's messages, at native speed, after a check has timed out.
 _ASK_S = 5.0
 _BROUGHT_UP = pytest.StashKey[bool]()
 _BROKEN = pytest.StashKey[str]()
@@ -60,21 +60,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--vmm-release", default=defaults.RELEASE, help="the FreeBSD release to boot")
     group.addoption("--vmm-backend", default="auto", help="auto, kvm, bochs or tcg")
     group.addoption(
-        "--vmm-cold", action="store_true", help="boot, though a snapshot could be resumed"
+        "--vmm-cold", action="store_true", help="boot even if a snapshot could be resumed"
     )
     group.addoption("--vmm-stock", action="store_true", help="test the unpatched module")
     group.addoption(
-        "--vmm-reboot", action="store_true", help="when the guest breaks, go on with a fresh one"
+        "--vmm-reboot", action="store_true", help="when the guest breaks, continue with a new one"
     )
     group.addoption(
         "--vmm-series", action="append", type=Path, default=[], help="a series folder or patches"
     )
-    group.addoption("--vmm-full", action="store_true", help="run what takes minutes, too")
+    group.addoption("--vmm-full", action="store_true", help="also run the tests that take minutes")
     group.addoption(
         "--vmm-keep", metavar="NAME", default="", help="leave the guest up if a test failed"
     )
     group.addoption(
-        "--vmm-insist", action="store_true", help="where no guest can be had, fail, do not skip"
+        "--vmm-insist",
+        action="store_true",
+        help="if there can be no guest, fail instead of skipping",
     )
 
 
@@ -85,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On the stock module a claim of the patch's must fail; pytest has a word for that."""
+    """Mark the patch's claims as expected failures (xfail) if the stock module is loaded."""
     if WORKBENCH in config.stash or not config.getoption("--vmm-stock"):
         return
     reason = "needs the patch, and the stock module is loaded"
@@ -96,7 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
-    """A run with the module loaded: the one that is given, or one brought up here."""
+    """A run with the module loaded: the one that `inv verify` passes in, or a new one."""
     config = request.config
     given = config.stash.get(WORKBENCH, None)
     if given is not None:
@@ -118,11 +120,12 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
             bench.up()
         except WorkbenchError as error:
             if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
-                pytest.skip(f"no FreeBSD guest can be had here: {error.message}")
+                pytest.skip(f"there can be no FreeBSD guest here: {error.message}")
             config.stash[UNREACHABLE] = (error.exit_code, error.message)
             reason = f"{error.detail}\n{error.message}".strip()
             if hasattr(config, "workerinput"):
-                # pytest.exit in a worker of xdist ends as an internal error, without the reason.
+                # In a worker of xdist pytest.exit would become an internal error, without the
+                # reason.
                 pytest.fail(reason, pytrace=False)
             pytest.exit(reason, returncode=error.exit_code)
         config.stash[WORKBENCH] = bench
@@ -137,7 +140,7 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
 
 @pytest.fixture(scope="session")
 def host() -> HostFacts:
-    """What the machine that runs all this can do; it boots nothing."""
+    """What this machine can do; the fixture boots nothing."""
     return gather()
 
 
@@ -150,7 +153,7 @@ def guest(workbench: Workbench) -> Guest:
 
 @pytest.fixture
 def machine(guest: Guest) -> Machine:
-    """The virtual computer beneath it."""
+    """The virtual computer that the guest runs in."""
     return guest.machine
 
 
@@ -186,7 +189,7 @@ def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
 
 @pytest.fixture
 def reloaded(guest: Guest, vmm: Vmm) -> Iterator[None]:
-    """For a check that unloads the module: ours is loaded again afterwards, whatever happened."""
+    """For a check that unloads the module: it is loaded again afterwards in any case."""
     yield
     paths = [kld.path for kld in guest.klds() if kld.name == "vmm.ko"]
     if paths != [vmm.loaded.path]:
@@ -197,19 +200,19 @@ def reloaded(guest: Guest, vmm: Vmm) -> Iterator[None]:
 
 @pytest.fixture
 def unloaded(guest: Guest, reloaded: None) -> None:
-    """The module is not loaded during the check."""
+    """Unload the module during the check."""
     guest.must(["kldunload", "vmm"])
 
 
 @pytest.fixture(autouse=True)
 def _needs_met(request: pytest.FixtureRequest) -> None:
-    """Skip what this guest cannot do, and say why."""
+    """Skip a check that this guest cannot run, with the reason."""
     marks = {mark.name: mark.args for mark in request.node.iter_markers()}
-    # Others' tests may have marks of these names too.
+    # Other projects' tests may use marks of these names too.
     if not markers.NAMES & marks.keys() or not _is_ours(request.node):
         return
     config = request.config
-    # `inv verify` chooses for itself, and says what it left out.
+    # `inv verify` chooses the checks itself, and reports those that it left out.
     ours = WORKBENCH not in config.stash or config.stash.get(_BROUGHT_UP, False)
     if "minutes" in marks and ours and not config.getoption("--vmm-full"):
         pytest.skip("takes minutes in an emulator: --vmm-full runs it")
@@ -221,7 +224,7 @@ def _needs_met(request: pytest.FixtureRequest) -> None:
 
 
 def _is_ours(item: pytest.Item) -> bool:
-    """Whether a test uses the guest; all others are none of this plugin's business."""
+    """Whether a test uses the guest; the plugin ignores all others."""
     return "workbench" in getattr(item, "fixturenames", ())
 
 
@@ -232,44 +235,44 @@ def _guest(item: pytest.Item) -> Guest | None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Once the machine is broken, what comes after it names the first cause instead of its own."""
+    """Skip the tests after the machine broke, and name the first cause."""
     broken = item.config.stash.get(_BROKEN, None)
     if before := item.stash.get(EVER_BROKE, ""):
-        # A plugin that repeats what failed: it broke the guest, whatever it does the next time.
+        # Some plugins repeat failed tests.  This one broke the guest, so it fails in any case.
         pytest.fail(f"the guest broke under this check before: {before}", pytrace=False)
     if broken is not None and _is_ours(item):
         _restart_guest(item.config, broken)
     _take_down(item)
     yield
-    # The first test's own set-up may have brought the guest up.
+    # The set-up of the first test may have started the guest.
     if _CONSOLE_MARK not in item.stash:
         _take_down(item)
 
 
 def _restart_guest(config: pytest.Config, broken: str) -> None:
-    """Bring the guest that broke up again, where that was asked for; skip the test where not."""
+    """Start a broken guest again if that was asked for; otherwise skip the test."""
     bench = config.stash.get(WORKBENCH, None)
     if bench is None or not bench.options.go_on:
-        pytest.skip(f"not run, the machine broke before: {broken}")
+        pytest.skip(f"not run, because the machine broke before: {broken}")
     try:
         bench.restart_guest()
     except WorkbenchError as error:
         bench.options = dataclasses.replace(bench.options, go_on=False)
-        pytest.skip(f"not run, the machine broke ({broken}) and did not come back: {error}")
+        pytest.skip(f"not run, because the machine broke ({broken}) and did not come back: {error}")
     del config.stash[_BROKEN]
     if _DMESG_SEEN in config.stash:
         del config.stash[_DMESG_SEEN]
 
 
 def _take_down(item: pytest.Item) -> None:
-    """Remember what the guest has said so far."""
+    """Record the guest's output up to now."""
     guest = _guest(item)
     if guest is None:
         return
     mark = guest.machine.console.mark
     item.stash[_CONSOLE_MARK] = mark
-    # Whatever the kernel logs goes to the console too: while that is silent, dmesg is as it was,
-    # and asking again would cost each check a third of a second in an emulator.
+    # The kernel's messages go to the console too.  If the console is silent, dmesg is unchanged;
+    # reading it again would take a third of a second per check in an emulator.
     seen, dmesg = item.config.stash.get(_DMESG_SEEN, (-1, []))
     if seen != mark:
         with contextlib.suppress(GuestError):
@@ -279,7 +282,7 @@ def _take_down(item: pytest.Item) -> None:
 
 
 def _dmesg(item: pytest.Item, guest: Guest, limit: Deadline | None = None) -> list[str]:
-    """The kernel's messages; our own asking is no part of the test's transcript."""
+    """The kernel's messages; this command does not appear in the test's transcript."""
     mark = guest.machine.console.mark
     transcript, guest.transcript = guest.transcript, None
     try:
@@ -292,7 +295,7 @@ def _dmesg(item: pytest.Item, guest: Guest, limit: Deadline | None = None) -> li
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """A panic belongs to the test during which it came, even if that saw nothing of it."""
+    """Report a panic with the test that was running, even if the test did not notice it."""
     yield
     guest = _guest(item)
     if guest is None:
@@ -305,7 +308,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _gather(item: pytest.Item, guest: Guest) -> None:
-    """Keep what passed between us and the guest during the test."""
+    """Store the commands and the output of the guest during the test."""
     transcript, guest.transcript = guest.transcript, None
     if transcript is None or _CONSOLE_MARK not in item.stash:
         return
@@ -325,7 +328,7 @@ def _gather(item: pytest.Item, guest: Guest) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give a failure what the guest said meanwhile, and notice when the machine broke."""
+    """Add the guest's output to a failure, and notice if the machine broke."""
     report = yield
     guest = _guest(item)
     if guest is None or _CONSOLE_MARK not in item.stash:
@@ -333,13 +336,13 @@ def pytest_runtest_makereport(
     machine = guest.machine
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, (*_LOST, WaitTimeout)) and not report.failed:
-        # Expected to fail is not expected to break the guest.
+        # A test may be expected to fail, but not to break the guest.
         report.outcome = "failed"
         report.longrepr = item.repr_failure(call.excinfo) if call.excinfo else str(error)
         if hasattr(report, "wasxfail"):
             del report.wasxfail
     if isinstance(error, CannotError) and report.failed:
-        # The check could not be carried out here: that says nothing of the patch.
+        # The check could not run here, which says nothing about the patch.
         report.outcome = "skipped"
         report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {error.message}")
     if not report.failed:
@@ -357,16 +360,16 @@ def pytest_runtest_makereport(
     report.sections.append(("guest console meanwhile", said or "(nothing)"))
     if broken is None:
         before = item.stash.get(_DMESG_BEFORE, [])
-        # One that was waited for in vain already is asked, but not for minutes again.
+        # After a timeout dmesg is read too, but with a short limit.
         limit = guest.deadline(_ASK_S) if isinstance(error, WaitTimeout) else None
         try:
             news = new_lines(before, _dmesg(item, guest, limit))
         except GuestError as found:
-            report.sections.append(("guest dmesg meanwhile", f"not to be had: {found.message}"))
+            report.sections.append(("guest dmesg meanwhile", f"could not be read: {found.message}"))
             if isinstance(found, (*_LOST, WaitTimeout)):
                 # What was waited for first is the cause, and this proves it.
                 waited = error.message if isinstance(error, WaitTimeout) else found.message
-                broken = f"it answers no more since {item.name}: {waited}"
+                broken = f"it has not answered since {item.name}: {waited}"
         else:
             report.sections.append(("guest dmesg meanwhile", "\n".join(news) or "(nothing)"))
     if broken is not None:

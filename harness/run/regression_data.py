@@ -1,7 +1,7 @@
-"""A folder of patches that put real bugs back, and what the checks said about them: data alone.
+"""Data: a folder of patches that put real bugs back, and the results of the checks on them.
 
-A patch's header may say more about it: `Subject:`, `Year:`, `Area:`, `Processor:` (Intel or AMD,
-where it says nothing on the other), and a message that tells what the bug does.
+A patch's header may contain `Subject:`, `Year:`, `Area:`, `Processor:` (Intel or AMD, if the bug
+has no effect on the other), and a message that describes the bug.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RIGHT = "right"
 
 @dataclass(frozen=True)
 class Regression:
-    """One patch: what it is about, as its header says; `processor` is empty where it says none."""
+    """One patch with the facts of its header; `processor` is empty if the header names none."""
 
     mutant: Mutant
     title: str
@@ -39,7 +39,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What the checks said about one patch."""
+    """The result of one patch."""
 
     name: str
     title: str
@@ -55,7 +55,7 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class Result:
-    """A whole run; `at_least` is the rate in per cent that is asked for."""
+    """The result of a run; `at_least` is the required rate in per cent."""
 
     release: str
     backend: str
@@ -72,13 +72,13 @@ class Result:
 
     @property
     def rate(self) -> float | None:
-        """Bugs that were caught, in per cent of those that were tried; None without any."""
+        """Caught bugs in per cent of those that were tried; None if none was tried."""
         tried = self._count("caught") + self._count("MISSED")
         return 100 * self._count("caught") / tried if tried else None
 
     @property
     def exit_code(self) -> int:
-        """1: a right patch was caught, or too few bugs; 5: a patch does not apply or build."""
+        """1: a correct patch was caught, or too few bugs; 5: a patch does not apply or build."""
         if self._count("WRONGLY CAUGHT") or (self.rate is not None and self.rate < self.at_least):
             return EXIT_CHECK_FAILED
         broken = self._count("DOES NOT APPLY") + self._count("DOES NOT BUILD")
@@ -102,7 +102,7 @@ class Result:
         return "; ".join(parts)
 
     def to_data(self) -> dict[str, Any]:
-        """All of it for programs."""
+        """All data for programs."""
         return {
             **dataclasses.asdict(self),
             "no_footing": dict(self.outside_baseline),
@@ -115,10 +115,10 @@ class Result:
 
 
 def load(folder: Path, only: Sequence[str] = ()) -> tuple[Regression, ...]:
-    """The patches of a folder, the right ones first; `only` chooses some by their files' names.
+    """The patches of a folder, correct ones first; `only` chooses some by their files' names.
 
-    UsageError: no such folder, no patch in it, or a name that there is not.  PatchError: not a
-    patch, or a header that names a processor that there is not.
+    Raises UsageError if the folder is missing or empty, or for an unknown name; PatchError for a
+    file that is not a patch, or an unknown processor in a header.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; --regressions takes a folder of patches")
@@ -128,7 +128,9 @@ def load(folder: Path, only: Sequence[str] = ()) -> tuple[Regression, ...]:
         raise UsageError(f"{folder}: there is no *.patch in it")
     known = [it.mutant.name for it in found]
     if strange := [name for name in only if name not in known]:
-        raise UsageError(f"--only {strange[0]}: {folder} has {', '.join(known)}")
+        raise UsageError(
+            f"--only {strange[0]}: there is no such patch; {folder} has {', '.join(known)}"
+        )
     return tuple(it for it in found if not only or it.mutant.name in only)
 
 
@@ -143,7 +145,7 @@ def _read(path: Path, *, right: bool) -> Regression:
     if processor.lower() in ("", "any"):
         processor = ""
     elif processor not in PROCESSORS:
-        raise PatchError(f"{path}: Processor: {processor}; Intel, AMD or any is meant")
+        raise PatchError(f"{path}: Processor: {processor}: it must be Intel, AMD or any")
     name = f"{_RIGHT}-{path.stem}" if right else path.stem
     mutant = Mutant(name, patch.subject, "held" if right else "caught", (), patch)
     does = " ".join(patch.message.split())

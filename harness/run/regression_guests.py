@@ -1,8 +1,8 @@
 """The patches of a folder in several guests at once, for `inv mutation --regressions`.
 
-The first guest belongs to this process.  Each further one belongs to a process of its own,
-`python -m harness.run.regression_guests`, which resumes it, finds the baseline there, and asks for
-patches until there are none.  A process that ends early gives back the patch that it was at.
+The first guest belongs to this process.  Each further one belongs to a process of its own, `python
+-m harness.run.regression_guests`, which resumes it, finds the baseline there, and asks for patches
+until none are left.  If a process ends early, its current patch goes to another.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from harness.run.regression_data import VariantResult, load
 from harness.run.session import Options, Workbench
 
 COMMAND = (sys.executable, "-m", "harness.run.regression_guests")
-"""What runs a further guest; the number of its socket follows."""
+"""The command of a further guest's process, without its last argument, the socket's number."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a further guest's process is given."""
+    """The job of a further guest's process."""
 
     options: Options
     run_dir: Path
@@ -42,13 +42,13 @@ class Job:
 
 @dataclass(frozen=True)
 class OutsideBaseline:
-    """Which checks do not pass on the stock module in a further guest, and why."""
+    """The checks that do not pass on the stock module in a further guest, and why."""
 
     without: dict[str, str]
 
 
 class Todo:
-    """Names of patches, each handed out once; safe to ask from several threads."""
+    """Hands out each patch's name once; may be used by several threads."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
@@ -56,9 +56,9 @@ class Todo:
         self._changed = threading.Condition()
 
     def next(self, *, done: bool) -> str | None:
-        """The next one; None when there is none left and none can come back.
+        """The next name; None when no name is left and none can come back.
 
-        `done` says that the caller is through with the one that it had.
+        `done` says that the caller has finished with its last one.
         """
         with self._changed:
             if done:
@@ -72,7 +72,7 @@ class Todo:
             return self._names.pop(0)
 
     def give_back(self, name: str | None) -> None:
-        """Somebody ended before the patch was judged, which is somebody else's now."""
+        """Return a patch whose guest ended before there was a result, so that another takes it."""
         with self._changed:
             if name is not None:
                 self._held -= 1
@@ -81,10 +81,10 @@ class Todo:
 
 
 class Others:
-    """The further guests of a run; leaving it as a context manager ends them."""
+    """The further guests of a run, as a context manager that ends them."""
 
     def __init__(self, todo: Todo, took: Callable[[int, VariantResult], None]) -> None:
-        """`took` gets the guest's number and what came out, from a thread of that guest."""
+        """`took` is called with the guest's number and a result, from a thread of that guest."""
         self._todo = todo
         self._took = took
         self._threads: list[threading.Thread] = []
@@ -93,7 +93,7 @@ class Others:
         self.notes: list[str] = []
 
     def start(self, bench: Workbench, count: int, folder: Path, tests: Path, every: bool) -> None:
-        """Start as many further guests, beside the bench's own; maybe none."""
+        """Start this number of further guests, which may be 0."""
         if count < 1:
             return
         assert bench.decision is not None
@@ -132,7 +132,7 @@ class Others:
             self._todo.give_back(current)
 
     def wait(self) -> None:
-        """Wait for what the other guests are at."""
+        """Wait for the other guests' last results."""
         for thread in self._threads:
             thread.join()
 
@@ -144,8 +144,8 @@ class Others:
 
 
 def _work(line: process.Line) -> None:
-    """The process of a further guest, from its job to the line's end."""
-    # Imported here because it imports this module.
+    """The main function of a further guest's process, until its socket closes."""
+    # Imported here, because that module imports this one.
     from harness.run import regressions
 
     job: Job = line.recv()
@@ -168,7 +168,7 @@ def _work(line: process.Line) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt, EOFError):
-        # The name of the module that is imported, so that what is sent is of the same classes.
+        # Use the imported module rather than __main__, so that the pickled classes are the same.
         from harness.run import regression_guests
 
         regression_guests._work(Connection(int(sys.argv[1])))

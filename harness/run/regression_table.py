@@ -1,6 +1,6 @@
-"""The table of real bugs in the documentation, written from a run of `inv mutation --regressions`.
+"""Writes the table of real bugs in the documentation from a run of `inv mutation --regressions`.
 
-It names each bug and what caught it, and holds no line of FreeBSD's.
+It names each bug and the check that caught it, and contains no line of FreeBSD's source.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _RIGHT_COLUMNS = ("correct change", "year", "area", "verdict", "s")
 
 
 def update(page: Path, result: Result) -> None:
-    """Replace the part of `page` that is about the run's processor; the rest stays as it is.
+    """Replace the part of `page` about the run's processor; the rest is not changed.
 
-    UsageError: no such page, or it has no place for this processor's table.
+    Raises UsageError if the page is missing, or has no place for this processor's table.
     """
     try:
         text = page.read_text(encoding="utf-8")
@@ -29,12 +29,14 @@ def update(page: Path, result: Result) -> None:
     head, found, rest = text.partition(begin)
     _, ended, tail = rest.partition(end)
     if not found or not ended:
-        raise UsageError(f"{page}: the lines {begin} and {end} are not there; the table goes there")
+        raise UsageError(
+            f"{page}: the lines {begin} and {end} are missing; the table goes between them"
+        )
     write_atomic(page, f"{head}{begin}\n\n{render(result)}\n{end}{tail}")
 
 
 def marks(processor: str) -> tuple[str, str]:
-    """The lines between which the table of a processor stands."""
+    """The lines that enclose the table of a processor."""
     return f"<!-- table of {processor}: begin -->", f"<!-- table of {processor}: end -->"
 
 

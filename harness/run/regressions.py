@@ -1,9 +1,9 @@
 """`inv mutation --regressions DIR`: which real bugs do the general checks notice?
 
 DIR has a patch for each bug that is put back into FreeBSD's source, and in `right/` patches that
-are correct.  Each is a series of its own.  The checks that any vmm.ko must pass are run over each,
-those that look at the changed files first, until one fails; before that they are run over the stock
-module, and what does not pass there catches nothing.
+are correct.  Each is a series of its own.  The checks that any vmm.ko must pass run on each until
+one fails, beginning with those that test the changed files.  Before that they run on the stock
+module; a check that does not pass there is not used.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def regressions(
     tests: Path = CHECKS,
     guests: int = 0,
 ) -> Result:
-    """Build each patch on FreeBSD's source, and run the general checks over each.
+    """Build each patch on FreeBSD's source, and run the general checks on each.
 
-    `guests` is in how many guests at once; 0 for what this machine has room for.
+    `guests` is the number of guests at once; 0 means as many as this machine has room for.
 
-    A patch that does not apply or build is a result of its own and no catch.  CannotError: no
-    check passes on the stock module, or there is nothing to build with.
+    A patch that does not apply or build is reported as such, not as caught.  Raises CannotError if
+    no check passes on the stock module, or if nothing can be built.
     """
     chosen = {it.mutant.name: it for it in load(folder, only)}
     start = time.monotonic()
     judged: dict[str, VariantResult] = {}
     writing = threading.Lock()
-    # The right ones take longest, as every check is run over them; misses are of more interest.
+    # Correct patches take longest, because every check runs on them, and missed bugs matter more.
     order = sorted(chosen.values(), key=lambda it: it.mutant.expect == "held")
     todo = regression_guests.Todo([it.mutant.name for it in order])
     with Workbench(options, new_run_dir("regressions")) as bench:
@@ -70,7 +70,7 @@ def regressions(
                 judged[tried.name] = tried
                 if guest > 1:
                     progress.say(f"guest {guest}: {tried.name}: {tried.verdict}: {_said(tried)}")
-                # After each: a run of hours that is interrupted has said something.
+                # Written after each patch, so that an interrupted run of hours leaves its results.
                 text = json.dumps(so_far().to_data(), indent=2) + "\n"
                 write_atomic(bench.run_dir / "regressions.json", text)
 
@@ -105,12 +105,12 @@ def regressions(
             for note in others.notes:
                 progress.say(f"note: {note}")
         if lost := [name for name in chosen if name not in judged]:
-            raise GuestError(f"not judged, as their guests ended: {', '.join(lost)}")
+            raise GuestError(f"without a result, because their guests ended: {', '.join(lost)}")
         return so_far()
 
 
 class Judge:
-    """What tries patches in one guest: the builds, the checks, and how they did on stock."""
+    """Tries patches in one guest: builds them, runs the checks, and knows the results on stock."""
 
     def __init__(self, bench: Workbench, tests: Path, *, every: bool) -> None:
         self._bench = bench
@@ -131,7 +131,7 @@ class Judge:
         self._pool.shutdown(cancel_futures=True)
 
     def build_ahead(self, chosen: Sequence[Regression]) -> None:
-        """Begin to build: what comes next is made while the guest tries what is there."""
+        """Start to build the next patch while the guest tries the current one."""
         self._stock = self._pool.submit(self._variant_builder.build, STOCK)
         for it in chosen:
             self._jobs[it.mutant.name] = self._pool.submit(
@@ -139,7 +139,7 @@ class Judge:
             )
 
     def prove(self) -> None:
-        """Run the checks over the stock module; what does not pass there catches nothing."""
+        """Run the checks on the stock module; those that do not pass there are not used."""
         bench = self._bench
         with progress.stage("baseline", bench.stages) as stage:
             stage.live("building")
@@ -175,7 +175,10 @@ class Judge:
             0.0,
         )
         if regression.processor not in ("", self.processor):
-            why = f"it is about {regression.processor}, this guest is {self.processor}"
+            why = (
+                f"the bug is about {regression.processor}, but this guest's processor "
+                f"is {self.processor}"
+            )
             return dataclasses.replace(judged, why=why)
         job = self._jobs.get(mutant.name)
         built = job.result() if job else _build(self._variant_builder, self._bench, regression)
@@ -194,7 +197,7 @@ class Judge:
         )
 
     def _trial(self, built: Variant, stage: progress.Stage) -> Trial:
-        """What the checks say; the emulator's end does not count until it ends again."""
+        """Run the checks; the end of the emulator counts only if it happens twice."""
         start = time.monotonic()
         for last in (False, True):
             try:
@@ -229,7 +232,7 @@ class _Unbuilt:
 def _build(
     variant_builder: mutants.VariantBuilder, bench: Workbench, regression: Regression
 ) -> Variant | _Unbuilt:
-    """Build one patch; what is wrong with it where that does not work."""
+    """Build one patch; returns the failure if it does not build."""
     record = bench.record
     assert record is not None
     assert record.source is not None
@@ -248,7 +251,7 @@ def _build(
 
 
 def _processor(bench: Workbench) -> str:
-    """Whose processor the guest has; the module need not be loaded."""
+    """The vendor of the guest's processor; the module need not be loaded."""
     guest = bench.guest
     assert guest is not None
     model = guest.sysctl("hw.model") or ""
@@ -267,7 +270,7 @@ def _said(judged: VariantResult) -> str:
 
 
 def show(result: Result) -> None:
-    """Print a line for each patch, the checks that catch nothing, and the rate."""
+    """Print a line for each patch, the unused checks, and the rate."""
     rows = [
         (it.verdict, f"{it.seconds:.0f} s", it.title, first_line(_said(it)))
         for it in result.results
@@ -279,5 +282,5 @@ def show(result: Result) -> None:
 
 
 def first_line(text: str) -> str:
-    """The first line of a text, which may be empty."""
+    """The first line of a text; empty if the text is."""
     return text.splitlines()[0] if text else ""

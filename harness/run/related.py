@@ -1,6 +1,6 @@
-"""Which general checks to run first over a patch: those that look at the files that it changes.
+"""Finds the general checks to run first on a patch: those that test the files that it changes.
 
-This is an order only.  Every check is run over a patch that none of them objects to.
+This only changes the order.  If none of these checks fails, all others run as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 _UNIT = "test_vmunit.py::test_vmunit["
 
-# A file's path, and what looks at it: families of vmunit, or FILE or FILE::NAME of other checks.
+# A file's path, and its checks: families of vmunit, or FILE or FILE::NAME of other checks.
 _LOOKED_AT: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"vmm_instruction_emul", ("emul", "paging")),
     (r"x86\.c", ("cpuid", "msr")),
@@ -33,7 +33,7 @@ _LOOKED_AT: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def related(touched: Iterable[str]) -> tuple[str, ...]:
-    """How the names of the checks begin that look at these files, the closest first."""
+    """Beginnings of the names of checks that test these files, the closest first."""
     found: list[str] = []
     for path in touched:
         for pattern, names in _LOOKED_AT:

@@ -1,4 +1,4 @@
-"""What a whole session of pytest comes to, whatever other plugins make of its single reports."""
+"""The result of a pytest session, even if other plugins change the reports of single tests."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from harness.errors import EXIT_GUEST, EXIT_OK
 from harness.run.session import Workbench
 
 WORKBENCH = pytest.StashKey[Workbench]()
-"""Set in `config.stash` by whoever has brought a guest up already (`inv verify`)."""
+"""Set in `config.stash` by a caller that has already started a guest (`inv verify`)."""
 
 EVER_BROKE = pytest.StashKey[str]()
-"""In the session's stash and in that of the check under which the guest broke: why."""
+"""The reason why the guest broke, in the stash of the session and of the check."""
 UNREACHABLE = pytest.StashKey[tuple[int, str]]()
-"""The exit code and the reason when no guest was to be had, and one was insisted on."""
+"""The exit code and the reason if there can be no guest but --vmm-insist was given."""
 
 
 class SessionResult:
-    """What a whole session comes to, whatever other plugins make of its single reports."""
+    """Sets the session's exit code, even if other plugins change the reports of single tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        # Clean-up comes after this, and does not wait for a guest that may hang.
+        # The clean-up after this does not wait for a guest that may hang.
         if isinstance(excinfo.value, KeyboardInterrupt):
             give_up(self._config, "the run was interrupted")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """A guest that broke is no success, although the check was repeated or expected to fail."""
+        """A broken guest is a failure, even if the check was repeated or expected to fail."""
         config = self._config
         code, reason = config.stash.get(UNREACHABLE, (EXIT_OK, ""))
         broke = config.stash.get(EVER_BROKE, "")
@@ -44,7 +44,7 @@ class SessionResult:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """pytest-xdist: what a worker's own session came to."""
+        """pytest-xdist: take over the result of a worker's session."""
         code, reason, broke = getattr(node, "workeroutput", {}).get("vmm", (EXIT_OK, "", ""))
         if code:
             self._config.stash[UNREACHABLE] = (code, reason)
@@ -52,7 +52,7 @@ class SessionResult:
             self._config.stash[EVER_BROKE] = broke
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say once why there was no guest, or why it broke."""
+        """Print once why there was no guest, or why it broke."""
         _, reason = self._config.stash.get(UNREACHABLE, (EXIT_OK, ""))
         if reason:
             terminalreporter.write_line(f"no guest: {reason}", red=True)
@@ -61,7 +61,7 @@ class SessionResult:
 
 
 def give_up(config: pytest.Config, reason: str) -> None:
-    """Ask nothing of the guest any more."""
+    """Send no more commands to the guest."""
     bench = config.stash.get(WORKBENCH, None)
     if bench is not None and bench.guest is not None:
         bench.guest.given_up = reason

@@ -1,9 +1,9 @@
-"""The checks of one run in several guests at once.
+"""Runs the checks of one run in several guests at once.
 
 The first guest belongs to this process, as in a run with one guest.  Each further guest belongs to
 a process of its own, `python -m harness.run.shards`, which resumes it from the snapshot that the
-first one left or came from, loads the same module, and asks for checks until there are none.  What
-a check showed comes back over a socket.  A guest that breaks loses its check alone.
+first one saved or was resumed from, loads the same module, and asks for checks until none are left.
+ The results come back over a socket.  If a guest breaks, only its current check is lost.
 """
 
 from __future__ import annotations
@@ -32,25 +32,27 @@ from harness.run import distribution, further_guest
 from harness.run.further_guest import FurtherGuest
 from harness.run.session import Options, Workbench
 
-# What a guest of 1 GiB takes with its emulator, and what is left to everything else.
+# The memory of a guest of 1 GiB with its emulator, and the memory left to everything else.
 _GUEST_BYTES = 3 << 29
 _SPARE_BYTES = 1 << 30
-# Another guest takes about this long to come up; less work than that is not shared.
+# Another guest needs about this long to start; less work than that is not distributed.
 _WORTH_S = 20.0
 
 COMMAND = (sys.executable, "-m", "harness.run.shards")
-"""What runs a further guest; the number of its socket follows."""
+"""The command of a further guest's process, without its last argument, the socket's number."""
 
 
 def how_many(memory_available_bytes: int, cpus: int) -> int:
-    """How many guests to run checks in: one for each processor, as far as there is memory."""
+    """The number of guests for the checks: one for each processor, if there is enough memory."""
     room = (memory_available_bytes - _SPARE_BYTES) // _GUEST_BYTES
     return max(1, min(cpus, room))
 
 
 def wanted(bench: Workbench, asked: int) -> int:
-    """How many guests to use: what was asked for, or where that is 0 what this machine has."""
-    # Nothing virtualizes under TCG, so hardly a check runs there.
+    """The number of guests to use: the option's, or if that is 0, what this machine has room
+    for.
+    """
+    # TCG has no VMX, so hardly any check runs there.
     if asked or bench.backend == "tcg":
         return max(asked, 1)
     cpus = len(os.sched_getaffinity(0)) // bench.spec.cpus
@@ -59,7 +61,7 @@ def wanted(bench: Workbench, asked: int) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What a further guest's process is given."""
+    """The job of a further guest's process."""
 
     number: int
     options: Options
@@ -74,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """How a phase went in a further guest: how often it broke, and what ended it early."""
+    """The result of a phase in a further guest: how often it broke, and why it ended early."""
 
     breaks: int = 0
     panic: Panic | None = None
@@ -82,7 +84,7 @@ class Done:
 
 
 class DistributedLoop:
-    """A pytest plugin: runs the groups that it is given, instead of everything in order."""
+    """A pytest plugin that runs the groups that it gets, instead of all tests in order."""
 
     def __init__(
         self,
@@ -99,12 +101,12 @@ class DistributedLoop:
         if session.testsfailed and not session.config.option.continue_on_collection_errors:
             raise session.Interrupted("errors during collection")
         items = {item.nodeid: item for item in session.items}
-        # The plugin takes go_on back when a guest that broke does not come up again.
+        # The plugin resets go_on if a broken guest does not come up again.
         while self._bench.options.go_on and (names := self._next(session.items)):
             for name, after in itertools.zip_longest(names, names[1:]):
                 self._begun(name)
                 item = items[name]
-                # The last of a group gives back what the group shared.
+                # After the last check of a group its shared fixtures are torn down.
                 following = items[after] if after else None
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if session.shouldfail:
@@ -115,9 +117,10 @@ class DistributedLoop:
 
 
 def key(item: pytest.Item) -> str:
-    """What keeps checks together: their mark `together`, or what they share in their file.
+    """The key that keeps checks together: their mark `together`, or the fixtures that they share.
 
-    A fixture of a file or a class is made once for a group, so those that use one are one group.
+    A fixture of a file or class is set up once for a group, so the checks that use it form one
+    group.
     """
     if (mark := item.get_closest_marker("together")) and mark.args:
         return f"{item.path}::{mark.args[0]}"
@@ -128,10 +131,10 @@ def key(item: pytest.Item) -> str:
 
 
 class Pool:
-    """The further guests of a run; as a context manager it ends them."""
+    """The further guests of a run, as a context manager that ends them."""
 
     def __init__(self, bench: Workbench, tests: Path, count: int) -> None:
-        """At most `count` guests in all, the bench's own included."""
+        """Use at most `count` guests in all, including the bench's own."""
         self.bench = bench
         self._tests = tests
         self._count = count
@@ -140,13 +143,13 @@ class Pool:
 
     @property
     def guests(self) -> int:
-        """How many guests take part, the bench's own included."""
+        """The number of guests, including the bench's own."""
         return 1 + len(self.workers)
 
     def start(self, groups: Sequence[distribution.Group]) -> None:
-        """Start the further guests that so many checks are worth; they come up meanwhile.
+        """Start as many further guests as this number of checks is worth; do not wait for them.
 
-        Nothing happens where they are up already.
+        Nothing happens if they are already up.
         """
         bench = self.bench
         if self.workers or sum(group.seconds for group in groups) < _WORTH_S:
@@ -169,7 +172,7 @@ class Pool:
             self.workers[number] = FurtherGuest(COMMAND, job.run_dir, job)
 
     def phase(self, *, stock: bool, took: Callable[[str, Check], None]) -> Phase:
-        """One round over the checks; `took` gets what the other guests' checks showed."""
+        """One round of the checks; `took` gets the results of the other guests' checks."""
         return Phase(self, stock=stock, took=took)
 
     def __enter__(self) -> Pool:
@@ -180,7 +183,9 @@ class Pool:
 
 
 class Phase:
-    """One round over all checks in all guests: this process's plugin, the other guests' answers."""
+    """One round of all checks in all guests: this process's plugin and the other guests'
+    answers.
+    """
 
     def __init__(self, pool: Pool, *, stock: bool, took: Callable[[str, Check], None]) -> None:
         self._pool = pool
@@ -191,7 +196,7 @@ class Phase:
         self.done: dict[int, Done] = {}
 
     def plugin(self) -> DistributedLoop:
-        """For this process's own pytest."""
+        """The plugin for this process's own pytest."""
         return DistributedLoop(
             self._next, lambda name: self._the_distributor().begun(1, name), self._pool.bench
         )
@@ -214,7 +219,7 @@ class Phase:
         return self._distributor.next(1)
 
     def _serve(self, number: int, line: process.Line) -> None:
-        """Answer one guest's process until it has ended this round."""
+        """Serve one guest's process until it has finished this round."""
         distributor, current = self._the_distributor(), ""
         try:
             line.send(("run", self._stock))
@@ -256,7 +261,7 @@ def _lost(nodeid: str, why: str, guest: int) -> Check:
 
 
 class _Shard(Workbench):
-    """A further guest of a run that has chosen, found and built everything already."""
+    """The workbench of a further guest, for which everything is already chosen, found and built."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.options, job.run_dir)
@@ -266,7 +271,7 @@ class _Shard(Workbench):
 
 
 class _Sent(list[Check]):
-    """Where a recorder puts checks: they go to the parent as well."""
+    """A recorder's list of checks, which also sends them to the parent process."""
 
     def __init__(self, send: Callable[[tuple[str, object]], None]) -> None:
         super().__init__()
@@ -278,8 +283,8 @@ class _Sent(list[Check]):
 
 
 def _work(line: process.Line) -> None:
-    """The process of a further guest, from its job to the line's end."""
-    # Imported here because it imports this module.
+    """The main function of a further guest's process, until its socket closes."""
+    # Imported here, because that module imports this one.
     from harness.run import verify
 
     job: Job = line.recv()
@@ -320,10 +325,10 @@ def _work(line: process.Line) -> None:
 
 
 def require_unbroken(bench: Workbench, done: Mapping[int, Done], broken: str = "") -> None:
-    """GuestError when a guest of the run broke and nobody asked to go on in spite of it.
+    """Raise GuestError if a guest of the run broke and the options do not say to go on.
 
-    `broken` says why the bench's own guest is broken now, if it is.  The run's panic is the first
-    guest's that had one.
+    `broken` says why the bench's own guest is broken now, if it is.  If several guests panicked,
+    the first panic becomes the run's.
     """
     times = []
     if own := bench.breaks + bool(broken):
@@ -341,7 +346,7 @@ def require_unbroken(bench: Workbench, done: Mapping[int, Done], broken: str = "
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt, EOFError):
-        # The name of the module that is imported, so that what is sent is of the same classes.
+        # Use the imported module rather than __main__, so that the pickled classes are the same.
         from harness.run import shards
 
         shards._work(Connection(int(sys.argv[1])))

@@ -1,7 +1,7 @@
-"""What of a patch a run can say anything of: which of its files a part that was built is made from.
+"""Finds the files of a patch that a run can test: those from which a part was built.
 
-Checks that hold prove nothing of a file that nothing was built from, nor of a module that is the
-same bytes as stock's.  Both are said, so that a verdict is about the patch that was given.
+Passing checks prove nothing about a file from which nothing was built, or about a module that is
+identical to stock's.  Both are reported, so that a verdict is really about the patch.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ def untested(built: Build) -> tuple[str, ...]:
 
 
 def same_as_stock(built: Build, stock: Build) -> tuple[str, ...]:
-    """The names of what was built that is the same bytes without the series."""
+    """The names of the built files that are identical to those without the series."""
     there = dict(stock.digests)
     return tuple(name for name, digest in built.digests if there.get(name) == digest)
 
 
 def require_difference(series: Series, built: Build, stock: Build | None) -> None:
-    """CannotError when checks on what was built would say nothing of the series.
+    """Raise CannotError if the checks would say nothing about the series.
 
-    With `stock`, when all that was built is the same as without the series; without, when nothing
-    that was built is made from any of its files.
+    With `stock`, that is the case if all built files are the same as without the series; without
+    `stock`, if nothing was built from any of the series' files.
     """
     alike = stock is not None and len(same_as_stock(built, stock)) == len(built.digests)
     missed = untested(built)
     if not alike and (stock is not None or len(missed) < len(series.touched)):
         return
     why = (
-        f"no part that is built here is made from its files ({few(missed)})"
+        f"nothing is built from its files ({few(missed)})"
         if len(missed) == len(series.touched)
-        else "all that is built of it is the same as without it, byte for byte"
+        else "the built files are the same as without it, byte for byte"
     )
     raise CannotError(
         f"the series {series.topic} cannot be tested: {why}, so the checks would test stock FreeBSD"
@@ -47,6 +47,6 @@ def require_difference(series: Series, built: Build, stock: Build | None) -> Non
 
 
 def few(paths: Sequence[str]) -> str:
-    """Some paths in a few words."""
+    """Some of the paths, and the number of the others."""
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return ", ".join(paths[:_NAMED]) + more

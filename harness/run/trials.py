@@ -1,7 +1,7 @@
-"""Trials: the checks are run over one built variant after another, in one guest.
+"""Trials: runs the checks on one built variant after another, in one guest.
 
-First they are run over correct code.  A check that does not pass there is not in the baseline, and
-is not run over the variants, since its failure would say nothing about them.
+First they run on correct code.  A check that does not pass there is not in the baseline, and is not
+run on the variants, because its failure would say nothing about them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class Variant:
-    """What is tried: its name, what was built of it, and the checks that should notice it.
+    """A variant to try: its name, its build, and the checks that should notice it.
 
-    `related` are beginnings of names of checks that may notice it, which are run early.
+    `related` are beginnings of names of checks that may notice it, which run early.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Baseline:
-    """How the checks did on correct code.
+    """The results of the checks on correct code.
 
-    Checks are called FILE::NAME.  `seconds` gives those that passed and what each took, `without`
-    all others and why.  `failed` are those of them that failed and were not just skipped.
+    Checks are called FILE::NAME.  `seconds` has those that passed and their times, `without` all
+    others and the reasons.  `failed` has those that failed and were not just skipped.
     """
 
     seconds: Mapping[str, float]
@@ -61,13 +61,13 @@ class Baseline:
     failed: tuple[str, ...] = ()
 
     def lacks(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of `names` (FILE::NAME, of which there may be several) of which none passed."""
+        """Those of `names` (FILE::NAME, possibly parametrized) of which no check passed."""
         return tuple(name for name in names if not any(_is(it, name) for it in self.seconds))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the checks said about one variant; `caught` names those that failed, in order."""
+    """The result of one variant; `caught` names the checks that failed, in order."""
 
     caught: tuple[str, ...]
     why: str
@@ -77,7 +77,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trials:
-    """Which checks are run: those in `tests`, and the topic's own unless `general`.
+    """Runs the checks in `tests`, and unless `general` those of the topic.
 
     `named` are checks that are run even where they take minutes.  Of the others only those run of
     whose FILE::NAME one of `chosen` is a part, or all where there is none.  With `every` a trial
@@ -92,14 +92,14 @@ class Trials:
     chosen: tuple[str, ...] = ()
 
     def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
-        """Run all checks over correct code.
+        """Run all checks on correct code.
 
-        A check that waits in vain is not in the baseline, like one that fails.  CannotError when
-        none passes; a panic or a reboot is raised, since nothing can be judged then.
+        A check that times out is not in the baseline, like one that fails.  Raises CannotError if
+        none passes.  A panic or a reboot is raised too, because then there is no baseline.
         """
         recorder = _Recorder(self, variant, stage, None)
         if refusal := _bring_in(self.bench, variant):
-            raise CannotError(f"no virtual machine can be made here: {refusal}")
+            raise CannotError(f"virtual machines cannot be made here: {refusal}")
         try:
             _run(recorder, every=True)
             _clean(self.bench)
@@ -117,11 +117,11 @@ class Trials:
         return baseline
 
     def judge(self, variant: Variant, baseline: Baseline, stage: progress.Stage) -> Trial:
-        """Run the checks of the baseline over one variant, the related and the cheapest first.
+        """Run the checks of the baseline on one variant, the related and the fastest first.
 
-        A variant whose module the kernel refuses, that panics, reboots, hangs, or that does not
-        unload is caught by that, and the guest is started again.  MachineDied: the emulator ended,
-        which says nothing about the variant.  CannotError: no check was run.
+        A variant also counts as caught if the kernel refuses its module, if it panics, reboots or
+        hangs, or if it cannot be unloaded; then the guest is started again.  Raises MachineDied if
+        the emulator ended, which says nothing about the variant, and CannotError if no check ran.
         """
         start = time.monotonic()
         recorder = _Recorder(self, variant, stage, baseline)
@@ -148,7 +148,7 @@ class Trials:
         return Trial(tuple(dict.fromkeys(caught)), recorder.why, recorder.ran, seconds)
 
     def _leave(self, recorder: _Recorder) -> list[str]:
-        """Unload the variant; what caught it if that does not work."""
+        """Unload the variant; if that fails, returns what caught it."""
         try:
             _clean(self.bench)
         except GuestError as error:
@@ -157,7 +157,7 @@ class Trials:
             recorder.why = recorder.why or error.message
             broken = isinstance(error, _BREAKAGES)
             self.bench.restart_guest(load=False)
-            # After a check has failed this is no more than what it left behind.
+            # After a failed check this may just be caused by objects that the check left behind.
             return [] if recorder.failed else [_breakage(error) if broken else "unloading"]
         return []
 
@@ -170,7 +170,7 @@ def _breakage(error: GuestError) -> str:
     return next((name for kind, name in names.items() if isinstance(error, kind)), "a hang")
 
 
-# What the checks may have left behind: one that fails cannot always clean up after itself.
+# Removes objects that checks may have left behind, since a failed check cannot always clean up.
 _CLEAN = r"""
 test -d /dev/vmm && find /dev/vmm -type c | while read -r path; do
     bhyvectl --destroy --vm="${path#/dev/vmm/}"
@@ -184,14 +184,14 @@ exit 0
 
 
 def _clean(bench: Workbench) -> None:
-    """End all VMs and unload the module; GuestError where that does not work."""
+    """Destroy all VMs and unload the module; GuestError if that fails."""
     guest = bench.guest
     assert guest is not None
     guest.must(["/bin/sh", "-c", _CLEAN], guest.deadline(60))
 
 
 def _bring_in(bench: Workbench, variant: Variant) -> str:
-    """Load the variant in place of what is loaded; why no VM can be made then, or nothing."""
+    """Load the variant instead of the current module; returns why no VM can be made, or ""."""
     guest = bench.guest
     assert guest is not None
     _clean(bench)
@@ -203,7 +203,7 @@ def _bring_in(bench: Workbench, variant: Variant) -> str:
 
 
 def _run(recorder: _Recorder, *, every: bool) -> None:
-    """Run pytest in this process; its output goes to a log of the variant's."""
+    """Run pytest in this process; its output goes to the variant's log."""
     trials = recorder.trials
     log = trials.bench.run_dir / f"pytest-{recorder.variant.name}.log"
     topic = "" if trials.general else trials.bench.options.topic
@@ -221,7 +221,7 @@ def _run(recorder: _Recorder, *, every: bool) -> None:
 
 @dataclass(eq=False)
 class _Recorder:
-    """A pytest plugin: chooses and orders the checks of one trial, and records how each did."""
+    """A pytest plugin that chooses and orders the checks of one trial, and records the results."""
 
     trials: Trials
     variant: Variant
@@ -243,9 +243,9 @@ class _Recorder:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Those that should notice come first, then the related, then the cheapest.
+        """Put the checks that should notice first, then the related, then the fastest.
 
-        Checks that share what is made once, such as the run of a family, stay together.
+        Checks that share a set-up, such as the run of a family, stay together.
         """
         self.names = {item.nodeid: _short(item) for item in items}
         wanted = (*self.variant.caught_by, *self.trials.named)
@@ -279,7 +279,9 @@ class _Recorder:
         return named or self.trials.bench.options.full or not item.get_closest_marker(_MINUTES)
 
     def _rank(self, item: pytest.Item) -> int:
-        """Which of the related a check is of, behind all of them where it is of none."""
+        """The position of a check among the related ones; behind all of them if it is not
+        related.
+        """
         name = _short(item)
         related = self.variant.related
         return next((n for n, it in enumerate(related) if name.startswith(it)), len(related))
@@ -328,10 +330,10 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def _short(item: pytest.Item) -> str:
-    """FILE::NAME of a check; the name may have slashes of its own."""
+    """FILE::NAME of a check; the name itself may contain slashes."""
     return f"{item.path.name}::{item.nodeid.partition('::')[2]}"
 
 
 def _is(short: str, name: str) -> bool:
-    """Whether a check is the one that `name` means, or one of its parametrized ones."""
+    """Whether a check has the name `name`, perhaps with parameters."""
     return short == name or short.startswith(f"{name}[")

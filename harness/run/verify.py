@@ -1,4 +1,4 @@
-"""`inv verify`: bring the guest up, run the checks, say what was proved."""
+"""`inv verify`: starts the guest, runs the checks, and gives the verdict."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from harness import defaults, progress, report
+from harness import defaults, process, progress, report
 from harness.build.builder import Build
+from harness.deadline import Deadline
 from harness.errors import (
     EXIT_CHECK_FAILED,
     EXIT_GUEST,
@@ -37,11 +37,13 @@ from harness.series import load
 from harness.series.load import TESTS
 
 CHECKS = PROJECT / "tests" / "guest"
+# The tests of a series' own C take a minute or two.
+_SERIES_C_S = 3600.0
 
 PYTEST_OPTIONS = (
     "-p",
     "no:cacheprovider",
-    # With what else is installed left out (see our_pytest), these two have to be named.
+    # Other installed plugins are left out (see our_pytest), so these two must be named.
     "-p",
     "harness.run.plugin",
     "-p",
@@ -54,19 +56,19 @@ PYTEST_OPTIONS = (
     "--rootdir",
     str(PROJECT),
 )
-"""How checks are run, wherever that is."""
+"""pytest's options for every run of checks."""
 
 _NO_OTHERS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
 _PYTEST_VARIABLES = ("PYTEST_ADDOPTS", _NO_OTHERS, "PYTEST_PLUGINS")
-# What somebody would want to look into: not where nothing broke but something was not run.
+# Errors after which the guest is worth examining; not if a part was just not run.
 _WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
 
 
 def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
-    """Run every stage; whatever happens, a Report is returned and written to the run's folder.
+    """Run every stage; a Report is returned and written to the run's folder in any case.
 
-    With `keep_as` the guest of a run that failed stays up under that name.  UsageError for a topic
-    that there is not, before there is a folder.
+    With `keep_as` the guest of a failed run stays up under that name.  Raises UsageError for an
+    unknown topic, before a folder is made.
     """
     options = settle(options)
     run_dir = new_run_dir("verify-stock" if options.stock else "verify")
@@ -98,7 +100,7 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     with bench:
         try:
             obtain.require_known(options.release)
-            # Read before anything is booted: a misspelt series must not cost a boot.
+            # The series is read before anything is booted, so that a misspelt name costs no boot.
             series = load_series(options)
             try:
                 bench.up()
@@ -135,31 +137,31 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     try:
         report.save(result)
     except OSError as failed:
-        # What was found out is still reported.
+        # The results so far are still reported.
         error = error or CannotError(f"{run_dir}: no report was written: {failed.strerror}")
         return so_far()
     return result
 
 
 def _collector(bench: Workbench) -> coverage.Collector | None:
-    """What reads the counters, where the module has some."""
+    """The reader of the counters, if the module has some."""
     if not bench.options.coverage:
         return None
     sysroot = bench.record.sysroot if bench.record else None
     if sysroot is None:
         raise CannotError(
-            "--coverage needs a sysroot to compile what reads the counters; import one: "
-            + store.trees_line(bench.options.release, sysroot=True)
+            "--coverage needs a sysroot to compile the program that reads the counters; "
+            "import one: " + store.trees_line(bench.options.release, sysroot=True)
         )
     return coverage.Collector(bench, sysroot)
 
 
 @contextlib.contextmanager
 def _pool(bench: Workbench, tests: Path) -> Iterator[shards.Pool | None]:
-    """The further guests of a run, where more than one is asked for or worth it."""
+    """The further guests of a run, if more than one is asked for or worth it."""
     count = bench.options.guests
     if bench.options.coverage:
-        # Each guest has counters of its own, and one is read.
+        # Each guest has its own counters, and only one guest's are read.
         count = 1
     count = shards.wanted(bench, count)
     if count <= 1:
@@ -175,7 +177,7 @@ def _built(bench: Workbench) -> Build:
 
 
 def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...]:
-    """The checks, each with its result on the stock module, where it was tried there."""
+    """The checks, each with its result on the stock module if it ran there."""
     there = {check.name: check for check in stock}
     return tuple(
         dataclasses.replace(
@@ -191,19 +193,20 @@ def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...
 
 
 def settle(options: Options) -> Options:
-    """The options with what a topic without patches means: its checks run on the stock module.
+    """The options, adapted to a topic without patches: its checks run on the stock module.
 
-    UsageError for a topic that there is not, or where there is nothing to set beside stock.
+    Raises UsageError for an unknown topic, or if there is no series to compare with stock.
     """
     topic = PROJECT / "patches" / options.topic
     if options.topic and not topic.is_dir() and (options.series or options.stock):
         known = ", ".join((*load.topics(), *load.suites()))
-        raise UsageError(f"--topic {options.topic}: no such topic; there is {known}")
+        raise UsageError(f"--topic {options.topic}: no such topic; the topics are {known}")
     if options.series or options.stock or not is_suite(options.topic):
         return options
     if options.side_by_side:
         raise UsageError(
-            f"--side-by-side: topic {options.topic} has no patches to set beside the stock module; "
+            f"--side-by-side: topic {options.topic} has no patches to compare with the "
+            f"stock module; "
             "name some with --series"
         )
     progress.say(
@@ -214,15 +217,15 @@ def settle(options: Options) -> Options:
 
 
 def is_suite(topic: str) -> bool:
-    """Whether a topic is checks alone, without patches."""
+    """Whether a topic has only checks, without patches."""
     return bool(topic) and load.is_suite(PROJECT / "patches" / topic)
 
 
 def check_folders(topic: str, tests: Path) -> list[str]:
-    """Where the checks lie: the general ones and the topic's own.
+    """The folders of the checks: the general ones and the topic's own.
 
-    A topic without patches is a suite of its own: the general checks are left out.  The shipped
-    topic's claims go with the general checks only, not with other folders of checks.
+    A topic without patches is a suite of its own: the general checks are left out.  The claims of
+    the shipped topic run only together with the general checks, not with other folders of checks.
     """
     own = PROJECT / "patches" / topic / TESTS
     if is_suite(topic) and tests == CHECKS:
@@ -249,12 +252,12 @@ def run_checks(
     pool: shards.Pool | None = None,
     distributed: shards.DistributedLoop | None = None,
 ) -> bool:
-    """Run pytest in this process, over the guest that is up; its own output goes to pytest.log.
+    """Run pytest in this process, in the running guest; pytest's output goes to pytest.log.
 
-    `stock`: the stock module is loaded, to compare with; `what` names the stage.  `pool` has
-    further guests that take part; in one of those, `dealt` says what to run here.  Returns whether
-    the machine is broken now, which without `go_on` raises GuestError; CannotError when pytest
-    itself could not run.
+    `stock` says that the stock module is loaded, for comparison; `what` names the stage.  `pool`
+    has further guests that take part; in a further guest `distributed` chooses the checks.
+    Returns whether the machine is broken now.  Raises GuestError if it is and `go_on` is not set,
+    and CannotError if pytest itself could not run.
     """
     recorder = Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
     plugins: list[object] = [recorder]
@@ -284,7 +287,7 @@ def run_checks(
         if recorder.interrupted:
             raise KeyboardInterrupt
         if recorder.broken and phase is None and not bench.options.go_on:
-            under = "under the stock module: " if stock else ""
+            under = "with the stock module: " if stock else ""
             raise GuestError(f"the guest broke: {under}{recorder.broken}")
         if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise UsageError(f"--only {bench.options.only}: no check matches")
@@ -295,7 +298,7 @@ def run_checks(
             pytest.ExitCode.TESTS_FAILED,
         )
         if early or not (checks or distributed):
-            # What ran may have held, and what did not run would be missing without notice.
+            # The checks that ran may have passed, but the others would be missing without notice.
             tail = "\n".join(log.read_text().splitlines()[-15:])
             what = "ended early" if checks else "ran no check"
             raise CannotError(f"pytest {what} (exit {int(code)}); see {log}", detail=tail)
@@ -315,7 +318,7 @@ def run_checks(
 
 @contextlib.contextmanager
 def _going_on(bench: Workbench) -> Iterator[None]:
-    """With several guests one that breaks is brought up again, whatever was asked for."""
+    """With several guests a broken one is started again, whatever the options say."""
     before = bench.options
     bench.options = dataclasses.replace(before, go_on=True)
     try:
@@ -326,9 +329,9 @@ def _going_on(bench: Workbench) -> Iterator[None]:
 
 @contextlib.contextmanager
 def our_pytest() -> Iterator[None]:
-    """Without what somebody set or installed for pytests of their own.
+    """Run pytest without the user's own settings and plugins.
 
-    It could leave checks out silently, repeat those that failed, or deal them out to processes.
+    These could silently leave out checks, repeat failed ones, or distribute them to processes.
     """
     mine = {name: os.environ.pop(name) for name in _PYTEST_VARIABLES if name in os.environ}
     os.environ[_NO_OTHERS] = "1"
@@ -340,21 +343,27 @@ def our_pytest() -> Iterator[None]:
 
 
 def _without_guest(bench: Workbench) -> None:
-    """What can be shown without FreeBSD: the tests of the series' own C."""
+    """Run the tests that need no FreeBSD: those of the series' own C code."""
     tests = PROJECT / "patches" / bench.options.topic / "unit"
     if not bench.options.topic or not tests.is_dir():
         return
     with progress.stage("series C", bench.stages) as step:
         log = bench.run_dir / "series.log"
-        with log.open("w") as stream:
-            code = subprocess.call(
-                [sys.executable, "-m", "pytest", "-q", str(tests)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                cwd=PROJECT,
-            )
+        with log.open("wb") as stream:
+            try:
+                done = process.run(
+                    [sys.executable, "-m", "pytest", "-q", tests],
+                    Deadline.after(_SERIES_C_S),
+                    cwd=PROJECT,
+                    environment=os.environ,
+                    merged=True,
+                    sink=stream.write,
+                )
+                failed = not done.ok
+            except process.Unfinished as error:
+                stream.write(f"{error.message}\n".encode())
+                failed = True
         lines = [line for line in log.read_text().splitlines() if line.strip()]
         step.note = (lines[-1].strip("= ") if lines else "no output") + f"; {log}"
-        if code:
+        if failed:
             step.outcome = "failed"

@@ -1,13 +1,15 @@
-"""Applying a series to a user's tree: the whole series or nothing, whatever happens in between.
+"""Applies a series to a user's tree: completely or not at all, even if it is interrupted.
 
 The series is first applied to copies.  The tree's old files and a journal are saved in the cache,
-outside the tree: a journal that lies in a tree could have come with it, and is never read.  Then
-the new files are laid beside the old ones and take their names, which takes a moment.  Three things
-keep that moment from leaving half a series behind:
+outside the tree: a journal inside a tree may be part of a download, so it is never read.  Then the
+new files are written next to the old ones and renamed, which takes only a moment.  Three mechanisms
+prevent an incomplete series:
 
-- signals that can wait, wait until it is over;
-- a guard, a process of its own, sees this one die (SIGKILL, say) and puts everything back at once;
-- if both die (power), the journal is still there: the next patch.apply puts everything back.
+- signals are delayed until the renaming is finished, if possible;
+- a guard, a separate process, restores everything immediately if this one ends (for instance by
+SIGKILL);
+- if both end (power failure), the journal still exists, and the next patch.apply restores
+everything.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done to a tree."""
+    """The changes to a tree."""
 
     changed: tuple[str, ...]
     drift: tuple[git.Drift, ...]
@@ -48,11 +50,11 @@ class Applied:
 
 @dataclass(frozen=True)
 class _Journal:
-    """What an apply does to `tree`; paths are relative to it.
+    """The changes that an apply makes in `tree`; paths are relative to it.
 
-    `old/N` beside the journal is the old content of the Nth of `changed`; there is none where the
-    series adds the file.  `laid` are the names of the new files until they take the old ones'.
-    `folders` are made for new files, the upper ones first.
+    `old/N` next to the journal is the old content of the Nth of `changed`; it does not exist if the
+    series adds the file.  `laid` are the temporary names of the new files.  `folders` are made for
+    new files, parents first.
     """
 
     tree: str
@@ -62,31 +64,32 @@ class _Journal:
 
 
 def journal_folder(tree: Path) -> Path:
-    """Where the journal of an apply to `tree` is while it runs: in the cache."""
+    """The folder in the cache of the journal of an apply to `tree`."""
     return files.cache_dir() / "applies" / files.sha256_text(str(tree.resolve()))[:32]
 
 
 def require_complete(tree: Path) -> None:
-    """UsageError when an earlier apply was cut off in `tree` and nobody has put it back yet."""
+    """Raise UsageError if an earlier apply to `tree` was interrupted and is not yet undone."""
     if (tree / JOURNAL_FOLDER).is_symlink() or (tree / JOURNAL_FOLDER).exists():
         raise UsageError(
-            f"{tree}: {JOURNAL_FOLDER} is in it, left by an old version of this program that was "
-            "cut off, or brought along; get the tree again, or remove that folder if the tree is "
+            f"{tree}: {JOURNAL_FOLDER} is in it, left by an interrupted old version of "
+            f"this program, "
+            "or part of a download; get the tree again, or remove that folder if the tree is "
             "as you want it"
         )
     if journal_folder(tree).exists():
         raise UsageError(
-            f"{tree}: an earlier patch.apply was cut off there; "
+            f"{tree}: an earlier patch.apply was interrupted there; "
             f"run ./inv patch.apply {shlex.quote(str(tree))} again with the --series or --topic "
-            "that it had: it puts the tree back first"
+            "that it had: it restores the tree first"
         )
 
 
 def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: None) -> Applied:
     """Apply the series to `tree`, in place; all or nothing.
 
-    `between` is called after each file that moved (tests look, fail or die there).  Raises
-    PatchError when a patch does not apply, UsageError when the tree cannot be written to.
+    `between` is called after each renamed file, for tests.  Raises PatchError if a patch does not
+    apply, UsageError if the tree cannot be written to.
     """
     source_tree.require(tree)
     tree = tree.resolve()
@@ -105,7 +108,7 @@ def apply(series: Series, tree: Path, *, between: Callable[[], None] = lambda: N
 
 
 def _lock_path(tree: Path) -> Path:
-    # Not in the tree: nothing of ours stays there.
+    # The lock is outside the tree, so that no file of ours stays there.
     return files.cache_dir() / "locks" / f"tree-{files.sha256_text(str(tree))[:16]}"
 
 
@@ -134,7 +137,7 @@ def _differs(tree: Path, patched: Path, path: str) -> bool:
 def _exchange(
     tree: Path, patched: Path, changed: tuple[str, ...], between: Callable[[], None]
 ) -> None:
-    """Put the new files in place of the old ones, or leave all the old ones."""
+    """Replace all old files by the new ones, or none."""
     folder = journal_folder(tree)
     try:
         journal = _save(tree, changed, folder)
@@ -152,7 +155,7 @@ def _exchange(
                         top.remove(path)
                     between()
                 top.sync()
-            # From here on the new files are the tree's; only leftovers remain to be removed.
+            # From here on the tree has the new files; only leftovers must still be removed.
             (folder / _JOURNAL).rename(folder / "done")
         except OSError as error:
             recover(tree, folder)
@@ -203,7 +206,7 @@ def _save_old(copy: Path, data: bytes, state: os.stat_result) -> None:
 
 
 def _lay(top: Beneath, patched: Path, journal: _Journal) -> None:
-    """Write the new files, under names of their own, into the folders they belong to."""
+    """Write the new files, under temporary names, into their folders."""
     for path in journal.folders:
         top.make_folder(path)
     for laid, path in zip(journal.laid, journal.changed, strict=True):
@@ -222,10 +225,11 @@ def _owner(state: os.stat_result) -> tuple[int, int] | None:
 
 
 def recover(tree: Path, folder: Path | None = None) -> bool:
-    """Put a tree back that an apply left half done.  Returns whether there was anything to do.
+    """Restore a tree after an incomplete apply.  Returns whether there was anything to do.
 
-    `folder` is the journal's, if the caller knows it.  CannotError when the journal is not one that
-    this user's own patch.apply wrote, or when the tree was changed so that it cannot be put back.
+    `folder` is the journal's, if the caller knows it.  Raises CannotError if the journal was not
+    written by this user's own patch.apply, or if the tree was changed so that it cannot be
+    restored.
     """
     folder = folder or journal_folder(tree)
     if not folder.is_symlink() and not folder.exists():
@@ -234,7 +238,7 @@ def recover(tree: Path, folder: Path | None = None) -> bool:
     try:
         journal = _load(folder / _JOURNAL, tree)
     except FileNotFoundError:
-        # Cut off before the first file moved, or after the last.
+        # Interrupted before the first file was renamed, or after the last.
         shutil.rmtree(folder, ignore_errors=True)
         return False
     try:
@@ -247,7 +251,8 @@ def recover(tree: Path, folder: Path | None = None) -> bool:
             top.sync()
     except OSError as error:
         raise CannotError(
-            f"{error.filename}: cannot be put back as it was before patch.apply: {error.strerror}; "
+            f"{error.filename}: cannot be restored to its state before patch.apply: "
+            f"{error.strerror}; "
             f"the old files are in {folder / _OLD}"
         ) from error
     shutil.rmtree(folder)
@@ -273,7 +278,8 @@ def _require_own(folder: Path) -> None:
     mine = stat.S_ISDIR(state.st_mode) and state.st_uid == os.geteuid()
     if not mine or state.st_mode & 0o022:
         raise CannotError(
-            f"{folder}: not a folder that only you can write to, so the journal in it is not "
+            f"{folder}: other users can write to this folder, so the journal in it is "
+            f"not "
             "trusted; look at it, and remove it or set HARNESS_CACHE to a folder of your own"
         )
 
@@ -298,7 +304,8 @@ def _load(file: Path, tree: Path) -> _Journal:
 
 def _no_journal(file: Path, tree: Path, reason: str) -> CannotError:
     return CannotError(
-        f"{file}: not a journal of patch.apply for {tree} ({reason}); look at {file.parent}, and "
+        f"{file}: this is not a journal of patch.apply for {tree} ({reason}); look at "
+        f"{file.parent}, and "
         "remove it"
     )
 
@@ -314,7 +321,8 @@ def _signals_held() -> Iterator[None]:
 
 @contextmanager
 def _guard(tree: Path, folder: Path) -> Iterator[None]:
-    """A process that puts `tree` back if this one ends inside the block without saying so."""
+    """A process that restores `tree` if this process ends inside the block."""
+    # Not by process.run: the guard must outlive this process.
     guard = subprocess.Popen(
         [sys.executable, "-m", __name__, str(tree), str(folder)],
         cwd=files.PROJECT,

@@ -1,7 +1,8 @@
-"""Is a series fit to be sent: does it apply, does it read like FreeBSD's own code, is it signed.
+"""Checks whether a series is ready to be sent: does it apply, is its style right, is it signed?
 
 Drift (a hunk that fits some lines away) is reported, but not wrong: a patch in common/ cannot have
-the line numbers of every release.  What needs a source tree is marked as not run without one.
+the line numbers of every release.  Without a source tree, the checks that need one are marked as
+not run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MESSAGE_COLUMNS = 78
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to say about one patch; `wrong` is what makes a check fail."""
+    """A remark about one patch; `wrong` makes the check fail."""
 
     patch: str
     kind: str
@@ -39,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a check found, and which kinds of check were not run, with the reason."""
+    """All findings, and the kinds of check that were not run, with the reasons."""
 
     series: Series
     tree: Path | None
@@ -83,7 +84,7 @@ class Report:
 
 
 def check(series: Series, tree: Path | None) -> Report:
-    """Check every patch of a series, against `tree` where one is given."""
+    """Check every patch of a series, against `tree` if one is given."""
     findings: list[Finding] = []
     not_run: list[tuple[str, str]] = []
     if tree is None:
@@ -103,7 +104,7 @@ def check(series: Series, tree: Path | None) -> Report:
 
 
 def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> Iterator[Finding]:
-    """Apply patch after patch and look at the manuals as each leaves them."""
+    """Apply one patch after another, and check the manuals after each."""
     if tree is not None:
         try:
             with staging.staged(series, tree):
@@ -123,7 +124,7 @@ def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> It
                     )
                     yield Finding(patch.name, "drift", text, wrong=False)
             else:
-                # Without a tree there is only what the series itself adds.
+                # Without a tree only the pages that the series itself adds can be checked.
                 pages = _add_pages(patch, pages, folder)
         except PatchError as error:
             yield Finding(patch.name, "applies", error.message)
@@ -135,7 +136,7 @@ def _apply(series: Series, tree: Path | None, folder: Path, *, lint: bool) -> It
 
 
 def _add_pages(patch: Patch, pages: list[str], folder: Path) -> list[str]:
-    """Apply to `folder` what the patch does to pages that the series itself adds."""
+    """Apply to `folder` the patch's changes of pages that the series itself adds."""
     added = {changed.path for changed in PatchSet(git.text_of(patch.diff)).added_files}
     done = [path for path in pages if path in added or (folder / path).is_file()]
     for path in done:
@@ -151,7 +152,9 @@ def _message(patch: Patch) -> Iterator[Finding]:
         yield wrong("no From: line; make the patch with git format-patch")
         return
     if ": " not in patch.subject:
-        yield wrong(f"the subject does not name its part first (vmm: ...): {patch.subject!r}")
+        yield wrong(
+            f"the subject does not begin with the changed part (vmm: ...): {patch.subject!r}"
+        )
     if len(patch.subject) > _SUBJECT_COLUMNS:
         yield wrong(f"the subject is longer than {_SUBJECT_COLUMNS} characters")
     if patch.subject.endswith("."):
@@ -161,7 +164,7 @@ def _message(patch: Patch) -> Iterator[Finding]:
     if not signed:
         yield wrong("no Signed-off-by: line")
     elif author and author[1].lower() not in {address.lower() for address in signed}:
-        yield wrong(f"signed off, but not by its author {author[1]}")
+        yield wrong(f"it is signed off, but not by its author {author[1]}")
     if not _SIGNED.sub("", patch.message).strip():
         yield wrong("the message does not say why")
     for line in patch.message.splitlines():
@@ -175,7 +178,7 @@ def _style(patch: Patch) -> Iterator[Finding]:
     try:
         files = PatchSet(git.text_of(patch.diff))
     except UnidiffParseError as error:
-        yield Finding(patch.name, "style", f"cannot be read as a unified diff: {error}")
+        yield Finding(patch.name, "style", f"it cannot be read as a unified diff: {error}")
         return
     for changed in files:
         for number, text in style9.check_file(changed):

@@ -1,9 +1,10 @@
-"""The commits of a checkout as a series: one patch a commit, and together exactly what they change.
+"""Writes the commits of a checkout as a series: one patch per commit, together exactly their
+change.
 
-git format-patch is not used: its form depends on dozens of settings, it passes over merges, takes
-the edge of a shallow clone for the beginning of the world, and a diff in a commit's message looks
-like a part of the patch.  Here the patches are applied to the base again, and what comes out must
-be the head.
+git format-patch is not used: its output depends on dozens of settings, it ignores merges, it takes
+the boundary of a shallow clone for the first commit, and a diff in a commit's message looks like a
+part of the patch.  Here the patches are applied to the base again, and the result must be the head
+commit.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import files
+from harness import files, process
 from harness.errors import CannotError, UsageError
 from harness.series import git
 from harness.series.mailbox import escaped
 
-# Nothing that a setting could change is left to git.
+# All settings that could change git's output are fixed.
 _DIFF = (
     "diff-tree", "-p", "-M", "-U3", "--inter-hunk-context=0", "--no-commit-id", "--root",
     "--binary",
@@ -47,13 +48,14 @@ class Commit:
 
 
 def write_series(repo: Path, base: str, out: Path) -> tuple[Path, ...]:
-    """Write what `repo` has after the commit `base` to the folder `out`, new or empty.
+    """Write the commits of `repo` after `base` to the folder `out`, which must be new or empty.
 
-    Merges that change nothing of their own are passed over; where one does, all is one patch.
-    Returns the files.
+    Merges without changes of their own are skipped; if one has changes, everything becomes one
+    patch. Returns the files.
 
-    UsageError: not a checkout, no such commit, nothing after it, `out` in use.  CannotError: the
-    history that is needed is not in a shallow clone, or git does not trust the checkout.
+    Raises UsageError if it is not a checkout, for an unknown commit, if there is no commit after
+    it, or if `out` is in use; CannotError if a shallow clone lacks the needed history, or git does
+    not trust the checkout.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: there is something already; name a new folder with --out")
@@ -72,11 +74,11 @@ def uncommitted(repo: Path) -> int:
 
 
 class _Checkout:
-    """A repository, asked with all settings pinned but those that say whom git trusts."""
+    """A repository, read with fixed settings, except those that say which checkouts git trusts."""
 
     def __init__(self, repo: Path) -> None:
         if not repo.is_dir():
-            raise UsageError(f"{repo}: no such folder; name the checkout whose commits are meant")
+            raise UsageError(f"{repo}: no such folder; name the checkout with the commits")
         self._repo = repo
         self._settings = [f"safe.directory={it}" for it in _trusted()]
         done = self._run("rev-parse", "--absolute-git-dir")
@@ -98,7 +100,7 @@ class _Checkout:
         self, *arguments: str, data: bytes = b"", extra: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         settings = [word for it in (*_PINNED, *self._settings) for word in ("-c", it)]
-        # A folder of the checkout will do: git looks above it.
+        # It may also be a folder inside the checkout: git searches its parents.
         # The commits as they are, and not what `git replace` shows in their place.
         looking = {
             "GIT_CEILING_DIRECTORIES": "",
@@ -129,7 +131,7 @@ class _Checkout:
         return 0 if done.returncode else done.stdout.count(b"\0")
 
     def commits(self, base: str) -> tuple[Commit, ...]:
-        """The commits after `base`, as patches that make the head of the base."""
+        """The commits after `base`, as patches that turn the base into the head."""
         shallow = self._ask("rev-parse", "--is-shallow-repository") == "true"
         head, first = self._commit("HEAD", shallow), self._commit(base, shallow)
         done = self._run("merge-base", first, head)
@@ -157,7 +159,7 @@ class _Checkout:
         plain = [(it, self._diff(it)) for it in after if it not in merges]
         changes = [(it, diff) for it, diff in plain if diff]
         if not self._makes(start, head, [diff for _, diff in changes]):
-            # A merge with changes of its own: only both ends are sure.
+            # A merge with changes of its own: only the difference of both ends is certain.
             changes = [(head, self._diff(start, head))]
         if not any(diff for _, diff in changes):
             raise UsageError(f"{self._repo}: the commits after {base} change nothing")
@@ -190,7 +192,7 @@ class _Checkout:
         return "git branch --all and git tag show the names that this checkout has"
 
     def _edges(self) -> set[str]:
-        """Commits whose parents a shallow clone does not have."""
+        """Commits whose parents are missing in a shallow clone."""
         path = Path(self._ask("rev-parse", "--git-path", "shallow"))
         try:
             return set((self._repo / path).read_text().split())
@@ -204,9 +206,9 @@ class _Checkout:
         return done.stdout
 
     def _makes(self, start: str, head: str, diffs: Sequence[bytes]) -> bool:
-        """Whether the diffs, one on top of the other, make `head` of `start`."""
+        """Whether the diffs, applied in order, turn `start` into `head`."""
         with tempfile.TemporaryDirectory(prefix="vmm-commits-") as name:
-            # An index and objects of our own: the checkout is only read.
+            # Use a separate index and object folder, so that the checkout is only read.
             (Path(name) / "objects").mkdir()
             objects = self._repo / self._ask("rev-parse", "--git-path", "objects")
             extra = {
@@ -241,17 +243,17 @@ class _Checkout:
 
 
 def _trusted() -> list[str]:
-    """The folders of others that the user told git to trust."""
+    """The folders of other users that the user's git settings trust."""
     try:
-        done = subprocess.run(
+        # With the caller's whole environment, because it decides which settings git reads.
+        done = process.run(
             ["git", "config", "--null", "--get-all", "safe.directory"],
-            cwd=os.sep,
-            capture_output=True,
-            check=False,
+            cwd=Path(os.sep),
+            environment=os.environ,
         )
-    except FileNotFoundError as error:
+    except CannotError as error:
         raise CannotError("git is not installed; run ./inv setup") from error
-    return [git.text_of(it) for it in done.stdout.split(b"\0") if it]
+    return [git.text_of(it) for it in done.output.split(b"\0") if it]
 
 
 def _last(stderr_text: str) -> str:

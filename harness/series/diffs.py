@@ -1,8 +1,8 @@
-"""A unified diff as text: where it stands in a file, what it names, how its paths are made a/ b/.
+"""Parses a unified diff: the files in it, their names, and the conversion of paths to a/ and b/.
 
-git apply wants paths with one part before them (-p1).  People's diffs have none (svn, FreeBSD's
-advisories, --no-prefix) or several (diff -r /usr/src.orig /usr/src); here they get the usual form,
-so that all else in this package knows that form alone.
+git apply expects paths with one leading part (-p1).  Users' diffs may have none (svn, FreeBSD's
+advisories, --no-prefix) or several (diff -r /usr/src.orig /usr/src).  This module converts them to
+the usual form, so that the rest of this package handles only that form.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SVN = re.compile(rb"[ \t]+\((revision \d+|working copy|nonexistent)\)$")
 _ESCAPES = {
     b"a": 7, b"b": 8, b"t": 9, b"n": 10, b"v": 11, b"f": 12, b"r": 13, b'"': 34, b"\\": 92
 }  # fmt: skip
-# How git names the two sides: a/ b/, or by diff.mnemonicPrefix what they are.
+# git's prefixes of the two sides: a/ b/, or those of diff.mnemonicPrefix.
 _SIDES = {
     (b"a", b"b"), (b"b", b"a"), (b"i", b"w"), (b"c", b"i"), (b"c", b"w"), (b"o", b"w"),
     (b"1", b"2"),
@@ -61,11 +61,11 @@ class Hunk:
 
 @dataclass(frozen=True)
 class Section:
-    """What a diff says of one file: lines `first` to `end` (not included) of the text.
+    """The part of a diff for one file: lines `first` to `end` (exclusive) of the text.
 
-    `old` and `new` are the names as written, prefix and all; None for no file.  `paths` is the line
-    that begins with `--- `, -1 where there is none.  `blobs` are git's names for the old and the
-    new content, shortened, where it has an `index` line.
+    `old` and `new` are the names as written, including prefixes; None means no file.  `paths` is
+    the number of the line that begins with `--- `, or -1.  `blobs` are git's abbreviated names for
+    the old and the new content, if there is an `index` line.
     """
 
     first: int
@@ -78,7 +78,7 @@ class Section:
 
     @property
     def bare(self) -> tuple[Hunk, ...]:
-        """The hunks without context in a file that is neither added nor removed."""
+        """The hunks without context, unless the file is added or removed."""
         return () if self.whole else tuple(hunk for hunk in self.hunks if not hunk.context)
 
     @property
@@ -88,10 +88,11 @@ class Section:
 
 
 def plain(data: bytes) -> bytes:
-    """A diff without what terminals and mail added: colours, a byte order mark, CR at line ends.
+    """A diff without the colours, byte order mark and CRs that terminals and mail programs add.
 
-    CRs go only where the diff's own headers have them: git writes those without, so the whole text
-    was converted.  A diff of a file with CRLF has them in its hunks alone, and they stay.
+    CRs are removed only if the diff's own headers have them: git writes headers without CRs, so
+    then the whole text was converted.  A diff of a file with CRLF has CRs only in its hunks, and
+    these stay.
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     if _COLOURED.search(data):
@@ -102,13 +103,15 @@ def plain(data: bytes) -> bytes:
 
 
 def _with_last_newline(data: bytes) -> bytes:
-    """Copying and pasting loses the last newline.  A line that is added may be cut short."""
+    """Add a last newline, which copying and pasting may lose; but an added line may be
+    truncated.
+    """
     last = data.rpartition(b"\n")[2]
     return data + b"\n" if last.startswith((b" ", b"-", b"\\")) and data.count(b"\n") else data
 
 
 def sections(lines: Sequence[bytes]) -> tuple[Section, ...]:
-    """The files of a diff; what lies between them is text that git ignores."""
+    """The files of a diff; text between them is ignored, as by git."""
     found: list[Section] = []
     at = 0
     while at < len(lines):
@@ -145,7 +148,7 @@ def _git_section(lines: Sequence[bytes], first: int) -> Section:
     section = Section(first, at, old, new, blobs=blobs)
     if _begins_paths(lines, at):
         return _with_paths(lines, section, at)
-    # Git takes either of the two lines alone, and believes it where it could not read the first.
+    # Git accepts one of the two lines by itself, and uses it if it could not parse the first.
     if at < len(lines) and lines[at].startswith(b"--- ") and old is None:
         return replace(section, end=at + 1, old=_name(lines[at]))
     if at < len(lines) and lines[at].startswith(b"+++ ") and new is None:
@@ -174,7 +177,7 @@ def _with_paths(lines: Sequence[bytes], section: Section, at: int) -> Section:
             elif kind == b"+":
                 new_left -= 1
             elif kind != b"\\":
-                # Cut off or wrapped; git says so.
+                # A truncated or wrapped line; git reports it.
                 break
             at += 1
         while at < len(lines) and lines[at].startswith(b"\\"):
@@ -184,7 +187,7 @@ def _with_paths(lines: Sequence[bytes], section: Section, at: int) -> Section:
         )
         hunks.append(replace(hunk, context=context, ends=ends))
     if section.first == paths and hunks and old is not None and new is not None:
-        # Not git's: svn and diff -N name a file that is not there.
+        # Not from git: svn and diff -N also name files that do not exist.
         if hunks[0].old_lines == 0 and lines[paths].rstrip().endswith(b"(nonexistent)"):
             old = None
         if lines[paths + 1].rstrip().endswith(b"(nonexistent)"):
@@ -202,7 +205,7 @@ def _name(line: bytes) -> bytes | None:
 
 
 def _git_names(line: bytes) -> tuple[bytes | None, bytes | None]:
-    """Both names of a `diff --git` line; (None, None) where the two cannot be distinguished."""
+    """Both names of a `diff --git` line; (None, None) if they cannot be separated."""
     text = line[len(b"diff --git ") :].rstrip(b"\r\n")
     if text.startswith(b'"') or text.endswith(b'"'):
         found = re.findall(rb'"(?:[^"\\]|\\.)*"|[^ "]+', text)
@@ -218,7 +221,7 @@ def _git_names(line: bytes) -> tuple[bytes | None, bytes | None]:
 
 
 def unquote(name: bytes) -> bytes:
-    """A name as git prints it: in double quotes with C escapes when it is odd."""
+    """Decode a name as git prints it: odd names are in double quotes with C escapes."""
     if not (name.startswith(b'"') and b'"' in name[1:]):
         return name
     inner = name[1 : name.rindex(b'"')]
@@ -241,13 +244,13 @@ def _quote(name: bytes) -> bytes:
 
 
 def strip(name: bytes, level: int) -> bytes:
-    """A name without its first `level` parts, as patch -p does it; empty if that leaves nothing."""
+    """A name without its first `level` parts, as with patch -p; empty if nothing is left."""
     parts = re.sub(rb"/+", b"/", name).split(b"/")
     return b"/".join(part for part in parts[level:] if part != b".")
 
 
 def prefix(name: bytes, level: int) -> bytes:
-    """What `strip` takes off, without git's side: src of a/src/sys/x.h at level 2."""
+    """The part that `strip` removes, without git's a/ or b/: src of a/src/sys/x.h at level 2."""
     parts = re.sub(rb"/+", b"/", name).split(b"/")[:level]
     return b"/".join(parts[1:] if parts and any(parts[0] in it for it in _SIDES) else parts)
 
@@ -258,11 +261,11 @@ def fitting_level(
     exists: Callable[[str], bool] | None = None,
     prefixes: frozenset[bytes] = frozenset(),
 ) -> int | None:
-    """How many parts to take off the names so that they lie in a source tree; None if none fits.
+    """The number of leading parts to remove so that the names are in a source tree, or None.
 
     `tops` are the names at the tree's top; `exists`, if there is a tree, says whether a path is a
-    file in it.  Of several levels that fit, the one where most files exist, then the lowest.
-    `prefixes` are those of earlier patches of the series, which the tree proved.
+    file in it.  Of several possible levels, the one with the most existing files is chosen, then
+    the lowest.  `prefixes` are those of earlier patches of the series that matched the tree.
     """
     names = {name for it in found for name in (it.old, it.new) if name is not None}
     present = {it.old for it in found if it.old is not None}
@@ -275,7 +278,7 @@ def fitting_level(
         there = sum(exists(_text(strip(name, level))) for name in present) if exists else 0
         scores[level] = there
     if sides:
-        # The usual form.  A deeper level must prove itself: a new folder may stand at the top.
+        # The usual form.  A deeper level needs evidence, because a new folder may be at the top.
         if 1 in scores:
             return 1
         deeper = [
@@ -314,7 +317,7 @@ def _text(name: bytes) -> str:
 
 
 def with_usual_paths(lines: Sequence[bytes], found: Sequence[Section], level: int) -> bytes:
-    """The diff with names as git writes them, a/PATH b/PATH, instead of those at `level`."""
+    """The diff with names as git writes them (a/PATH b/PATH), after removing `level` parts."""
     new_lines = list(lines)
     for section in found:
         for at, line in _rewritten(lines, section, level):
@@ -334,7 +337,7 @@ def _rewritten(lines: Sequence[bytes], section: Section, level: int) -> Iterator
             both = (_quote(b"a/" + (old or new or b"")), _quote(b"b/" + (new or old or b"")))
             yield section.first, b"diff --git " + b" ".join(both) + b"\n"
     elif old is not None and new is not None:
-        # x.c.orig and x.c: the file is the shorter one, as git and patch see it.
+        # Of x.c.orig and x.c the file is the shorter one, as in git and patch.
         old = new = old if new.startswith(old) else new
     if section.paths < 0:
         return
@@ -349,7 +352,7 @@ def _rewritten(lines: Sequence[bytes], section: Section, level: int) -> Iterator
 
 
 def _moved_name(name: bytes, paths: tuple[bytes | None, bytes | None], level: int) -> bytes:
-    """The path that a `rename` line names: it has none of the prefixes that were given to git."""
+    """The path in a `rename` line, which has no prefix."""
     for less in range(level + 1):
         if strip(name, less) in paths:
             return strip(name, less)
@@ -357,9 +360,10 @@ def _moved_name(name: bytes, paths: tuple[bytes | None, bytes | None], level: in
 
 
 def with_exact_lines(lines: Sequence[bytes]) -> bytes:
-    """A diff without context for git apply --unidiff-zero: a side of no lines counts its next line.
+    """A diff without context for git apply --unidiff-zero: an empty side gets the next line's
+    number.
 
-    diff names the line before it there, and git looks one line too early for what is removed.
+    diff writes the number of the line before it, and git would search one line too early.
     """
     exact = list(lines)
     for section in sections(lines):
@@ -375,7 +379,7 @@ def with_exact_lines(lines: Sequence[bytes]) -> bytes:
 
 
 def is_usual(lines: Sequence[bytes], found: Sequence[Section]) -> bool:
-    """Whether a diff whose names have one part too many needs no other change."""
+    """Whether a diff needs no change except the removal of one part of its names."""
     return all(
         lines[it.first].startswith(b"diff --git ")
         or it.whole
@@ -385,9 +389,9 @@ def is_usual(lines: Sequence[bytes], found: Sequence[Section]) -> bool:
 
 
 def needs_no_context(found: Sequence[Section]) -> bool:
-    """Whether a diff was surely made without context (diff -U0).
+    """Whether a diff was certainly made without context (diff -U0).
 
-    A hunk without context in a diff that has it can only replace a whole file.
+    In a diff with context, a hunk without context can only replace a whole file.
     """
     return any(
         len(it.hunks) > 1 or hunk.old_start > 1 or (hunk.old_start > 0 and not hunk.old_lines)

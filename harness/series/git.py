@@ -1,8 +1,8 @@
-"""git as the tool that reads and applies a patch: alike everywhere, whatever the user's settings.
+"""Uses git to read and apply patches, independently of the user's settings.
 
 `git apply` works without a repository, refuses paths that leave the folder, and changes nothing
-when one hunk does not fit.  Here it never guesses: no fuzz, no white space repair; a hunk that
-fits some lines away (an offset) is reported as drift.
+when one hunk does not fit.  Here it never guesses: it uses no fuzz and repairs no white space; a
+hunk that fits some lines away (an offset) is reported as drift.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.errors import CannotError, PatchError
 from harness.series import diffs, places
 
 JOURNAL_FOLDER = ".vmm-workbench-apply"
-"""Where old versions kept a journal in the user's tree; the name is refused wherever it stands."""
+"""The folder of old versions' journal in the user's tree; no patch may use this name."""
 
 _FAILED = re.compile(r"^error: patch failed: (?P<path>.*):(?P<line>\d+)$", re.M)
 _CORRUPT = re.compile(
@@ -129,25 +129,27 @@ def refusal(path: str) -> str:
 
 
 def _require_files(data: bytes, name: str) -> None:
-    """PatchError for what is no file: a symbolic link could lead to any file of this user."""
+    """Raise PatchError for anything but plain files: a symbolic link could lead to any file."""
     for found in _MODE.finditer(data):
         mode = found["mode"].decode()
         kind = int(mode, 8) & 0o170000
         if kind == 0o120000:
             raise PatchError(
-                f"{name}: it has a symbolic link (mode {mode}), which is not applied: a link could "
-                "lead out of the tree; put a file there"
+                f"{name}: it contains a symbolic link (mode {mode}), which is not "
+                f"applied, because a link "
+                "could lead out of the tree; use a file instead"
             )
         if kind == 0o160000:
             raise PatchError(
-                f"{name}: it changes a submodule (mode {mode}), and a submodule's files are not in "
+                f"{name}: it changes a submodule (mode {mode}), but a submodule's files "
+                f"are not in "
                 "the patch; make a patch of the files themselves"
             )
 
 
 def _malformed(stderr_text: str, name: str) -> str:
     if found := _CORRUPT.search(stderr_text):
-        return f"{name}: the patch is broken at its line {found[1]} (cut off or edited by hand?)"
+        return f"{name}: the patch is broken at its line {found[1]} (truncated, or edited by hand?)"
     if "No valid patches" in stderr_text or "unrecognized input" in stderr_text:
         return f"{name}: there is no diff in it"
     return f"{name}: git cannot read it: {_first_line(stderr_text)}"
@@ -175,21 +177,23 @@ def apply_in(
     arguments += [f"--include={glob.escape(only)}"] if only else []
     check = [*arguments, "--check", "-"]
     if bare := _without_context(folder, data, name, reverse=reverse):
-        # Nothing but its line number shows where such a hunk belongs.
+        # Only its line number shows where such a hunk belongs.
         arguments.append("--unidiff-zero")
         data = diffs.with_exact_lines(data.splitlines(keepends=True))
         check = [*arguments, "--check", "-"]
         if moved := _drift(_run(folder, check, data, name), name):
             raise PatchError(
-                f"{name} does not apply: it was made without context (diff -U0), and hunk "
-                f"{moved[0].hunk} of {moved[0].path} would fit only {moved[0].offset_lines:+d} "
+                f"{name} does not apply: it was made without context (diff -U0), and "
+                f"hunk "
+                f"{moved[0].hunk} of {moved[0].path} fits only {moved[0].offset_lines:+d} "
                 "lines away; make it with context (git diff -U3)"
             )
     stderr_text = _run(folder, check, data, name)
     if doubt := places.doubtful(stderr_text, data, folder, reverse=reverse, bare=bare):
         raise PatchError(
-            f"{name} does not apply: it was made of another version of {doubt.path}, and its hunk "
-            f"{doubt.hunk} fits there in {doubt.places} places; make it of this source, or with "
+            f"{name} does not apply: it was made from another version of {doubt.path}, "
+            f"and its hunk "
+            f"{doubt.hunk} fits in {doubt.places} places; make it from this source, or with "
             "more context (git diff -U10)"
         )
     return _drift(_run(folder, [*arguments, "-"], data, name), name)
@@ -216,9 +220,9 @@ def _require_same_end(folder: Path, data: bytes, name: str, *, reverse: bool) ->
 
 
 def _without_context(folder: Path, data: bytes, name: str, *, reverse: bool) -> bool:
-    """Whether a patch has to be applied by its line numbers alone.
+    """Whether a patch must be applied only by its line numbers.
 
-    PatchError when it inserts lines by number into another version of the file than it was made of.
+    Raises PatchError if it inserts lines by number and was made from another version of the file.
     """
     found = diffs.sections(data.splitlines(keepends=True))
     sure = diffs.needs_no_context(found)
@@ -232,15 +236,18 @@ def _without_context(folder: Path, data: bytes, name: str, *, reverse: bool) -> 
         inserts = any(not (hunk.new_lines if reverse else hunk.old_lines) for hunk in section.bare)
         if sure and not same and inserts:
             raise PatchError(
-                f"{name} does not apply: it was made without context (diff -U0), of another "
-                f"version of {path} ({wanted}), so where its lines belong cannot be known; make it "
+                f"{name} does not apply: it was made without context (diff -U0), from "
+                f"another "
+                f"version of {path} ({wanted}), so the place of its lines is unknown; make it "
                 "with context (git diff -U3)"
             )
     return sure
 
 
 def _run(folder: Path, arguments: Sequence[str], data: bytes, name: str) -> str:
-    """What `git apply` says.  PatchError with the reason when the patch does not apply."""
+    """Run `git apply`; returns its output.  PatchError with the reason if the patch does not
+    apply.
+    """
     done = run_git(arguments, folder, data)
     stderr_text = done.stderr.decode(errors="replace")
     if done.returncode:
@@ -268,7 +275,8 @@ def _why(folder: Path, data: bytes, name: str, stderr_text: str) -> str:
         )
     if "without full index line" in stderr_text:
         return (
-            f"{name}: its index lines are shortened, and a binary file needs them whole; make it "
+            f"{name}: its index lines are abbreviated, but a binary file needs them in "
+            f"full; make it "
             "with git diff --binary"
         )
     if found := _MISSING.search(stderr_text):
@@ -286,7 +294,7 @@ def _why(folder: Path, data: bytes, name: str, stderr_text: str) -> str:
 
 
 def _hunk_story(folder: Path, data: bytes, path: str, line: int) -> str:
-    """Which hunk of `path` failed and where the file first says something else."""
+    """The hunk of `path` that failed, and the first line where the file differs."""
     try:
         files = PatchSet(text_of(data))
     except UnidiffParseError:
@@ -310,7 +318,7 @@ def _mismatch(file: Path, wanted: Sequence[str], line: int) -> str:
         return "the lines it expects are not there"
     if any(text.endswith("\r\n") for text in wanted) != any(t.endswith("\r\n") for t in have[:50]):
         owner = "the patch" if any(text.endswith("\r\n") for text in wanted) else "the file"
-        return f"{owner} has CRLF line ends, the other has not"
+        return f"{owner} has CRLF line ends, the other does not"
     best_start, best_score = line - 1, -1
     for distance in range(_SEARCH_LINES):
         for start in {line - 1 - distance, line - 1 + distance}:
@@ -326,8 +334,9 @@ def _mismatch(file: Path, wanted: Sequence[str], line: int) -> str:
         if have[at] != text:
             if have[at].split() == text.split():
                 return (
-                    f"line {at + 1} differs in white space only (a mail program's or an editor's "
-                    "work?); get the patch as a file"
+                    f"line {at + 1} differs only in white space (changed by a mail "
+                    f"program or an "
+                    "editor?); get the patch as a file"
                 )
             return f"line {at + 1} is {_short(have[at])}, expected {_short(text)}"
     return "the lines it expects are not there"

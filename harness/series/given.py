@@ -1,4 +1,4 @@
-"""What --series names: a folder or a file, or what comes in on standard input or another pipe."""
+"""The value of --series: a folder, a file, or patches from standard input or another pipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.limits import PATCH_BYTES
 STANDARD_INPUT = "-"
 _FOLDER = "given"
 _ADDRESS = re.compile(r"(?:https?|ftp|file|git|ssh)://", re.I)
-# GitHub's pages of a pull request or a commit; the same address with .patch is the patch.
+# GitHub's pages of a pull request or a commit; the same address plus .patch is the patch.
 _PAGE = re.compile(r"https://github\.com/[^/]+/[^/]+/(?:pull/[0-9]+|commit/[0-9a-f]+)\Z")
 # A pipe can be read once, and a run reads its series several times.
 _read: dict[str, Path] = {}
@@ -30,13 +30,14 @@ def paths(given: Iterable[str]) -> tuple[Path, ...]:
     """The files and folders that --series names, as they were typed.
 
     `-` and a pipe (`<(git format-patch --stdout BASE)`) are read to their end and stored in the
-    cache, under a name that says what is in it.  UsageError: an address, a terminal, nothing came.
+    cache, under a descriptive name.  Raises UsageError for an address, a terminal, or an empty
+    pipe.
     """
     return tuple(_path(it) for it in given)
 
 
 def absolute_paths(given: Iterable[str]) -> tuple[Path, ...]:
-    """As `paths`, for what another process reads, in another folder."""
+    """Like `paths`, but absolute, for a process in another folder."""
     return tuple(path.absolute() for path in paths(given))
 
 
@@ -44,7 +45,7 @@ def _path(given: str) -> Path:
     if _ADDRESS.match(given):
         address = shlex.quote(f"{given}.patch" if _PAGE.match(given) else given)
         raise UsageError(
-            f"--series {given}: only files are read, nothing is fetched; fetch it with "
+            f"--series {given}: only files are read, nothing is downloaded; fetch it with "
             f"curl -fLO {address}, or give it on standard input: "
             f"curl -fL {address} | ./inv TASK --series -"
         )
@@ -57,14 +58,14 @@ def _path(given: str) -> Path:
 
 
 def require_files(given: Iterable[str], what: str) -> None:
-    """UsageError if one of them comes in on a pipe, which `what` could not write to."""
+    """Raise UsageError if one of them is a pipe, because `what` could not write to it."""
     for each in given:
         if each == STANDARD_INPUT or _is_pipe(Path(each)):
             raise UsageError(f"--series {each}: {what} changes the files of a series; name them")
 
 
 def forget_stored() -> int:
-    """Remove what came in on pipes; return the bytes that this frees."""
+    """Remove the stored patches from pipes; returns the bytes freed."""
     freed = 0
     for path in (files.cache_dir() / _FOLDER).glob("*"):
         freed += path.stat().st_size
@@ -97,11 +98,11 @@ def _content(given: str) -> bytes:
             raise UsageError(f"{what}: cannot be read: {error}; pipe them in: {pipe_in}") from error
     if not data:
         raise UsageError(
-            f"{what}: nothing came in; look whether the command before the | printed a patch"
+            f"{what}: it was empty; check that the command before the | prints a patch"
         )
     if len(data) > PATCH_BYTES:
         raise UsageError(
-            f"{what}: more than {human_bytes(PATCH_BYTES)} came in; is it a series of patches?"
+            f"{what}: it has more than {human_bytes(PATCH_BYTES)}; is it a series of patches?"
         )
     return data
 

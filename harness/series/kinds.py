@@ -1,7 +1,7 @@
-"""Why a file is no patch that can be applied, although somebody gave it as one.
+"""Explains why a file is not an applicable patch.
 
-git says "no valid patches" of a compressed file, a web page and a plain diff alike, and passes over
-the parts of a diff that it does not know.  Here each gets its own reason, and the way out.
+git says "no valid patches" for a compressed file, a web page and a plain diff alike, and ignores
+the parts of a diff that it does not know.  This module gives each case its own reason and remedy.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _MAGIC = (
     (b"# v3 git bundle", _BUNDLE),
     (
         b"-----BEGIN PGP SIGNED MESSAGE-----",
-        "it is a PGP-signed text, which changes every line that begins with -; take the patch out "
-        "with gpg --decrypt",
+        "it is a PGP-signed text, which changes every line that begins with -; extract the "
+        "patch with gpg --decrypt",
     ),
 )  # fmt: skip
 _UTF16 = "it is UTF-16 text, as PowerShell's > writes it; make it again with git diff --output=FILE"
@@ -79,10 +79,10 @@ _OTHER_FORMS = (
 )
 _ONLY_IN = re.compile(rb"Only in ([^:\n]+): ([^\r\n]+)\r?\n?$")
 _PROPERTIES = re.compile(rb"Property changes on: ([^\r\n]+)\r?\n?$")
-# Lines of a git header that change something by themselves.
+# Lines of a git header that are changes by themselves.
 _DOES = re.compile(rb"^(?:old mode|new mode|deleted file|new file|copy |rename |GIT binary)")
 _BEGINNINGS = (b"diff --git ", b"Index: ", b"--- ", b"+++ ", b"@@ -")
-_BROKEN = "the patch is broken at line {} of its diff (cut off or edited by hand?)"
+_BROKEN = "the patch is broken at line {} of its diff (truncated, or edited by hand?)"
 _MOST_NAMED = 3
 
 
@@ -102,7 +102,7 @@ def no_text(data: bytes) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or sample.count(b"\0") > len(sample) / 3:
         return _UTF16
     if _PAGE.match(data[:1000]):
-        return "it is a web page; get the patch itself (GitHub: the address with .patch behind it)"
+        return "it is a web page; get the patch itself (GitHub: add .patch to the address)"
     return ""
 
 
@@ -120,7 +120,7 @@ def no_diff(data: bytes) -> str:
     if _NORMAL.search(data):
         return "it is a diff without context; make a unified one (diff -u)"
     if _BEHIND_MARKS.search(data):
-        return "every line of its diff stands behind a mark (> or |); get the patch without it"
+        return "every line of its diff begins with a mark (> or |); get the patch without it"
     if _INDENTED.search(data):
         return "every line of its diff is indented; get the patch as it was made"
     if any(_PROPERTIES.match(line) for line in data.splitlines(keepends=True)):
@@ -141,7 +141,7 @@ def _looks_encoded(data: bytes) -> bool:
 
 
 def refused(lines: Sequence[bytes]) -> str:
-    """Why a diff cannot be applied although git would skip over that part; empty if it can."""
+    """Why a diff cannot be applied, although git would ignore that part; empty if it can."""
     for at, line in enumerate(lines):
         words = line.rstrip()
         if line.startswith((b"diff --cc ", b"diff --combined ")):
@@ -151,28 +151,29 @@ def refused(lines: Sequence[bytes]) -> str:
             return "it is a context diff; make a unified one (diff -u)"
         if _SUBMODULE.match(line):
             return (
-                f"it changes a submodule ({_text(words)}), and a submodule's files are not in the "
+                f"it changes a submodule ({_text(words)}), but a submodule's files are "
+                f"not in the "
                 "patch; make a patch of the files themselves"
             )
         if (words.startswith(b"Binary files ") and words.endswith(b" differ")) or (
             words == b"Cannot display: file marked as a binary type."
         ):
             return (
-                f"it changes a binary file and does not have its data ({_text(words)}); make it "
+                f"it changes a binary file but does not contain its data ({_text(words)}); make it "
                 "with git diff --binary"
             )
     return ""
 
 
 def broken(data: bytes) -> str:
-    """What a diff that git cannot read is, if that can be seen; else empty.  `data` as it came."""
+    """The kind of a diff that git cannot read, if it is known; else empty.  `data` is unchanged."""
     if _WORDS.search(data) or _PORCELAIN.search(data) or _COLOURED_WORDS.search(data):
         return "it is a diff of words; make it without --word-diff and --color-words"
     return ""
 
 
 def cut_off(diff: bytes) -> str:
-    """Why a diff is not whole although git applies what it finds of it; empty if it is whole."""
+    """Why a diff is incomplete, although git applies the part that it finds; empty if complete."""
     lines = diff.splitlines(keepends=True)
     found = diffs.sections(lines)
     inside = {at for it in found for at in range(it.first, it.end)}
@@ -221,7 +222,7 @@ def _meet(line: bytes, mark: bytes) -> bool:
 
 
 def passed_over(lines: Sequence[bytes]) -> Iterator[str]:
-    """What a diff speaks of and does not contain, so that it cannot be applied."""
+    """Changes that a diff mentions but does not contain, so that they cannot be applied."""
     alone = [found for line in lines if (found := _ONLY_IN.match(line))]
     if alone:
         names = [_text(found[1] + b"/" + found[2]) for found in alone]

@@ -1,7 +1,8 @@
-"""Which files make a series: what its `series` file says, or what its folder holds.
+"""Lists the files of a series, from its `series` file or its folder.
 
-A `series` file is read as quilt reads it: one patch a line, options behind it (-p0, -R), `#` begins
-a comment.  Whatever in a folder is not taken is named, so that nothing is left out unseen.
+A `series` file is read as quilt reads it: one patch per line, followed by options (-p0, -R); `#`
+begins a comment.  Files of a folder that are not used are reported, so that none is left out
+unnoticed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of patches; `level` is how many parts to take off its names, None to find out."""
+    """A file of patches; `level` is the number of leading parts to remove, None if unknown."""
 
     path: Path
     level: int | None = None
@@ -33,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a series in their order, and what else its folder holds."""
+    """The files of a series in order, and the other files of its folder."""
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ class Listing:
 
 
 def from_folder(folder: Path) -> Listing:
-    """The patches in a folder without a `series` file, by name; numbers in names count."""
+    """The patches in a folder without a `series` file, sorted by name, with numbers by value."""
     there = sorted((path for path in folder.iterdir()), key=_by_number)
     taken = [path for path in there if _is_patch(path)]
     if lost := [path for path in there if path.is_symlink() and not path.exists()]:
@@ -59,14 +60,14 @@ def from_folder(folder: Path) -> Listing:
 
 
 def _is_patch(path: Path) -> bool:
-    """Whether a file is meant as a patch; a compressed one is, too, and is refused when read."""
+    """Whether a file counts as a patch; a compressed one does too, and is refused when read."""
     named = path.suffix.lower() in _SUFFIXES or kinds.packed(path.name)
     # What begins with a dot is an editor's or macOS's (._0001.patch), not a patch.
     return named and not path.name.startswith(".") and path.is_file()
 
 
 def from_file(listing: Path) -> Listing:
-    """What a `series` file names.  PatchError names the line that is wrong."""
+    """The files in a `series` file; PatchError names a wrong line."""
     folder = listing.parent
     try:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
@@ -80,7 +81,7 @@ def from_file(listing: Path) -> Listing:
         at = f"{listing}:{number}"
         entry = _entry(folder, line, at)
         if entry.path in [it.path for it in entries]:
-            raise PatchError(f"{at}: names {words[0]} a second time")
+            raise PatchError(f"{at}: it names {words[0]} a second time")
         entries.append(entry)
     there = sorted(folder.iterdir(), key=_by_number)
     patches = [path for path in there if _is_patch(path)]
@@ -88,7 +89,7 @@ def from_file(listing: Path) -> Listing:
 
 
 def _entry(folder: Path, line: str, at: str) -> Entry:
-    """One line.  A name with blanks in it is taken where there is such a file."""
+    """Parse one line.  A name may contain blanks if there is such a file."""
     whole = _COMMENT.sub("", line).strip()
     name, options = whole, ""
     if not _is_file(folder / whole):
@@ -100,9 +101,11 @@ def _entry(folder: Path, line: str, at: str) -> Entry:
     except (OSError, ValueError):
         place = Path("/")
     if "\0" in name or (not place.is_relative_to(top) and place.parent != common):
-        raise PatchError(f"{at}: {name!r} is neither beside the series nor in ../{COMMON}")
+        raise PatchError(
+            f"{at}: {name!r} is neither in the folder of the series nor in ../{COMMON}"
+        )
     if not entry.path.is_file():
-        raise PatchError(f"{at}: names {name}, which is not there")
+        raise PatchError(f"{at}: it names {name}, which does not exist")
     return _with_options(entry, options, at)
 
 
@@ -118,7 +121,7 @@ def _with_options(entry: Entry, options: str, at: str) -> Entry:
     for word in words:
         given = f"{word}{next(words, '')}" if word in ("-p", "--strip") else word
         if given in ("-pab", "-pba"):
-            # quilt's names for a/ and b/.
+            # quilt's words for a/ and b/.
             entry = replace(entry, level=1)
         elif found := _LEVEL.match(given):
             entry = replace(entry, level=int(found[1]))
@@ -126,7 +129,8 @@ def _with_options(entry: Entry, options: str, at: str) -> Entry:
             entry = replace(entry, reverse=True)
         else:
             raise PatchError(
-                f"{at}: the option {word} of {entry.path.name} is not known; -pN and -R are"
+                f"{at}: the option {word} of {entry.path.name} is unknown; only -pN and "
+                f"-R are supported"
             )
     return entry
 
@@ -145,7 +149,7 @@ def _few(names: list[str]) -> str:
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
-    """So that 10.patch follows 9.patch."""
+    """A sort key by which 10.patch follows 9.patch."""
     return list(_parts(path.name))
 
 

@@ -1,9 +1,8 @@
-"""A series of patches: found and read, in whatever form people have them.
+"""Finds and reads a series of patches in any supported form.
 
-`patches/TOPIC/RELEASE/series` names one patch a line, `#` begins a comment; an entry may be
-`../common/NAME`, for a patch that fits every release of the topic.  Anybody's own patches do as
-well: a folder of patches (as `git format-patch` makes it, or quilt), single files, mailboxes with
-several mails.
+`patches/TOPIC/RELEASE/series` names one patch per line; `#` begins a comment; an entry may be
+`../common/NAME`, for a patch that fits every release of the topic.  Users' own patches may be a
+folder (made by `git format-patch` or quilt), single files, or mailboxes with several mails.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from harness.series.listing import COMMON, Entry, Listing
 
 PATCHES = files.PROJECT / "patches"
 TESTS = "tests"
-"""The folder of a topic that holds its checks."""
+"""The folder of a topic's checks."""
 _DEEPEST = 32
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch as it was read; what is applied is `diff`, not what the file says later.
+    """One patch as it was read; `diff` is applied, even if the file changes later.
 
-    `data` is the patch as it stands in its file; `part` its number there, counted from 1, and 0
-    where the file is one patch.  `diff` has the usual form, paths with a/ and b/.  `reverse`: the
-    series takes it back.  `plain`: `diff` is the end of `data`, so the file can be written again.
+    `data` is the text in its file; `part` its number there, counted from 1, or 0 if the file is a
+    single patch.  `diff` has the usual form, with a/ and b/ before paths.  `reverse`: the series
+    reverts it.  `plain`: `diff` is the end of `data`, so the file can be written again.
     """
 
     path: Path
@@ -54,22 +53,22 @@ class Patch:
 
     @property
     def name(self) -> str:
-        """The file's name, and which patch in it."""
+        """The file's name, and the number of the patch in it."""
         return f"{self.path.name}#{self.part}" if self.part else self.path.name
 
     @property
     def common(self) -> bool:
-        """Whether every release of the topic shares it."""
+        """Whether all releases of the topic share it."""
         return self.path.parent.name == COMMON
 
 
 @dataclass
 class Place:
-    """What the patches of a series belong to, while they are read one after the other.
+    """The context in which the patches of a series are read, one after the other.
 
-    `tree` is the source tree, where there is one; `made` are the paths of the patches read so far,
-    which an edit of a file that an earlier patch adds names; `prefixes` are what stood before the
-    names where the tree has proved it.
+    `tree` is the source tree, if there is one.  `made` are the paths in the patches so far, because
+    a patch may change a file that an earlier one adds.  `prefixes` are the removed parts of names
+    that matched the tree.
     """
 
     tree: Path | None = None
@@ -77,7 +76,9 @@ class Place:
     prefixes: set[bytes] = field(default_factory=set)
 
     def level(self, found: Sequence[diffs.Section]) -> int | None:
-        """How many parts to take off the names of a diff; None if the diff fits nowhere."""
+        """The number of leading parts to remove from the names of a diff; None if the diff fits
+        nowhere.
+        """
         tops: frozenset[str] = diffs.TOP_NAMES
         with contextlib.suppress(OSError):
             tops |= set(os.listdir(self.tree)) if self.tree else set()
@@ -98,7 +99,7 @@ class Place:
 class Series:
     """Patches in the order in which they apply, for one release.
 
-    `notes` say what was seen beside the patches and is not part of the series.
+    `notes` describe what is in the folder or files but not part of the series.
     """
 
     topic: str
@@ -109,12 +110,12 @@ class Series:
 
     @property
     def digest(self) -> str:
-        """Changes when a patch's content or the order does; names do not matter."""
+        """A digest of the patches' contents and order; names do not matter."""
         return files.sha256_text(*(patch.digest for patch in self.patches))
 
     @property
     def touched(self) -> tuple[str, ...]:
-        """Every path that some patch reads or writes, sorted, relative to the source tree."""
+        """Every path that a patch reads or writes, sorted, relative to the source tree."""
         return tuple(sorted({path for patch in self.patches for path in patch.touched}))
 
 
@@ -126,19 +127,19 @@ def topics(root: Path = PATCHES) -> tuple[str, ...]:
 
 
 def suites(root: Path = PATCHES) -> tuple[str, ...]:
-    """The topics under `root` that are checks alone, without patches of their own."""
+    """The topics under `root` that have only checks, without patches."""
     if not root.is_dir():
         return ()
     return tuple(sorted(path.name for path in root.iterdir() if is_suite(path)))
 
 
 def is_suite(topic: Path) -> bool:
-    """Whether a topic's folder has checks and no patches: they run over any module."""
+    """Whether a topic's folder has checks but no patches; then they run on any module."""
     return (topic / TESTS).is_dir() and not releases(topic)
 
 
 def releases(topic: Path) -> tuple[str, ...]:
-    """The releases a topic's folder has a series for."""
+    """The releases for which a topic's folder has a series."""
     if not topic.is_dir():
         return ()
     return tuple(sorted(path.parent.name for path in topic.glob(f"*/{listing.SERIES}")))
@@ -149,11 +150,10 @@ def load_series(
 ) -> Series:
     """Read a series.
 
-    `where` is a topic (its name or folder), a folder with a `series` file or with patches, a
-    patch, a mailbox, or a list of such folders and files, one on top of the other.  `tree`, where
-    there is one, shows how many parts to take off the names in a patch.  UsageError: no such
-    thing, or none for `release`.  PatchError: a series naming a patch that is not there, or one
-    that git cannot read.
+    `where` is a topic (its name or folder), a folder with a `series` file or with patches, a patch,
+    a mailbox, or a list of such folders and files, applied in order.  `tree`, if there is one,
+    determines the leading parts to remove from the names in a patch.  Raises UsageError if there is
+    no such series, or none for `release`; PatchError if a patch is missing, or git cannot read it.
     """
     return _load(where, release, Place(tree))
 
@@ -180,17 +180,18 @@ def _load(where: Path | str | Sequence[Path], release: str, place: Place) -> Ser
         return _series(topic, release, given, listing.from_file(given / listing.SERIES), place)
     if is_suite(given):
         raise UsageError(
-            f"{given.name}: a topic of checks, without patches; run them by `./inv verify --topic "
+            f"{given.name}: this topic has checks but no patches; run them with `./inv "
+            f"verify --topic "
             f"{given.name}` on the stock module, with --series PATCHES on yours"
         )
-    # A patch for a whole branch stands in a folder named after its major version.
+    # A patch for a whole branch is in a folder named after its major version.
     for name in dict.fromkeys((release, branch_of(release))):
         if (given / name / listing.SERIES).is_file():
             found = listing.from_file(given / name / listing.SERIES)
             return _series(given.absolute().name, release, given / name, found, place)
     if has := releases(given):
         raise UsageError(
-            f"{given.name}: no series for FreeBSD {release}, there is one for {', '.join(has)}; "
+            f"{given.name}: no series for FreeBSD {release}, only for {', '.join(has)}; "
             f"put one for {release} into {given / release}/, its patches named in a file `series`"
         )
     return _series(given.absolute().name, release, given, listing.from_folder(given), place)
@@ -215,28 +216,29 @@ def _series(topic: str, release: str, folder: Path, found: Listing, where: Place
 
 
 def require_patches(series: Series) -> Series:
-    """The series, if there is something in it to test.  UsageError: it names no patch."""
+    """Returns the series; UsageError if it has no patch."""
     if not series.patches:
         raise UsageError(
-            f"{series.folder / listing.SERIES}: it names no patch yet; put one beside it and name "
+            f"{series.folder / listing.SERIES}: it names no patch yet; put one into its "
+            f"folder and name "
             "it there (git format-patch makes them)"
         )
     return series
 
 
 def read_patch(path: Path) -> Patch:
-    """Read a file that is one patch.  PatchError: it is several, or none that git can read."""
+    """Read a file with one patch; PatchError if it has several, or none that git can read."""
     patches, _ = read_patches(Entry(path))
     if len(patches) != 1:
-        raise PatchError(f"{path.name}: one patch is meant, there are {len(patches)} in it")
+        raise PatchError(f"{path.name}: it must be one patch, but it contains {len(patches)}")
     return patches[0]
 
 
 def read_patches(entry: Entry, where: Place | None = None) -> tuple[list[Patch], list[str]]:
-    """The patches of one file, and what of it is none.
+    """The patches of one file, and notes on its other parts.
 
-    `where` is what they belong to.
-    UsageError: no such file.  PatchError: no patch that git can read in it.
+    `where` is the context of the series.
+    Raises UsageError if there is no such file, PatchError if it has no patch that git can read.
     """
     path = entry.path
     try:
@@ -259,7 +261,7 @@ def read_patches(entry: Entry, where: Place | None = None) -> tuple[list[Patch],
             letter = replace(letter, notes=(*letter.notes, *kinds.passed_over(lines)))
             patches.append(_patch(letter, entry, number if several else 0, name, where))
         elif letter.cover:
-            notes.append(f"{name}: a cover letter, which is no patch")
+            notes.append(f"{name}: a cover letter, not a patch")
         elif several:
             notes.append(f"{name}: a mail without a diff: {letter.subject}")
         else:
@@ -288,7 +290,7 @@ def _patch(letter: mails.Letter, entry: Entry, part: int, name: str, where: Plac
         author=letter.author,
         message=letter.message,
         touched=touched,
-        # What is not to be seen in the file alone, as the tree and the series file decide on it.
+        # Faults that depend on the tree and the series file, not just on this file.
         digest=hashlib.sha256(
             letter.text if plain else b"%d\0%s\0%s" % (entry.reverse, diff, letter.text)
         ).hexdigest(),
@@ -317,8 +319,9 @@ def _usual(diff: bytes, level: int | None, name: str, where: Place) -> bytes:
                 "it with git diff, which writes /"
             )
         raise PatchError(
-            f"{name}: its paths ({git.text_of(names[0])}) lie in no FreeBSD source tree, "
-            "however many parts are taken off them; make the diff at the top of the tree, or name "
+            f"{name}: its paths ({git.text_of(names[0])}) are not in a FreeBSD source "
+            f"tree, "
+            "however many leading parts are removed; make the diff at the top of the tree, or name "
             "the patch in a `series` file with its -pN"
         )
     if level > _DEEPEST or any(
@@ -326,7 +329,7 @@ def _usual(diff: bytes, level: int | None, name: str, where: Place) -> bytes:
         for section in found
         for it in (section.old, section.new)
     ):
-        raise PatchError(f"{name}: -p{level} leaves nothing of a path in it")
+        raise PatchError(f"{name}: -p{level} removes all of a path in it")
     if level == 1 and diffs.is_usual(lines, found):
         return diff
     return diffs.with_usual_paths(lines, found, level)

@@ -1,4 +1,4 @@
-"""A series as one mailbox for git am."""
+"""Writes a series as one mailbox for git am."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.series.sender import Sender
 
 _MBOX_FROM = re.compile(rb"\AFrom [0-9a-f]{7,64} .*\r?\n")
 _SUBJECT = re.compile(rb"^Subject:[ \t]*(\[[^\]\n]*PATCH[^\]\n]*\][ \t]*)?", re.M | re.I)
-# What git am would take for the end of a message, for a diff, or for a line of the header.
+# Lines that git am would take for the end of a message, a diff, or a header.
 _MISTAKEN = re.compile(
     rb"^(---|\+\+\+ |@@ |diff -|Index: |GIT binary|From |>+From |(?:From|Subject|Date):|-- >8)",
     re.M,
@@ -23,17 +23,18 @@ _MISTAKEN = re.compile(
 def export(series: Series, target: Path, sender: Sender | None = None) -> None:
     """Write the series to `target` as one mbox for `git am`, numbered [PATCH n/m].
 
-    `sender` takes the place of placeholders.  PatchError for a patch without author and subject,
-    which `git am` would refuse, for one whose author is a placeholder with no sender to take its
-    place, and for one that the series takes back.
+    `sender` replaces placeholders.  Raises PatchError for a patch without author and subject, which
+    `git am` would refuse; for one whose author is a placeholder if there is no sender; and for one
+    that the series reverts.
     """
     parts = []
     total = len(series.patches)
     for number, patch in enumerate(series.patches, 1):
         if patch.reverse:
             raise PatchError(
-                f"{patch.name}: the series takes it back (-R), and git am cannot; make a patch of "
-                "what that changes"
+                f"{patch.name}: the series reverts it (-R), which git am cannot do; "
+                f"make a patch with "
+                "the reverse change"
             )
         if not patch.author or not _SUBJECT.search(patch.data):
             raise PatchError(
@@ -42,7 +43,7 @@ def export(series: Series, target: Path, sender: Sender | None = None) -> None:
             )
         if sender is None and senders.is_placeholder(patch.author):
             raise PatchError(
-                f"{patch.name}: its author, {patch.author}, is a placeholder; say who sends it: "
+                f"{patch.name}: its author, {patch.author}, is a placeholder; name the sender: "
                 '--author "Name <mail>" --signoff'
             )
         data = _MBOX_FROM.sub(b"", patch.data) if patch.plain else _written(patch)
@@ -57,7 +58,7 @@ def export(series: Series, target: Path, sender: Sender | None = None) -> None:
 
 
 def _written(patch: Patch) -> bytes:
-    """The mail of a patch that came in another form."""
+    """A patch in another form, written as a mail."""
     date = f"Date: {patch.date}\n" if patch.date else ""
     head = (
         f"From: {patch.author}\n{date}Subject: {patch.subject}\n"
@@ -69,5 +70,5 @@ def _written(patch: Patch) -> bytes:
 
 
 def escaped(message: bytes) -> bytes:
-    """A message with a blank before each line that looks like a part of a mail or of a diff."""
+    """A message with a blank inserted before lines that look like part of a mail or a diff."""
     return _MISTAKEN.sub(rb" \1", message)

@@ -1,7 +1,7 @@
-"""A patch file as people have it: one mail or many, encoded or not, or a bare diff.
+"""Reads a patch file: one or several mails, encoded or not, or just a diff.
 
-git reads the mails (mailsplit, mailinfo), as for git am.  What git am does not do: a diff that
-stands in a commit's message is part of the message here, and is not applied.
+git parses the mails (mailsplit, mailinfo), as for git am.  Unlike with git am, a diff in a commit's
+message is part of the message, and is not applied.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _COVER = re.compile(r"Subject:[ \t]*\[[^\]\n]*\b0+/\d+[^\]\n]*\]", re.I)
 class Letter:
     """One patch in a file.
 
-    `diff` is without colours and CR at line ends, its names as they were written; empty if there is
-    none.  `text` is the mail as it stands in the file.  `cover`: a cover letter, [PATCH 0/n]; what
+    `diff` has no colours and no CR at line ends, and its names are unchanged; it is empty if there
+    is none.  `text` is the mail as it is in the file.  `cover`: a cover letter, [PATCH 0/n]; what
     looks like a diff in one (format-patch --interdiff) is part of its text.
     """
 
@@ -49,12 +49,12 @@ class Letter:
 
 
 def read(data: bytes, name: str) -> tuple[Letter, ...]:
-    """The patches of one file, in its order.  PatchError for what cannot be told apart."""
+    """The patches of one file, in order; PatchError if they cannot be separated."""
     if reason := kinds.no_text(data):
         raise PatchError(f"{name}: {reason}")
     text = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
     if text.count(b"\r\n") == text.count(b"\n"):
-        # Converted as a whole: the header, too.
+        # The whole text was converted, including the header.
         text = text.replace(b"\r\n", b"\n")
     if not _is_mail(text):
         return (Letter(data, _from_first(diffs.plain(data))),)
@@ -104,7 +104,9 @@ def _letter(mail: bytes, name: str) -> Letter:
         fields.setdefault(field, " ".join(value.split()))
     hidden, diff = _divide(diffs.plain(body), name)
     author, address = fields.get("Author", ""), fields.get("Email", "")
-    notes = ("a diff in its message is part of the message, and not applied",) if hidden else ()
+    notes = (
+        ("a diff in its message is part of the message, so it is not applied",) if hidden else ()
+    )
     return Letter(
         text=mail,
         diff=b"" if cover else diff,
@@ -119,16 +121,16 @@ def _letter(mail: bytes, name: str) -> Letter:
 
 
 def _subject(mail: bytes, folder: Path) -> str:
-    """The decoded Subject line of a mail, tags and all."""
+    """The decoded Subject line of a mail, including tags."""
     done = run_git(["mailinfo", "-k", "--encoding=UTF-8", "whole", "rest"], folder, mail)
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     return next((line for line in lines if line.startswith("Subject:")), "")
 
 
 def _divide(body: bytes, name: str) -> tuple[bytes, bytes]:
-    """What belongs to the message, and the diff.
+    """Divide a mail into its message and its diff.
 
-    git takes the first diff in a mail for the patch, although it may stand in the message, which
+    git takes the first diff in a mail for the patch, although it may be part of the message, which
     ends with the `---` line.
     """
     lines = body.splitlines(keepends=True)
@@ -149,13 +151,13 @@ def _divide(body: bytes, name: str) -> tuple[bytes, bytes]:
     ):
         raise PatchError(
             f"{name}: there is a diff before a From: or Subject: line and another one after it: "
-            "two patches that nothing divides, or a patch in a message; give each its own file"
+            "two patches without a separator, or a patch in a message; put each into its own file"
         )
     return b"\n" + b"".join(before), _from_first(b"".join(lines[ends[-1] :]))
 
 
 def _from_first(text: bytes) -> bytes:
-    """A text from its first diff on; empty if there is none."""
+    """The text from its first diff on; empty if there is none."""
     lines = text.splitlines(keepends=True)
     found = diffs.sections(lines)
     return b"".join(lines[found[0].first :]) if found else b""

@@ -1,4 +1,4 @@
-"""mandoc's opinion of manual pages."""
+"""Checks manual pages with mandoc."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _MANUAL = re.compile(r"(?:.*/)?[^/]+\.[1-9]\Z")
 _SAID = re.compile(
     r"^mandoc: .*?:\d+:\d+: (?P<text>(?:STYLE|WARNING|ERROR|UNSUPP|FATAL|BADARG).*)$"
 )
-# True here, and no fault of the page: Debian has not FreeBSD's manuals, nor its mdoc date rules.
+# Messages that are caused by this system and are no fault of the page: Debian lacks FreeBSD's
+# manuals and its mdoc date rules.
 _HERE_ONLY = ("referenced manual not found", "operating system explicitly specified")
 
 
@@ -28,7 +29,9 @@ def is_manual(path: str) -> bool:
 
 
 def lint(page: Path) -> Counter[str]:
-    """What `mandoc -T lint` says of a page, line numbers left out; nothing for a missing page."""
+    """The messages of `mandoc -T lint` for a page, without line numbers; none for a missing
+    page.
+    """
     if not page.is_file():
         return Counter()
     done = process.run(["mandoc", "-T", "lint", "-I", "os=FreeBSD", str(page)])

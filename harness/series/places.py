@@ -1,7 +1,7 @@
-"""Where the hunks of a patch fit: in another version of the file, in one place only.
+"""Checks that each hunk of a patch fits in only one place of another version of its file.
 
-git takes the nearest place.  In text that repeats itself (an empty case after the other, one
-function that looks like the next) that is a guess, and the guess may be the wrong function.
+git takes the nearest place.  In repetitive text (several empty cases, several similar functions)
+that is a guess, and it may be the wrong function.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUNK = re.compile(rb"^@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 
 @dataclass(frozen=True)
 class Doubt:
-    """A hunk that fits in `places` places of another version of the file than it was made of."""
+    """A hunk that fits in `places` places of a file that differs from the one it was made from."""
 
     path: str
     hunk: int
@@ -38,12 +38,12 @@ class _Hunk:
 def doubtful(
     told: str, data: bytes, folder: Path, *, reverse: bool, bare: bool = False
 ) -> Doubt | None:
-    """The first hunk of a patch that may belong elsewhere in its file; None if all are sure.
+    """The first hunk of a patch that may belong elsewhere in its file; None if all are certain.
 
-    `told` is what `git apply --check -v` said of the patch `data` in `folder`, with
-    --unidiff-zero if `bare`.  Doubt there is only where the file is known to be another version
-    than the patch was made of: its name in git's `index` line differs, or hunks moved.  A hunk is
-    sure if it fits in one place only, or moved exactly as far as the nearest one that does.
+    `told` is the output of `git apply --check -v` for the patch `data` in `folder`, with
+    --unidiff-zero if `bare`.  There is doubt only if the file is known to be another version than
+    the one the patch was made from: its name in git's `index` line differs, or hunks moved.  A hunk
+    is certain if it fits in only one place, or moved exactly as far as the nearest one that does.
     """
     lines = data.splitlines(keepends=True)
     found = {_path(it, reverse): it for it in diffs.sections(lines)}
@@ -64,7 +64,7 @@ def doubtful(
 
 
 def is_blob(file: Path, wanted: str) -> bool:
-    """Whether a file has the content that git calls `wanted`, a name that may be shortened."""
+    """Whether a file has the content with git's name `wanted`, which may be abbreviated."""
     try:
         data = file.read_bytes()
     except OSError:
@@ -83,7 +83,7 @@ def _is_other(file: Path, section: diffs.Section, reverse: bool, moved: bool) ->
 
 
 def _moved(told: str) -> Iterator[tuple[str, dict[int, int]]]:
-    """Each file that git looked at, with the hunks that moved there and how far."""
+    """Each file that git examined, with its moved hunks and their distances."""
     found: list[tuple[str, dict[int, int]]] = []
     for line in told.splitlines():
         if checking := CHECKING.match(line):
@@ -94,7 +94,7 @@ def _moved(told: str) -> Iterator[tuple[str, dict[int, int]]]:
 
 
 def _before(name: str) -> str:
-    """The old name of a renamed file: git prints sys/{a.c => b.c}."""
+    """The old name of a renamed file, which git prints as sys/{a.c => b.c}."""
     return re.sub(r"/{2,}", "/", re.sub(r"\{(.*?) => .*?\}", r"\1", name)).partition(" => ")[0]
 
 
@@ -106,7 +106,7 @@ def _path(section: diffs.Section, reverse: bool) -> str:
 def _places(
     file: Path, lines: Sequence[bytes], section: diffs.Section, reverse: bool, bare: bool
 ) -> Iterator[int]:
-    """In how many places of a file each hunk fits."""
+    """The number of places in a file where each hunk fits."""
     try:
         have = file.read_bytes().splitlines(keepends=True)
     except OSError:
@@ -120,7 +120,7 @@ def _places(
         at_end = not body or body[-1][:1] not in (b" ", b"\n")
         at_begin = head is not None and int(head[2 if reverse else 1]) <= 1
         if not wanted or (not bare and (at_end or at_begin)):
-            # git holds a hunk without context on a side to that end of the file.
+            # If a hunk has no context on one side, git applies it only at that end of the file.
             yield 1
             continue
         last = len(have) - len(wanted)
@@ -128,7 +128,7 @@ def _places(
 
 
 def _is_sure(hunks: Sequence[_Hunk], at: int) -> bool:
-    """Whether a hunk that fits in several places moved as the nearest one that fits in one did."""
+    """Whether a hunk with several places moved as far as the nearest hunk with only one."""
     near = sorted(
         (abs(other - at), it.offset_lines) for other, it in enumerate(hunks) if it.places == 1
     )

@@ -1,9 +1,9 @@
-"""From an edited tree back to the series.
+"""Writes the edits of a tree back into the series.
 
-The way to work: `patch.apply TREE`, edit there, `patch.refresh TREE --pristine SRC`.  The edited
+Usage: `patch.apply TREE`, edit there, `patch.refresh TREE --pristine SRC`.  The edited
 tree is compared with the pristine one, file by file, no git needed.  An edit goes into the last
-patch of the series that touches the file, so no other patch has to move; its message stays.  Files
-that no patch touches are named, and taken in with `into`, the patch they shall belong to.
+patch of the series that touches the file, so no other patch changes; its message stays.  Files that
+no patch touches are reported; with `into` they are added to that patch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TAIL = re.compile(rb"^-- \r?\n\d[^\n]*\n+\Z", re.M)
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh wrote, and what it saw and left alone."""
+    """The results of a refresh: rewritten patches, and files that were left out."""
 
     changed: tuple[str, ...]
     unclaimed: tuple[str, ...]
@@ -42,11 +42,11 @@ class Refreshed:
 
 
 def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> Refreshed:
-    """Bring the edits made in `edited` back into the series' patches.
+    """Write the edits made in `edited` back into the series' patches.
 
     Returns the names of the patches that were rewritten, the edited files that no patch touches
-    (taken in when `into` names a patch), and those rewritten patches that other releases share.
-    Raises PatchError when the series does not apply to `pristine`.
+    (added to the patch `into` if it is given), and those rewritten patches that other releases
+    share.  Raises PatchError if the series does not apply to `pristine`.
     """
     for tree in (pristine, edited):
         source_tree.require(tree)
@@ -54,7 +54,9 @@ def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> 
         raise UsageError("patch.refresh needs two trees: the edited one, and --pristine")
     apply.require_complete(edited)
     if not series.patches:
-        raise UsageError(f"the series {series.topic} is empty; begin it with git format-patch")
+        raise UsageError(
+            f"the series {series.topic} is empty; make its first patch with git format-patch"
+        )
     unclaimed = tuple(sorted(_changed_elsewhere(pristine, edited, set(series.touched))))
     target = _named(series, into) if into else None
     with tempfile.TemporaryDirectory(prefix="vmm-refresh-") as name:
@@ -70,8 +72,9 @@ def refresh(series: Series, pristine: Path, edited: Path, *, into: str = "") -> 
         for patch in rewritten:
             if not patch.plain:
                 raise UsageError(
-                    f"{patch.name}: it cannot be written again in the form it has (one of several "
-                    "mails, encoded, p0, or taken back with -R); make it a file of its own with "
+                    f"{patch.name}: it cannot be written again in its present form (one "
+                    f"of several "
+                    "mails, encoded, p0, or reverted with -R); make it a separate file with "
                     "git format-patch"
                 )
         written = {
@@ -95,7 +98,7 @@ def _named(series: Series, name: str) -> Patch:
 
 
 def _states(series: Series, pristine: Path, work: Path, more: tuple[str, ...]) -> tuple[Path, ...]:
-    """The touched files before the series, and after each patch: one folder each."""
+    """The touched files before the series and after each patch, each in its own folder."""
     states = [work / "0"]
     staging.copy_touched((*series.touched, *more), pristine, states[0])
     for number, patch in enumerate(series.patches, 1):
@@ -132,7 +135,8 @@ def _changed_elsewhere(pristine: Path, edited: Path, touched: set[str]) -> Itera
             yield path
             continue
         new_state, old_state = file.stat(), old.stat()
-        # Equal times and sizes are a copy: reading every file of two trees takes minutes.
+        # Equal times and sizes count as equal, because reading every file of two trees takes
+        # minutes.
         if (new_state.st_size, new_state.st_mtime_ns) == (old_state.st_size, old_state.st_mtime_ns):
             continue
         if not filecmp.cmp(file, old, shallow=False):
@@ -162,7 +166,7 @@ def _rewrite(
     edited: Path,
     work: Path,
 ) -> bytes:
-    """The patch written again: its header, and the difference from `before` to its new result."""
+    """The rewritten patch: its header, and the difference from `before` to its new result."""
     after = states[states.index(before) + 1]
     repository = work / f"diff-{patch.digest[:12]}"
     repository.mkdir()
@@ -188,7 +192,7 @@ def _rewrite(
 
 
 def _context(patch: Patch) -> int:
-    """How many lines of context the patch was made with: one in common/ may have fewer."""
+    """The patch's number of context lines; a patch in common/ may have fewer than usual."""
     most = 0
     for changed in PatchSet(git.text_of(patch.diff)):
         for hunk in changed:

@@ -1,4 +1,4 @@
-"""`inv topic.new`: the folder of a new topic, which runs at once: series, checks, notes."""
+"""`inv topic.new`: makes the folder of a new topic that can be run immediately."""
 
 from __future__ import annotations
 
@@ -70,11 +70,12 @@ What the patches do, and why.
 
 
 def new(name: str, release: str, root: Path = load.PATCHES, like: str = "") -> Path:
-    """Lay out a topic, whole or not at all; its folder.
+    """Make a topic, completely or not at all; returns its folder.
 
     `like` is a topic to copy: its checks, sources, mutants and patches.  The copy gets a series for
-    `release` only where that is not empty.  UsageError: a name that is none (lower case, digits,
-    `-` and `_` between them), or taken; no such topic to copy.
+    `release` only if that is not empty.  Raises UsageError for an invalid name (it has lower-case
+    letters and digits, with `-` and `_` between them), an existing one, or an unknown topic to
+    copy.
     """
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or name == listing.COMMON:
         raise UsageError(
@@ -83,10 +84,10 @@ def new(name: str, release: str, root: Path = load.PATCHES, like: str = "") -> P
         )
     known = releases.read(release)
     if (known is None or known.kind) and not (like and not release):
-        raise UsageError(f"{release!r}: a release like {defaults.RELEASE} or 14 is meant")
+        raise UsageError(f"{release!r}: it must be a release like {defaults.RELEASE} or 14")
     folder = root / name
     if folder.exists():
-        raise UsageError(f"{folder} is there already; choose another name")
+        raise UsageError(f"{folder} already exists; choose another name")
     short = re.sub("[-_]", "", name)
     words = {"name": name, "release": release, "short": short}
     root.mkdir(parents=True, exist_ok=True)
@@ -104,11 +105,11 @@ def new(name: str, release: str, root: Path = load.PATCHES, like: str = "") -> P
 
 
 def _copy(root: Path, like: str, folder: Path, series: str, release: str) -> Path:
-    """A topic that begins as a copy of another, with its own name in it."""
+    """Copy a topic, with the new topic's name in its files."""
     known = (*load.topics(root), *load.suites(root))
     if like not in known:
-        raise UsageError(f"--like {like}: no such topic; there is {', '.join(known) or 'none'}")
-    # Where the name means the topic, and not just what it is about.
+        raise UsageError(f"--like {like}: no such topic; choose from {', '.join(known) or 'none'}")
+    # The places where the name means the topic, and not just its subject.
     said = re.compile(
         rf"(?P<before>\btest_|\bpatches/|--topic |^# |^\"\"\"){re.escape(like)}\b(?!-)", re.M
     )

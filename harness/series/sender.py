@@ -1,4 +1,4 @@
-"""Who sends a patch: a person's name and address in place of the project's placeholder."""
+"""The sender of a patch: a person's name and address, which replace the project's placeholder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.errors import UsageError
 
 _SENDER = re.compile(r"([^<>\n@\"]*[^<>\n@\"\s])\s*<([^<>\s@]+@[^<>\s@]+\.[^<>\s@.]+)>\Z")
-# Where nobody reads mail: names that are reserved (RFC 2606), and hosts of mere labels.
+# Addresses where nobody reads mail: reserved names (RFC 2606), and hosts without a domain.
 _NOBODY = re.compile(r"@(.*\.)?(example|invalid|noreply\..*)\Z", re.I)
 _FROM = re.compile(rb"^From:.*(\n[ \t].*)*", re.M)
 _ADDRESS = re.compile(r"<([^<>]*)>")
@@ -18,7 +18,7 @@ _END = b"\n---\n"
 
 @dataclass(frozen=True)
 class Sender:
-    """A person who owns what is sent, and signs it off or not."""
+    """The person who sends patches, and whether they sign them off."""
 
     name: str
     address: str
@@ -26,18 +26,19 @@ class Sender:
 
     @property
     def mailbox(self) -> str:
-        """As mail headers and sign-offs have it."""
+        """Name and address, as in mail headers and sign-offs."""
         return f"{self.name} <{self.address}>"
 
 
 def parse(author: str, signs_off: bool) -> Sender | None:
     """The sender of `--author "Name <mail>"`; None without one.
 
-    UsageError: no name and address, an address nobody reads, a sign-off without an author.
+    Raises UsageError for a missing name or address, an address that nobody reads, or a sign-off
+    without an author.
     """
     if not author:
         if signs_off:
-            raise UsageError('--signoff: whose? Give --author "Name <mail>" with it')
+            raise UsageError('--signoff needs a name; add --author "Name <mail>"')
         return None
     found = _SENDER.match(author.strip())
     if found is None:
@@ -48,16 +49,16 @@ def parse(author: str, signs_off: bool) -> Sender | None:
 
 
 def is_placeholder(author: str) -> bool:
-    """Whether the address in `author` ("Name <mail>") is one that nobody reads mail at."""
+    """Whether `author` ("Name <mail>") has an address at which nobody reads mail."""
     found = _ADDRESS.search(author)
     return found is not None and _NOBODY.search(found[1]) is not None
 
 
 def put(data: bytes, author: str, sender: Sender) -> bytes:
-    """The mail `data` as `sender` sends it.
+    """The mail `data`, adapted to `sender`.
 
-    Its author becomes the sender where it was a placeholder; the author of somebody else's patch
-    stays.  A placeholder's sign-off goes, and the sender's comes if the sender signs off.
+    A placeholder as author is replaced by the sender; any other author stays.  A placeholder's
+    sign-off is removed, and the sender's is added if the sender signs off.
     """
     head, blank, rest = data.partition(b"\n\n")
     if is_placeholder(author):
@@ -77,6 +78,6 @@ def _escaped(mailbox: str) -> bytes:
 
 
 def _last(text: str) -> str:
-    """The last line, if it is a sign-off; else what no text ends with."""
+    """The last line, if it is a sign-off; otherwise a text that nothing ends with."""
     line = text.rsplit("\n", 1)[-1]
     return line if _SIGN_OFF.match(line) else "\0"

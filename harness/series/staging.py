@@ -1,4 +1,4 @@
-"""A series applied to copies: the user's tree is only read."""
+"""Applies a series to copies, so that the user's tree is only read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.series.load import Patch, Series
 
 @contextmanager
 def staged(series: Series, tree: Path) -> Iterator[tuple[Path, tuple[Drift, ...]]]:
-    """The touched files of `tree`, copied to a folder of their own, with the series applied there.
+    """Copy the touched files of `tree` to a separate folder, and apply the series there.
 
     The tree is only read.  Yields the folder and the hunks that moved; raises PatchError for the
     first patch that does not apply.
@@ -29,13 +29,13 @@ def staged(series: Series, tree: Path) -> Iterator[tuple[Path, tuple[Drift, ...]
 
 
 def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
-    """Copy those of the `touched` files that `tree` has into `folder`, content and mode."""
+    """Copy the `touched` files that exist in `tree` to `folder`, with contents and mode."""
     source_tree.require(tree)
     folder.mkdir(parents=True, exist_ok=True)
     for path in touched:
         source, target = tree / path, folder / path
         if source.is_dir():
-            raise PatchError(f"{path}: the series has a file of that name, the tree a folder")
+            raise PatchError(f"{path}: in the series this is a file, but in the tree a folder")
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -46,7 +46,9 @@ def copy_touched(touched: Sequence[str], tree: Path, folder: Path) -> None:
 
 
 def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
-    """Apply the series to the copies in `folder`; says so if `tree` has it applied already."""
+    """Apply the series to the copies in `folder`; the error says if `tree` already has it
+    applied.
+    """
     drift: list[Drift] = []
     try:
         for patch in series.patches:
@@ -56,14 +58,14 @@ def apply_staged(series: Series, tree: Path, folder: Path) -> tuple[Drift, ...]:
             raise _already(series, tree, error.detail) from error
         raise
     if drift and is_applied(series, tree, exactly=True):
-        # Text that repeats itself: it would fit a second time, somewhere else.
+        # In repetitive text the patch might fit a second time in another place.
         raise _already(series, tree)
     for path in series.touched:
-        # git makes none from a patch that touched_paths let pass; nothing may rest on that alone.
+        # touched_paths already refuses such patches; this is a second line of defence.
         if any(
             (folder / it).is_symlink() for it in (PurePosixPath(path), *PurePosixPath(path).parents)
         ):
-            raise PatchError(f"{path}: the series makes a symbolic link of it")
+            raise PatchError(f"{path}: the series turns it into a symbolic link")
     return tuple(drift)
 
 
@@ -72,9 +74,9 @@ def _already(series: Series, tree: Path, detail: str = "") -> PatchError:
 
 
 def is_applied(series: Series, tree: Path, *, exactly: bool = False) -> bool:
-    """Whether `tree` holds the series already: it can be taken back, last patch first.
+    """Whether `tree` already has the series: it can be reverted, last patch first.
 
-    `exactly`: without a hunk that moves.
+    `exactly` allows no moved hunk.
     """
     if not series.patches:
         return False
@@ -93,5 +95,5 @@ def is_applied(series: Series, tree: Path, *, exactly: bool = False) -> bool:
 def apply_patch(
     folder: Path, patch: Patch, *, reverse: bool = False, only: str = ""
 ) -> tuple[Drift, ...]:
-    """Apply one patch to the files in `folder`, as its series says; all or nothing."""
+    """Apply one patch to the files in `folder` with its options in the series; all or nothing."""
     return git.apply_in(folder, patch.diff, patch.name, reverse=reverse != patch.reverse, only=only)

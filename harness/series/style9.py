@@ -1,4 +1,4 @@
-"""The part of style(9) that can be read off single lines: the basics, on added lines alone."""
+"""Checks the rules of style(9) that concern single lines, only on added lines."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _KEYWORD = re.compile(r"\b(if|for|while|switch|return)\(")
 _RETURN = re.compile(r"\breturn\s+(?!\()[^;\s]")
 _SIZEOF = re.compile(r"\bsizeof\s*(?!\s*\()\S")
 _BRACE = re.compile(r"\)\{|\belse\{|\bdo\{|\}else\b")
-# Tabs, then at most four blanks of continuation; a comment's star stands one blank further.
+# Tabs, then at most four blanks of continuation; a comment's star has one more blank.
 _INDENT = re.compile(r"\t* {0,4}(?=\S)|\t* ?\*")
 _C_FILE = re.compile(r".*\.[chSs]\Z")
 
 
 def check_file(changed: PatchedFile) -> Iterator[tuple[int, str]]:
-    """(line in the new file, what is wrong) for each added line that breaks a rule."""
+    """(line in the new file, fault) for each added line that breaks a rule."""
     is_c = bool(_C_FILE.match(changed.path))
     for hunk in changed:
         in_comment = False
@@ -40,7 +40,7 @@ def check_file(changed: PatchedFile) -> Iterator[tuple[int, str]]:
 
 
 def check_line(line: str, code: str) -> Iterator[str]:
-    """What is wrong with one line of C; `code` is the line without comments and strings."""
+    """The faults of one line of C; `code` is the line without comments and strings."""
     width = len(line.expandtabs(_TAB))
     if width > _COLUMNS:
         yield f"{width} columns wide, more than {_COLUMNS}"
@@ -57,11 +57,11 @@ def check_line(line: str, code: str) -> Iterator[str]:
     if _SIZEOF.search(code):
         yield "sizeof without parentheses"
     if _BRACE.search(code):
-        yield "no blank beside a brace"
+        yield "no blank next to a brace"
 
 
 def _code(line: str, in_comment: bool) -> tuple[str, bool]:
-    """The line without strings and comments, and whether a comment goes on after it."""
+    """The line without strings and comments, and whether a comment continues after it."""
     if in_comment:
         _, ended, line = line.partition("*/")
         if not ended:
@@ -70,7 +70,8 @@ def _code(line: str, in_comment: bool) -> tuple[str, bool]:
         # A hunk that begins inside a comment.
         _, ended, line = line.partition("*/")
         return (line, False) if ended else ("", False)
-    # Comments first: their apostrophes would pair up as strings; but not a /* inside a string.
+    # Remove comments first, because their apostrophes would look like strings; but not a /* inside
+    # a string.
     line = _STRING.sub(lambda it: '""' if "/*" in it[0] or "//" in it[0] else it[0], line)
     line = _STRING.sub('""', _COMMENT.sub(" ", line))
     code, opened, _ = line.partition("/*")

@@ -5,10 +5,10 @@
  */
 
 /*
- * As much of a PC's BIOS as a boot sector needs: the first sector of a virtio
- * disk is read to 0000:7c00 and jumped to, in real mode with the drive's number
- * in DL, and the services of INT 10h (a character), INT 13h (the disk) and
- * INT 18h (nothing to boot) are there.  bios_modes.S goes between the modes.
+ * The part of a PC's BIOS that a boot sector needs: it reads the first sector
+ * of a virtio disk to 0000:7c00 and jumps to it, in real mode with the drive's
+ * number in DL, and offers INT 10h (a character), INT 13h (the disk) and INT
+ * 18h (nothing to boot).  bios_modes.S switches between the modes.
  */
 
 #include "rom.h"
@@ -90,7 +90,7 @@ linear(uint16_t segment, uint16_t offset)
 	return ((uint32_t)segment * 16 + offset);
 }
 
-/* INT 13h, AH=48h: what EDD 1.1 says of a drive. */
+/* INT 13h, AH=48h: a drive's parameters of EDD 1.1. */
 static void
 parameters(uint32_t address)
 {
@@ -105,7 +105,7 @@ parameters(uint32_t address)
 	*(volatile uint16_t *)(uintptr_t)(address + 24) = SECTOR;
 }
 
-/* INT 13h; whether it went well. */
+/* INT 13h; returns whether it succeeded. */
 static bool
 disk_service(struct frame *frame)
 {
@@ -148,7 +148,7 @@ disk_service(struct frame *frame)
 	}
 }
 
-/* A service is asked for; bios_modes.S calls this in 32-bit mode. */
+/* Serve a BIOS call; bios_modes.S calls this in 32-bit mode. */
 void
 bios_call(struct frame *frame)
 {

@@ -5,8 +5,8 @@
  */
 
 /*
- * What is not on the PCI bus: fwctl, ACPI's registers and tables, the serial
- * line, the keyboard's controller.
+ * Devices that are not on the PCI bus: fwctl, ACPI's registers and tables, the
+ * serial line, the keyboard's controller.
  */
 
 #include "rom.h"
@@ -20,7 +20,7 @@ fwctl_word(void)
 	return (inl(FWCTL_IN));
 }
 
-/* One request: header, then the name; what comes back is read whole. */
+/* One request: header, then the name; the answer is read completely. */
 static uint32_t
 fwctl(uint32_t operation, const char *name, uint32_t length, uint32_t *value)
 {
@@ -47,7 +47,7 @@ fwctl(uint32_t operation, const char *name, uint32_t length, uint32_t *value)
 	return (error);
 }
 
-/* fwctl: the signature, hw.ncpu with its exact length, and what is bad. */
+/* fwctl: the signature, hw.ncpu with its exact length, and bad requests. */
 void
 firmware(void)
 {
@@ -153,7 +153,7 @@ keyboard(void)
 	outb(0x60, mode);
 }
 
-/* Nothing there: all ones, of every size. */
+/* Where there is no device, reads of every size return all ones. */
 void
 nothing(void)
 {

@@ -5,9 +5,9 @@
  */
 
 /*
- * QEMU's fw_cfg, which bhyve has where it is asked for it (-l bootrom,
- * FILE,fwcfg=qemu), and the E820 map in it.  The machine is the one that
- * harness/bhyve/l2.py makes for this: 64 MiB, one vCPU, a word of its own.
+ * QEMU's fw_cfg, which bhyve has with -l bootrom,FILE,fwcfg=qemu, and the E820
+ * map in it. The machine is defined in harness/bhyve/l2.py: 64 MiB, one vCPU,
+ * and a file from the command line.
  */
 
 #include "rom.h"
@@ -30,7 +30,7 @@ select(uint32_t item)
 	outw(SELECTOR, (uint16_t)item);
 }
 
-/* `bytes` of the item at hand, the last first, or the first where `big`. */
+/* `bytes` of the selected item, little endian, or big endian if `big`. */
 static uint32_t
 number(uint32_t bytes, bool big)
 {
@@ -104,7 +104,7 @@ fwcfg_items(void)
 	equal("an item that is none", inb(DATA), 0);
 }
 
-/* The directory is in order, and each file has a place of its own. */
+/* The directory is sorted, and each file has its own selector. */
 void
 fwcfg_directory(void)
 {
@@ -126,7 +126,7 @@ fwcfg_directory(void)
 		if (i > 0 && compare(list[i - 1].name, list[i].name) >= 0)
 			wrong("a file out of order", i, 0);
 	}
-	/* What the command line gave, with its end. */
+	/* The file from the command line, and its end. */
 	equal("the word's length", open_file("opt/workbench/word"), 6);
 	equal("the word", number(4, true), 0x68656c6c);
 	equal("its end", number(2, true), 0x6f00);
@@ -161,7 +161,7 @@ fwcfg_e820(void)
 			equal("the first entry", base, 0);
 		if (type == 1) {
 			memory += length;
-			/* VGA's memory and the ROMs' are none. */
+			/* The areas of VGA and ROMs are not memory. */
 			if (base < 0x100000 && base + length > 0xa0000)
 				wrong("memory where VGA is", base, 0x100000);
 		}

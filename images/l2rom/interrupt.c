@@ -16,7 +16,7 @@
 #define	IOAPIC		0xfec00000u
 #define	MASKED		0x10000u
 
-/* Vectors, by where they come from. */
+/* Vectors by their sources. */
 #define	V_PIC		0x20u
 #define	V_APIC		0x50u
 #define	V_TIMER_PIN	(V_APIC + 2)
@@ -30,10 +30,10 @@ void	on_interrupt(uint32_t);
 static uint64_t table[ENTRIES] __attribute__((aligned(8)));
 static volatile uint32_t counts[ENTRIES];
 static volatile uint8_t serial_cause;
-/* fault_handler sets the first, and goes on at the second. */
+/* fault_handler sets the first, and continues at the second. */
 volatile uint32_t fault_seen, fault_resume;
 
-/* Counts one, and says that it was seen where it came from. */
+/* Counts an interrupt, and acknowledges it at its controller. */
 void
 on_interrupt(uint32_t vector)
 {
@@ -98,7 +98,7 @@ halt_for(uint32_t vector, uint32_t before)
 static void
 set_pics(uint8_t first, uint8_t second)
 {
-	/* ICW1 to ICW4: edges, vectors, who is on pin 2, 8086. */
+	/* ICW1 to ICW4: edges, vectors, cascade on pin 2, 8086. */
 	outb(0x20, 0x11);
 	outb(0x21, V_PIC);
 	outb(0x21, 4);
@@ -191,7 +191,7 @@ interrupts(void)
 	    0);
 }
 
-/* False where it is a #GP. */
+/* False if it causes a #GP. */
 static bool
 read_msr(uint32_t number, uint32_t *low, uint32_t *high)
 {
@@ -220,7 +220,7 @@ is_intel(void)
 	return (b == 0x756e6547);		/* "Genu" */
 }
 
-/* MSRs that the kernel leaves to bhyve, which answers for a few of them. */
+/* MSRs that the kernel passes to bhyve, which handles a few of them. */
 void
 msrs(void)
 {

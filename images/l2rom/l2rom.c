@@ -6,8 +6,8 @@
 
 /*
  * A guest without an operating system, for bhyve -l bootrom.  It prints a
- * marker and the memory it finds on COM1, and then does what it is told
- * there, a line each:
+ * marker and the memory that it finds on COM1, and then obeys commands from
+ * there, one per line:
  *
  *	tN	touch N MiB of memory, a page at a time, and read it back
  *	s	spin: never answer again
@@ -55,7 +55,7 @@
 
 #define	MIB		(1024U * 1024U)
 #define	PAGE		4096U
-/* Below lie this program's stack and variables, and the legacy hole. */
+/* Below are this program's stack and variables, and the legacy hole. */
 #define	FIRST_MIB	1U
 #define	MAX_MIB		3000U
 #define	MAX_NUMBER	100000000U
@@ -65,8 +65,9 @@ void	rom_serve(void);
 void	triple_fault(void);
 
 /*
- * A FIFO full with one instruction: bhyve is asked once for all of it, where a
- * look at the port and a write for each character would be two VM exits.
+ * Fill the FIFO with one instruction: that is one VM exit to bhyve, while
+ * reading the status and writing each character would be two exits per
+ * character.
  */
 static void
 put_chars(const char *chars, uint32_t count)
@@ -128,10 +129,10 @@ put_hex(uint32_t value)
 }
 
 /*
- * Each look at the port is a VM exit as far as bhyve itself, so a guest that
- * looked all the time would keep L1's processor busy with them.  Halting until
- * an interrupt comes would be kinder still, but Bochs emulates everything at a
- * fifth of its speed once it has delivered a virtual interrupt.
+ * Each read of the port is a VM exit up to bhyve itself, so a guest that polled
+ * all the time would keep L1's processor busy.  Halting until an interrupt
+ * comes would be kinder still, but Bochs emulates everything at a fifth of its
+ * speed once it has delivered a virtual interrupt.
  */
 static char
 get_char(void)
@@ -150,7 +151,7 @@ cmos(uint8_t index)
 	return (inb(CMOS_DATA));
 }
 
-/* Memory below 4 GiB, in MiB; the registers say nothing of the first 16. */
+/* Memory below 4 GiB, in MiB; the registers do not include the first 16. */
 static uint32_t
 lowmem_mib(void)
 {
@@ -172,7 +173,7 @@ highmem_mib(void)
 
 /*
  * Write every page's own address into it and read all back, so that two
- * pages which are one do not go unnoticed.
+ * addresses of the same page are noticed.
  */
 static void
 touch(uint32_t mib)
@@ -226,15 +227,15 @@ pattern(uint32_t address)
 }
 
 /*
- * Count aloud, for whoever suspends this guest meanwhile: the numbers are in a
- * register, and what was written to memory before is read back in the end.
+ * Count and print the numbers while this guest may be suspended: the number is
+ * in a register, and a pattern written before is read back at the end.
  */
 static void
 count(void)
 {
 	uint32_t number = 0, bad = 0, address;
 
-	/* The end of the line is no character to end with. */
+	/* The end of the line does not end the count. */
 	(void)get_number();
 	for (address = FIRST_MIB * MIB; address < (FIRST_MIB + COUNT_MIB) * MIB;
 	    address += PAGE)

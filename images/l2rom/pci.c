@@ -5,7 +5,7 @@
  */
 
 /*
- * PCI configuration and BARs, in the machine that platform.c tells of.
+ * PCI configuration and BARs, in the machine that platform.c describes.
  */
 
 #include "rom.h"
@@ -54,7 +54,7 @@ there(uint32_t slot)
 	return (config(slot, 0) != 0xffffffffu);
 }
 
-/* Vendors and classes of what the command line asked for. */
+/* Vendors and classes of the devices on bhyve's command line. */
 void
 pci_devices(void)
 {
@@ -66,7 +66,7 @@ pci_devices(void)
 	equal("xhci's class", config(5, 8) >> 8, 0x0c0330);
 	equal("the LPC bridge", config(31, 0), 0x70008086);
 	equal("its class", config(31, 8) >> 16, 0x0601);
-	/* A firmware decides on what is decoded; nothing is before. */
+	/* The firmware turns on decoding; before that nothing is decoded. */
 	for (uint32_t slot = 3; slot < 6; slot++)
 		equal("decoding at power-on", config(slot, 4) & 3, 0);
 	for (uint32_t slot = 6; slot < 31; slot++)

@@ -5,17 +5,17 @@
  */
 
 /*
- * bhyve's own platform as a guest sees it, told as TAP: a claim a line, and
- * what was wrong below it.  The machine is the one that harness/bhyve/l2.py
- * makes for this: a host bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5,
- * the LPC bridge at 31, four vCPUs.  Another machine has QEMU's fw_cfg.
+ * bhyve's own platform as a guest sees it, reported as TAP: one claim per line,
+ * followed by its errors. The machine is defined in harness/bhyve/l2.py: a host
+ * bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5, the LPC bridge at 31,
+ * four vCPUs.  Another machine has QEMU's fw_cfg.
  */
 
 #include "rom.h"
 
 #define	MAX_FAILURES	6u
 
-/* What the claim at hand got wrong; the first few are told. */
+/* The errors of the current claim; the first few are printed. */
 static uint32_t wrongs;
 static struct {
 	const char	*what;

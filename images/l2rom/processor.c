@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The other processors: how they are started. */
+/* Starting the other processors. */
 
 #include "rom.h"
 

@@ -68,7 +68,7 @@ enable_msix(void)
 	return (at);
 }
 
-/* Where the parts of a ring of so many entries are. */
+/* The addresses of the parts of a ring with this number of entries. */
 static volatile uint16_t *
 avail_of(uint32_t size)
 {
@@ -108,7 +108,7 @@ post(uint32_t number, uint32_t size)
 	avail_of(size)[1] = (uint16_t)(number + 1);
 }
 
-/* It came back, filled and no further than it is long. */
+/* The buffer came back, filled exactly to its length. */
 static void
 filled(uint32_t number, uint32_t size)
 {
@@ -142,7 +142,7 @@ requests(uint32_t from, uint32_t to, uint32_t size)
 		filled(number, size);
 }
 
-/* The device fills what it is given, all round its ring. */
+/* The device fills all buffers, all round its ring. */
 void
 random_device(void)
 {

@@ -31,7 +31,7 @@ flat:
 	movw	%ax, %es
 	movw	%ax, %ss
 	movl	$0x9000, %esp
-	/* The variables are in RAM, which holds anything after a reset. */
+	/* The variables are in RAM, whose contents are undefined after a reset. */
 	movl	$bss_start, %edi
 	movl	$bss_end, %ecx
 	subl	%edi, %ecx
@@ -48,7 +48,7 @@ triple_fault:
 	int3
 	jmp	1b
 
-	/* A #GP: noted, and gone on from where somebody said. */
+	/* A #GP: record it, and continue at the address that was set. */
 	.globl	fault_handler
 fault_handler:
 	addl	$4, %esp

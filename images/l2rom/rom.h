@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* What the ROM's parts share: ports, and words on the serial line. */
+/* Shared by the ROM's parts: ports, and output on the serial line. */
 static inline void
 outb(uint16_t port, uint8_t value)
 {
@@ -70,13 +70,13 @@ void	put(const char *);
 void	put_number(uint32_t);
 void	put_hex(uint32_t);
 
-/* platform.c: bhyve's own devices, told as TAP: one machine, and the other. */
+/* platform.c: bhyve's own devices, reported as TAP, in either machine. */
 void	platform(void);
 void	firmware_machine(void);
 void	wrong(const char *, uint32_t, uint32_t);
 void	equal(const char *, uint32_t, uint32_t);
 
-/* interrupt.c: what others need of interrupts. */
+/* interrupt.c: functions for the other parts. */
 void	interrupts_begin(void);
 uint32_t interrupts_of(uint32_t);
 void	halt_for(uint32_t, uint32_t);

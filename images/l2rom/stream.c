@@ -5,9 +5,9 @@
  */
 
 /*
- * How fast bytes go through a console, and whether they arrive: a sequence of
- * bytes that everybody can make is sent, or bytes are read and summed up, and
- * the cycles that it took are told.
+ * How fast bytes go through a console, and whether they arrive: it sends a
+ * known sequence of bytes, or reads bytes and computes a sum, and prints the
+ * cycles that this took.
  */
 
 #include "rom.h"
@@ -26,7 +26,7 @@
 
 static uint32_t seed;
 
-/* Printable, and no blank: nothing on the way takes it for something else. */
+/* Printable and not a blank, so that nothing in between changes it. */
 static uint8_t
 next(void)
 {

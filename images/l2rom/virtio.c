@@ -29,7 +29,7 @@
 #define	DESC_WRITE	2
 #define	ALIGNED(x)	(((x) + 0xfffu) & ~0xfffu)
 
-/* A ring and what belongs to it lie here; a device at a time is used. */
+/* The memory of a ring; only one device is used at a time. */
 #define	RING		0x20000u
 #define	RING_BYTES	0x10000u
 #define	PORTS		0xc000u
@@ -58,7 +58,7 @@ virtio_open(struct virtio *device, uint16_t number, uint16_t queue)
 	if ((bar & 1) == 0)
 		return (false);
 	if ((bar & ~3u) == 0) {
-		/* bhyve has given it ports; QEMU leaves that to a firmware. */
+		/* bhyve has assigned its ports; in QEMU the firmware does that. */
 		bar = PORTS | 1;
 		pci_set_config(slot, 0x10, bar);
 	}

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The serial line, and the ways out of the emulator. */
+/* The serial line, and the ways to end the emulator. */
 
 #include "cpu.h"
 #include "probe.h"

@@ -6,7 +6,7 @@
 
 /*
  * From 32-bit protected mode, without paging, to main() in long mode; the
- * exception stubs; and what to say on a processor without long mode.
+ * exception stubs; and the message for a processor without long mode.
  */
 
 #include "layout.h"

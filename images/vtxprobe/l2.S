@@ -6,9 +6,9 @@
 
 /*
  * The L2 guest: real mode, CS = L2_CODE_SEG, IP = 0, one page of code, one
- * page of data.  It goes through its stages in a fixed order and tells each
- * by a CPUID whose leaf names the stage; L1 knows what must have happened
- * by then.  MODE_ bits in its data page make it misbehave on purpose.
+ * page of data.  It goes through its stages in a fixed order, and reports each
+ * by a CPUID whose leaf is the stage's number; L1 checks what must have
+ * happened by then.  MODE_ bits in its data page make it misbehave on purpose.
  */
 
 #include "layout.h"
@@ -27,7 +27,7 @@ l2:
 1:
 	jnz	1b
 
-	/* Answer the nonce, and tell what mode this is. */
+	/* Answer the nonce, and report the processor's mode. */
 	testw	$MODE_SILENT, L2_MODE
 	jnz	2f
 	movl	L2_NONCE, %eax
@@ -79,7 +79,7 @@ l2_io:
 	outb	%al, %dx
 5:
 
-	/* The instruction made for calling the hypervisor. */
+	/* The instruction for calling the hypervisor. */
 	movl	$L2_CALL, %eax
 	testw	$MODE_NO_CALL, L2_MODE
 	jnz	7f
@@ -98,7 +98,7 @@ l2_vmmcall:
 	movl	$L2_RELEASED, %eax
 	cpuid
 
-	/* What a round trip costs. */
+	/* Measure a round trip. */
 	testw	$MODE_NO_COST, L2_MODE
 	jnz	9f
 8:

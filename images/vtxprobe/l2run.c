@@ -5,7 +5,7 @@
  */
 
 /*
- * What L2 does, seen from L1: the same story for VMX and SVM.  l2.S goes
+ * Runs L2 and checks it, in the same way for VMX and SVM.  l2.S goes
  * through its stages in a fixed order; each function here lets it run to
  * the next one and judges how it got there.
  */
@@ -49,7 +49,7 @@ l2_init(int svm)
 		nested_map(L2_CODE_GPA, l2_code, MAP_READ | MAP_EXEC);
 	nested_map(L2_DATA_GPA, l2_data, MAP_READ | MAP_WRITE);
 
-	/* Nobody can have left the right answer lying about. */
+	/* Use a random value, so that no old data is the right answer. */
 	nonce = (uint32_t)rdtsc() * 2654435761U;
 	mode = svm ? MODE_SVM : 0;
 	if (fault("l2-silent"))
@@ -138,7 +138,7 @@ expect(enum exit_kind kind, uint64_t rip)
 	return (0);
 }
 
-/* L2 says with CPUID how far it is. */
+/* L2 reports its stage with CPUID. */
 static int
 expect_leaf(uint32_t leaf, uint64_t rip)
 {

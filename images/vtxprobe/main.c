@@ -5,8 +5,8 @@
  */
 
 /*
- * vtxprobe: does this computer, real or emulated, give a hypervisor what
- * FreeBSD's vmm.ko needs?  It answers by doing, over COM1, as TAP.
+ * vtxprobe: does this computer, real or emulated, have what FreeBSD's vmm.ko
+ * needs? It finds out by trying, and reports over COM1 as TAP.
  */
 
 #include "cpu.h"

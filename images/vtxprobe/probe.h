@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The parts of the probe and what they ask of each other. */
+/* The parts of the probe and their functions. */
 
 #ifndef PROBE_H
 #define	PROBE_H
@@ -97,7 +97,7 @@ struct regs {
 	uint64_t	r8, r9, r10, r11, r12, r13, r14, r15;
 };
 
-/* Why L2 stopped, in words common to both vendors. */
+/* Why L2 stopped, in terms common to both vendors. */
 enum exit_kind {
 	EXIT_OTHER,
 	EXIT_ENTRY_FAILED,	/* L2 did not start at all */
@@ -122,7 +122,7 @@ struct vexit {
 	int		error;		/* VM-instruction error */
 };
 
-/* What l2run.c asks of vmx.c and svm.c. */
+/* The functions of vmx.c and svm.c for l2run.c. */
 struct vt {
 	int		svm;
 	const char	*nested_name;

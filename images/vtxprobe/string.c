@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* What a compiler expects to find, and a printf(3) of a few conversions. */
+/* Functions that a compiler expects, and a printf(3) with a few conversions. */
 
 #include "probe.h"
 

@@ -5,9 +5,9 @@
  */
 
 /*
- * SVM: what vmm.ko asks of an AMD processor, a VMCB for a real-mode L2, in
- * and out.  Names and offsets follow the APM, volume 2, chapter "Secure
- * Virtual Machine" and appendix "Layout of VMCB".
+ * SVM: the requirements of vmm.ko on an AMD processor, a VMCB for a real-mode
+ * L2, entry and exit.  Names and offsets follow the APM, volume 2, chapter
+ * "Secure Virtual Machine" and appendix "Layout of VMCB".
  */
 
 #include "cpu.h"

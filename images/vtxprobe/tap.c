@@ -60,7 +60,7 @@ tap_failed(void)
 	return (failed);
 }
 
-/* The first thing that row i needs and that did not hold, or NULL. */
+/* The first failed row that row i needs, or NULL. */
 static const char *
 missing(size_t i)
 {
@@ -96,7 +96,7 @@ nrows_after(void)
 	return (n);
 }
 
-/* Whether all rows with one of `flags` held. */
+/* Whether all rows with one of `flags` passed. */
 static int
 all_held(unsigned flags)
 {

@@ -5,9 +5,9 @@
  */
 
 /*
- * VMX: on, a VMCS for a real-mode L2, in and out, off.  Field and bit names
- * follow the SDM, volume 3, chapters "Virtual Machine Control Structures",
- * "VM Entries" and "VM Exits".
+ * VMX: turning it on and off, a VMCS for a real-mode L2, entry and exit.  Field
+ * and bit names follow the SDM, volume 3, chapters "Virtual Machine Control
+ * Structures", "VM Entries" and "VM Exits".
  */
 
 #include "cpu.h"

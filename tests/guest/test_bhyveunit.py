@@ -1,4 +1,4 @@
-"""Parts of bhyve(8) that need no virtual machine, each tested alone."""
+"""Parts of bhyve(8) that need no virtual machine, each tested by itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.tools]
 
 @pytest.mark.parametrize("part", bhyveunit.PARTS, ids=lambda part: part.name)
 def test_a_part_of_bhyve(workbench: Workbench, guest: Guest, vmm: Vmm, part: Part) -> None:
-    """a part of bhyve does what its callers and its guests rely on"""
+    """a part of bhyve behaves as its callers and its guests expect"""
     record, build = workbench.record, vmm.build
     assert record is not None
     assert record.source is not None
@@ -25,11 +25,11 @@ def test_a_part_of_bhyve(workbench: Workbench, guest: Guest, vmm: Vmm, part: Par
         pytest.skip(f"the tree has no {part.file}")
     series = load_series(workbench.options) if build.series else None
     if series is not None and not bhyveunit.concerns(series):
-        pytest.skip("the series leaves bhyve and all headers as they are")
+        pytest.skip("the series changes neither bhyve nor headers")
     try:
         made = bhyveunit.compile_part(part, build, record.source, series, record.sysroot)
     except PatchError as error:
-        pytest.skip(f"{part.file} cannot be compiled alone: {error.message}")
+        pytest.skip(f"{part.file} cannot be compiled by itself: {error.message}")
     remote = f"{vmm.home}/{made.name}"
     guest.put(made, remote, mode=0o755)
     cases = bhyveunit.run(guest, remote)

@@ -1,4 +1,4 @@
-"""FreeBSD's own tests of vmm, and those of the series: the same verdicts as ever."""
+"""FreeBSD's own tests of vmm, and those of the series."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 
 @pytest.fixture(scope="module")
 def programs(workbench: Workbench, guest: Guest, vmm: Vmm) -> dict[str, atf.Program]:
-    """The programs of the tree's tests/sys/vmm, in the guest, beside the build's library."""
+    """The programs of the tree's tests/sys/vmm, in the guest, next to the build's library."""
     record = workbench.record
     assert record is not None
     assert record.source is not None
@@ -33,7 +33,7 @@ def _run(guest: Guest, vmm: Vmm, programs: Iterable[atf.Program]) -> tuple[atf.V
 
 
 def test_freebsds_own_tests_hold(guest: Guest, vmm: Vmm, programs: dict[str, atf.Program]) -> None:
-    """no case of the tree's own tests/sys/vmm fails, and not all skip themselves"""
+    """no case of the tree's own tests/sys/vmm fails, and not all are skipped"""
     verdicts = _run(guest, vmm, [it for it in programs.values() if not it.of_series])
     assert [str(it) for it in verdicts if it.outcome in ("failed", "broken")] == []
     assert "passed" in [it.outcome for it in verdicts]
@@ -44,7 +44,7 @@ def test_freebsds_own_tests_hold(guest: Guest, vmm: Vmm, programs: dict[str, atf
 def test_the_tests_of_the_series_pass(
     guest: Guest, vmm: Vmm, programs: dict[str, atf.Program], name: str
 ) -> None:
-    """every case of the tests that the series adds to FreeBSD's passes, none is skipped"""
+    """every case of the tests that the series adds to FreeBSD's passes, and none is skipped"""
     assert name in programs, f"the tree has no {name}"
     verdicts = _run(guest, vmm, [programs[name]])
     assert [str(it) for it in verdicts if it.outcome != "passed"] == []

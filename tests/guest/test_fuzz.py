@@ -1,4 +1,4 @@
-"""Bad calls: what any vmm.ko must bear, and that it answers them as stock does."""
+"""Bad calls: any vmm.ko must survive them, and answer them as stock does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWERS = 3000
 
 @pytest.mark.parametrize("calls", [600, pytest.param(20_000, marks=pytest.mark.minutes)])
 def test_bad_calls_do_no_harm(workbench: Workbench, guest: Guest, vmm: Vmm, calls: int) -> None:
-    """malformed and racing calls break, hang and leak nothing, but for what stock is known to do"""
+    """malformed and racing calls break, hang and leak nothing, except for known faults of stock"""
     assert workbench.running is not None
     assert workbench.record is not None
     known = fuzz.load_known(workbench.options.release)
@@ -36,7 +36,7 @@ def test_bad_calls_do_no_harm(workbench: Workbench, guest: Guest, vmm: Vmm, call
 def test_bad_calls_are_answered_as_stock_answers_them(
     workbench: Workbench, guest: Guest, vmm: Vmm
 ) -> None:
-    """calls of one thread are answered with the errors, registers and mappings that stock gives"""
+    """calls from one thread get the same errors, registers and mappings as on the stock module"""
     stock = fuzz_answers.of_stock(workbench, SEED, ANSWERS)
     ours = fuzz_answers.of_running(workbench, SEED, ANSWERS)
     assert len(ours) > ANSWERS * 0.9

@@ -1,4 +1,4 @@
-"""What the rest of the host brings: jails, wired memory, the boot loader."""
+"""vmm together with other features of the host: jails, wired memory, the boot loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inside(guest: Guest) -> Iterator[Inside]:
 
 
 def test_a_jail_sees_its_own_vms(vmm: Vmm, vm: Callable[..., None], inside: Inside) -> None:
-    """in a jail vmmls lists the jail's VMs alone, also when asked for another; the host sees all"""
+    """in a jail vmmls lists only the jail's VMs, even if asked for another; the host sees all"""
     vm("outside", 16 * MIB)
     said = inside(vmm.vmtool_path, "create", "inside", str(32 * MIB))
     assert said.ok, said.describe()
@@ -61,7 +61,7 @@ def test_a_jail_reads_the_figures_and_sets_no_limit(
 
 
 def test_wired_memory_is_counted_once(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a VM whose memory is wired (bhyve -S) costs what another costs, and gives both back"""
+    """a VM whose memory is wired (bhyve -S) counts as much as another, and gives all back"""
     before = vmm.memory
     page_bytes = int(guest.must(["sysctl", "-n", "hw.pagesize"]))
     pages = int(guest.must(["sysctl", "-n", WIRED]))
@@ -75,7 +75,7 @@ def test_wired_memory_is_counted_once(guest: Guest, vmm: Vmm, vm: Callable[..., 
 
 
 def test_memory_that_cannot_be_wired_leaves_no_trace(guest: Guest, vmm: Vmm) -> None:
-    """a VM refused because its memory cannot be wired leaves nothing in the account"""
+    """a VM that is refused because its memory cannot be wired leaves no memory counted"""
     before = vmm.memory
     most, wired = guest.must(["sysctl", "-n", MOST_WIRED, WIRED]).split()
     guest.must(["sysctl", f"{MOST_WIRED}={int(wired) + 1024}"])
@@ -110,7 +110,7 @@ def test_a_guest_that_cannot_be_wired_leaves_no_memory(
 def test_loaded_and_limited_by_the_boot_loader(
     guest: Guest, vmm: Vmm, vm: Callable[..., None]
 ) -> None:
-    """loaded by the boot loader with a limit set there, the module keeps it from the start"""
+    """loaded by the boot loader with a limit set there, the module has the limit from the start"""
     lines = ('vmm_load="YES"', f'vmm_name="{vmm.loaded.path}"', f'{LIMIT}="96m"')
     guest.script('printf "%s\\n" "$@" >' + LOADER, *lines)
     try:

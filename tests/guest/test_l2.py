@@ -1,4 +1,4 @@
-"""A guest inside the guest: VMs truly run under the module, and the account follows them."""
+"""A guest inside the guest: VMs really run with the module, and their memory is counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.run.session import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.minutes]
 
-# What a shell says of a program that SIGABRT ended.
+# The exit code that a shell reports if SIGABRT ended a program.
 ABORTED = 134
 
 
@@ -31,7 +31,7 @@ def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
 
 @pytest.mark.parametrize(("command", "code"), [("r", Exit.RESET), ("h", Exit.HALTED)])
 def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exit) -> None:
-    """reset and halt in L2 come out as bhyve's exit codes"""
+    """bhyve's exit code says whether L2 was reset or halted"""
     inner = l2(f"ends-{command}")
     inner.start()
     inner.send(command)
@@ -39,9 +39,9 @@ def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exi
 
 
 def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> None:
-    """a triple fault ends L2, and bhyve says so: by exit code on AMD, by an abort on Intel"""
+    """a triple fault ends L2, and bhyve reports it: by exit code on AMD, by an abort on Intel"""
     if workbench.backend in BOCHS_RUNS and workbench.options.cpu_vendor == "amd":
-        pytest.skip(f"{N_A}Bochs as AMD does not come out of a guest's triple fault")
+        pytest.skip(f"{N_A}Bochs as AMD hangs in a guest's triple fault")
     inner = l2("faults")
     inner.start()
     inner.send("f")
@@ -50,7 +50,7 @@ def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> 
 
 
 def test_l2_touches_its_memory(l2: Callable[..., L2]) -> None:
-    """L2 writes 24 MiB through EPT faults and reads every page back as it wrote it"""
+    """L2 writes 24 MiB through EPT faults, and reads every page back unaltered"""
     inner = l2("touches")
     inner.start()
     assert inner.touch(24) == 0
@@ -59,7 +59,7 @@ def test_l2_touches_its_memory(l2: Callable[..., L2]) -> None:
 @pytest.mark.patch
 @pytest.mark.tools
 def test_figures_before_during_and_after_l2(vmm: Vmm, l2: Callable[..., L2]) -> None:
-    """vmmls and the sysctls agree before, while and after an L2 runs and touches its memory"""
+    """vmmls and the sysctls agree before, while and after L2 runs and uses its memory"""
     before = vmm.listing()
     assert before.memory == vmm.memory
     inner = l2("figures", 40)
@@ -83,7 +83,7 @@ def test_figures_before_during_and_after_l2(vmm: Vmm, l2: Callable[..., L2]) -> 
 @pytest.mark.patch
 @pytest.mark.tools
 def test_three_l2_at_once(vmm: Vmm, l2: Callable[..., L2]) -> None:
-    """three guests at once are listed, counted exactly, and answer"""
+    """three guests at once are listed, their memory is counted exactly, and they answer"""
     before = vmm.mem_allocated_bytes
     inners = [l2(f"trio{number}", 32 + number) for number in range(3)]
     for inner in inners:
@@ -100,7 +100,7 @@ def test_three_l2_at_once(vmm: Vmm, l2: Callable[..., L2]) -> None:
 @pytest.mark.patch
 @pytest.mark.tools
 def test_a_killed_l2_gives_everything_back(guest: Guest, vmm: Vmm, l2: Callable[..., L2]) -> None:
-    """bhyve killed while L2 spins leaves the VM and its memory; destroying gives all back"""
+    """if bhyve is killed while L2 spins, the VM and its memory stay; destroying frees all"""
     before = vmm.memory
     inner = l2("killed", 64)
     inner.start()

@@ -11,13 +11,13 @@ from harness.guest.freebsd import Guest
 
 
 def test_the_loaded_module_is_ours(guest: Guest, vmm: Vmm) -> None:
-    """the kernel runs the vmm.ko that was built, loaded from where it was put"""
+    """the kernel runs the vmm.ko that was built, loaded from its path"""
     assert [kld.path for kld in guest.klds() if kld.name == "vmm.ko"] == [vmm.loaded.path]
 
 
 @pytest.mark.vtx
 def test_the_processor_virtualizes(guest: Guest) -> None:
-    """the module found what it needs of the processor"""
+    """the processor has the features that the module needs"""
     assert guest.exists("/dev/vmmctl")
     intel = guest.sysctl("hw.vmm.vmx.initialized")
     assert intel == "1" or guest.sysctl("hw.vmm.svm.features") is not None
@@ -26,7 +26,7 @@ def test_the_processor_virtualizes(guest: Guest) -> None:
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_a_vm_comes_and_goes(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a VM that is made appears under /dev/vmm, and is gone when destroyed"""
+    """a new VM appears under /dev/vmm, and disappears when it is destroyed"""
     vm("there", 32 * MIB)
     assert vmm.names() == ["there"]
     vmm.destroy("there")
@@ -38,7 +38,7 @@ def test_a_vm_comes_and_goes(vmm: Vmm, vm: Callable[..., None]) -> None:
 def test_unload_is_refused_while_a_vm_exists(
     guest: Guest, vmm: Vmm, vm: Callable[..., None]
 ) -> None:
-    """the module stays while a VM exists"""
+    """the module cannot be unloaded while a VM exists"""
     vm("holder", 16 * MIB)
     assert not guest.run(["kldunload", "vmm"]).ok
     assert guest.exists("/dev/vmm/holder")
@@ -49,7 +49,7 @@ def test_unload_is_refused_while_a_vm_exists(
 def test_the_module_comes_and_goes(
     guest: Guest, vmm: Vmm, vm: Callable[..., None], reloaded: None
 ) -> None:
-    """unloaded and loaded again, it makes VMs as before"""
+    """after it is unloaded and loaded again, the module makes VMs as before"""
     vmm.reload()
     vm("again", 16 * MIB)
     assert vmm.names() == ["again"]

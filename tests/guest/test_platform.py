@@ -23,7 +23,7 @@ FIRMWARE_CLAIMS = ("fwcfg_items", "fwcfg_directory", "fwcfg_e820")
 
 @pytest.fixture(scope="module")
 def report(vmm: Vmm) -> Iterator[tap.Report]:
-    """All that the boot ROM found, in one run of bhyve."""
+    """The complete report of the boot ROM, from one run of bhyve."""
     inner = L2(vmm, "platform", 64, PLATFORM)
     try:
         inner.start()
@@ -34,7 +34,7 @@ def report(vmm: Vmm) -> Iterator[tap.Report]:
 
 @pytest.fixture(scope="module")
 def firmware(vmm: Vmm) -> Iterator[tap.Report]:
-    """What it found in a machine with QEMU's fw_cfg."""
+    """Its report on a machine with QEMU's fw_cfg."""
     inner = L2(vmm, "firmware", 64, FIRMWARE)
     try:
         inner.start()
@@ -44,13 +44,13 @@ def firmware(vmm: Vmm) -> Iterator[tap.Report]:
 
 
 def test_the_rom_told_all_it_looked_at(report: tap.Report) -> None:
-    """the boot ROM looked at everything, and its report is whole"""
+    """the boot ROM examined everything, and its report is complete"""
     assert report.problem == ""
     assert [test.name for test in report.tests] == [f"platform.{name}" for name in CLAIMS]
 
 
 def test_a_vm_destroyed_under_bhyve_ends_it(l2: Callable[..., L2]) -> None:
-    """a VM destroyed under bhyve ends it, with the exit code of an error"""
+    """if a VM is destroyed while bhyve runs it, bhyve ends with the exit code of an error"""
     inner = l2("doomed")
     inner.start()
     inner.destroy()
@@ -59,17 +59,17 @@ def test_a_vm_destroyed_under_bhyve_ends_it(l2: Callable[..., L2]) -> None:
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_platform(report: tap.Report, name: str) -> None:
-    """a guest of bhyve's finds the board that the manuals describe"""
+    """a guest of bhyve finds the devices that the manuals describe"""
     _require(report, name)
 
 
 @pytest.mark.parametrize("name", FIRMWARE_CLAIMS)
 def test_firmware(firmware: tap.Report, name: str) -> None:
-    """a guest finds QEMU's fw_cfg where it is asked for, and its memory in there"""
+    """if bhyve has QEMU's fw_cfg, a guest finds it, and its memory map in there"""
     _require(firmware, name)
 
 
 def _require(report: tap.Report, name: str) -> None:
     test = next((it for it in report.tests if it.name == f"platform.{name}"), None)
-    assert test is not None, f"the ROM said nothing about {name}"
+    assert test is not None, f"the ROM's report has nothing about {name}"
     assert test.held, f"{test.what}: {'; '.join(test.notes)}"

@@ -1,4 +1,4 @@
-"""What any series of patches must hold, whatever it is about, compared with the stock module."""
+"""Requirements on any series of patches, compared with the stock module."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from harness.guest.freebsd import Guest
 from harness.run.session import Workbench
 
 _CYCLES = 40
-# What devd(8) has yet to read of devices that come and go; the kernel limits it.
+# Events of new and removed devices that devd(8) has not read yet; the kernel limits their number.
 _BOUNDED = {"DEVCTL"}
-# Pages that the kernel holds for itself: what a VM's page tables are made of.
+# Wired pages that the kernel uses itself, for instance for a VM's page tables.
 _WIRED = "vm.stats.vm.v_wire_count"
 
 
 @pytest.mark.beside
 def test_no_new_warnings(workbench: Workbench) -> None:
-    """the series compiles without a warning that the stock source does not give"""
+    """the series compiles without new warnings, compared with the stock source"""
     assert workbench.build is not None
     assert workbench.stock_build is not None
     stock, series = (
@@ -35,13 +35,15 @@ def test_no_new_warnings(workbench: Workbench) -> None:
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vmm: Vmm) -> None:
-    """with each VM no zone of kernel memory and no wired page more stays in use than with stock"""
+    """VMs leave no more items of kernel memory zones and no more wired pages in use than on
+    stock
+    """
     vmm.churn("warm", 10, 4 * MIB)
     seen = [_in_use(guest)]
     for batch in ("first", "second"):
         vmm.churn(batch, _CYCLES, 4 * MIB)
         seen.append(_in_use(guest))
-    # A system that lives moves up and down; what leaks grows with each VM.
+    # The figures of a running system vary; a leak grows with each VM.
     growing = {
         name: [count.get(name, 0) for count in seen]
         for name in seen[-1].keys() - _BOUNDED
@@ -59,7 +61,7 @@ def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vm
 
 
 def _in_use(guest: Guest) -> dict[str, int]:
-    """How many items of each zone are in use, and how many pages are wired."""
+    """The number of items in use of each zone, and the number of wired pages."""
     data = json.loads(guest.must(["vmstat", "--libxo", "json", "-z"]))
     rows = data["vmstat"]["memory-zone-statistics"]["zone"]
     wired = int(guest.must(["sysctl", "-n", _WIRED]))

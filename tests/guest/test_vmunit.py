@@ -1,4 +1,4 @@
-"""vmm.ko piece by piece: what vmunit finds, a case a check."""
+"""vmm.ko piece by piece: each case of vmunit is a check."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools, pytest.mark.freebsd("15.0")]
 
 CASES = vmunit.read_list()
 
-# Where the program lies in a guest, so that each guest and each module gets it once: by the
-# workbench, how often its guest was brought up, and the module's build id.
+# The path of the program in a guest, so that it is copied once for each guest and module.  The key
+# is the workbench, the number of starts of its guest, and the module's build id.
 PLACED: dict[tuple[int, int, str], str] = {}
 
 
-# For each check again, as a guest that broke has another in its place.
+# Evaluated for each check, because a broken guest is replaced by another.
 @pytest.fixture
 def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
-    """vmunit in the guest, linked with the running module's own library."""
+    """vmunit in the guest, linked with the library of the loaded module's build."""
     record, build = workbench.record, workbench.running
     assert record is not None
     assert record.source is not None
@@ -46,7 +46,7 @@ def families() -> dict[str, Family]:
 
 
 def test_the_list_is_vmunits(guest: Guest, program: str) -> None:
-    """harness/bhyve/vmunit.txt names the cases that vmunit has, no more and no fewer"""
+    """harness/bhyve/vmunit.txt names exactly the cases that vmunit has"""
     assert vmunit.differences(CASES, vmunit.listed(guest, program)) == []
 
 
@@ -60,16 +60,16 @@ def test_vmunit(
     families: dict[str, Family],
     name: str,
 ) -> None:
-    """vmm.ko does what the processors' and devices' manuals say"""
+    """vmm.ko does what the manuals of processors and devices say"""
     word = vmunit.family(name)
     family = families.setdefault(word, Family(word))
     if why := family.broke.get(name):
         pytest.fail(f"the guest broke, or time was over, while this case ran: {why}")
     if not family.cases:
-        # One command for all of a family.
+        # One command runs the whole family.
         family.run(guest, program, emulated=workbench.backend in BOCHS_RUNS)
     case = family.cases.get(name)
-    assert case is not None, f"vmunit said nothing about {name}"
+    assert case is not None, f"vmunit reported nothing about {name}"
     if case.skipped:
         pytest.skip(case.skipped)
     print(*case.notes, sep="\n")

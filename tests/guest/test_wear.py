@@ -1,4 +1,4 @@
-"""Use, and a great deal of it: races, thousands of listings, a thousand VMs, and what is left."""
+"""Heavy use: races, thousands of listings, a thousand VMs, and leaks after them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 
 minutes = pytest.mark.minutes
 CREATORS = 8
-# What the kernel says when it loses its balance or what it had.
+# The kernel's messages about lock orders, leaks and traps.
 WARNINGS = ("lock order reversal", "Warning: memory type", "leaked memory", "panic", "Fatal trap")
 
 
 @pytest.mark.patch
 @pytest.mark.parametrize("cycles", [50, pytest.param(1000, marks=minutes)])
 def test_cycles_leave_no_trace(vmm: Vmm, cycles: int) -> None:
-    """VMs made and destroyed, one after another, leave the figures where they were"""
+    """VMs made and destroyed, one after another, leave all figures unchanged"""
     before = vmm.memory
     vmm.churn("churn", cycles, 48 * MIB)
     assert vmm.memory == before
@@ -30,7 +30,7 @@ def test_cycles_leave_no_trace(vmm: Vmm, cycles: int) -> None:
 @pytest.mark.patch
 @pytest.mark.parametrize("rounds", [6, pytest.param(125, marks=minutes)])
 def test_racing_creators_never_show_a_wrong_sum(vmm: Vmm, rounds: int) -> None:
-    """8 threads make and destroy VMs, readers see only sums that were true; all is given back"""
+    """8 threads make and destroy VMs, readers see only possible sums, and all memory is freed"""
     before = vmm.memory
     counts = vmm.race(CREATORS, rounds, 16 * MIB)
     assert counts["cycles"] == CREATORS * rounds
@@ -41,12 +41,12 @@ def test_racing_creators_never_show_a_wrong_sum(vmm: Vmm, rounds: int) -> None:
 
 
 @pytest.mark.patch
-# Where none stands, /dev/vmm itself comes and goes.
+# If no VM stays, /dev/vmm itself appears and disappears.
 @pytest.mark.parametrize(
     ("standing", "listings"), [(0, 40), (20, 20), pytest.param(2, 2000, marks=minutes)]
 )
 def test_listings_while_vms_vanish(vmm: Vmm, standing: int, listings: int) -> None:
-    """while VMs come and go every listing succeeds, shows those that stand, and nothing untrue"""
+    """while VMs come and go every listing succeeds, has all VMs that stay, and no false one"""
     before = vmm.memory
     counts = vmm.watch(2, standing, listings, MIB)
     assert (counts["listings"], counts["wrong"]) == (listings, 0)
@@ -54,17 +54,17 @@ def test_listings_while_vms_vanish(vmm: Vmm, standing: int, listings: int) -> No
     assert vmm.memory == before
 
 
-# Gone after each check: a later one unloads the module.
+# Destroyed after each check, because a later one unloads the module.
 @pytest.fixture
 def thousand(vmm: Vmm) -> Iterator[list[str]]:
-    """A thousand VMs of 1 MiB, for the checks that want them."""
+    """A thousand VMs of 1 MiB, for the checks that need them."""
     with vmm.many("k", 1000, MIB) as names:
         yield names
 
 
 @pytest.mark.patch
 def test_a_thousand_vms_are_listed(vmm: Vmm, thousand: list[str]) -> None:
-    """a thousand VMs are listed, sorted, each with its memory, and add up; text and JSON agree"""
+    """a thousand VMs are listed, sorted, with their memory and right sums; text and JSON agree"""
     listing = vmm.listing()
     assert listing.vms == tuple(
         Listed(name, "root", 1, "created", MIB, 0, 0, MIB, 0) for name in thousand
@@ -79,13 +79,13 @@ def test_a_thousand_vms_are_listed(vmm: Vmm, thousand: list[str]) -> None:
 @pytest.mark.patch
 @minutes
 def test_a_thousand_names_as_arguments(vmm: Vmm, thousand: list[str]) -> None:
-    """a thousand names on the command line are found, in whatever order they are given"""
+    """a thousand names on the command line are found, in any order"""
     listing = vmm.listing(*reversed(thousand))
     assert [listed.name for listed in listing.vms] == thousand
 
 
 def test_vms_leave_no_kernel_memory_in_use(guest: Guest, vmm: Vmm) -> None:
-    """VMs made and destroyed leave no type of kernel memory in use that grows with each of them"""
+    """no type of kernel memory grows with each VM that is made and destroyed"""
     vmm.churn("warm", 1, MIB)
     before = _in_use(guest)
     vmm.churn("leaky", 20, 4 * MIB)
@@ -97,10 +97,10 @@ def test_vms_leave_no_kernel_memory_in_use(guest: Guest, vmm: Vmm) -> None:
 def test_unloading_leaks_nothing(
     guest: Guest, vmm: Vmm, vm: Callable[..., None], reloaded: None
 ) -> None:
-    """unloaded after VMs were made, refused and destroyed, the module leaves no memory behind"""
+    """after VMs were made, refused and destroyed, unloading the module leaves no memory in use"""
     vm("last", 8 * MIB, 16 * MIB)
     vmm.destroy("last")
-    # Fails halfway: more than a process can map.
+    # This fails halfway, because it is more than a process can map.
     assert not guest.run([vmm.vmtool_path, "create", "halfway", str(1 << 50)]).ok
     before = guest.machine.console.mark
     guest.must(["kldunload", "vmm"])
@@ -109,13 +109,13 @@ def test_unloading_leaks_nothing(
 
 
 def test_the_kernel_logged_no_warning(guest: Guest, vmm: Vmm) -> None:
-    """after all that, the kernel's messages tell of no lock order reversal, leak or trap"""
+    """after all that, the kernel's messages report no lock order reversal, leak or trap"""
     vmm.churn("fear", 2, 16 * MIB)
     assert [line for line in guest.dmesg() if any(word in line for word in WARNINGS)] == []
 
 
 def _in_use(guest: Guest) -> dict[str, int]:
-    """How many pieces of kernel memory each type has, by vmstat(8)."""
+    """The number of pieces of kernel memory in use of each type, from vmstat(8)."""
     data = json.loads(guest.must(["vmstat", "--libxo", "json", "-m"]))
     rows = data["vmstat"]["malloc-statistics"]["memory"]
     return {row["type"]: int(row["in-use"]) for row in rows}

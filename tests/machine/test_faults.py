@@ -88,7 +88,7 @@ def test_a_guest_that_switches_itself_off_is_named(make: Made, backend: str) -> 
     machine = make(backend)
     boot(machine)
     machine.console.send("q")
-    with pytest.raises(MachineDied, match="the guest switched itself off"):
+    with pytest.raises(MachineDied, match="the guest powered itself off"):
         machine.console.talk().expect_any(["never"], "what never comes", Deadline.after(60))
 
 

@@ -327,7 +327,7 @@ def test_a_disk_of_another_format_is_told(make: Made, tmp_path: Path) -> None:
     spec = Spec(run_dir=tmp_path / "run", drive=Drive(disk, "qcow2"))
     with pytest.raises(CannotError, match=r"disk\.qcow2: .*not in qcow2 format"):
         backends.make(QEMU, spec).start(Deadline.after(10))
-    with pytest.raises(CannotError, match=r"Bochs boots raw disks only, .*qcow2"):
+    with pytest.raises(CannotError, match=r"Bochs boots only raw disks, .*qcow2"):
         machines.make("bochs", spec)
 
 
@@ -437,5 +437,5 @@ def test_one_that_ends_at_once_has_run(
     monkeypatch.setattr(machine, "_spawn", to_its_end)
     machine.start(Deadline.after(20))
     assert machine.powered_off()
-    with pytest.raises(MachineDied, match=r"the guest switched itself off \(bochs exited with"):
+    with pytest.raises(MachineDied, match=r"the guest powered itself off \(bochs exited with"):
         machine.check()

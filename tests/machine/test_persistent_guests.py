@@ -252,7 +252,7 @@ def test_a_killed_keeper_leaves_nothing_running(standin: Any) -> None:
         starter.follow([])
     assert emulator.wait_gone(Deadline.after(ENDS_S))
     assert record_of("c").state == "lost"
-    with pytest.raises(CannotError, match="the process that kept it is gone"):
+    with pytest.raises(CannotError, match="its keeper has ended"):
         guest_commands.ssh("c", ["true"])
     assert (record.guest_dir / "overlay.qcow2").exists()
     again = start("c", standin)

@@ -117,7 +117,7 @@ def test_a_full_disk_stops_the_saving_and_not_the_guest(
     booted: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu_state, "DEVICES", "/dev/full")
-    with pytest.raises(GuestError, match="could not move the guest's state"):
+    with pytest.raises(GuestError, match="could not save the guest's state"):
         booted.machine.save(tmp_path, Deadline.after(20))
     assert ask(booted, "echo still here") == "still here"
     monkeypatch.undo()

@@ -5,9 +5,9 @@
  */
 
 /*
- * Threads that make and destroy VMs, and readers beside them.  All segments
- * have one length, so whatever a reader sees has to be a multiple of it and
- * within what that many threads can hold.
+ * Threads that make and destroy VMs, and others that read the figures. All
+ * segments have the same length, so each figure must be a multiple of it, and
+ * at most the memory of all threads.
  */
 
 #include <sys/types.h>
@@ -59,7 +59,7 @@ get(const char *name)
 	return (value);
 }
 
-/* Some are told, all are counted. */
+/* Some are printed, all are counted. */
 static void
 wrong(struct contest *contest, const char *what, uint64_t value)
 {
@@ -110,7 +110,7 @@ creator(void *arg)
 		vm = open_vm(name);
 		if (vm_setup_memory(vm, contest->bytes, VM_MMAP_ALL) != 0)
 			err(EX_OSERR, "%s: vm_setup_memory", name);
-		/* What this thread holds, it sees. */
+		/* This thread must see its own memory. */
 		held = get("hw.vmm.mem_allocated") - contest->before;
 		if (held < contest->bytes)
 			wrong(contest, "less allocated than one VM has", held);

@@ -5,8 +5,8 @@
  */
 
 /*
- * What the checks do to virtual machines, said in libvmmapi's words: a VM can
- * be given memory without being run.  It outlives this program.
+ * Operations of the checks on virtual machines, by libvmmapi: a VM can get
+ * memory without being run, and outlives this program.
  */
 
 #include <sys/param.h>
@@ -16,7 +16,7 @@
 
 #include <machine/vmm.h>
 #include <machine/vmm_dev.h>
-/* Where 15.1 has VM_BOOTROM; 14 has it in vmmapi.h. */
+/* 15.1 has VM_BOOTROM here; 14 has it in vmmapi.h. */
 #if __has_include(<dev/vmm/vmm_mem.h>)
 #include <dev/vmm/vmm_mem.h>
 #endif
@@ -34,7 +34,7 @@
 
 #include "vmtool.h"
 
-/* Absent from the stock library; the linker then leaves them NULL. */
+/* Missing in the stock library; then the linker leaves them NULL. */
 #pragma weak vmm_get_mem_total
 #pragma weak vmm_get_mem_free
 #pragma weak vmm_get_mem_allocated
@@ -122,7 +122,7 @@ forget_memory(struct vmctx *vm)
 	forget_range(vm, HIGHMEM_BASE, vm_get_highmem_size(vm));
 }
 
-/* A failure takes back what was made: the check looks at the host alone. */
+/* After a failure everything is undone: the check examines only the host. */
 void
 create(const char *name, size_t bytes, bool wired, const size_t *devmem,
     int ndevmem)
@@ -170,8 +170,8 @@ create_command(int argc, char **argv)
 }
 
 /*
- * A process that outlives this one has the memory of a VM that is destroyed,
- * as a bhyve(8) that does not end has.  Print its number.
+ * Start a process that outlives this one and has the memory of a destroyed VM
+ * mapped, like a bhyve(8) that does not end. Print its number.
  */
 static void
 linger(const char *name, size_t bytes)
@@ -187,7 +187,7 @@ linger(const char *name, size_t bytes)
 	if ((pid = fork()) == -1)
 		undo(vm, name, "fork");
 	if (pid == 0) {
-		/* A reader of this program's output would wait for its end. */
+		/* Otherwise a reader of this program's output would wait for its end. */
 		(void)close(STDIN_FILENO);
 		(void)close(STDOUT_FILENO);
 		(void)close(STDERR_FILENO);
@@ -199,7 +199,7 @@ linger(const char *name, size_t bytes)
 	(void)printf("%d\n", (int)pid);
 }
 
-/* The VM stays, so that the check sees what it has after a failure. */
+/* The VM stays, so that the check sees its memory after a failure. */
 static void
 domains(const char *name, size_t count, size_t bytes)
 {
@@ -245,7 +245,7 @@ give_back(struct vmctx *vm, const char *what, int segid)
 }
 
 /*
- * Ask for what the kernel has to refuse, of a VM that has 16 MB of system
+ * Make requests that the kernel must refuse, to a VM with 16 MB of system
  * memory and no boot ROM.
  */
 static void
@@ -275,7 +275,7 @@ misuse(const char *name)
 	vm_close(vm);
 }
 
-/* Names of equal length, so that they sort as they count. */
+/* Names of equal length, so that their order is that of their numbers. */
 static const char *
 numbered(const char *prefix, size_t i)
 {

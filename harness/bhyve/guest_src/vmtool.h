@@ -12,7 +12,7 @@
 
 struct vmctx;
 
-/* Each ends the program with a message when it fails. */
+/* Each ends the program with a message on failure. */
 struct vmctx *open_vm(const char *name);
 void	forget_memory(struct vmctx *vm);
 void	create(const char *name, size_t bytes, bool wired,

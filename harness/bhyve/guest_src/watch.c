@@ -5,8 +5,9 @@
  */
 
 /*
- * vmmls, again and again, while some VMs stand and others come and go.  Those
- * that go sort last, so that each listing finds them first and asks them last.
+ * Runs vmmls repeatedly while some VMs stay and others are made and destroyed.
+ * The latter sort last, so that each listing finds their names before it asks
+ * them last.
  */
 
 #include <sys/types.h>
@@ -45,7 +46,7 @@ struct churn {
 	atomic_bool	over;
 };
 
-/* Leaves the processor to vmmls, and comes back at another point of its work. */
+/* Yields the processor to vmmls, and continues at another point of its work. */
 static void
 pause_a_little(void)
 {
@@ -76,7 +77,7 @@ comer(void *arg)
 	return (NULL);
 }
 
-/* Run vmmls; its exit status, and both outputs in one buffer. */
+/* Run vmmls; returns its exit status, and both outputs in one buffer. */
 static int
 list(char *vmmls, char *buf, size_t size)
 {
@@ -111,7 +112,7 @@ list(char *vmmls, char *buf, size_t size)
 }
 
 /*
- * A VM that comes has no memory yet, or all of it, or "-" while it gets it.
+ * A new VM has no memory yet, or all of it, or "-" while it gets it.
  */
 static const char *
 judge_line(const char *line, size_t bytes, size_t *stood, size_t *met)

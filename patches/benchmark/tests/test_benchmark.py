@@ -1,4 +1,4 @@
-"""benchmark: what each kind of VM exit costs, and how much more with the patches."""
+"""benchmark: the cost of each kind of VM exit, and the ratio of the patches to stock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 SOURCES = Path(__file__).parents[1] / "guest"
 ROUNDS = 400
 PAIRS = 3
-"""How often stock and patched are measured, in turns."""
+"""The number of times that stock and patched are measured, alternately."""
 
 KINDS = {
     "cpuid": "CPUID",
@@ -28,7 +28,7 @@ KINDS = {
     "mmio-user": "MMIO that bhyve answers",
     "msr-kernel": "MSR that vmm.ko answers",
     "msr-user": "MSR that bhyve answers",
-    "hlt": "HLT until an interrupt that waits already",
+    "hlt": "HLT with an interrupt that is already pending",
     "ipi-self": "IPI sent",
     "ipi-answered": "IPI to another vCPU and its answer",
     "ept-fault": "EPT fault, a page touched for the first time",
@@ -37,14 +37,14 @@ KINDS = {
 }
 LIMIT = 1.10
 LIMITS = {"ipi-answered": 1.25, "create": 1.25, "destroy": 1.25}
-"""How many times as much as on stock a kind may cost; these depend on the scheduler and on UMA."""
+"""The largest ratio to stock of each kind; these kinds depend on the scheduler and on UMA."""
 
 Measure = Callable[[Build], Costs]
 
 
 @pytest.fixture(scope="module")
 def measure(workbench: Workbench, guest: Guest) -> Iterator[Measure]:
-    """Measure a build's module; the one that ran before is loaded again afterwards."""
+    """Measure a build's module; afterwards the earlier module is loaded again."""
     record, release = workbench.record, workbench.options.release
     assert record is not None
 
@@ -59,14 +59,14 @@ def measure(workbench: Workbench, guest: Guest) -> Iterator[Measure]:
 
 @pytest.fixture(scope="module")
 def costs(workbench: Workbench, measure: Measure) -> Costs:
-    """What the module that runs costs."""
+    """The costs with the loaded module."""
     assert workbench.running is not None
     return exits.net(measure(workbench.running))
 
 
 @pytest.fixture(scope="module")
 def ratios(workbench: Workbench, measure: Measure) -> dict[str, Ratio]:
-    """Stock and patched in turns, in the same guest."""
+    """The ratios of patched to stock, measured alternately in the same guest."""
     assert workbench.stock_build is not None
     assert workbench.build is not None
     stock, patched = [], []
@@ -78,18 +78,18 @@ def ratios(workbench: Workbench, measure: Measure) -> dict[str, Ratio]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cost(costs: Costs, kind: str, record_property: Callable[[str, object], None]) -> None:
-    """the exit is taken in each round, and its cost is a plausible number of cycles"""
-    assert kind in costs, f"the program measured {', '.join(costs)} alone"
+    """the exit happens in each round, and its cost is a plausible number of cycles"""
+    assert kind in costs, f"the program measured only {', '.join(costs)}"
     cost = costs[kind]
     record_property(f"{KINDS[kind]}", cost)
     assert 0 < cost.low <= cost.median <= cost.high
-    # A guest that is left and entered again executes hundreds of instructions of the host's.
+    # Leaving and entering a guest executes hundreds of instructions of the host.
     assert cost.median > 100
 
 
 @pytest.mark.parametrize("kind", [it for it in KINDS if it.endswith("-kernel")])
 def test_user_space_costs_more(costs: Costs, kind: str) -> None:
-    """an exit that a program has to answer costs more than one that the kernel answers"""
+    """an exit that a program handles costs more than one that the kernel handles"""
     assert costs[kind.replace("-kernel", "-user")].median > costs[kind].median
 
 
@@ -98,7 +98,7 @@ def test_user_space_costs_more(costs: Costs, kind: str) -> None:
 def test_not_slower_than_stock(
     ratios: dict[str, Ratio], kind: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """the exit costs hardly more with the patches than on stock, measured in turns"""
+    """the exit costs hardly more with the patches than on stock, measured alternately"""
     limit = LIMITS.get(kind, LIMIT)
     record_property(f"{KINDS[kind]}, patched to stock", ratios[kind])
     assert not ratios[kind].exceeds(limit), f"{ratios[kind]}; at most {limit} is allowed"

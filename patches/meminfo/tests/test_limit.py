@@ -1,4 +1,4 @@
-"""hw.vmm.mem_limit: what fits is given, what does not leaves no trace."""
+"""hw.vmm.mem_limit: memory within the limit is granted, a refusal leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE_BYTES = 4096
 
 @pytest.fixture
 def limit(guest: Guest) -> Iterator[Callable[[int], None]]:
-    """Set the limit, in bytes; there is none again after the test."""
+    """Set the limit, in bytes; after the test there is no limit again."""
 
     def put(limit_bytes: int) -> None:
         guest.must(["sysctl", f"{LIMIT}={limit_bytes}"])
@@ -29,7 +29,7 @@ def limit(guest: Guest) -> Iterator[Callable[[int], None]]:
 
 
 def test_the_limit_is_the_total(guest: Guest, vmm: Vmm, limit: Callable[[int], None]) -> None:
-    """mem_total is the limit while there is one, and the host's memory again without it"""
+    """mem_total is the limit if there is one, otherwise the host's memory"""
     before = vmm.memory
     limit(300 * MIB)
     assert vmm.mem_total_bytes == vmm.mem_free_bytes == 300 * MIB
@@ -53,7 +53,7 @@ def test_only_root_sets_the_limit(guest: Guest, vmm: Vmm) -> None:
 def test_exactly_the_limit_fits(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """a VM that takes all up to the limit is made, and one of a MiB more then is not"""
+    """a VM that takes all memory up to the limit is made, and then another of one MiB is refused"""
     limit(128 * MIB)
     vm("all", 128 * MIB)
     assert vmm.mem_free_bytes == 0
@@ -66,7 +66,7 @@ def test_exactly_the_limit_fits(
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_the_edge_is_exact(vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]) -> None:
-    """a byte less than a VM wants refuses it, and a byte more gives nothing to another"""
+    """a limit one byte too small refuses a VM, and one byte too many is not enough for another"""
     limit(32 * MIB - 1)
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
         vm("edge", 32 * MIB)
@@ -86,7 +86,7 @@ def test_the_edge_is_exact(vmm: Vmm, vm: Callable[..., None], limit: Callable[[i
 def test_limits_and_sizes_beyond_32_bits(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """a VM of 5 GiB does not fit into 2 GiB, fits exactly into 5 GiB, and leaves no page then"""
+    """a VM of 5 GiB does not fit into 2 GiB, fits exactly into 5 GiB, and then no page is left"""
     gib = 1024 * MIB
     limit(2 * gib)
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
@@ -108,7 +108,7 @@ def test_limits_and_sizes_beyond_32_bits(
 def test_what_was_refused_is_not_held(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """after refusals the whole limit can still be had, and what is destroyed can be had again"""
+    """after refusals the whole limit is still available, and so is the memory of destroyed VMs"""
     limit(64 * MIB)
     for _ in range(3):
         with pytest.raises(CommandFailed, match="Cannot allocate memory"):
@@ -125,7 +125,7 @@ def test_what_was_refused_is_not_held(
 def test_a_refused_vm_leaves_no_trace(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """a VM above the limit gets ENOMEM and changes nothing"""
+    """a VM above the limit gets ENOMEM, and no figure changes"""
     limit(64 * MIB)
     before = vmm.memory
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
@@ -139,7 +139,7 @@ def test_a_refused_vm_leaves_no_trace(
 def test_device_memory_needs_room_as_well(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """the limit holds for system and device memory together: a name for a segment is no way out"""
+    """the limit is for system and device memory together: naming a segment does not evade it"""
     limit(64 * MIB)
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
         vm("named", 0, 65 * MIB)
@@ -175,7 +175,7 @@ def test_memory_of_a_vm_that_is_gone_is_no_room(
 def test_a_refused_domain_leaves_none_behind(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """of three NUMA domains the last is refused: the VM has no memory, and may try again"""
+    """if the last of three NUMA domains is refused, the VM has no memory and may try again"""
     before = vmm.memory
     limit(64 * MIB)
     vm("numa")
@@ -233,14 +233,14 @@ def test_memory_of_a_guest_that_ended_stays_with_its_vm(
 def test_a_refusal_is_told_on_the_console(
     guest: Guest, vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """the kernel says that it was the limit, as ENOMEM may have other reasons"""
+    """the kernel reports that the limit was the reason, because ENOMEM may have others"""
     limit(32 * MIB)
     with pytest.raises(CommandFailed, match="Cannot allocate memory"):
         vm("large", 33 * MIB)
     assert any(f"{LIMIT} leaves no {33 * MIB} bytes" in line for line in guest.dmesg())
 
 
-# What is asked for wrongly, and the answer.
+# Wrong requests and their answers.
 MISUSE = {
     "a name with a blank": "Invalid argument",
     "half a page": "Invalid argument",
@@ -262,7 +262,7 @@ MISUSE = {
 def test_wrong_requests_change_nothing(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None], limit_mib: int
 ) -> None:
-    """each wrong request for memory, or to free it, gets its error, and the figures stay exact"""
+    """each wrong request to allocate or free memory gets its error, and the figures stay exact"""
     limit(limit_mib * MIB)
     before = vmm.memory
     vm("wrong", 16 * MIB)
@@ -280,7 +280,7 @@ def test_wrong_requests_change_nothing(
 def test_a_lower_limit_evicts_nobody(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """a limit below what is held leaves the VMs alone, frees nothing and gives nothing more"""
+    """a limit below the memory in use leaves the VMs alone, frees nothing and grants no more"""
     vm("stays", 96 * MIB)
     limit(32 * MIB)
     lowered = Memory(32 * MIB, 96 * MIB, 0)
@@ -295,7 +295,7 @@ def test_a_lower_limit_evicts_nobody(
 def test_a_reloaded_module_starts_from_nothing(
     guest: Guest, vmm: Vmm, limit: Callable[[int], None], reloaded: None
 ) -> None:
-    """unloaded and loaded again, the module has no limit and holds nothing"""
+    """after it is loaded again, the module has no limit and counts no memory"""
     limit(64 * MIB)
     vmm.reload()
     assert guest.sysctl(LIMIT) == "0"
@@ -305,25 +305,25 @@ def test_a_reloaded_module_starts_from_nothing(
 
 @pytest.fixture
 def tuned(guest: Guest, vmm: Vmm, reloaded: None) -> Iterator[Callable[[str], str]]:
-    """Load the module with the tunable set; what the kernel said while it was loaded."""
+    """Load the module with the tunable set; returns the kernel's messages during that."""
 
     def load(value: str) -> str:
         mark = guest.machine.console.mark
         guest.must(["kenv", f"{LIMIT}={value}"])
         vmm.reload()
-        # What the kernel said is on its way; a word after it tells that all has come.
+        # The kernel's messages may not have arrived yet; a word after them shows that all have.
         guest.must(["/bin/sh", "-c", f"echo {SAID} >/dev/console"])
         heard = guest.machine.console.talk(mark)
         heard.expect_any([SAID], "the console's last word", guest.deadline())
         return guest.machine.console.since(mark)
 
     yield load
-    # The next load is to know nothing of it.
+    # The next load must not see it.
     guest.script('kenv -u "$1"; kldunload vmm', LIMIT, check=False)
 
 
 def test_the_tunable_sets_the_limit(vmm: Vmm, tuned: Callable[[str], str]) -> None:
-    """a limit given to the boot loader holds from the start, in bytes or with a suffix"""
+    """a limit set in the boot loader is in force from the start, in bytes or with a suffix"""
     for value, mib in (("134217728", 128), ("96m", 96)):
         said = tuned(value)
         assert vmm.memory == Memory(mib * MIB, 0, mib * MIB)
@@ -333,7 +333,7 @@ def test_the_tunable_sets_the_limit(vmm: Vmm, tuned: Callable[[str], str]) -> No
 def test_a_bad_tunable_is_told_and_ignored(
     guest: Guest, vmm: Vmm, tuned: Callable[[str], str]
 ) -> None:
-    """a tunable that is no size is named on the console, and there is no limit then"""
+    """a tunable that is not a size is reported on the console, and then there is no limit"""
     for value in ("lots", "-1"):
         assert f"{LIMIT} is not a size, ignored" in tuned(value), value
         assert guest.sysctl(LIMIT) == "0"

@@ -1,4 +1,4 @@
-"""hw.vmm.mem_*: what they are, and that the account is exact and follows the memory."""
+"""hw.vmm.mem_*: their types and rights, and exact counting of memory."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_only_the_limit_can_be_written_or_tuned(guest: Guest) -> None:
 
 
 def test_anybody_may_read_the_sysctls(guest: Guest) -> None:
-    """a user who is not root reads the sysctls"""
+    """a user who is not root can read the sysctls"""
     read = guest.run(["su", "-m", "nobody", "-c", f"/sbin/sysctl -n {' '.join(SYSCTLS)}"])
     assert read.ok, read.describe()
     assert [value.isdigit() for value in read.stdout.split()] == [True] * len(SYSCTLS)
 
 
 def test_total_is_the_memory_of_the_host(guest: Guest, vmm: Vmm) -> None:
-    """mem_total is the host's physical memory, in bytes, where no limit is set"""
+    """mem_total is the host's physical memory, in bytes, if no limit is set"""
     assert guest.sysctl(LIMIT) in (None, "0")
     assert vmm.mem_total_bytes == int(guest.must(["sysctl", "-n", "hw.physmem"]))
 
@@ -62,7 +62,7 @@ def test_without_a_vm_nothing_is_allocated(vmm: Vmm) -> None:
 @pytest.mark.tools
 @pytest.mark.parametrize("mib", [1, 64, 513])
 def test_a_vm_costs_exactly_its_memory(vmm: Vmm, vm: Callable[..., None], mib: int) -> None:
-    """a VM of N MiB moves free and allocated by exactly N MiB, and gives it back"""
+    """a VM of N MiB changes free and allocated by exactly N MiB, and gives it back"""
     before = vmm.memory
     vm("one", mib * MIB)
     during = vmm.memory
@@ -76,7 +76,7 @@ def test_a_vm_costs_exactly_its_memory(vmm: Vmm, vm: Callable[..., None], mib: i
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_two_vms_add_up(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """two VMs cost the sum; destroying one gives back its part alone"""
+    """two VMs cost the sum of both; destroying one gives back only its part"""
     before = vmm.memory
     vm("first", 96 * MIB)
     vm("second", 160 * MIB)
@@ -90,7 +90,7 @@ def test_two_vms_add_up(vmm: Vmm, vm: Callable[..., None]) -> None:
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a VM that was given no memory costs nothing"""
+    """a VM without memory costs nothing"""
     before = vmm.memory
     vm("empty")
     assert vmm.names() == ["empty"]
@@ -103,7 +103,7 @@ def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) ->
 def test_device_memory_has_a_figure_of_its_own(
     vmm: Vmm, vm: Callable[..., None], devices: tuple[int, ...]
 ) -> None:
-    """a boot ROM's and a frame buffer's memory is no system memory, but it is held all the same"""
+    """the memory of a boot ROM and a frame buffer is counted, but not as system memory"""
     before = vmm.memory
     vm("devices", 32 * MIB, *devices)
     during = vmm.memory
@@ -131,7 +131,7 @@ def lingering(vmm: Vmm) -> Iterator[Callable[[str, int], str]]:
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_memory_counts_until_nobody_has_it(vmm: Vmm, lingering: Callable[[str, int], str]) -> None:
-    """a VM's memory is counted after the VM is destroyed, while a process has it mapped"""
+    """after a VM is destroyed its memory still counts while a process has it mapped"""
     before = vmm.memory
     first = lingering("lingers", 96 * MIB)
     second = lingering("lingers", 32 * MIB)
@@ -149,7 +149,7 @@ def test_memory_counts_until_nobody_has_it(vmm: Vmm, lingering: Callable[[str, i
 def test_the_module_stays_while_memory_lives(
     guest: Guest, vmm: Vmm, lingering: Callable[[str, int], str], reloaded: None
 ) -> None:
-    """the module cannot be unloaded, also not by force, while a process has a VM's memory"""
+    """the module cannot be unloaded, not even by force, while a process has a VM's memory"""
     process = lingering("lingers", 16 * MIB)
     for options in ((), ("-f",)):
         refused = guest.run(["kldunload", *options, "vmm"])
@@ -167,7 +167,7 @@ def test_the_module_stays_while_memory_lives(
 def test_memory_is_charged_to_its_user(
     guest: Guest, vmm: Vmm, vm: Callable[..., None], lingering: Callable[[str, int], str]
 ) -> None:
-    """memory of VMs is part of vm.swap_reserved until nobody has it"""
+    """memory of VMs is part of vm.swap_reserved until its last reference is gone"""
 
     def reserved() -> int:
         return int(guest.must(["sysctl", "-n", "vm.swap_reserved"]))
@@ -186,7 +186,7 @@ def test_memory_is_charged_to_its_user(
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_overcommit_leaves_nothing_free(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """VMs may be promised more than there is; free stays at 0 and allocated stays exact"""
+    """VMs may be promised more memory than exists; free is then 0 and allocated stays exact"""
     before = vmm.memory
     vm("huge", before.total_bytes // MIB * MIB + 512 * MIB)
     during = vmm.memory
@@ -199,7 +199,7 @@ def test_overcommit_leaves_nothing_free(vmm: Vmm, vm: Callable[..., None]) -> No
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_figures_beyond_32_bits_are_exact(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a VM of 5 GiB and a page is counted to the byte"""
+    """a VM of 5 GiB plus a page is counted to the byte"""
     vm("wide", 5 * 1024 * MIB + 4096)
     assert vmm.mem_allocated_bytes == 5 * 1024 * MIB + 4096
 
@@ -207,7 +207,7 @@ def test_figures_beyond_32_bits_are_exact(vmm: Vmm, vm: Callable[..., None]) -> 
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_the_library_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """libvmmapi's functions give what the sysctls give"""
+    """libvmmapi's functions return the values of the sysctls"""
     assert vmm.library_memory() == vmm.memory
     vm("lib", 128 * MIB, 16 * MIB)
     memory = vmm.library_memory()

@@ -1,4 +1,4 @@
-"""vmmls: what it lists, and how it says that it was used wrongly."""
+"""vmmls: its lists, and its errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME_MAX = 229
 
 
 def created(name: str, memory_bytes: int, high_bytes: int = 0) -> Listed:
-    """A VM of root's that was given memory, none of it touched, and not started."""
+    """A VM of root with memory that was never used, and not started."""
     low = memory_bytes - high_bytes
     return Listed(name, "root", 1, "created", memory_bytes, 0, 0, low, high_bytes)
 
@@ -34,7 +34,7 @@ def row(name: str, memory_bytes: int) -> str:
 
 
 def test_without_a_vm_the_list_is_empty(vmm: Vmm) -> None:
-    """without a VM, vmmls lists none, gives the totals and succeeds"""
+    """without a VM, vmmls lists none, prints the totals and succeeds"""
     listing = vmm.listing()
     assert listing.vms == ()
     assert listing.memory == vmm.memory
@@ -42,7 +42,7 @@ def test_without_a_vm_the_list_is_empty(vmm: Vmm) -> None:
 
 @pytest.mark.vtx
 def test_names_and_memory_are_what_was_given(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """vmmls lists the names, sorted, with the memory that each was given"""
+    """vmmls lists the names, sorted, with the memory of each VM"""
     vm("zeta", 64 * MIB)
     vm("alpha", 128 * MIB)
     assert vmm.listing().vms == (created("alpha", 128 * MIB), created("zeta", 64 * MIB))
@@ -50,7 +50,7 @@ def test_names_and_memory_are_what_was_given(vmm: Vmm, vm: Callable[..., None]) 
 
 @pytest.mark.vtx
 def test_memory_is_split_at_4_gib(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a VM of 5 GiB shows what lies below 4 GiB in the guest and what above"""
+    """for a VM of 5 GiB the memory below and above 4 GiB is listed separately"""
     vm("big", 5 * GIB)
     (big,) = vmm.listing().vms
     assert big.memory_bytes == 5 * GIB
@@ -60,7 +60,7 @@ def test_memory_is_split_at_4_gib(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 @pytest.mark.vtx
 def test_the_list_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """what vmmls lists adds up to mem_allocated, and its totals are the sysctls'"""
+    """the sum of the listed memory is mem_allocated, and the totals are those of the sysctls"""
     for number in range(5):
         vm(f"sum{number}", (number + 1) * 16 * MIB, 16 * MIB)
     listing = vmm.listing()
@@ -72,7 +72,7 @@ def test_the_list_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> 
 
 @pytest.mark.vtx
 def test_names_as_arguments_choose(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """names on the command line list these VMs alone; an unknown one is named and exits non-zero"""
+    """with names on the command line only these VMs are listed; an unknown name is an error"""
     vm("wanted", 16 * MIB)
     vm("other", 16 * MIB)
     assert [listed.name for listed in vmm.listing("wanted").vms] == ["wanted"]
@@ -84,7 +84,7 @@ def test_names_as_arguments_choose(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 @pytest.mark.vtx
 def test_exact_and_human_sizes(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """sizes are human by default and exact bytes with -p; -H leaves out header and sum"""
+    """sizes have units by default and are exact bytes with -p; -H leaves out header and sum"""
     vm("sizes", 1536 * MIB)
     human = vmm.vmmls()
     assert human.ok, human.describe()
@@ -100,7 +100,7 @@ def test_exact_and_human_sizes(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 @pytest.mark.vtx
 def test_wired_and_resident_memory(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """memory that is wired is resident; memory that nobody touched is neither"""
+    """wired memory is also resident; memory that was never used is neither"""
     vm("calm", 32 * MIB)
     vmm.create("wired", 24 * MIB, wired=True)
     calm, wired = vmm.listing().vms
@@ -113,7 +113,7 @@ def test_wired_and_resident_memory(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 @pytest.mark.vtx
 def test_it_lists_again(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
-    """with -w the list is printed again and again, each time as it is then"""
+    """with -w the list is printed repeatedly, each time with the current state"""
     vm("first", 16 * MIB)
     script = """
 "$1" $4 -w 1 >"$2" & pid=$!
@@ -138,7 +138,7 @@ kill $pid; cat "$2"; rm "$2"
         guest.run([vmm.vmtool_path, "clean", "second"])
     assert said.startswith(row("first", 16 * MIB))
     assert row("first", 16 * MIB) + row("second", 16 * MIB) in said
-    # The last line is worked out again, too.
+    # The last line is also computed again.
     sums = re.findall(r"Allocated: (\d+) ", people)
     assert {int(sums[0]), int(sums[-1])} == {16 * MIB, 32 * MIB}
     assert people.count("NAME ") == len(sums)
@@ -177,7 +177,7 @@ ODD = {
 
 @pytest.mark.vtx
 def test_odd_names_are_escaped_and_found(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """odd bytes in names are shown in octal, in text and JSON, and the names find their VMs"""
+    """odd bytes in names are shown in octal, in text and JSON, and such names can be arguments"""
     for name in ODD:
         vm(name, MIB)
     text = vmm.vmmls("-Hp", *ODD)
@@ -190,7 +190,7 @@ def test_odd_names_are_escaped_and_found(vmm: Vmm, vm: Callable[..., None]) -> N
 
 @pytest.mark.vtx
 def test_the_longest_name_is_whole(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """names of 229 bytes, with and without a slash, are listed whole; one byte more is no name"""
+    """names of 229 bytes, with and without a slash, are listed in full; 230 bytes are refused"""
     names = ["d/" + "s" * (NAME_MAX - 2), "n" * NAME_MAX]
     for name in names:
         vm(name, 16 * MIB)
@@ -204,7 +204,7 @@ def test_the_longest_name_is_whole(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 @pytest.mark.vtx
 def test_every_format_says_the_same(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """JSON, XML and text hold the same names and figures; JSON and XML are valid"""
+    """JSON, XML and text contain the same names and figures; JSON and XML are valid"""
     vm("same/low", 48 * MIB)
     vm("same/high", 5 * GIB)
     vm("evil<&>'\x1b", 16 * MIB)
@@ -231,7 +231,7 @@ def test_every_format_says_the_same(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 @pytest.mark.vtx
 def test_a_vm_without_memory_is_listed(vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a VM that was given no memory, or device memory alone, is listed with none"""
+    """a VM without memory, or with only device memory, is listed with no memory"""
     vm("bare")
     vm("device", 0, 16 * MIB)
     assert vmm.listing().vms == (created("bare", 0), created("device", 0))
@@ -247,7 +247,7 @@ def test_without_the_module_it_says_so(guest: Guest, vmm: Vmm, unloaded: None) -
 
 @pytest.mark.vtx
 def test_listing_disturbs_no_vm(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
-    """vmmls asks a VM what stops no vCPU and waits for no lock, and leaves /dev/vmmctl closed"""
+    """the requests of vmmls stop no vCPU and wait for no lock, and it does not open /dev/vmmctl"""
     vm("calm", 16 * MIB)
     script = 'ktrace -i -f "$1" "$2" -p >/dev/null && kdump -f "$1"; rm -f "$1"'
     calls = guest.script(script, f"{vmm.home}/ktrace.out", vmm.vmmls_path).stdout
@@ -260,7 +260,7 @@ def test_listing_disturbs_no_vm(guest: Guest, vmm: Vmm, vm: Callable[..., None])
 
 @pytest.mark.vtx
 def test_not_root_sees_names_but_no_sizes(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
-    """a user who may not open the VM still sees its name, and the host's figures"""
+    """a user without the right to open a VM still sees its name, and the host's figures"""
     vm("closed", 32 * MIB)
     command = f"{vmm.vmmls_path} --libxo json"
     said = guest.run(["su", "-m", "nobody", "-c", command])

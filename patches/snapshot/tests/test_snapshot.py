@@ -30,7 +30,7 @@ Make = Callable[..., L2]
 
 @pytest.fixture(autouse=True)
 def run_dir(guest: Guest, vmm: Vmm) -> None:
-    """Where bhyve listens for bhyvectl; and bhyve must have been built with the option."""
+    """The folder of bhyve's socket for bhyvectl; skip unless bhyve was built with the option."""
     if "bhyve" not in [path.name for path in vmm.build.programs]:
         reasons = dict(vmm.build.not_built)
         pytest.skip(f"bhyve was not built with BHYVE_SNAPSHOT: {reasons.get('bhyve', 'no reason')}")
@@ -38,12 +38,12 @@ def run_dir(guest: Guest, vmm: Vmm) -> None:
 
 
 def counted(number: int) -> re.Pattern[str]:
-    """For L2.ask, which wants plain words first: it has counted so far."""
+    """A pattern for L2.ask, which needs plain words first: L2 has counted to this number."""
     return re.compile(rf"L2ROM counts {number}\b")
 
 
 def counting(l2: Make, name: str) -> L2:
-    """A guest that counts, and has come to 3."""
+    """A guest that counts, and has reached 3."""
     inner = l2(name, 32)
     inner.start()
     inner.ask("n", counted(3))
@@ -51,7 +51,7 @@ def counting(l2: Make, name: str) -> L2:
 
 
 def save(vmm: Vmm, inner: L2, how: str) -> str:
-    """Have bhyvectl suspend or checkpoint a guest; the file's path."""
+    """Let bhyvectl suspend or checkpoint a guest; returns the file's path."""
     file = f"{inner.name}.saved"
     limit = vmm.guest.deadline(SNAPSHOT_S)
     vmm.guest.script(ASK, vmm.home, vmm.home, how, file, inner.name, deadline=limit)
@@ -59,22 +59,24 @@ def save(vmm: Vmm, inner: L2, how: str) -> str:
 
 
 def resume(vmm: Vmm, l2: Make, name: str, file: str) -> L2:
-    """Another guest, which goes on from the file."""
+    """Another guest, which continues from the file."""
     inner = l2(name, 32)
     inner.launch("-l", f"bootrom,{vmm.home}/l2rom.bin", "-r", file)
     return inner
 
 
 def numbers(inner: L2) -> list[int]:
-    """What a guest has counted aloud so far."""
+    """The numbers that a guest has printed so far."""
     return [int(it) for it in COUNTS.findall(inner.output())]
 
 
 def goes_on(vmm: Vmm, inner: L2, last: int) -> None:
-    """A resumed guest counts on from `last`, leaves out none, and has its memory."""
+    """Check that a resumed guest counts on from `last`, leaves out no number, and has its
+    memory.
+    """
     inner.ask("", counted(last + 3), vmm.guest.deadline(SNAPSHOT_S))
     seen = numbers(inner)
-    # The number that it was printing when it was suspended is spread over both outputs.
+    # The number that it was printing when it was suspended is divided between both outputs.
     assert seen[0] in (last, last + 1, last + 2)
     assert seen == list(range(seen[0], seen[-1] + 1))
     found = inner.ask("x", COUNTED)
@@ -82,7 +84,7 @@ def goes_on(vmm: Vmm, inner: L2, last: int) -> None:
 
 
 def test_a_suspended_guest_goes_on(vmm: Vmm, l2: Make) -> None:
-    """suspended to files and resumed, a guest counts on where it was, with its memory"""
+    """a guest that was suspended to files and resumed continues to count, with its memory"""
     inner = counting(l2, "counts")
     file = save(vmm, inner, "--suspend")
     assert inner.wait_exit() == SUSPENDED
@@ -91,7 +93,7 @@ def test_a_suspended_guest_goes_on(vmm: Vmm, l2: Make) -> None:
 
 
 def test_a_guest_goes_on_beside_its_checkpoint(vmm: Vmm, l2: Make) -> None:
-    """a checkpoint leaves the guest running, and another goes on from it"""
+    """a checkpoint leaves the guest running, and another guest continues from it"""
     inner = counting(l2, "kept")
     before = numbers(inner)[-1]
     file = save(vmm, inner, "--checkpoint")
@@ -109,7 +111,7 @@ def test_a_guest_goes_on_beside_its_checkpoint(vmm: Vmm, l2: Make) -> None:
 
 
 def test_files_that_are_cut_short_are_refused(vmm: Vmm, l2: Make, guest: Guest) -> None:
-    """without all of the guest's kernel state bhyve does not begin to run it"""
+    """if the file with the kernel's state is incomplete, bhyve does not run the guest"""
     inner = counting(l2, "short")
     file = save(vmm, inner, "--suspend")
     assert inner.wait_exit() == SUSPENDED

@@ -52,7 +52,7 @@ def test_where_it_cannot_be_had_a_line_says_so(
     monkeypatch.setattr(debian, "_install", refused)
     debian.ensure(optional=True)
     said = capsys.readouterr()
-    assert "done without ccache, which only saves time: no rights" in said.out + said.err
+    assert "continuing without ccache, which only saves time: no rights" in said.out + said.err
     needs(monkeypatch, "bmake")
     with pytest.raises(CannotError):
         debian.ensure()

@@ -86,7 +86,7 @@ def test_a_sysroot_is_checked_in_one_way(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"given: .*does not say which FreeBSD it is of"):
         sysroot.require(tmp_path, 15, Path("given"))
     (tmp_path / "usr/include/sys/param.h").write_text("#define __FreeBSD_version 1402000\n")
-    with pytest.raises(UsageError, match=r"is of FreeBSD 14 \(1402000\), and FreeBSD 15 is meant"):
+    with pytest.raises(UsageError, match=r"is of FreeBSD 14 \(1402000\), but FreeBSD 15 is needed"):
         sysroot.require(tmp_path, 15)
 
 

@@ -187,5 +187,5 @@ def test_what_cannot_be_measured_here_is_left_out_of_many(
     assert "bench not_here: left out: no source here" in capsys.readouterr().err
     with pytest.raises(CannotError):
         go("not_here")
-    with pytest.raises(UsageError, match="no such bench; good, slow"):
+    with pytest.raises(UsageError, match="no such bench; choose from good, slow"):
         go("nothing")

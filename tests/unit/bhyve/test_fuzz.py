@@ -119,7 +119,7 @@ def test_the_stories_that_ship() -> None:
 )
 def test_a_story_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.toml").write_text(text)
-    with pytest.raises(UsageError, match=r"odd\.toml: not a story"):
+    with pytest.raises(UsageError, match=r"odd\.toml: this does not describe a known fault"):
         fuzz.load_known("15", tmp_path)
 
 

@@ -214,7 +214,7 @@ def test_a_listing_is_read() -> None:
     ],
 )
 def test_a_listing_that_is_not_as_documented(text: str) -> None:
-    with pytest.raises(CommandFailed, match="not as documented") as caught:
+    with pytest.raises(CommandFailed, match="not in the documented form") as caught:
         parse_listing(text)
     assert caught.value.detail == text
 

@@ -52,7 +52,7 @@ def test_what_runs_in_an_emulator_is_told_so() -> None:
         (PRINTED.partition("not ok")[0], "it ended after 1 of 3 tests"),
         (PRINTED.replace("failed=1", "failed=0"), "its verdict counts 0 failed, its lines 1"),
         ("TAP version 13\n1..3\nBail out! lapic.msi does not end\n", "lapic.msi does not end"),
-        ("", "it said nothing"),
+        ("", "it printed nothing"),
     ],
 )
 def test_what_breaks_off_is_an_error(printed: str, problem: str) -> None:

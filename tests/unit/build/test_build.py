@@ -131,14 +131,14 @@ def test_sources_that_no_part_reads_are_named(tmp_path: Path, tree: Path) -> Non
     series = load.load_series(make_series(tmp_path / "topic", {"1.patch": data}), "15.1")
     for _ in range(2):
         assert builder.build(tree, None, series, "15.1").untested == (
-            ("NOTES", "no part that is built is made of it"),
-            ("sys/kern/new.c", "no part that is built is made of it"),
+            ("NOTES", "no part that is built uses it"),
+            ("sys/kern/new.c", "no part that is built uses it"),
         )
 
 
 def test_a_tree_where_an_apply_was_cut_off_is_not_built(tree: Path) -> None:
     apply.journal_folder(tree).mkdir(parents=True)
-    with pytest.raises(UsageError, match="was cut off there"):
+    with pytest.raises(UsageError, match="was interrupted there"):
         builder.build(tree, None, None, "15.1")
 
 

@@ -202,7 +202,7 @@ def test_modules_that_differ_in_what_they_export(tmp_path: Path) -> None:
     with pytest.raises(PatchError, match=r"only the host's has vmm_c; only the guest's has vmm_a"):
         guestbuild.require_same_exports(one, two)
     (tmp_path / "noise").write_text("noise")
-    with pytest.raises(PatchError, match="not an ELF file"):
+    with pytest.raises(PatchError, match="not a valid ELF file"):
         guestbuild.exports(tmp_path / "noise")
 
 
@@ -217,7 +217,7 @@ def test_who_builds(record: ImageRecord, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(debian, "clang_version", lambda: None)
     assert choose("auto") == choose("guest")
     assert choose("host") is None
-    with pytest.raises(UsageError, match="--builder gast: one of auto, host, guest is meant"):
+    with pytest.raises(UsageError, match="--builder gast: it must be one of auto, host, guest"):
         choose("gast")
 
 

@@ -226,7 +226,7 @@ def test_what_a_makefile_leaves_in_the_module_s_place_is_not_followed(
     out = "/workbench/obj/workbench/src/amd64.amd64/sys/modules/vmm"
     changed = f"all:\n\tmkdir -p {out}\n\tln -s {secret} {out}/vmm.ko\n"
     series = series_of(tmp_path, {MAKEFILE: MODULE_MK}, {MAKEFILE: changed})
-    with pytest.raises(PatchError, match="left no plain file"):
+    with pytest.raises(PatchError, match="made no plain file"):
         builder.build(tree, None, series, "15.1")
 
 
@@ -268,7 +268,7 @@ def test_a_makefile_cannot_fill_the_disk(
     room = ["-o", "size=256m,nr_inodes=60000,mode=0700"]
     subprocess.run(["mount", "-t", "tmpfs", *room, "tmpfs", cache], check=True)
     try:
-        with pytest.raises(CannotError, match="the build leaves hardly any room on this disk"):
+        with pytest.raises(CannotError, match="the build almost filled this disk"):
             builder.build(tree, None, making(tmp_path, fills), "15.1")
         disk = os.statvfs(cache)
         assert disk.f_bavail > disk.f_blocks * 0.9, "and what it wrote is gone"
@@ -310,7 +310,9 @@ def test_without_a_sandbox_only_plain_paths_are_taken(
 ) -> None:
     assert not builder.build(tree, None, None, "15.1", sandboxed=False).sandboxed
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "my cache"))
-    with pytest.raises(UsageError, match=r"my cache/builds' has characters that make cannot take"):
+    with pytest.raises(
+        UsageError, match=r"my cache/builds' has characters that make cannot handle"
+    ):
         builder.build(tree, None, None, "15.1", sandboxed=False)
 
 

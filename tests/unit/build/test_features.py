@@ -29,13 +29,16 @@ def test_most_topics_ask_for_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("kernel_options = 'X'", "kernel_options is a list of names"),
-        ("programs = ['rm']", "programs: rm; there are bhyve, bhyvectl, bhyveload"),
-        ("libraries = ['../x']", "'../x' is no library's name"),
-        ("make = { CC = 'yes' }", "make is a table"),
-        ("make = { MK_X = 'a b' }", "make is a table"),
-        ("make = 'MK_X'", "make is a table"),
-        ("colour = 1", "colour is not known; there are kernel_options"),
+        ("kernel_options = 'X'", "kernel_options must be a list of names"),
+        (
+            "programs = ['rm']",
+            "programs: rm: unknown program; choose from bhyve, bhyvectl, bhyveload",
+        ),
+        ("libraries = ['../x']", "'../x' is not a library's name"),
+        ("make = { CC = 'yes' }", "make must be a table"),
+        ("make = { MK_X = 'a b' }", "make must be a table"),
+        ("make = 'MK_X'", "make must be a table"),
+        ("colour = 1", "colour: unknown key; the keys are kernel_options"),
         ("=", "cannot be read"),
     ],
 )

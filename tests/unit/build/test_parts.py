@@ -111,7 +111,7 @@ def test_the_reason_why_a_file_is_not_tested(tree: Path) -> None:
         "bhyve was not built: the sysroot lacks libnv.so",
         "",
         "no part that was built reads it",
-        "no part that is built is made of it",
+        "no part that is built uses it",
         "",
         "it is documentation",
     ]

@@ -108,7 +108,7 @@ def test_a_result_is_a_plain_file_in_its_place(tmp_path: Path, trick: str) -> No
         os.truncate(made / "vmm.ko", 1 << 40)
     elif trick == "folder":
         (made / "vmm.ko").mkdir()
-    with pytest.raises(PatchError, match=r"sys/vmm\.ko: the build left no plain file"):
+    with pytest.raises(PatchError, match=r"sys/vmm\.ko: the build made no plain file"):
         workdir.take(tmp_path / "obj", "sys/vmm.ko", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 

@@ -27,6 +27,6 @@ def test_without_a_checkout_one_line_says_so(tmp_path: Path, command: tuple[str,
         check=False,
     )
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith(f"error: {tmp_path} is no checkout of vmm-workbench ")
+    assert done.stderr.startswith(f"error: {tmp_path} is not a checkout of vmm-workbench ")
     assert done.stderr.endswith("clone the repository and work there\n")
     assert done.stderr.count("\n") == 1

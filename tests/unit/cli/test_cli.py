@@ -215,13 +215,13 @@ def test_paths_are_meant_from_where_it_was_called(tmp_path: Path) -> None:
     done = go("patch.check", "--series", "-", stdin=tmp_path / "mine/1.patch")
     assert (done.returncode, "stdin-" in done.stdout) == (0, True), done.stderr
     done = go("patch.check", "--series", "-", stdin=tmp_path / "mine")
-    assert (done.returncode, "nothing came in" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "it was empty" in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("verify --alone", "--alone belongs to --series"),
+        ("verify --alone", "--alone needs --series"),
         ("verify --name x", "--name x belongs to --keep"),
         ("verify --series mine --alone --side-by-side", "leave out --side-by-side or --alone"),
         ("verify --stock --series mine", "leave out --series or --stock"),

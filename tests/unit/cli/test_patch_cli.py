@@ -41,7 +41,7 @@ def test_list_shows_every_series(capsys: pytest.CaptureFixture[str]) -> None:
     assert {(it["topic"], it["release"]) for it in data} >= {("meminfo", "15.1"), ("meminfo", "14")}
     assert patch_commands.show_list("meminfo", json=False) == 0
     assert "vmm: Account for guest memory" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="nothing: no such topic; there is meminfo"):
+    with pytest.raises(UsageError, match="nothing: no such topic; the topics are meminfo"):
         patch_commands.show_list("nothing", json=False)
 
 
@@ -66,7 +66,7 @@ def test_a_tree_where_an_apply_was_cut_off_is_not_the_patch_s_fault(
     tree = make_tree(tmp_path / "a tree")
     apply.journal_folder(tree).mkdir(parents=True, mode=0o700)
     for name in ("", "15.1"):
-        with pytest.raises(UsageError, match="was cut off there") as caught:
+        with pytest.raises(UsageError, match="was interrupted there") as caught:
             patch_commands.check([topic], "", name, str(tree), json=False)
     found = re.search(r"\./inv (.+) again with the --series", caught.value.message)
     assert found

@@ -67,7 +67,7 @@ def test_sysctls_that_are_numbers() -> None:
     two = (0, "-1\n1501000\n", "")
     guest = FakeGuest({"sysctl -n a b": two, "sysctl -n a b c": two})
     assert guest.numbers("a", "b") == (-1, 1501000)
-    with pytest.raises(GuestError, match="3 whole numbers are due"):
+    with pytest.raises(GuestError, match="3 whole numbers are expected"):
         guest.numbers("a", "b", "c")
 
 

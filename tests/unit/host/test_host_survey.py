@@ -183,7 +183,7 @@ def test_a_tool_that_hangs_does_not_refuse_kvm(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_device_that_kills_who_asks() -> None:
     found = kvm.finish(_child("import os; os.kill(os.getpid(), 11)"), 10)
-    assert found["problem"] == "asking it ended with exit code -11"
+    assert found["problem"] == "the process that asks it ended with exit code -11"
 
 
 def test_this_machine() -> None:

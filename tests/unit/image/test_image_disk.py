@@ -89,10 +89,10 @@ def test_raw_disks_that_are_none(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "absent")
     assert "it is a folder" in refused(tmp_path)
     assert "no partition table" in refused(raw(tmp_path / "fs", mbr=False))
-    assert "was the file cut short?" in refused(raw(tmp_path / "odd", MIB + 100))
-    assert "was the file cut short?" in refused(raw(tmp_path / "tiny", 1024))
+    assert "was the file truncated?" in refused(raw(tmp_path / "odd", MIB + 100))
+    assert "was the file truncated?" in refused(raw(tmp_path / "tiny", 1024))
     (tmp_path / "empty").touch()
-    assert "0 B is no whole raw disk" in refused(tmp_path / "empty")
+    assert "0 B is not the size of a raw disk" in refused(tmp_path / "empty")
 
 
 def test_zfs_alone_is_refused_by_its_partition(tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_zfs_alone_is_refused_by_its_partition(tmp_path: Path) -> None:
 
 def test_qcow2_that_cannot_stand_alone(tmp_path: Path) -> None:
     path = tmp_path / "q"
-    assert "its data lie in another file" in refused(qcow2(path, features=4))
+    assert "its data are in another file" in refused(qcow2(path, features=4))
     assert "encrypted" in refused(qcow2(path, crypt=2))
     assert "not closed properly" in refused(qcow2(path, features=1))
     assert "version 9" in refused(qcow2(path, version=9))
-    assert "no whole disk" in refused(qcow2(path, size=0))
+    assert "not the size of a whole disk" in refused(qcow2(path, size=0))
     path.write_bytes(b"QFI\xfb\0\0\0\3")
-    assert "cut short" in refused(path)
+    assert "truncated" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_qcow2_disk_cut_short(tmp_path: Path) -> None:
         # Within a table, and before a cluster that a table names.
         for length in (CLUSTER + 4, 2 * CLUSTER + 100, 3 * CLUSTER, 9 * CLUSTER):
             path.write_bytes(data[:length])
-            assert "cut short: its tables name what lies behind" in refused(path)
+            assert "truncated: its tables refer to data behind" in refused(path)
     path.write_bytes(data[:36] + b"\xff" * 4 + data[40:])
     assert "its header is damaged" in refused(path)
 
@@ -187,7 +187,7 @@ def test_what_a_qcow2_disk_has_inside(tmp_path: Path) -> None:
         assert disk.examine(qcow2(path, first=good, packed=packed, size=4 * MIB))
         assert "no partition table" in refused(qcow2(path, first=b"x" * 600, packed=packed))
         # What was made of a raw disk that had been cut short.
-        assert "it was cut short: its partition table" in refused(
+        assert "it was truncated: its partition table" in refused(
             qcow2(path, first=good, packed=packed, size=3 * MIB)
         )
     qcow2(path, first=b"x", packed=True)
@@ -264,8 +264,8 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("fifo", "zero"):
-        assert "no plain file" in refused(tmp_path / name)
-        with pytest.raises(UsageError, match="no plain file"):
+        assert "not a plain file" in refused(tmp_path / name)
+        with pytest.raises(UsageError, match="not a plain file"):
             disk.is_xz(tmp_path / name)
 
 
@@ -284,10 +284,10 @@ def test_a_disk_cut_short_is_known_by_its_tables(tmp_path: Path) -> None:
     assert disk.examine(gpt(tmp_path / "whole", 4 * MIB)).size_bytes == 4 * MIB
     # One that was copied to something larger is good: a guest grows into it.
     assert disk.examine(gpt(tmp_path / "grown", 4 * MIB, copy_at=2 * MIB // 512 - 1, last=900))
-    assert "cut short: its partition table describes 8.0 MiB, the file has 4.0 MiB" in refused(
+    assert "truncated: its partition table describes 8.0 MiB, the file has 4.0 MiB" in refused(
         gpt(tmp_path / "a", 4 * MIB, copy_at=8 * MIB // 512 - 1)
     )
-    assert "cut short" in refused(gpt(tmp_path / "b", 4 * MIB, last=8 * MIB // 512 - 1))
+    assert "truncated" in refused(gpt(tmp_path / "b", 4 * MIB, last=8 * MIB // 512 - 1))
     assert "describes 8193 sectors, the file has 8192; copy" in refused(
         gpt(tmp_path / "c", 4 * MIB, copy_at=8192)
     )
@@ -301,7 +301,7 @@ def test_a_disk_cut_short_is_known_by_its_tables(tmp_path: Path) -> None:
         if good:
             assert disk.examine(path)
         else:
-            assert "cut short" in refused(path)
+            assert "truncated" in refused(path)
 
 
 def test_a_cd_that_boots_from_a_stick_too(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_cd_that_boots_from_a_stick_too(tmp_path: Path) -> None:
 
 
 def test_a_disk_larger_than_any(tmp_path: Path) -> None:
-    assert "more than any disk" in refused(raw(tmp_path / "d", 8 << 40))
+    assert "larger than any disk" in refused(raw(tmp_path / "d", 8 << 40))
 
 
 def test_xz_with_padding_is_whole_and_garbage_is_refused(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_xz_with_padding_is_whole_and_garbage_is_refused(tmp_path: Path) -> None
     for tail in (b"garbage!", bytes(3), halves[1][:-20], b"\xfd7zXZ"):
         target.unlink(missing_ok=True)
         packed.write_bytes(halves[0] + bytes(8) + tail)
-        with pytest.raises(CannotError, match="damaged or cut short"):
+        with pytest.raises(CannotError, match="damaged or truncated"):
             disk.decompress(packed, target, lambda _line: None)
         assert not target.exists()
 
@@ -359,6 +359,6 @@ def test_xz_is_unpacked_sparse_and_whole(tmp_path: Path) -> None:
 def test_a_damaged_xz_leaves_nothing(tmp_path: Path) -> None:
     packed = tmp_path / "disk.raw.xz"
     packed.write_bytes(lzma.compress(os.urandom(100_000))[:50_000])
-    with pytest.raises(CannotError, match="damaged or cut short"):
+    with pytest.raises(CannotError, match="damaged or truncated"):
         disk.decompress(packed, tmp_path / "out" / "disk.raw", lambda _line: None)
     assert list((tmp_path / "out").iterdir()) == []

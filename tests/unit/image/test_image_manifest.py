@@ -45,7 +45,11 @@ def test_names_as_freebsd_publishes_them() -> None:
     [
         ('release = "15.1"', "", "release: is missing"),
         ('release = "15.1"', "release = 15.1", "release: must be a release like 15.1, not 15.1"),
-        ('release = "15.1"', 'release = "15.0"', "release: is 15.0, the file's name says 15.1"),
+        (
+            'release = "15.1"',
+            'release = "15.0"',
+            "release: it is 15.0, but the file's name says 15.1",
+        ),
         ("osversion = 1501000", 'osversion = "1501000"', "osversion: must be a number"),
         ("osversion = 1501000", "osversion = true", "osversion: must be a number"),
         ("osversion = 1501000", "osversion = 15", "osversion: must be from 1000000"),

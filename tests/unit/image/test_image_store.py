@@ -244,11 +244,11 @@ def test_what_is_refused(tmp_path: Path, cache: Path) -> None:
     assert "nothing to import" in wrong(Files(), cache)
     assert "No such file" in wrong(Files(disk=tmp_path / "absent"), cache)
     assert "no such file or folder" in wrong(Files(disk, tmp_path / "absent"), cache)
-    assert "no FreeBSD source tree (sys/sys/param.h" in wrong(Files(disk, empty), cache)
+    assert "not a FreeBSD source tree (sys/sys/param.h" in wrong(Files(disk, empty), cache)
     assert "neither a folder nor an archive" in wrong(Files(disk, disk), cache)
     assert "not a FreeBSD sysroot (usr/include" in wrong(Files(disk, None, empty), cache)
     packed = pack(tmp_path / "x.txz", empty, "usr/src")
-    assert "no FreeBSD source" in wrong(Files(disk, packed), cache)
+    assert "contains no FreeBSD source" in wrong(Files(disk, packed), cache)
     assert "not a FreeBSD sysroot" in wrong(Files(disk, None, packed), cache)
     assert not (cache / "images/15.1/source").exists()
 
@@ -256,7 +256,7 @@ def test_what_is_refused(tmp_path: Path, cache: Path) -> None:
 def test_a_source_of_another_release(tmp_path: Path, cache: Path) -> None:
     source = make_source(tmp_path / "s", "14.0")
     message = wrong(Files(make_disk(tmp_path / "d"), source), cache)
-    assert "it is the source of FreeBSD 14.0-RELEASE-p1, and --release says 15.1" in message
+    assert "it is the source of FreeBSD 14.0-RELEASE-p1, but --release says 15.1" in message
     packed = pack(tmp_path / "src.txz", source, "usr/src")
     assert f"{packed}: it is the source of" in wrong(Files(None, packed), cache)
     make_source(tmp_path / "c", "16.0")
@@ -357,7 +357,7 @@ def test_removed_but_for_what_is_the_users(tmp_path: Path, cache: Path) -> None:
     assert not (cache / "images/15.1").exists()
     assert (source / "sys/sys/param.h").exists()
     assert (tmp_path / "d").exists()
-    with pytest.raises(UsageError, match="nothing of it is in"):
+    with pytest.raises(UsageError, match="there is nothing of it in"):
         store.remove("15.1")
 
 
@@ -366,7 +366,7 @@ def findings(release: str = "15.1") -> dict[str, tuple[bool, str, str]]:
 
 
 def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(UsageError, match="nothing of it is in"):
+    with pytest.raises(UsageError, match="there is nothing of it in"):
         check.release("15.1")
     source, sysroot = make_source(tmp_path / "s"), make_sysroot(tmp_path / "r")
     record = bring(Files(make_disk(tmp_path / "d"), source, sysroot))
@@ -378,7 +378,7 @@ def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) ->
     record.private_key.chmod(0o644)
     assert findings()["private key"][2] == f"chmod 600 {record.private_key}"
     record.private_key.write_text("noise")
-    assert "no private key" in findings()["private key"][1]
+    assert "not a valid private key" in findings()["private key"][1]
     (source / "sys/sys/param.h").unlink()
     assert not findings()["source"][0]
     # One byte, with the size as before: nothing else would notice.
@@ -448,7 +448,7 @@ def test_room_for_all_of_it_is_asked_before_the_first_byte(
 
 
 def test_bochs_prepares_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="an image is prepared under kvm or tcg"):
+    with pytest.raises(UsageError, match="images are prepared under kvm or tcg"):
         import_files("15.1", Files(disk=make_disk(tmp_path / "d")), backend="bochs")
 
 

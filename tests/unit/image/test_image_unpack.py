@@ -130,7 +130,7 @@ def test_a_damaged_archive(
 ) -> None:
     path = archive(tmp_path / "a.txz", file("a", os.urandom(5000).hex()), mode=mode)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CannotError, match="no archive, damaged or cut short"):
+    with pytest.raises(CannotError, match="it is not an archive, or it is damaged or truncated"):
         run(path, out)
 
 

@@ -83,7 +83,7 @@ def test_what_a_killed_keeper_left_is_cleared_away(sleeper: Process) -> None:
     lost = keeper.load("one")
     assert lost is not None
     assert (lost.state, lost.alive) == ("lost", False)
-    with pytest.raises(CannotError, match="guest one: the process that kept it is gone"):
+    with pytest.raises(CannotError, match="guest one: its keeper has ended"):
         keeper.find("one")
     assert reserve().alive
     assert sleeper.wait_gone(Deadline.after(5))
@@ -95,7 +95,7 @@ def test_an_emulator_that_got_another_number_is_left_alone(sleeper: Process) -> 
     old = reserve()
     gone = Process(old.owner.pid, "1 of another boot")
     keeper.save(dataclasses.replace(old, owner=gone, emulator=Process(sleeper.pid, gone.started)))
-    assert keeper.down("one") == "its keeper was gone already"
+    assert keeper.down("one") == "its keeper had already ended"
     assert sleeper.alive
     assert keeper.load("one") is None
 
@@ -169,7 +169,7 @@ def test_a_keeper_that_refuses_or_keeps_silent(answering: Callable[..., Record])
     with pytest.raises(WaitTimeout, match=r"did not answer within 0 s; \./inv down --name one"):
         wire.call(record, "status", timeout_s=0.2)
     (record.run_dir / "keeper.sock").unlink()
-    with pytest.raises(CannotError, match="cannot be spoken to"):
+    with pytest.raises(CannotError, match="does not accept the request"):
         wire.call(record, "status")
 
 

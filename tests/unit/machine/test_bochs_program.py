@@ -180,5 +180,5 @@ def test_a_guest_that_makes_bochs_complain_without_end_is_ended(
         machine._check_running()
     assert machine.resets == 4
     monkeypatch.setattr(limits, "LOG_MOST_BYTES", 10_000)
-    with pytest.raises(GuestError, match=r"Bochs's log has grown to .*, as the guest makes it"):
+    with pytest.raises(GuestError, match=r"Bochs's log has grown to .*, because the guest causes"):
         machine._check_running()

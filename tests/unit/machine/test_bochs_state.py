@@ -48,7 +48,7 @@ def test_a_state_without_memory_is_none(state: Path, tmp_path: Path) -> None:
     (state / "memory.ram").unlink()
     with pytest.raises(GuestError, match=r"memory was not saved: cp: .*memory\.ram"):
         bochs_state.complete(state, "")
-    with pytest.raises(CannotError, match=r"no saved machine of Bochs's"):
+    with pytest.raises(CannotError, match=r"no machine saved by Bochs"):
         bochs_state.present(tmp_path, state)
 
 

@@ -119,7 +119,7 @@ def test_the_second_return_without_a_login_ends_the_wait(played: Played) -> None
     played.resets = 3
     played.watch.look()
     played.resets = 4
-    with pytest.raises(GuestError, match="in circles: it was reset 2 times") as raised:
+    with pytest.raises(GuestError, match="again and again: it was reset 2 times") as raised:
         played.watch.look()
     assert raised.value.detail.startswith("a word\n")
 

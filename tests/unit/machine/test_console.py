@@ -272,7 +272,7 @@ def test_sending_to_a_closed_line_says_so(line: Line) -> None:
 
 
 def test_a_guest_that_reads_nothing_does_not_hold_us(line: Line) -> None:
-    with quick(), pytest.raises(WaitTimeout, match="took nothing from its serial line for 1 s"):
+    with quick(), pytest.raises(WaitTimeout, match="read nothing from its serial line for 1 s"):
         line.console.send("x" * 10_000_000, Deadline.after(0.6))
 
 
@@ -301,7 +301,7 @@ def test_ten_megabytes_are_no_trouble(tmp_path: Path, unit: bytes) -> None:
         sender.join()
     assert console.mark == len(data) + 9
     assert len(console._data) <= keep * 1.2
-    assert console.since(0).startswith(f"[{console._dropped} bytes before this are in ")
+    assert console.since(0).startswith(f"[{console._dropped} bytes before this are only in ")
     assert console.since(console.mark - 7) == "login: "
     far.close()
     console.close()

@@ -83,7 +83,7 @@ def test_every_truncation_is_a_problem() -> None:
         ("failed=0", "failed=1", "its verdict counts 1 failed, its lines 0"),
         ("failed=0 ", "", "its verdict counts nothing failed, its lines 0"),
         ("ok 5 - vmxoff: VMXOFF", "Bail out! exception 13", "it gave up: exception 13"),
-        ("TAP version 13", "TAP version", "it said nothing"),
+        ("TAP version 13", "TAP version", "it printed nothing"),
     ],
 )
 def test_what_does_not_add_up(old: str, new: str, problem: str) -> None:
@@ -92,8 +92,8 @@ def test_what_does_not_add_up(old: str, new: str, problem: str) -> None:
 
 
 def test_nothing() -> None:
-    assert tap.parse("").problem == "it said nothing"
-    assert tap.parse("\x00\xff no TAP\n").problem == "it said nothing"
+    assert tap.parse("").problem == "it printed nothing"
+    assert tap.parse("\x00\xff no TAP\n").problem == "it printed nothing"
 
 
 def test_a_reset_begins_anew() -> None:

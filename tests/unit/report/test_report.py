@@ -48,7 +48,7 @@ def run(*checks: Check, **more: object) -> Report:
         (True, False, "failed", "FAILED", "why", 1),
         (True, False, "skipped", "not run", "why", 3),
         (True, True, "failed", "ok", "fails without the patch, as it must", 0),
-        (True, True, "passed", "FAILED", "holds without the patch, so it proves nothing", 1),
+        (True, True, "passed", "FAILED", "passes without the patch, so it proves nothing", 1),
         (True, True, "error", "FAILED", "why", 1),
         (True, True, "skipped", "not run", "why", 3),
     ],

@@ -254,9 +254,9 @@ def test_a_run_is_set_against_the_newest_of_the_other_module(runs: Path) -> None
 def test_inv_report_tells_the_last_run(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match="no run with a report yet"):
+    with pytest.raises(UsageError, match="no run has a report yet"):
         report_commands.show("", open_page=False, as_json=False)
-    with pytest.raises(UsageError, match="no run with a report yet"):
+    with pytest.raises(UsageError, match="no run has a report yet"):
         report_commands.show_list(as_json=False)
     saved(runs, "1-verify", check("test_a.py::test_b"))
     saved(runs, "2-verify", check("test_a.py::test_b", "failed"))
@@ -269,7 +269,7 @@ def test_inv_report_tells_the_last_run(
         with pytest.raises(UsageError, match=name):
             report_commands.show(name, open_page=False, as_json=False)
     (runs / "2-verify" / "report.json").write_text("{}")
-    with pytest.raises(UsageError, match="no report of this program"):
+    with pytest.raises(UsageError, match="this is not a report of this program"):
         report_commands.show("2-verify", open_page=False, as_json=False)
     opened: list[str] = []
 

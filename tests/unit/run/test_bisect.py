@@ -142,7 +142,7 @@ def test_ends_that_cannot_be(hunt: Hunt) -> None:
         hunt({}, bad=6)
     with pytest.raises(UsageError, match="empty"):
         hunt({}, count=0)
-    with pytest.raises(UsageError, match="no check holds"):
+    with pytest.raises(UsageError, match="no check passes"):
         hunt({0: {"a": "failed"}})
     with pytest.raises(PatchError, match="with 5 patches: no hunk"):
         hunt({5: PatchError("no hunk")})

@@ -196,7 +196,7 @@ def test_lines_by_family_and_what_one_alone_ran() -> None:
     families = {"a": {path: {1: 1, 2: 1, 3: 0}}, "b": {path: {1: 1, 2: 0, 3: 0}}}
     found = coverage.gather(total, families, {}, {}, "intel")
     assert found.families == (stored.Family("a", 2, 1), stored.Family("b", 1, 0))
-    assert found.summary == "no changed line makes code; 2 of 4 lines of vmm.ko did"
+    assert found.summary == "no changed line contains code; 2 of 4 lines of vmm.ko did"
     assert found.scope.endswith(": 2 of 3 lines ran (66.7 %)")
     text = stored.text(found)
     assert "     2      1  a\n" in text

@@ -70,7 +70,7 @@ def test_missing_controls_have_rows_of_their_own() -> None:
 
 def test_all_controls_there() -> None:
     verdict = doctor.examine(facts_of("intel-nested"))
-    assert row_of(verdict, "VMX capabilities").found == "all that vmm.ko asks for"
+    assert row_of(verdict, "VMX capabilities").found == "everything that vmm.ko requires"
     assert row_of(verdict, "nesting under KVM").status == "ok"
     assert "kvm_intel.nested=Y" in row_of(verdict, "/dev/kvm").evidence
 

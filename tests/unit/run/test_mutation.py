@@ -169,7 +169,7 @@ def test_without_a_check_that_passes_nothing_is_judged(
     run: Run, played: Played, stock: Mutant
 ) -> None:
     played.unvirtual.add("series")
-    with pytest.raises(CannotError, match="no virtual machine can be made here: no /dev/vmmctl"):
+    with pytest.raises(CannotError, match="virtual machines cannot be made here: no /dev/vmmctl"):
         run(stock)
 
 

@@ -180,7 +180,9 @@ def test_a_broken_machine_skips_what_comes_after_it(
     assert outcomes["skipped"] == 1
     assert outcomes["passed"] == (3 if "; " not in breaks and "raise" not in breaks else 2)
     assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1
-    result.stdout.fnmatch_lines(["*not run, the machine broke before: qemu was killed by SIGKILL*"])
+    result.stdout.fnmatch_lines(
+        ["*not run, because the machine broke before: qemu was killed by SIGKILL*"]
+    )
     assert "never run" not in result.stdout.str()
 
 
@@ -202,7 +204,7 @@ def test_a_guest_that_hangs_is_a_broken_machine(
     )
     result.assert_outcomes(failed=1, skipped=1)
     result.stdout.fnmatch_lines(
-        ["*broke before: it answers no more since test_hangs: `x` did not end*"]
+        ["*broke before: it has not answered since test_hangs: `x` did not end*"]
     )
 
 
@@ -338,7 +340,7 @@ def test_where_no_guest_can_be_had_tests_are_skipped(
     error = CannotError("FreeBSD 15.1 is not here; run ./inv image.fetch")
     result = brought_up(pytester, monkeypatch, text, error=error)
     result.assert_outcomes(passed=1, skipped=2)
-    result.stdout.fnmatch_lines(["*no FreeBSD guest can be had here*run ./inv image.fetch*"])
+    result.stdout.fnmatch_lines(["*there can be no FreeBSD guest here*run ./inv image.fetch*"])
     assert brought_up(pytester, monkeypatch, text, "--vmm-insist", error=error).ret == 3
 
 
@@ -494,7 +496,7 @@ def test_clean_up_asks_nothing_of_a_guest_that_broke(
     result = run(pytester, text, guest)
     result.assert_outcomes(passed=1, failed=1)
     assert guest.said.count("destroy all") == 1
-    assert guest.given_up == "it broke: it answers no more since test_hangs: `x` did not end"
+    assert guest.given_up == "it broke: it has not answered since test_hangs: `x` did not end"
     with pytest.raises(GuestError, match=r"is not asked any more: it broke"):
         _ = guest.ssh
 

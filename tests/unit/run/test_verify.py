@@ -486,7 +486,7 @@ def test_a_check_that_was_broken_off_is_named_with_what_it_waited_for(run: Run) 
     assert status(result) == {"test_holds": "ok", "test_hangs": "FAILED", "test_after": "not run"}
     hung, after = result.checks[1:]
     assert hung.outcome == "error"
-    assert re.match(r"broken off after \d+ s \(interrupted\)", hung.message)
+    assert re.match(r"ended after \d+ s \(interrupted\)", hung.message)
     assert after.message == "not run: interrupted"
 
 
@@ -565,10 +565,12 @@ def test_figures_of_both_modules_stand_beside_each_other(
 
 @pytest.mark.parametrize("options", [{"stock": True}, {"series": (Path("x.patch"),)}])
 def test_a_topic_that_there_is_not_is_named(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"--topic nonsense: no such topic; there is .*meminfo"):
+    with pytest.raises(
+        UsageError, match=r"--topic nonsense: no such topic; the topics are .*meminfo"
+    ):
         verify.settle(Options(topic="nonsense", **options))
 
 
 def test_nothing_stands_beside_stock_without_patches(suite: str) -> None:
-    with pytest.raises(UsageError, match="topic speed has no patches to set beside"):
+    with pytest.raises(UsageError, match="topic speed has no patches to compare with"):
         verify.settle(Options(topic=suite, side_by_side=True))

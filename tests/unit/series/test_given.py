@@ -76,9 +76,9 @@ def test_files_and_folders_are_left_where_they_are(
 
 def test_nothing_came(monkeypatch: pytest.MonkeyPatch) -> None:
     standard_input(monkeypatch, b"")
-    with pytest.raises(UsageError, match=r"--series -: nothing came in; .*before the \|"):
+    with pytest.raises(UsageError, match=r"--series -: it was empty; .*before the \|"):
         given.paths(["-"])
-    with pytest.raises(UsageError, match="--series /dev/null: nothing came in"):
+    with pytest.raises(UsageError, match="--series /dev/null: it was empty"):
         given.paths(["/dev/null"])
 
 

@@ -86,7 +86,7 @@ def test_a_cover_letter_is_not_a_patch(tmp_path: Path, tree: Path, repo: Path) -
     git(repo, "format-patch", "-q", "--cover-letter", "-o", str(out), "HEAD~2")
     series = load.load_series(out, "15.1")
     assert [patch.subject for patch in series.patches] == ["vmm.4: Fix a wörd", "vmm: Count on"]
-    assert series.notes == ("0000-cover-letter.patch: a cover letter, which is no patch",)
+    assert series.notes == ("0000-cover-letter.patch: a cover letter, not a patch",)
     assert applied(out, tree) == BOTH
 
 
@@ -107,7 +107,7 @@ def test_one_file_with_several_mails_is_several_patches(
     mailbox.export(series, out)
     assert applied(out, tree) == BOTH
     if cover:
-        assert series.notes == ("pr.patch#1: a cover letter, which is no patch",)
+        assert series.notes == ("pr.patch#1: a cover letter, not a patch",)
 
 
 def test_a_thread_of_a_list_is_its_patches(tmp_path: Path, tree: Path, edit: bytes) -> None:
@@ -311,7 +311,7 @@ def test_paths_that_lie_nowhere_are_refused_with_the_remedy(tmp_path: Path) -> N
     data = (
         b"Index: vmm.h\n--- vmm.h\t(revision 1)\n+++ vmm.h\t(working copy)\n@@ -1 +1 @@\n-a\n+b\n"
     )
-    with pytest.raises(PatchError, match=r"p\.patch: its paths \(vmm\.h\) lie in no .*-pN"):
+    with pytest.raises(PatchError, match=r"p\.patch: its paths \(vmm\.h\) are not in a .*-pN"):
         load.load_series(write(tmp_path, data), "15.1")
 
 
@@ -373,8 +373,8 @@ class TestQuilt:
         ("line", "reason"),
         [
             ("x.patch -F3", r"series:1: the option -F3 of x\.patch is not known; -pN and -R are"),
-            ("x.patch -p9", r"x\.patch: -p9 leaves nothing of a path in it"),
-            ("sub/../../x.patch", "neither beside the series"),
+            ("x.patch -p9", r"x\.patch: -p9 removes all of a path in it"),
+            ("sub/../../x.patch", "neither in the folder of the series"),
         ],
     )
     def test_what_is_not_known_is_refused(
@@ -428,7 +428,7 @@ def test_a_diff_in_a_commit_message_is_not_applied(
     series = load.load_series(box, "15.1")
     assert list(series.touched) == names
     assert series.notes == (
-        "p.patch: a diff in its message is part of the message, and not applied",
+        "p.patch: a diff in its message is part of the message, so it is not applied",
     )
     assert applied(box, tree) == {"share/mk/x.mk": "x\n"}
     out = tmp_path / "out.mbox"
@@ -441,7 +441,7 @@ def test_patches_that_nothing_divides_are_refused(tmp_path: Path, edit: bytes) -
         mail(edit).partition(b"\n")[2],
         mail(diff(tmp_path, {}, {"sys/b": "x\n"})).partition(b"\n")[2],
     )
-    with pytest.raises(PatchError, match=r"two patches that nothing divides, .* its own file"):
+    with pytest.raises(PatchError, match=r"two patches without a separator, .* its own file"):
         load.load_series(write(tmp_path, one + two), "15.1")
 
 
@@ -451,11 +451,11 @@ def test_patches_that_nothing_divides_are_refused(tmp_path: Path, edit: bytes) -
         (
             b"diff --git a/x.bin b/x.bin\nindex 111..222 100644\n"
             b"Binary files a/x.bin and b/x.bin differ\n",
-            r"binary file and does not have its data .*git diff --binary",
+            r"binary file but does not contain its data .*git diff --binary",
         ),
         (
             b"Index: sys/x\n===\nCannot display: file marked as a binary type.\n",
-            "binary file and does not have its data",
+            "binary file but does not contain its data",
         ),
         (
             b"diff --cc sys/x\nindex 1,2..3\n--- a/sys/x\n+++ b/sys/x\n@@@ -1,1 -1,1 +1,1 @@@\n",
@@ -530,7 +530,9 @@ class TestWithoutContext:
     def test_another_version_of_the_file_is_refused(self, tmp_path: Path, tree: Path) -> None:
         (tree / MANUAL).write_text("first\n" + NUMBERED)
         path = self.made(tmp_path, NUMBERED.replace("line 20\n", "line 20\nnew\n"))
-        with pytest.raises(PatchError, match=r"made without context .* of another version of .*4 "):
+        with pytest.raises(
+            PatchError, match=r"made without context .* from another version of .*4 "
+        ):
             applied(path, tree)
 
     @pytest.mark.parametrize("index", [True, False])

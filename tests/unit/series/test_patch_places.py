@@ -80,7 +80,7 @@ def test_a_patch_that_is_cut_off_is_refused(tmp_path: Path, tree: Path) -> None:
         ("diff --git a/x b/x\n".encode("utf-16-le"), "UTF-16 text"),
         (b"", "it is empty"),
         (b"12c12\n< a\n---\n> b\n", r"a diff without context; .*\(diff -u\)"),
-        (b"> diff --git a/sys/x b/sys/x\n> +++ b/sys/x\n", "behind a mark"),
+        (b"> diff --git a/sys/x b/sys/x\n> +++ b/sys/x\n", "begins with a mark"),
         (b"    diff --git a/sys/x b/sys/x\n", "is indented"),
         (b"Submodule contrib/x 1234567..89abcde:\n  > a commit\n", "changes a submodule"),
         (b"Property changes on: sys\n___\nAdded: svn:ignore\n", "Subversion's properties"),

@@ -81,7 +81,7 @@ def test_a_branch_has_its_series_under_its_major_version(tmp_path: Path, edit: b
     topic = make_series(tmp_path / "topic", {"a.patch": edit})
     (topic / "15.1").rename(topic / "14")
     assert load.load_series(topic, "14.2").release == "14.2"
-    with pytest.raises(UsageError, match=r"no series for FreeBSD 15.1, there is one for 14"):
+    with pytest.raises(UsageError, match=r"no series for FreeBSD 15.1, only for 14"):
         load.load_series(topic, "15.1")
 
 
@@ -96,9 +96,9 @@ def test_an_empty_series_is_a_series_of_nothing(tmp_path: Path, tree: Path) -> N
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("0009-gone.patch", r"series:3: names 0009-gone.patch, which is not there"),
-        ("../../etc/passwd", r"neither beside the series nor in ../common"),
-        ("/etc/passwd", r"neither beside the series nor in ../common"),
+        ("0009-gone.patch", r"series:3: it names 0009-gone.patch, which does not exist"),
+        ("../../etc/passwd", r"neither in the folder of the series nor in ../common"),
+        ("/etc/passwd", r"neither in the folder of the series nor in ../common"),
         ("a.patch", r"series:3: names a.patch a second time"),
     ],
 )
@@ -163,7 +163,7 @@ new file mode 120000
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (LINK, r"symbolic link \(mode 120000\), .*put a file there"),
+        (LINK, r"symbolic link \(mode 120000\), .*use a file instead"),
         (LINK.replace("\n", "\r\n"), r"symbolic link \(mode 120000\)"),
         (LINK.replace("120000", "0120000"), r"symbolic link \(mode 0120000\)"),
         (
@@ -211,7 +211,7 @@ def test_a_link_made_by_whatever_way_is_seen_after_it_was_applied(
     (tmp_path / "p.patch").write_bytes(LINK.format(path="sys/dev/vmm/leak.h").encode())
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
-        pytest.raises(PatchError, match="the series makes a symbolic link of it"),
+        pytest.raises(PatchError, match="the series turns it into a symbolic link"),
         staging.staged(series, tree),
     ):
         pass
@@ -308,7 +308,7 @@ def test_crlf_on_one_side_is_the_reason_given(tmp_path: Path, tree: Path, edit: 
     (tmp_path / "p.patch").write_bytes(mail(diff(tmp_path, crlf, other)))
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
-        pytest.raises(PatchError, match="the patch has CRLF line ends, the other has not"),
+        pytest.raises(PatchError, match="the patch has CRLF line ends, the other does not"),
         staging.staged(series, tree),
     ):
         pass
@@ -319,7 +319,7 @@ def test_crlf_on_one_side_is_the_reason_given(tmp_path: Path, tree: Path, edit: 
     (tree / MANUAL).write_bytes(NUMBERED.replace("\n", "\r\n").encode())
     series = load.load_series(tmp_path / "p.patch", "15.1")
     with (
-        pytest.raises(PatchError, match="the file has CRLF line ends, the other has not"),
+        pytest.raises(PatchError, match="the file has CRLF line ends, the other does not"),
         staging.staged(series, tree),
     ):
         pass

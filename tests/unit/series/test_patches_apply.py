@@ -147,7 +147,7 @@ def test_when_the_guard_dies_too_the_next_one_puts_it_back(tree: Path, series: S
     before = content(tree)
     assert die(tree, series, 2, "both") == -signal.SIGKILL
     assert content(tree) != before
-    with pytest.raises(UsageError, match=r"an earlier .* was cut off there"):
+    with pytest.raises(UsageError, match=r"an earlier .* was interrupted there"):
         apply.require_complete(tree)
     assert apply.recover(tree)
     assert content(tree) == before
@@ -280,7 +280,7 @@ def test_a_journal_that_others_could_have_written_is_not_trusted(
     folder.mkdir(parents=True)
     (folder / "journal.json").write_text(FORGED % tree)
     folder.chmod(0o777)
-    with pytest.raises(CannotError, match="not a folder that only you can write to"):
+    with pytest.raises(CannotError, match="other users can write to this folder"):
         apply.apply(series, tree)
     folder.chmod(0o700)
     with pytest.raises(CannotError, match=r"not a journal of patch\.apply .*names '\.\./\.bashrc'"):
@@ -301,7 +301,7 @@ def test_nothing_is_put_back_through_a_link(
     deep.rename(tmp_path / "aside")
     (tmp_path / "vmm.4").write_text("the user's manual\n")
     deep.symlink_to(tmp_path)
-    with pytest.raises(CannotError, match=r"cannot be put back .*the old files are in"):
+    with pytest.raises(CannotError, match=r"cannot be restored .*the old files are in"):
         apply.apply(series, tree)
     assert (tmp_path / "vmm.4").read_text() == "the user's manual\n"
     assert untouched(tmp_path, home)

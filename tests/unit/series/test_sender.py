@@ -95,7 +95,7 @@ def test_somebody_elses_patch_stays_theirs() -> None:
 
 def test_the_projects_own_series_is_refused_until_somebody_sends_it(tmp_path: Path) -> None:
     out = tmp_path / "out.mbox"
-    with pytest.raises(PatchError, match=r"0001-.*placeholder; say who sends it: --author"):
+    with pytest.raises(PatchError, match=r"0001-.*placeholder; name the sender: --author"):
         patch_commands.export([], "meminfo", "15.1", str(out))
     assert not out.exists()
     assert patch_commands.export([], "meminfo", "15.1", str(out), ME, True) == 0

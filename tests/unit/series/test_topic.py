@@ -39,7 +39,7 @@ def test_bad_names_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     scaffold.new("mine", "15.1", tmp_path)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         scaffold.new("mine", "14", tmp_path)
     with pytest.raises(UsageError, match="a release like"):
         scaffold.new("other", "../x", tmp_path)
@@ -65,7 +65,7 @@ def test_a_topic_of_checks_alone_is_no_series(tmp_path: Path) -> None:
     folder = suite(tmp_path)
     (tmp_path / "empty").mkdir()
     assert (load.topics(tmp_path), load.suites(tmp_path)) == ((), ("speed",))
-    with pytest.raises(UsageError, match=r"speed: a topic of checks.*inv verify --topic speed"):
+    with pytest.raises(UsageError, match=r"speed: this topic has checks.*inv verify --topic speed"):
         load.load_series(folder, "15.1")
 
 
@@ -97,7 +97,7 @@ def test_a_copy_may_begin_a_series(tmp_path: Path) -> None:
 
 def test_what_is_no_topic_is_not_copied(tmp_path: Path) -> None:
     suite(tmp_path)
-    with pytest.raises(UsageError, match="--like nothing: no such topic; there is speed"):
+    with pytest.raises(UsageError, match="--like nothing: no such topic; choose from speed"):
         scaffold.new("mine", "", tmp_path, like="nothing")
     assert load.suites(tmp_path) == ("speed",)
 

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* What a part of bhyve(8) asks of the rest of it, where that is I/O ports. */
+/* A stand-in for the I/O ports that parts of bhyve(8) register. */
 
 #include <sys/types.h>
 

@@ -106,7 +106,7 @@ plain(void)
 	equal("entries", entries, 3);
 }
 
-/* Reserve [base, end), which must be given as asked for. */
+/* Reserve [base, end), which must be granted exactly. */
 static void
 reserve(uint64_t base, uint64_t end, enum e820_memory_type type)
 {
@@ -196,10 +196,10 @@ refuses(void)
 const struct unit units[] = {
 	{ "e820.plain", "memory below and above 4 GiB, and the VGA hole",
 	    plain },
-	{ "e820.split", "what is reserved is cut out of memory", splits },
-	{ "e820.replace", "an entry may take another's whole place", replaces },
-	{ "e820.merge", "neighbours of one type become one entry", merges },
+	{ "e820.split", "a reserved range is cut out of memory", splits },
+	{ "e820.replace", "an entry may replace another completely", replaces },
+	{ "e820.merge", "adjacent entries of one type are merged", merges },
 	{ "e820.allocate", "the highest, the lowest, any address", allocates },
-	{ "e820.refuse", "what is not memory is not given", refuses },
+	{ "e820.refuse", "ranges that are not memory are not granted", refuses },
 };
 const size_t nunits = nitems(units);

@@ -111,7 +111,7 @@ directory(void)
 	return (count);
 }
 
-/* Add files in the given order; they are to be there, sorted, each whole. */
+/* Add files in the given order; they must be there, sorted and complete. */
 static void
 order(unsigned count, unsigned step)
 {

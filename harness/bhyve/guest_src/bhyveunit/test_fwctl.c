@@ -51,7 +51,7 @@ send_head(uint32_t length, uint32_t type)
 	port_out(OUT, 4, TXID);
 }
 
-/* A request with `length` bytes of a name; what is sent is whole words. */
+/* A request with `length` bytes of a name, sent in whole words. */
 static void
 request(uint32_t type, const char *name, uint32_t length)
 {
@@ -193,7 +193,7 @@ static void
 idle(void)
 {
 	start();
-	equal("an answer that nobody asked for", port_in(IN, 4), UINT32_MAX);
+	equal("an answer without a request", port_in(IN, 4), UINT32_MAX);
 	gets(8);
 }
 

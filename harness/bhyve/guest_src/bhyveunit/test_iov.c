@@ -114,7 +114,7 @@ const struct unit units[] = {
 	{ "iov.truncate", "a list is cut to each length", truncates },
 	{ "iov.truncate_empty", "an empty buffer ends no list",
 	    truncates_empty_buffers },
-	{ "iov.seek", "a list goes on behind each offset", seeks },
+	{ "iov.seek", "a list continues after each offset", seeks },
 	{ "iov.copy", "bytes go in and come out, also in the middle", copies },
 };
 const size_t nunits = nitems(units);

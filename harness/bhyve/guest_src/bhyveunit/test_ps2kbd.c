@@ -84,7 +84,7 @@ commands(void)
 static void
 forgets(void)
 {
-	/* What was typed before is not there after these. */
+	/* These commands discard keys that were typed before. */
 	TALK("echo, then reset", "\xee\xff", 0xfa, 0xaa);
 	TALK("echo, then defaults", "\xee\xf6", 0xfa);
 	TALK("echo, then enable", "\xee\xf4", 0xfa);

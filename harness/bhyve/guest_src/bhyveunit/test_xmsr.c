@@ -17,7 +17,7 @@
 
 #include "unit.h"
 
-/* A processor of either maker, whatever the test runs on. */
+/* A simulated processor of either vendor. */
 static const char *maker;
 static unsigned asked;
 

@@ -6,7 +6,7 @@
 
 /*
  * Runs the tests of one part of bhyve(8), each in a process of its own, and
- * writes what they found as TAP.
+ * writes their results as TAP.
  */
 
 #include <sys/mman.h>
@@ -44,7 +44,7 @@ add(const char *format, va_list arguments)
 		return;
 	(void)vsnprintf(shared->notes + used, sizeof(shared->notes) - used - 1,
 	    format, arguments);
-	/* What a part answers may be any bytes; a note is a line of text. */
+	/* A part may return any bytes, but a note must be one line of text. */
 	for (char *at = shared->notes + used; *at != '\0'; at++) {
 		if (*at < ' ' || *at > '~')
 			*at = '?';
@@ -52,7 +52,7 @@ add(const char *format, va_list arguments)
 	(void)strlcat(shared->notes, "\n", sizeof(shared->notes));
 }
 
-/* The test fails, and goes on. */
+/* The test fails, and continues. */
 void
 miss(const char *format, ...)
 {
@@ -64,7 +64,7 @@ miss(const char *format, ...)
 	va_end(arguments);
 }
 
-/* The test ends here and says nothing. */
+/* The test ends here without a result. */
 void
 skip(const char *format, ...)
 {
@@ -123,7 +123,7 @@ run(const struct unit *unit)
 	memset(shared, 0, sizeof(*shared));
 	(void)fflush(stdout);
 	if ((pid = fork()) == 0) {
-		/* What the part prints is none of TAP. */
+		/* The output of the part must not get into the TAP. */
 		(void)dup2(STDERR_FILENO, STDOUT_FILENO);
 		(void)alarm(LIMIT_S);
 		unit->func();

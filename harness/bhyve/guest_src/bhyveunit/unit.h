@@ -13,7 +13,7 @@
 
 struct inout_port;
 
-/* A case: what is true of a part of bhyve(8). */
+/* A case: a claim about a part of bhyve(8). */
 struct unit {
 	const char	*name;
 	const char	*what;
@@ -29,10 +29,10 @@ bool	same(const char *, const char *, const char *);
 void	miss(const char *, ...) __attribute__((__format__(__printf__, 1, 2)));
 void	skip(const char *, ...) __attribute__((__format__(__printf__, 1, 2)));
 
-/* Memory that ends where nothing is mapped: a byte too far is a signal. */
+/* Memory before an unmapped page, so that an access beyond it is a signal. */
 void	*guarded(size_t, size_t);
 
-/* The I/O ports that the part has asked for. */
+/* The I/O ports that the part has registered. */
 uint32_t port_in(int, int);
 void	port_out(int, int, uint32_t);
 

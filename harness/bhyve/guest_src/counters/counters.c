@@ -6,8 +6,8 @@
 
 /*
  * Write the coverage counters of the loaded vmm.ko to standard output.  The
- * kernel has no run time library that would: they are read from its memory,
- * between two symbols that the module was linked with.
+ * kernel has no run time library for this, so they are read from its memory,
+ * between two symbols of the module.
  */
 
 #include <sys/param.h>

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Every ioctl there is, with arguments that are nearly right. */
+/* Every existing ioctl, with arguments that are almost valid. */
 
 #include <string.h>
 
@@ -195,7 +195,7 @@ fill_pages(struct thread *self, void *arg)
 static void
 fill_bytes(struct thread *self, void *arg)
 {
-	/* Seldom all of it: that takes long in an emulator. */
+	/* Rarely all of it, because that takes long in an emulator. */
 	bytes(&self->rng, arg, one_in(&self->rng, 8) ? ARG_BYTES : 256);
 }
 
@@ -221,7 +221,7 @@ fill_control(struct thread *self, void *arg)
 }
 #endif
 
-/* Answered by chance or by the time; by error alone; by error and output. */
+/* Answers that are random or depend on time; only errors; errors and output. */
 #define	VM_OP(name, fill, weight)					\
 	{ #name, IOCTL, name, fill, weight, false, false }
 #define	STEADY_OP(name, fill, weight)					\

@@ -6,21 +6,21 @@
 
 /*
  * Bad calls to vmm: malformed and racing ioctls, sysctl writes, reads, writes
- * and mappings, all drawn from one seed.
+ * and mappings, all determined by one seed.
  *
  * A run is a sequence of rounds.  Each is a process with a virtual machine of
  * its own and one or more threads, each with a stream of random numbers that
- * depends on seed, round and thread alone: a round is replayed without those
- * before it.  What a kernel that dies was doing stands on the console: every
- * call is written there, and drained, before it is made (-c), and is the
- * thread's name, which a trap's message shows.
+ * depends only on seed, round and thread, so a round can be replayed without
+ * those before it.  After a panic the console shows the call that caused it:
+ * every call is written there, and drained, before it is made (-c), and becomes
+ * the thread's name, which a trap's message contains.
  *
- * With -a each call's answer is told, for it to be compared with another
- * module's.  Then there is one thread a round, and nothing is called whose
- * answer depends on the time or on what a module has besides.
+ * With -a each call's answer is printed, to be compared with another module's.
+ * Then each round has one thread, and calls are left out whose answer depends
+ * on time or on additions of a module.
  *
- * The parent makes no bad calls.  It ends a round that comes to a halt, and
- * counts one that even SIGKILL does not end as a hang.
+ * The parent makes no bad calls.  It ends a round that stalls, and counts one
+ * that even SIGKILL does not end as a hang.
  */
 
 #include <sys/param.h>
@@ -53,7 +53,7 @@ static const char *const harms[HARMS] = {
 	"vmcs-field",
 };
 
-/* Every sysctl below hw.vmm, whoever added it. */
+/* Every sysctl below hw.vmm, including those that patches add. */
 static void
 find_oids(void)
 {
@@ -82,7 +82,7 @@ find_oids(void)
 		oid->names_vm = strcmp(text, "hw.vmm.create") == 0 ||
 		    strcmp(text, "hw.vmm.destroy") == 0;
 		oid_count++;
-		/* Few take a name, and those do the work. */
+		/* Few ioctls take a name, and these do most of the work. */
 		if (oid->names_vm && oid_count + 8 < MAX_OIDS) {
 			for (int i = 0; i < 8; i++)
 				oids[oid_count++] = *oid;
@@ -202,7 +202,7 @@ main(int argc, char **argv)
 		if ((control = open("/dev/vmmctl", O_RDWR)) < 0)
 			err(EX_UNAVAILABLE, "/dev/vmmctl");
 	}
-	/* Bounded by what is asked for, not by what succeeded in being called. */
+	/* The bound is the number of requested calls, not of calls that were made. */
 	for (uint64_t left = calls; left > 0 && hung < 8; round_number++) {
 		uint32_t now = (uint32_t)MIN(left, per_round);
 

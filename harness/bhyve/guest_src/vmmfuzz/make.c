@@ -21,8 +21,8 @@
 static _Atomic unsigned segments;
 
 /*
- * Whether a call is one of those to be left out, however it came about; one
- * that can be made harmless is.
+ * Whether a call must be left out; a call that can be made harmless is changed
+ * instead.
  */
 static bool
 is_avoided(unsigned long cmd, void *arg)
@@ -34,7 +34,7 @@ is_avoided(unsigned long cmd, void *arg)
 
 	if (avoided[ANY_RUN] && cmd == VM_RUN)
 		return (true);
-	/* Valid, and never the same twice. */
+	/* Valid, but never the same twice. */
 	if (avoided[DEVMEM_NAME] && cmd == VM_ALLOC_MEMSEG &&
 	    seg->name[0] != '\0')
 		(void)snprintf(seg->name, sizeof(seg->name), "m%u",
@@ -56,7 +56,7 @@ is_avoided(unsigned long cmd, void *arg)
 		    cmd == VM_GET_SEGMENT_DESCRIPTOR) &&
 		    ((const struct vm_seg_desc *)arg)->regnum < 0)
 			return (true);
-		/* Their numbers lie where another thread may change them. */
+		/* Their numbers are in memory that another thread may change. */
 		if (cmd == VM_SET_REGISTER_SET || cmd == VM_GET_REGISTER_SET)
 			return (true);
 	}
@@ -144,7 +144,7 @@ call_mmap(struct thread *self)
 	where = mmap(NULL, length, (int)below(rng, 8), one_in(rng, 4) ?
 	    MAP_PRIVATE : MAP_SHARED, fd >= 0 ? fd : self->fd, at);
 	error = where == MAP_FAILED ? errno : 0;
-	/* A huge mapping that held would keep the round from having others. */
+	/* A huge mapping that succeeds would prevent others in this round. */
 	if (error == 0)
 		(void)munmap(where, length);
 	if (fd >= 0)
@@ -171,7 +171,7 @@ note(struct thread *self, const struct op *op, unsigned long cmd)
 	pthread_set_name_np(pthread_self(), line);
 }
 
-/* A call's error, and what it returned where that is the same each time. */
+/* A call's error, and its output if that is the same each time. */
 static void
 tell(const struct thread *self, const struct op *op, int error)
 {
@@ -209,7 +209,7 @@ make_call(struct thread *self)
 		memcpy(self->arg + 4 * below(rng, 16),
 		    &(uint64_t){ odd_number(rng) }, 8);
 	}
-	/* The system's own, which any file takes: FIOASYNC and the like. */
+	/* The system's own ioctls, which any file accepts: FIOASYNC and the like. */
 	if (op->kind == RAW && IOCGROUP(cmd) != 'v' && IOCGROUP(cmd) != 'V')
 		cmd = _IO('v', below(rng, 128));
 	skip = is_avoided(cmd, self->arg);

@@ -55,7 +55,7 @@ odd_number(struct rng *rng)
 	return (one_in(rng, 6) ? next(rng) : value);
 }
 
-/* Mostly small enough to be meant. */
+/* Usually small enough to be valid. */
 uint64_t
 number(struct rng *rng, uint64_t limit)
 {
@@ -114,7 +114,7 @@ name_of_vm(struct rng *rng, char *name, size_t size)
 {
 	size_t length;
 
-	/* Seldom the round's own: without it most calls only find it gone. */
+	/* Rarely the round's own VM: without it most calls would fail. */
 	if (one_in(rng, 40)) {
 		(void)snprintf(name, size, "%s", vm_name);
 		return;

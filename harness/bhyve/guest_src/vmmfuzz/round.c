@@ -49,7 +49,7 @@ write_name(const char *oid, const char *name)
 	    errno);
 }
 
-/* A VM worth calling: with a little memory, and with a vCPU that may run. */
+/* A useful VM: with a little memory, and with a vCPU that may run. */
 static int
 open_round(struct rng *rng)
 {
@@ -104,7 +104,7 @@ round_body(uint32_t calls)
 	}
 	if (dry)
 		_exit(0);
-	/* Keep calls from sleeping, and VMs from running, for ever. */
+	/* Prevent calls from sleeping, and VMs from running, for ever. */
 	do {
 		busy = false;
 		(void)usleep(TICK_US);
@@ -130,7 +130,7 @@ reap(pid_t pid, useconds_t limit, int *status)
 	return (false);
 }
 
-/* Destroy all VMs there are, which are ours. */
+/* Destroy all existing VMs, which are ours. */
 static void
 destroy_all(void)
 {
@@ -138,7 +138,7 @@ destroy_all(void)
 	FTSENT *entry;
 	FTS *tree;
 
-	/* A folder vanishes with its last VM: no place to be in. */
+	/* A folder disappears with its last VM, so do not stay in it. */
 	if ((tree = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL)) == NULL)
 		return;
 	while ((entry = fts_read(tree)) != NULL) {
@@ -164,7 +164,7 @@ tell_hang(const char *what)
 	(void)fflush(stdout);
 }
 
-/* One round; false when a call of it hangs, or destroying its VMs does. */
+/* One round; false if a call of it hangs, or destroying its VMs does. */
 bool
 run_round(uint32_t calls)
 {

@@ -13,7 +13,7 @@
 
 #include <machine/vmm.h>
 #include <machine/vmm_dev.h>
-/* 15 moved what is not the processor's own here. */
+/* 15 moved the machine-independent parts here. */
 #if __has_include(<dev/vmm/vmm_dev.h>)
 #include <dev/vmm/vmm_dev.h>
 #endif
@@ -30,8 +30,8 @@
 #define	MAX_THREADS	4
 #define	MAX_OIDS	128
 #define	TICK_US		20000		/* how long a call may sleep */
-#define	STALL_US	3000000		/* no call ends: the round is ended */
-#define	HANG_US		10000000	/* SIGKILL does not help: it hangs */
+#define	STALL_US	3000000		/* no call ends, so the round is ended */
+#define	HANG_US		10000000	/* even SIGKILL does not end it: a hang */
 
 struct rng {
 	uint64_t	state;
@@ -45,7 +45,7 @@ struct thread {
 	unsigned char	arg[ARG_BYTES] __aligned(16);
 };
 
-/* What outlives a round's process. */
+/* Data that outlives a round's process. */
 struct shared {
 	_Atomic uint64_t calls;
 	_Atomic uint32_t at[MAX_THREADS];	/* call number + 1 of a round */
@@ -61,9 +61,9 @@ struct op {
 	unsigned long	cmd;
 	void		(*fill)(struct thread *, void *);
 	int		weight;
-	/* What it answers follows from the calls before it; -a makes these alone. */
+	/* The answer depends only on the calls before it; -a makes only these. */
 	bool		steady;
-	/* What it returns does, too, and holds no address of ours. */
+	/* So does the output, and it contains no address of ours. */
 	bool		shown;
 };
 
@@ -74,14 +74,14 @@ struct oid {
 };
 
 /*
- * Calls that are known to harm the stock module, each by the name of its story
- * in harness/bhyve/known/; -x leaves them out.  ANY_RUN is what an emulator may
- * not bear.
+ * Calls that are known to harm the stock module, each with the name of its file
+ * in harness/bhyve/known/; -x leaves them out. ANY_RUN is a call that an
+ * emulator may not survive.
  */
 enum harm { ANY_RUN, DEVMEM_NAME, LAPIC_MSI, RENDEZVOUS, RTC_TIME, VMCS_FIELD,
 	HARMS };
 
-/* What the rounds share; main.c. */
+/* Data shared by the rounds; main.c. */
 extern struct shared *shared;
 extern struct oid oids[MAX_OIDS];
 extern size_t oid_count;
@@ -89,12 +89,12 @@ extern uint64_t seed;
 extern uint32_t round_number;
 extern int control, console;
 extern bool dry;
-extern bool answers;			/* tell each call's answer */
+extern bool answers;			/* print each call's answer */
 extern char vm_name[32];
-extern char *good, *edge, *readonly;	/* 64 KiB; up to an unmapped page */
+extern char *good, *edge, *readonly;	/* 64 KiB; ends at an unmapped page */
 extern bool avoided[HARMS];
 
-/* Numbers that are nearly right; numbers.c. */
+/* Numbers that are almost valid; numbers.c. */
 uint64_t next(struct rng *);
 uint64_t below(struct rng *, uint64_t);
 bool	one_in(struct rng *, unsigned);
@@ -106,15 +106,15 @@ int	vcpu(struct rng *);
 int	reg(struct rng *);
 void	name_of_vm(struct rng *, char *, size_t);
 
-/* What can be called; calls.c. */
+/* The possible calls; calls.c. */
 extern const struct op ops[];
 extern const size_t op_count;
 const struct op *draw(struct rng *);
 
-/* Calling it; make.c. */
+/* Making a call; make.c. */
 void	make_call(struct thread *);
 
-/* A round of so many calls; round.c.  False when it hangs. */
+/* A round with this number of calls; round.c. False if it hangs. */
 bool	run_round(uint32_t);
 
 #endif /* !_VMMFUZZ_H_ */
