@@ -148,7 +148,7 @@ def show_report(
     aliases=["teeth"],
     iterable=["only", "checks"],
     help={
-        "only": "a variant's name (may be given again; default: all there are)",
+        "only": "the name of a variant to run (may be given again; default: all)",
         "checks": "run, besides those that a variant names, only the checks with this in their "
         "file::name (may be given again; default: all)",
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
@@ -196,7 +196,9 @@ def mutation(
     if table and not regressions:
         raise UsageError("--table needs --regressions")
     if topic and regressions:
-        raise UsageError("--topic chooses the mutants; --regressions takes their place")
+        raise UsageError(
+            "--topic chooses mutants, but --regressions uses other patches; leave out one of them"
+        )
     if checks and regressions:
         raise UsageError("--checks chooses among the checks for mutants; --regressions has its own")
     if not 0 <= at_least <= 100:

@@ -116,7 +116,7 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
 
 
 def kvm_refusal(facts: HostFacts) -> Refusal | None:
-    """Why KVM here is not fit for bhyve inside a guest, or None when it is."""
+    """Why KVM here cannot run bhyve inside a guest, or None if it can."""
     return device.refusal(facts) or _guest_refusal(facts) or _qemu_refusal(facts)
 
 
@@ -162,7 +162,7 @@ def _qemu_refusal(facts: HostFacts) -> Refusal | None:
 
 
 def _setting(facts: HostFacts, module: str, names: Sequence[str]) -> str:
-    """How to switch settings of a module on; one that is built in cannot be loaded again."""
+    """How to set parameters of a module; a built-in module cannot be loaded again."""
     here = facts.surroundings
     where = "on the container's host, " if here.container else ""
     if module in facts.kvm.built_in:

@@ -61,11 +61,12 @@ class Cpu:
 class Kvm:
     """/dev/kvm and the layer below it.
 
-    Errors are errno names, empty where there was none.  `modules` are the kernel modules whose name
-    begins with kvm, `built_in` those of them that are parts of the kernel; `parameters` some of
-    their settings (`kvm_intel.nested`: "Y").  `guest` is the processor a guest would get: None when
-    KVM was not asked or did not say.  `group` is the group whose members may open the device, with
-    its number; `member`: the user is one by the system's files, though not yet in this session.
+    Errors are errno names, empty if there was none.  `modules` are the kernel modules whose name
+    begins with kvm, `built_in` those that are built into the kernel; `parameters` some of their
+    settings (`kvm_intel.nested`: "Y").  `guest` is the processor that a guest would get; None if
+    KVM was not asked or did not answer.  `group` is the group whose members may open the device,
+    with its number; `member`: the user is one by the system's files, though not yet in this
+    session.
     """
 
     present: bool = False

@@ -105,7 +105,7 @@ _SWITCHES = (
 
 
 def namespace_remedy(settings: Path = Path("/proc/sys")) -> str:
-    """What to do where the machine forbids user namespaces."""
+    """The remedy if the machine forbids user namespaces."""
     here = surroundings.look()
     for name, forbids, allows in _SWITCHES:
         with contextlib.suppress(OSError):

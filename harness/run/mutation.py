@@ -108,8 +108,7 @@ def mutation(
 
     `every` runs all checks over each variant instead of stopping at the first that fails.
     `only_checks` are parts of names: besides the named ones only these checks are run.
-    Raises PatchError when a mutant does not apply or build, and whatever keeps the guest from
-    starting.
+    Raises PatchError when a mutant does not apply or build, and the errors of starting the guest.
     """
     folder = mutants.folder_of(options.topic)
     # For another topic it is not known which checks notice that its patches are missing.

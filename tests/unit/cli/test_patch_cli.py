@@ -93,7 +93,7 @@ def test_apply_refresh_export_go_round(tmp_path: Path, tree: str, topic: str) ->
 
 def test_a_builder_that_there_is_not_is_the_first_thing_said() -> None:
     """Nothing is imported, and that is not what is wrong."""
-    with pytest.raises(UsageError, match="--builder nope: one of auto, host, guest is meant"):
+    with pytest.raises(UsageError, match="--builder nope: it must be one of auto, host, guest"):
         patch_commands.run_build("", True, (), "", "", "", False, "nope")
     with pytest.raises(UsageError, match="--builder nope"):
         Options(builder="nope")

@@ -102,7 +102,7 @@ def test_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(given, "PATCH_BYTES", 100)
     assert limits.PATCH_BYTES > 1 << 20
-    with pytest.raises(UsageError, match="more than 100 B came in"):
+    with pytest.raises(UsageError, match="it has more than 100 B"):
         given.paths(["/dev/zero"])
 
 

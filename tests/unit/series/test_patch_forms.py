@@ -348,7 +348,7 @@ class TestQuilt:
             for path in ("sys/conf", "sys/sys"):
                 subprocess.run(["cp", "-r", str(tree / path), str(done / "sys")], check=True)
             assert staging.is_applied(series, done)
-        with pytest.raises(PatchError, match=r"back\.patch: the series takes it back \(-R\)"):
+        with pytest.raises(PatchError, match=r"back\.patch: the series reverts it \(-R\)"):
             mailbox.export(load.Series("x", "15.1", folder, (series.patches[1],)), tmp_path / "out")
 
     def test_the_digest_knows_what_the_options_do(self, tmp_path: Path, edit: bytes) -> None:
@@ -372,7 +372,7 @@ class TestQuilt:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ("x.patch -F3", r"series:1: the option -F3 of x\.patch is not known; -pN and -R are"),
+            ("x.patch -F3", r"series:1: the option -F3 of x\.patch is unknown; only -pN and -R are"),
             ("x.patch -p9", r"x\.patch: -p9 removes all of a path in it"),
             ("sub/../../x.patch", "neither in the folder of the series"),
         ],
@@ -541,7 +541,7 @@ class TestWithoutContext:
     ) -> None:
         (tree / MANUAL).write_text("first\n" + NUMBERED)
         path = self.made(tmp_path, NUMBERED.replace("line 20\n", "line XX\n"), index=index)
-        with pytest.raises(PatchError, match=r"hunk 1 of .*vmm\.4 would fit only \+1 lines away"):
+        with pytest.raises(PatchError, match=r"hunk 1 of .*vmm\.4 fits only \+1 lines away"):
             applied(path, tree)
 
 

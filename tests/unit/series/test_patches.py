@@ -99,7 +99,7 @@ def test_an_empty_series_is_a_series_of_nothing(tmp_path: Path, tree: Path) -> N
         ("0009-gone.patch", r"series:3: it names 0009-gone.patch, which does not exist"),
         ("../../etc/passwd", r"neither in the folder of the series nor in ../common"),
         ("/etc/passwd", r"neither in the folder of the series nor in ../common"),
-        ("a.patch", r"series:3: names a.patch a second time"),
+        ("a.patch", r"series:3: it names a.patch a second time"),
     ],
 )
 def test_a_bad_line_of_a_series_is_named(

@@ -46,7 +46,7 @@ def test_no_name_and_address(author: str) -> None:
 
 def test_a_sign_off_is_somebodys() -> None:
     assert sender.parse("", False) is None
-    with pytest.raises(UsageError, match="whose"):
+    with pytest.raises(UsageError, match="--signoff needs a name"):
         sender.parse("", True)
 
 
