@@ -350,6 +350,10 @@ def _without_guest(bench: Workbench) -> None:
     with progress.stage("series C", bench.stages) as step:
         log = bench.run_dir / "series.log"
         with log.open("wb") as stream:
+
+            def write(data: bytes) -> None:
+                stream.write(data)
+
             try:
                 done = process.run(
                     [sys.executable, "-m", "pytest", "-q", tests],
@@ -357,7 +361,7 @@ def _without_guest(bench: Workbench) -> None:
                     cwd=PROJECT,
                     environment=os.environ,
                     merged=True,
-                    sink=stream.write,
+                    sink=write,
                 )
                 failed = not done.ok
             except process.Unfinished as error:

@@ -97,7 +97,7 @@ def test_stock_is_no_series_and_the_series_is_itself() -> None:
 
 def test_some_can_be_chosen() -> None:
     assert [it.name for it in mutants.load(only=["stock", "series"])] == ["series", "stock"]
-    with pytest.raises(UsageError, match=r"--only nonsense: there is no such variant; choose from series, .*stock"):
+    with pytest.raises(UsageError, match=r"--only nonsense: .* choose from series, .*stock"):
         mutants.load(only=["nonsense"])
 
 

@@ -22,10 +22,8 @@ _REASON = "Not by process.run"
 _LINES = 7
 
 
-def _starts_program(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-        return False
-    if not isinstance(node.func.value, ast.Name):
+def _starts_program(node: ast.Call) -> bool:
+    if not isinstance(node.func, ast.Attribute) or not isinstance(node.func.value, ast.Name):
         return False
     module, name = node.func.value.id, node.func.attr
     family = module == "os" and name.startswith(("exec", "spawn"))
@@ -41,7 +39,7 @@ def unexplained(text: str) -> Iterator[int]:
             named = {it.name for it in node.names}
             if named & _STARTS[node.module]:
                 yield node.lineno
-        if _starts_program(node):
+        if isinstance(node, ast.Call) and _starts_program(node):
             before = lines[max(0, node.lineno - 1 - _LINES) : node.lineno]
             if not any(_REASON in line for line in before):
                 yield node.lineno

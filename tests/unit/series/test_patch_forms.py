@@ -372,7 +372,10 @@ class TestQuilt:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ("x.patch -F3", r"series:1: the option -F3 of x\.patch is unknown; only -pN and -R are"),
+            (
+                "x.patch -F3",
+                r"series:1: the option -F3 of x\.patch is unknown; only -pN and -R are",
+            ),
             ("x.patch -p9", r"x\.patch: -p9 removes all of a path in it"),
             ("sub/../../x.patch", "neither in the folder of the series"),
         ],
