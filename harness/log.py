@@ -38,8 +38,10 @@ def _attach(handler: logging.Handler) -> None:
 def to_file(path: Path) -> None:
     """From now on also log to `path`, a file that only its owner can read; it is made if missing.
 
-    If the file cannot be written there is no log: a log must not end the work that it describes.
+    If the file cannot be written there is no log: a log must not end the work that it describes,
+    nor show a traceback for each line once its disk is full.
     """
+    logging.raiseExceptions = False
     try:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         _attach(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))

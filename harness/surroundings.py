@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import CannotError
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -38,6 +40,17 @@ def look(top: Path = Path("/")) -> Surroundings:
     return Surroundings(
         root=os.geteuid() == 0, sudo=bool(shutil.which("sudo")), container=_container(top)
     )
+
+
+def require_proc(top: Path = Path("/")) -> None:
+    """CannotError unless /proc shows this process: memory, processors and guests are read there."""
+    if not (top / "proc/self/stat").exists():
+        raise no_proc()
+
+
+def no_proc() -> CannotError:
+    """What to say where /proc is not there."""
+    return CannotError(f"/proc cannot be read; run {look().as_root('mount -t proc proc /proc')}")
 
 
 def _container(top: Path) -> str:

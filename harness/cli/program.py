@@ -45,6 +45,14 @@ _OF_THE_MACHINE = {
     errno.EIO,
 }
 
+_ROOM = "; free some room or choose another folder (HARNESS_CACHE, HARNESS_RUNS, TMPDIR)"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EMFILE: "; allow more open files: ulimit -n 4096",
+    errno.ENOMEM: "; end other programs",
+}
+
 # Invoke's message where there is no tasks.py; Invoke would exit like a failed check.
 _NO_TASKS = "Can't find any collection"
 
@@ -101,7 +109,8 @@ def run_task(body: F) -> F:
             if error.errno not in _OF_THE_MACHINE:
                 _our_fault(error)
             where = f"{error.filename}: " if error.filename else ""
-            fail(CannotError(f"{where}{error.strerror}"))
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            fail(CannotError(f"{where}{error.strerror}{remedy}"))
         except Exception as error:
             _our_fault(error)
         if code:

@@ -45,7 +45,11 @@ _PARAMETERS = {
 
 
 def gather() -> HostFacts:
-    """Examine this machine: takes under a second, or _LIMIT_S if a device or a tool hangs."""
+    """Examine this machine: takes under a second, or _LIMIT_S if a device or a tool hangs.
+
+    Raises CannotError without /proc.
+    """
+    surroundings.require_proc()
     deadline = Deadline.after(_LIMIT_S)
     device = kvm_device.start()
     bochs = _bochs()

@@ -230,7 +230,10 @@ def _hung_up(error: BaseException) -> bool:
         if isinstance(seen, low.NewConnectionError):
             return False
         inner = next((it for it in seen.args if isinstance(it, BaseException)), None)
-        seen = inner or getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
+        # The reason of a TLS error is a word, of others the exception beneath.
+        reason = getattr(seen, "reason", None)
+        under = reason if isinstance(reason, BaseException) else None
+        seen = inner or under or seen.__cause__ or seen.__context__
     return False
 
 
@@ -253,11 +256,33 @@ def _why(error: Exception, limits: Limits) -> str:
         return f"stalled: connected, but no answer within {limits.stall_s:.0f} s"
     if isinstance(error, requests.TooManyRedirects):
         return "it redirects without end"
+    innermost = _words(_innermost(error))
+    if "certificate verify failed" in innermost:
+        return (
+            f"its certificate is not trusted ({innermost}); if it is your own mirror's or proxy's, "
+            "name a file with its certificate: REQUESTS_CA_BUNDLE=FILE"
+        )
+    if "SOCKS" in innermost:
+        return (
+            "a SOCKS proxy cannot be used here; set https_proxy to an HTTP proxy, or fetch the "
+            "files yourself and import them"
+        )
+    if "no certificate or crl found" in innermost:
+        named = next((name for name in _BUNDLES if os.environ.get(name)), "the file")
+        return (
+            f"{named}={os.environ.get(named, '')}: there are no certificates in it; correct or "
+            "unset it"
+        )
     if isinstance(error, requests.exceptions.ProxyError):
-        return f"the proxy cannot be used: {_innermost(error)}"
+        return f"the proxy cannot be used: {innermost}; correct or unset https_proxy"
     if isinstance(error, requests.exceptions.SSLError):
-        return f"TLS: {_innermost(error)}"
-    return _innermost(error)
+        return f"TLS: {innermost}"
+    return innermost
+
+
+def _words(tls: str) -> str:
+    """What OpenSSL says, without its codes and the line of its source."""
+    return re.sub(r"^\[(?:ssl|x509)[^\]]*\] |\s*\(_ssl\.c:\d+\)$", "", tls, flags=re.I)
 
 
 def _innermost(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import checked, files
+from harness import checked, files, surroundings
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 from harness.files import runs_dir
@@ -245,10 +245,7 @@ def reserve(name: str, run_dir: Path, **more: Any) -> Record:
     path = _file(name)
     owner = Process.of(os.getpid())
     if owner is None:
-        raise CannotError(
-            "/proc cannot be read, so guests could not be distinguished; run "
-            "mount -t proc proc /proc as root"
-        )
+        raise surroundings.no_proc()
     with files.locked(path.with_suffix(".lock"), f"guest {name}", timeout_s=30):
         try:
             old = load(name)

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from harness import files, progress
+from harness import files, progress, surroundings
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, Interrupted, WorkbenchError
 from harness.guest.freebsd import Guest
@@ -89,7 +89,7 @@ class Keeper:
         try:
             owner = Process.of(os.getpid())
             if owner is None:
-                raise CannotError("/proc cannot be read; run mount -t proc proc /proc as root")
+                raise surroundings.no_proc()
             self._update(owner=owner, note="boot")
             listener = wire.listen(self._record.run_dir)
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()

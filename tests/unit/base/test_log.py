@@ -58,3 +58,12 @@ def test_v_shows_it_live() -> None:
     )
     assert "harness." not in plain.stderr
     assert live.returncode == 0
+
+
+def test_a_full_disk_is_not_shown_for_each_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "harness.log").symlink_to("/dev/full")
+    log.to_file(tmp_path / "harness.log")
+    logging.getLogger("harness").warning("a line that finds no room")
+    assert "Traceback" not in capfd.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import surroundings
+from harness.errors import CannotError
 from harness.host import survey
 from harness.machine import forward
 
@@ -89,3 +90,9 @@ def test_the_group_of_a_device(tmp_path: Path) -> None:
         assert found["group"]
         # It counts already: whoever is in the group now need not log in again.
         assert not found["member"]
+
+
+def test_without_proc_nothing_is_found_out(tmp_path: Path) -> None:
+    surroundings.require_proc()
+    with pytest.raises(CannotError, match=r"/proc cannot be read; run .*mount -t proc proc /proc"):
+        surroundings.require_proc(tmp_path)
