@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -206,3 +207,21 @@ def clean(text: str) -> str:
 def printable(text: str) -> str:
     """Like `clean`, but for one line: line breaks are replaced as well."""
     return clean(text).replace("\n", "?").replace("\t", "?")
+
+
+@contextmanager
+def following(step: Stage, line: Callable[[], str]) -> Iterator[None]:
+    """Show `line()` beside the stage, again and again while the block runs."""
+    ended = threading.Event()
+
+    def show() -> None:
+        while not ended.wait(0.5):
+            step.live(line())
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -14,7 +14,7 @@ from harness.bench.model import Live, Result
 from harness.errors import EXIT_CHECK_FAILED, EXIT_OK, CannotError, UsageError
 from harness.files import write_atomic
 from harness.machine.models import Backend
-from harness.run.session import new_run_dir
+from harness.run.run_folder import new_run_dir
 
 Bench = Callable[[subject.Subject, int, Live], Result]
 

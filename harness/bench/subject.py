@@ -16,7 +16,7 @@ from harness.deadline import Deadline
 from harness.files import PROJECT, runs_dir
 from harness.guest import snapshot
 from harness.guest.freebsd import Access, Guest
-from harness.image import prepare, store
+from harness.image import store
 from harness.image.model import ImageRecord
 from harness.machine import Drive, Machine, Spec
 from harness.machine.models import Backend
@@ -79,11 +79,8 @@ def find(backend: Backend, release: str) -> Subject:
             cpus=machines.traits(backend.name).processors,
             name=f"FreeBSD {release}",
         )
-        access = Access(
-            record.private_key, record.host_key, record.login_user, prepare.ANNOUNCEMENT
-        )
         name = f"FreeBSD {release}"
-        return Subject(name, spec, access, record.disk_sha256, backend, record)
+        return Subject(name, spec, record.access, record.disk_sha256, backend, record)
     name = "standin_build"
     if name not in sys.modules:
         found = importlib.util.spec_from_file_location(name, _STANDIN)

@@ -24,9 +24,8 @@ from harness.build import kernconf, linktree, parts, targets
 from harness.build.bmake import error_lines
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
-from harness.guest.freebsd import Access, Guest
+from harness.guest.freebsd import Guest
 from harness.image.model import ImageRecord
-from harness.image.prepare import ANNOUNCEMENT
 from harness.machine.models import BOCHS_RUNS, Backend
 
 BUILDERS = ("auto", "host", "guest")
@@ -108,9 +107,8 @@ class GuestBuilder:
         )
         virtual = machine.make(self.backend, spec)
         record = self.record
-        access = Access(record.private_key, record.host_key, record.login_user, ANNOUNCEMENT)
         try:
-            with virtual, Guest(virtual, access) as guest:
+            with virtual, Guest(virtual, record.access) as guest:
                 virtual.start(Deadline.after(_START_S))
                 job.progress("booting the guest to build in")
                 guest.wait_ready()
@@ -127,13 +125,18 @@ def require_known(asked: str) -> None:
         raise UsageError(f"--builder {asked}: it must be one of {', '.join(BUILDERS)}")
 
 
+def builds_in_guest(asked: str) -> bool:
+    """Whether a guest builds; `auto` takes the host if it has a compiler."""
+    require_known(asked)
+    return asked == "guest" or (asked == "auto" and debian.clang_version() is None)
+
+
 def choose(asked: str, record: ImageRecord, backend: Backend, run_dir: Path) -> GuestBuilder | None:
-    """The guest that builds, or None for the host; `auto` takes the host if it has a compiler.
+    """The guest that builds, or None for the host.
 
     If the run is in Bochs, the building guest uses TCG.  Raises UsageError for another word.
     """
-    require_known(asked)
-    if asked == "host" or (asked == "auto" and debian.clang_version() is not None):
+    if not builds_in_guest(asked):
         return None
     return GuestBuilder(record, Backend("tcg") if backend.name in BOCHS_RUNS else backend, run_dir)
 

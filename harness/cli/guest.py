@@ -47,7 +47,7 @@ def up(
     from harness import debian
     from harness.build import sandbox as fence
     from harness.cli import guest_commands
-    from harness.run.session import Options
+    from harness.run.options import Options
 
     fence.choose(sandbox)
     debian.ensure()

@@ -25,8 +25,11 @@ from harness.guest import gdb as debugger
 from harness.guest.freebsd import Guest
 from harness.image.unpack import unpack
 from harness.machine.console import clean_lines
-from harness.run.persistent_session import AttachedWorkbench, PersistentSession, ways_in
-from harness.run.session import Options, Workbench, following, new_run_dir
+from harness.run.options import Options
+from harness.run.persistent_session import AttachedSession, PersistentSession, ways_in
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
+from harness.run.stages import Proven
 
 _SLOWEST_BYTES_S = 1 << 20
 _LOOK_S = 0.3
@@ -47,14 +50,14 @@ def up(options: Options, name: str) -> int:
     If the module does not load, or the guest panics, the guest stays too, so that it can be
     examined.
     """
-    with PersistentSession(options, new_run_dir(f"up-{name}"), name) as bench:
+    with PersistentSession(options, new_run_dir(f"up-{name}"), name) as session:
         try:
-            bench.up()
+            session.up()
         except WorkbenchError:
-            if bench.guest is not None and (record := bench.keep()):
+            if session.guest is not None and (record := session.keep()):
                 progress.say(f"guest {name} stays; {ways_in(record)}")
             raise
-        record = bench.keep()
+        record = session.keep()
     if record is None:
         raise UsageError(
             f"guest {name} ended as soon as it was up; ./inv logs --name {name} shows why"
@@ -69,10 +72,9 @@ def dry_run(options: Options) -> int:
     A boot runs exactly this, in the run's folder.  The port for SSH is printed as 0, because it is
     chosen at the start.  Descriptors 3 and 4 are the serial line and QMP, sockets without a name.
     """
-    bench = Workbench(options, runs_dir() / "RUN")
-    bench.choose()
-    bench.find_image()
-    machine = bench.make_machine()
+    session = Session(options, runs_dir() / "RUN")
+    imaged = session.find_image(Proven(session.choose(), "nothing is started"))
+    machine = session.make_machine(imaged)
     progress.out.print(shlex.join(machine.command()), markup=False)
     for name, text in machine.reads().items():
         progress.out.print(f"\n--- {name}\n{text.rstrip()}", markup=False)
@@ -271,8 +273,8 @@ def _transfer(guest: Guest, size_bytes: int = 1 << 30) -> Deadline:
 
 def reload(name: str, changes: Mapping[str, Any]) -> int:
     """Build the module again and load it in place of the one that runs."""
-    with AttachedWorkbench(shells.way_in(name), **changes) as bench:
-        bench.up()
+    with AttachedSession(shells.way_in(name), **changes) as session:
+        session.up()
     return EXIT_OK
 
 
@@ -281,7 +283,7 @@ def reboot(name: str) -> int:
     with keeper.attached(shells.way_in(name).name) as guest:
         with (
             progress.stage(f"reboot {name}") as step,
-            following(step, guest.machine.console.last_line),
+            progress.following(step, guest.machine.console.last_line),
         ):
             guest.reboot()
             step.note = "it answers again; no module is loaded"

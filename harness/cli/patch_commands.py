@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import debian, defaults, files, host, progress, source_tree
+from harness import defaults, files, host, progress, source_tree
 from harness import release as releases
 from harness.build import builder, in_guest
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
@@ -19,14 +19,11 @@ from harness.series import load, mailbox, refresh, sender
 from harness.series.load import Series
 
 
-def where(series: Sequence[str], topic: str) -> Path | str | tuple[Path, ...]:
+def where(series: Sequence[str], topic: str) -> Path | str | Sequence[Path]:
     """The series that --series (which may be given several times) and --topic name."""
     if series and topic:
         raise UsageError("--series and --topic both name patches; leave out one of them")
-    if series:
-        paths = given_series.paths(series)
-        return paths[0] if len(paths) == 1 else paths
-    return topic or defaults.TOPIC
+    return load.chosen(given_series.paths(series), topic or defaults.TOPIC)
 
 
 def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
@@ -221,7 +218,7 @@ def export(
 
 
 def _guest_builder(by: str, release: str) -> in_guest.GuestBuilder | None:
-    if by == "host" or (by == "auto" and debian.clang_version() is not None):
+    if not in_guest.builds_in_guest(by):
         return None
     decision = host.decide(host.gather(), "auto")
     run_dir = files.cache_dir() / "builds" / "guest"

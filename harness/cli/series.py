@@ -56,7 +56,7 @@ def fuzz(
     from harness import debian
     from harness.build import sandbox as fence
     from harness.run import fuzz_run
-    from harness.run.session import Options
+    from harness.run.options import Options
 
     fence.choose(sandbox)
     debian.ensure()
@@ -65,7 +65,8 @@ def fuzz(
         backend,
         stock,
         given_series.absolute_paths(series),
-        topic,
+        # The default is not what the user named: with a series of theirs it does not count.
+        None if topic == defaults.TOPIC else topic,
         offline=offline,
         side_by_side=not stock,
         cpu_vendor=cpu_vendor,
@@ -119,7 +120,7 @@ def bisect(
     from harness import debian
     from harness.build import sandbox as fence
     from harness.run import bisect as bisection
-    from harness.run.session import Options
+    from harness.run.options import Options
 
     fence.choose(sandbox)
     debian.ensure()
@@ -130,7 +131,7 @@ def bisect(
         release,
         backend,
         series=given,
-        topic=topic,
+        topic=topic or None,
         offline=offline,
         full=full,
         only=k,

@@ -73,31 +73,22 @@ def verify(
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
     from harness import debian, report
     from harness.build import sandbox as fence
-    from harness.run.session import Options
+    from harness.run.options import Options, name_to_keep
     from harness.run.verify import verify as run_verify
 
     given = given_series.absolute_paths(series)
-    if alone and not given:
-        raise UsageError(
-            "--alone needs --series: only then does verify run the stock module as well"
-        )
-    if alone and side_by_side:
-        raise UsageError("--alone leaves the stock module out; leave out --side-by-side or --alone")
-    if name and not keep:
-        raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
-    if guests < 0:
-        raise UsageError(f"--guests {guests}: it must be at least 1")
+    keep_as = name_to_keep(keep, name)
     options = Options(
         release,
         backend,
         stock,
         given,
-        # A series of the user's own gets the general checks, unless a topic is named.
-        topic or ("" if given else defaults.TOPIC),
+        topic or None,
         offline=offline,
         full=full,
         cold=cold,
-        side_by_side=side_by_side or (bool(given) and not stock and not alone),
+        side_by_side=side_by_side,
+        alone=alone,
         go_on=go_on,
         only=only,
         builder=builder,
@@ -107,7 +98,7 @@ def verify(
     )
     fence.choose(sandbox)
     debian.ensure()
-    result = run_verify(options, keep_as=(name or "verify") if keep else "")
+    result = run_verify(options, keep_as=keep_as)
     if result.error and result.error_exit_code == EXIT_USAGE and not json:
         # Nothing was run, so there are no stages to show.
         raise UsageError(result.error)
@@ -191,7 +182,7 @@ def mutation(
     from harness.run import mutation as mutants
     from harness.run import regression_table
     from harness.run import regressions as bugs
-    from harness.run.session import Options
+    from harness.run.options import Options
 
     if table and not regressions:
         raise UsageError("--table needs --regressions")
@@ -208,7 +199,7 @@ def mutation(
     options = Options(
         release=release,
         backend=backend,
-        topic=topic or defaults.TOPIC,
+        topic=topic or None,
         offline=offline,
         full=full,
         cpu_vendor=cpu_vendor,

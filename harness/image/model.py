@@ -12,6 +12,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from harness.checked import Count, HostKey, Line, Osversion, Release, Sha256, User
+from harness.guest.freebsd import Access
+
+ANNOUNCEMENT = "vmm-workbench: sshd is up"
+"""The line that a prepared image prints on its console once sshd listens."""
 
 DiskFormat = Literal["raw", "qcow2"]
 
@@ -87,3 +91,8 @@ class ImageRecord:
     changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)] = ()
     source: Path | None = None
     sysroot: Path | None = None
+
+    @property
+    def access(self) -> Access:
+        """How one logs in."""
+        return Access(self.private_key, self.host_key, self.login_user, ANNOUNCEMENT)

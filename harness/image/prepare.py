@@ -29,9 +29,6 @@ from harness.machine.qemu import QemuMachine, flatten
 VERSION = 8
 """Increase this if the preparation changes, so that an older image does not count as current."""
 
-ANNOUNCEMENT = "vmm-workbench: sshd is up"
-"""The line that a prepared image prints on its console once sshd listens."""
-
 SCRIPT = PROJECT / "images" / "prepare.sh"
 
 _BOOT_S = 60.0

@@ -47,7 +47,10 @@ class Bench(Protocol):
 
     run_dir: Path
     properties: dict[str, str]
-    guest: Guest | None
+
+    @property
+    def guest(self) -> Guest | None:
+        """The guest; None until there is one."""
 
     def boot(self) -> None:
         """Start the guest; WorkbenchError if it does not come up."""

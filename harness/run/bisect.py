@@ -18,15 +18,17 @@ from harness.build import builder
 from harness.errors import (
     EXIT_CHECK_FAILED,
     EXIT_OK,
-    CannotError,
     GuestError,
     PatchError,
     UsageError,
 )
-from harness.image import store
 from harness.report import Check
-from harness.run.session import Options, Workbench, load_series, new_run_dir
+from harness.run.options import Options, load_series
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
+from harness.run.stages import Built
 from harness.run.verify import CHECKS, run_checks
+from harness.run.workbench import Workbench
 from harness.series.load import Patch, Series
 
 Verdict = Literal["good", "bad", "skipped"]
@@ -131,8 +133,8 @@ def bisect(options: Options, good: int = 0, bad: int | None = None, tests: Path 
         )
     # Each step loads a module of its own.
     options = dataclasses.replace(options, module=False, side_by_side=False, go_on=False)
-    with Workbench(options, new_run_dir("bisect")) as bench:
-        bench.up()
+    with Session(options, new_run_dir("bisect")) as session:
+        bench = session.up_without_module()
         hunt = _Hunt(bench, series, tests)
         hunt.begin(good)
         if hunt.try_at(last) == "good":
@@ -175,27 +177,23 @@ class _Hunt:
                 f"no check passes with {good} patches, so there is nothing to search for"
             )
 
-    def _build(self, number: int) -> builder.Build:
-        record = self.bench.record
-        assert record is not None
-        if record.source is None:
-            raise CannotError(
-                "the image was imported without a source tree to build from; run "
-                + store.trees_line(self.bench.options.release, src=True)
-            )
+    def _build(self, number: int) -> Built:
+        imaged = self.bench.booted.imaged
+        series = _up_to(self.series, number)
         with progress.stage(f"build at {number}", self.bench.stages) as stage:
-            return builder.build(
-                record.source,
-                record.sysroot,
-                _up_to(self.series, number),
+            made = builder.build(
+                imaged.source,
+                imaged.record.sysroot,
+                series,
                 self.series.release,
                 progress=stage.live,
             )
+        return Built(imaged, series, made)
 
-    def _checks(self, number: int, built: builder.Build) -> list[Check]:
+    def _checks(self, number: int, built: Built) -> list[Check]:
         """Load a module and run the checks on it."""
         checks: list[Check] = []
-        self.bench.use(built, f"load at {number}")
+        self.bench.load(built, built.build, f"load at {number}")
         run_checks(self.bench, self.tests, checks, what=f"checks at {number}")
         return checks
 

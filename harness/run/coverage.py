@@ -24,9 +24,8 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
 from harness.report import coverage as report
 from harness.report.coverage import Changed, Coverage, Family, File, Line
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 from harness.series import staging
-from harness.series.load import Series
 
 PROPERTY = "coverage"
 _LIMIT_S = 300.0
@@ -57,11 +56,11 @@ class Collector:
 
     def take(self, family: str) -> None:
         """Add the counts since the last reading to `family` and to the total."""
-        bhyve = self._bench.vmm
-        if bhyve is None or self._bench.running is not self._bench.build:
+        module = self._bench.module
+        if module is None or module.running is not module.built.build:
             return
         try:
-            now = self._read(bhyve)
+            now = self._read(module.vmm)
         except (GuestError, OSError) as error:
             self.trouble = str(error)
             return
@@ -185,13 +184,13 @@ def _changed(
     )
 
 
-def finish(bench: Workbench, collector: Collector, series: Series | None) -> Coverage:
+def finish(bench: Workbench, collector: Collector) -> Coverage:
     """Write the collected counts to coverage.txt, .json and .lcov in the run's folder.
 
     Raises CannotError if no counters were read, or if LLVM's tools are missing.
     """
-    built, source = bench.build, bench.record.source if bench.record else None
-    if collector.total is None or built is None or built.symbols is None or source is None:
+    built, series = bench.build, bench.series
+    if collector.total is None or built.symbols is None:
         raise CannotError(f"no counters were read: {collector.trouble or 'no check ran'}")
     lcov = export(built, collector.total)
     lines = by_line(lcov)
@@ -199,6 +198,7 @@ def finish(bench: Workbench, collector: Collector, series: Series | None) -> Cov
     pages: dict[str, list[str]] = {}
     changed: dict[str, tuple[int, ...]] = {}
     if series is not None:
+        source = bench.booted.imaged.source
         with staging.staged(series, source) as (patched, _):
             for path in sorted(set(series.touched) & lines.keys()):
                 pages[path] = _text(patched / path)
@@ -212,10 +212,10 @@ def finish(bench: Workbench, collector: Collector, series: Series | None) -> Cov
     return found
 
 
-def conclude(bench: Workbench, collector: Collector, series: Series | None) -> None:
+def conclude(bench: Workbench, collector: Collector) -> None:
     """Report the coverage; a failure to read it does not change the verdict."""
     try:
-        found = finish(bench, collector, series)
+        found = finish(bench, collector)
     except WorkbenchError as error:
         bench.properties[PROPERTY] = f"not known: {error.message}"
     else:

@@ -13,13 +13,11 @@ from harness.bhyve import fuzz, vmm
 from harness.build import builder
 from harness.build.builder import Build
 from harness.errors import CannotError
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 
 def of_running(bench: Workbench, seed: int, calls: int) -> dict[str, str]:
     """The answers of the loaded module."""
-    assert bench.running is not None
-    assert bench.loaded is not None
     return _ask(bench, bench.running, str(Path(bench.loaded.path).parent), seed, calls)
 
 
@@ -32,14 +30,13 @@ def of_stock(bench: Workbench, seed: int, calls: int) -> dict[str, str]:
     stock = _stock(bench)
     guest = bench.guest
     assert guest is not None
-    assert bench.loaded is not None
     path = _cache(bench, stock, seed, calls)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {str(call): str(answer) for call, answer in data.items()}
     except (OSError, ValueError, AttributeError):
         pass
-    if bench.running is not None and bench.running.build_id == stock.build_id:
+    if bench.running.build_id == stock.build_id:
         found = of_running(bench, seed, calls)
     else:
         guest.must(["kldunload", "vmm"], guest.deadline(30))
@@ -58,7 +55,7 @@ def _stock(bench: Workbench) -> Build:
     """The stock module, built unless it is there."""
     if bench.stock_build is not None:
         return bench.stock_build
-    if bench.options.stock and bench.running is not None:
+    if bench.options.stock:
         return bench.running
     record = bench.record
     if record is None or record.source is None:
@@ -67,7 +64,6 @@ def _stock(bench: Workbench) -> Build:
 
 
 def _cache(bench: Workbench, stock: Build, seed: int, calls: int) -> Path:
-    assert bench.guest is not None
     sources = sorted(fuzz.SOURCES.glob("*.[ch]"))
     key = files.sha256_text(
         *(path.read_text(encoding="utf-8") for path in sources),
@@ -86,8 +82,6 @@ def _avoid(bench: Workbench) -> list[str]:
 
 
 def _ask(bench: Workbench, build: Build, home: str, seed: int, calls: int) -> dict[str, str]:
-    assert bench.guest is not None
-    assert bench.record is not None
     program = fuzz.compile_fuzzer(build, bench.record.sysroot)
     remote = fuzz.install(bench.guest, program, home)
     return fuzz.answers(bench.guest, remote, seed, calls, avoid=_avoid(bench))

@@ -16,7 +16,10 @@ from harness.bhyve import fuzz
 from harness.bhyve.fuzz import Attack, Finding, Known
 from harness.errors import EXIT_CHECK_FAILED, EXIT_OK, GuestError, UsageError
 from harness.files import write_atomic
-from harness.run.session import Options, Workbench, load_series, new_run_dir
+from harness.run.options import Options
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
+from harness.run.workbench import Workbench
 
 _MOST_BREAKS = 6
 """After this many crashes of a module the guest is not booted again."""
@@ -121,24 +124,23 @@ def new_seed() -> int:
 def run(options: Options, order: Order) -> FuzzReport:
     """Start a guest and attack the module, with `side_by_side` stock's first; writes fuzz.json.
 
-    Raises the errors of `Workbench.up`.  A guest that breaks under a call is a finding, and the
+    Raises the errors of `Session.up`.  A guest that breaks under a call is a finding, and the
     guest is started again.
     """
     if order.calls < 1:
         raise UsageError(f"--calls {order.calls}: it must be at least 1")
     known = fuzz.load_known(options.release)
     avoided = () if order.with_known else tuple(story.name for story in known if story.calls)
-    series = load_series(options)
     sides = []
-    with Workbench(options, new_run_dir("fuzz")) as bench:
-        bench.up()
+    with Session(options, new_run_dir("fuzz")) as session:
+        bench = session.up(stock_first=True)
         if bench.stock_build is not None:
             sides.append(_side(bench, "stock", order, known, avoided))
             # The patched module gets a new guest, without the damage from the calls to stock.
+            built = bench.built
             bench.restart_guest(load=False)
-            assert bench.build is not None
-            bench.use(bench.build)
-        name = series.topic if series else "stock"
+            bench.load(built, built.build)
+        name = bench.series.topic if bench.series else "stock"
         sides.append(_side(bench, name, order, known, avoided))
         report = FuzzReport(
             order, options.release, bench.backend, bench.run_dir, tuple(sides), known, avoided
@@ -151,8 +153,6 @@ def _side(
     bench: Workbench, name: str, order: Order, known: Sequence[Known], avoided: Sequence[str]
 ) -> Side:
     """Attack the loaded module; after each crash a new guest is started."""
-    assert bench.record is not None
-    assert bench.running is not None
     program = fuzz.compile_fuzzer(bench.running, bench.record.sysroot)
     before = bench.breaks
     findings: list[Finding] = []
@@ -183,8 +183,6 @@ def _side(
 def _attack(
     bench: Workbench, program: Path, seed: int, calls: int, first: int, avoided: Sequence[str]
 ) -> Attack:
-    assert bench.guest is not None
-    assert bench.loaded is not None
     remote = fuzz.install(bench.guest, program, str(Path(bench.loaded.path).parent))
     avoided = (*avoided, *fuzz.beyond(bench.backend, bench.options.cpu_vendor))
     attack = fuzz.attack(bench.guest, remote, seed, calls, first_round=first, avoid=avoided)

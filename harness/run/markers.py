@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from harness import release as releases
 from harness.image import store
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 MARKERS = {
     "patch": "the claim is about the series; on the stock module the check must fail",
@@ -30,7 +30,7 @@ def unmet(marks: Mapping[str, tuple[object, ...]], bench: Workbench) -> str:
     if "tools" in marks and bench.vmtool is None:
         line = store.trees_line(bench.options.release, sysroot=True)
         return f"needs programs built for the guest, and those need a sysroot; run {line}"
-    if "vtx" in marks and bench.loaded is not None and not bench.loaded.virtualizes:
+    if "vtx" in marks and not bench.loaded.virtualizes:
         return f"needs a processor that virtualizes: {bench.loaded.refusal}"
     if "freebsd" in marks:
         wanted = marks["freebsd"]

@@ -159,7 +159,8 @@ class VariantBuilder:
             made = self._make(series, maker)
             tool = compile_vmtool(made, self._sysroot)
             paths = map(str, mutant.patch.touched) if mutant.patch is not None else ()
-            return Variant(mutant.name, made, tool, mutant.caught_by, related(paths))
+            used = self._base or series
+            return Variant(mutant.name, made, tool, mutant.caught_by, related(paths), used)
 
     def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
         return builder.build(

@@ -22,9 +22,13 @@ from harness.files import write_atomic
 from harness.image import store
 from harness.run import mutants
 from harness.run.mutants import SERIES, Mutant
-from harness.run.session import Options, Workbench, features_of, load_series, new_run_dir
+from harness.run.options import Options, features_of
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
+from harness.run.stages import Imaged
 from harness.run.trials import Baseline, Trial, Trials
 from harness.run.verify import CHECKS, is_suite
+from harness.run.workbench import Workbench
 
 Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 
@@ -110,33 +114,32 @@ def mutation(
     `only_checks` are parts of names: besides the named ones only these checks are run.
     Raises PatchError when a mutant does not apply or build, and the errors of starting the guest.
     """
-    folder = mutants.folder_of(options.topic)
+    folder = mutants.folder_of(options.topic_name)
     # For another topic it is not known which checks notice that its patches are missing.
-    known = mutants.load(folder, only, stock=options.topic == defaults.TOPIC)
+    known = mutants.load(folder, only, stock=options.topic_name == defaults.TOPIC)
     chosen = [mutant for mutant in known if mutant is not SERIES]
     start = time.monotonic()
     results: list[VariantResult] = []
-    with Workbench(options, new_run_dir("mutation")) as bench:
-        for step in (bench.choose, bench.prove, bench.find_image):
-            step()
-        variant_builder = _variant_builder(bench)
-        with progress.stage("apply", bench.stages) as stage:
+    with Session(options, new_run_dir("mutation")) as session:
+        imaged = session.to_image()
+        variant_builder = _variant_builder(session, imaged)
+        with session.stage("apply") as stage:
             variant_builder.apply_each(chosen)
             stage.note = f"{len(chosen)} variants"
         # One thread builds the next variant while the guest tries the current one.
         with ThreadPoolExecutor(1, "build") as pool:
             jobs = [pool.submit(variant_builder.build, mutant) for mutant in (SERIES, *chosen)]
             try:
-                bench.boot()
+                bench = Workbench(session, session.boot(imaged))
                 named = tuple(dict.fromkeys(it for mutant in chosen for it in mutant.caught_by))
                 chosen_checks = tuple(only_checks)
                 trials = Trials(bench, tests, every=every, named=named, chosen=chosen_checks)
-                with progress.stage("baseline", bench.stages) as stage:
+                with session.stage("baseline") as stage:
                     began = time.monotonic()
                     right = jobs[0].result()
-                    if is_suite(options.topic):
+                    if is_suite(options.topic_name):
                         # The mutants change FreeBSD's own source, so they are compared with stock.
-                        bench.stock_build = right.build
+                        trials = dataclasses.replace(trials, stock=right.build)
                     baseline = trials.prove(right, stage)
                     results.append(_series(baseline, time.monotonic() - began))
                     stage.note = _said(results[0])
@@ -144,7 +147,7 @@ def mutation(
                 pairs = zip(chosen, jobs[1:], strict=True)
                 for number, (mutant, job) in enumerate(pairs, 1):
                     title = f"{number}/{len(chosen)} {mutant.name}"
-                    with progress.stage(title, bench.stages) as stage:
+                    with session.stage(title) as stage:
                         stage.live("building")
                         trial = trials.judge(job.result(), baseline, stage)
                         results.append(_result_of(mutant, trial, baseline))
@@ -154,13 +157,13 @@ def mutation(
                     job.cancel()
     result = Result(
         options.release,
-        bench.backend,
-        bench.run_dir,
+        session.backend,
+        session.run_dir,
         tuple(results),
         baseline.without,
         time.monotonic() - start,
     )
-    write_atomic(bench.run_dir / "mutation.json", json.dumps(result.to_data(), indent=2) + "\n")
+    write_atomic(session.run_dir / "mutation.json", json.dumps(result.to_data(), indent=2) + "\n")
     return result
 
 
@@ -195,21 +198,16 @@ def _said(variant: VariantResult) -> str:
     return f"{variant.checks_run} checks held"
 
 
-def _variant_builder(bench: Workbench) -> mutants.VariantBuilder:
-    record = bench.record
-    assert record is not None
-    assert record.source is not None
-    if record.sysroot is None:
+def _variant_builder(session: Session, imaged: Imaged) -> mutants.VariantBuilder:
+    release, topic = session.options.release, session.options.topic_name
+    if imaged.record.sysroot is None:
         raise CannotError(
             "the mutants are built with their library, which needs a sysroot; import one: "
-            + store.trees_line(bench.options.release, sysroot=True)
+            + store.trees_line(release, sysroot=True)
         )
-    base = None
-    if not is_suite(bench.options.topic):
-        base = load_series(dataclasses.replace(bench.options, stock=False))
-    options = bench.options
-    wanted = features_of(options.topic)
-    return mutants.VariantBuilder(record.source, record.sysroot, base, options.release, wanted)
+    source = imaged.source
+    base = None if is_suite(topic) else session.series(source)
+    return mutants.VariantBuilder(source, imaged.record.sysroot, base, release, features_of(topic))
 
 
 def _series(baseline: Baseline, seconds: float) -> VariantResult:

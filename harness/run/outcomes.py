@@ -16,7 +16,7 @@ from harness.guest.ssh import SshRefused
 from harness.guest.transcript import NO_EVIDENCE, Evidence
 from harness.report import Check
 from harness.run import plugin
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 # A check that ends with one of these errors says nothing about its claim.
 _BROKE = (GuestPanic, GuestRebooted, MachineDied, WaitTimeout, SshRefused)
@@ -77,7 +77,7 @@ class Recorder:
         options = self._bench.options
         if item.get_closest_marker("beside") and not self._beside:
             return False
-        if item.get_closest_marker("patch") and options.topic != defaults.TOPIC:
+        if item.get_closest_marker("patch") and options.topic_name != defaults.TOPIC:
             return not item.path.is_relative_to(self._tests)
         return True
 
@@ -139,7 +139,7 @@ class Recorder:
         """The check that was running when the run ended, with the last command to the guest."""
         took_s = time.monotonic() - self._began_s[nodeid]
         guest = self._bench.guest
-        heard = guest.transcript.kept if guest is not None and guest.transcript else ()
+        heard = guest.transcript.kept if guest.transcript else ()
         last = f"; the last command in the guest was: {heard[-1].command[:100]}" if heard else ""
         parts = self._parts.get(nodeid, [])
         failed = next((part for part in parts if part.failed), None)

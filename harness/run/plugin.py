@@ -32,8 +32,10 @@ from harness.host import HostFacts, gather
 from harness.machine import Machine
 from harness.machine.console import clean_lines
 from harness.run import markers
+from harness.run.options import Options
 from harness.run.persistent_session import PersistentSession, ways_in
-from harness.run.session import Options, Workbench, new_run_dir
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
 from harness.run.session_result import (
     EVER_BROKE,
     UNREACHABLE,
@@ -41,6 +43,7 @@ from harness.run.session_result import (
     give_up,
 )
 from harness.run.session_result import WORKBENCH as WORKBENCH
+from harness.run.workbench import Workbench
 
 EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash after its teardown: the commands to the guest, and their output."""
@@ -114,10 +117,10 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
     )
     run_dir, name = new_run_dir("pytest"), config.getoption("--vmm-keep")
     with (
-        PersistentSession(options, run_dir, name) if name else Workbench(options, run_dir) as bench
+        PersistentSession(options, run_dir, name) if name else Session(options, run_dir) as session
     ):
         try:
-            bench.up()
+            bench = session.up()
         except WorkbenchError as error:
             if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
                 pytest.skip(f"there can be no FreeBSD guest here: {error.message}")
@@ -132,8 +135,8 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         config.stash[_BROUGHT_UP] = True
         yield bench
         del config.stash[WORKBENCH]
-        if isinstance(bench, PersistentSession) and request.session.testsfailed:
-            record = bench.keep()
+        if isinstance(session, PersistentSession) and request.session.testsfailed:
+            record = session.keep()
             if record is not None:
                 progress.say(f"guest {name} stays; {ways_in(record)}")
 
@@ -147,7 +150,6 @@ def host() -> HostFacts:
 @pytest.fixture(scope="session")
 def guest(workbench: Workbench) -> Guest:
     """The FreeBSD guest."""
-    assert workbench.guest is not None
     return workbench.guest
 
 
@@ -160,7 +162,6 @@ def machine(guest: Guest) -> Machine:
 @pytest.fixture(scope="session")
 def vmm(workbench: Workbench) -> Vmm:
     """The guest's vmm: its sysctls, vmmls and virtual machines."""
-    assert workbench.vmm is not None
     return workbench.vmm
 
 

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from harness import host, log, process
+from harness import log, process
 from harness.errors import WorkbenchError
-from harness.image.model import ImageRecord
 from harness.run import further_guest
 from harness.run.further_guest import FurtherGuest
+from harness.run.options import Options
 from harness.run.regression_data import VariantResult, load
-from harness.run.session import Options, Workbench
+from harness.run.session import Session
+from harness.run.stages import Imaged
+from harness.run.workbench import Workbench
 
 COMMAND = (sys.executable, "-m", "harness.run.regression_guests")
 """The command of a further guest's process, without its last argument, the socket's number."""
@@ -33,8 +35,7 @@ class Job:
 
     options: Options
     run_dir: Path
-    decision: host.Decision
-    record: ImageRecord
+    imaged: Imaged
     folder: Path
     tests: Path
     every: bool
@@ -96,11 +97,9 @@ class Others:
         """Start this number of further guests, which may be 0."""
         if count < 1:
             return
-        assert bench.decision is not None
-        assert bench.record is not None
         for number in range(2, count + 2):
             run_dir = bench.run_dir / f"guest-{number}"
-            job = Job(bench.options, run_dir, bench.decision, bench.record, folder, tests, every)
+            job = Job(bench.options, run_dir, bench.booted.imaged, folder, tests, every)
             guest = FurtherGuest(COMMAND, run_dir, job)
             self._guests.append(guest)
             thread = threading.Thread(target=self._serve, args=(number, guest.line), daemon=True)
@@ -151,13 +150,11 @@ def _work(line: process.Line) -> None:
     job: Job = line.recv()
     log.to_file(job.run_dir / "harness.log")
     answers = further_guest.answers(line)
-    bench = Workbench(job.options, job.run_dir)
-    bench.decision, bench.record = job.decision, job.record
-    with bench:
+    with Session(job.options, job.run_dir) as session:
+        session.backend = job.imaged.backend.name
         try:
-            judge = regressions.Judge(bench, job.tests, every=job.every)
-            bench.boot()
-            judge.prove()
+            judge = regressions.Judge(session, job.imaged, job.tests, every=job.every)
+            judge.prove(Workbench(session, session.boot(job.imaged)))
             line.send(OutsideBaseline(dict(judge.baseline.without)))
             chosen = {it.mutant.name: it for it in load(job.folder)}
             while (name := answers.get()) is not None:

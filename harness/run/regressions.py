@@ -30,10 +30,14 @@ from harness.image import store
 from harness.run import mutants, regression_guests, shards
 from harness.run.mutants import STOCK
 from harness.run.mutation import show_outside_baseline
+from harness.run.options import Options
 from harness.run.regression_data import Regression, Result, VariantResult, Verdict, load
-from harness.run.session import Options, Workbench, new_run_dir
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
+from harness.run.stages import Imaged
 from harness.run.trials import Baseline, Trial, Trials, Variant
 from harness.run.verify import CHECKS
+from harness.run.workbench import Workbench
 from harness.series.staging import staged
 
 
@@ -61,9 +65,9 @@ def regressions(
     # Correct patches take longest, because every check runs on them, and missed bugs matter more.
     order = sorted(chosen.values(), key=lambda it: it.mutant.expect == "held")
     todo = regression_guests.Todo([it.mutant.name for it in order])
-    with Workbench(options, new_run_dir("regressions")) as bench:
-        for step in (bench.choose, bench.prove, bench.find_image):
-            step()
+    options = dataclasses.replace(options, topic="", stock=False)
+    with Session(options, new_run_dir("regressions")) as session:
+        imaged = session.to_image()
 
         def took(guest: int, tried: VariantResult) -> None:
             with writing:
@@ -72,15 +76,15 @@ def regressions(
                     progress.say(f"guest {guest}: {tried.name}: {tried.verdict}: {_said(tried)}")
                 # Written after each patch, so that an interrupted run of hours leaves its results.
                 text = json.dumps(so_far().to_data(), indent=2) + "\n"
-                write_atomic(bench.run_dir / "regressions.json", text)
+                write_atomic(session.run_dir / "regressions.json", text)
 
         def so_far() -> Result:
             return Result(
                 options.release,
-                bench.backend,
+                session.backend,
                 judge.processor,
                 folder,
-                bench.run_dir,
+                session.run_dir,
                 tuple(judged[name] for name in chosen if name in judged),
                 {**judge.baseline.without, **others.without},
                 at_least,
@@ -88,14 +92,14 @@ def regressions(
             )
 
         with (
-            Judge(bench, tests, every=every) as judge,
+            Judge(session, imaged, tests, every=every) as judge,
             regression_guests.Others(todo, took) as others,
         ):
             judge.build_ahead(order)
-            bench.boot()
+            bench = Workbench(session, session.boot(imaged))
             count = min(shards.wanted(bench, guests), len(chosen))
             others.start(bench, count - 1, folder, tests, every)
-            judge.prove()
+            judge.prove(bench)
             name = todo.next(done=False)
             while name is not None:
                 title = f"{len(judged) + 1}/{len(chosen)} {name}"
@@ -112,12 +116,13 @@ def regressions(
 class Judge:
     """Tries patches in one guest: builds them, runs the checks, and knows the results on stock."""
 
-    def __init__(self, bench: Workbench, tests: Path, *, every: bool) -> None:
-        self._bench = bench
-        self._options = dataclasses.replace(bench.options, topic="", stock=False)
-        bench.options = self._options
-        self._variant_builder = _variant_builder(bench)
-        self._trials = Trials(bench, tests, general=True, every=every)
+    def __init__(self, session: Session, imaged: Imaged, tests: Path, *, every: bool) -> None:
+        self._session = session
+        self._imaged = imaged
+        self._variant_builder = _variant_builder(imaged)
+        self._tests = tests
+        self._every = every
+        self._trials: Trials
         self._pool = ThreadPoolExecutor(1, "build")
         self._stock: Future[Variant] | None = None
         self._jobs: dict[str, Future[Variant | _Unbuilt]] = {}
@@ -135,25 +140,25 @@ class Judge:
         self._stock = self._pool.submit(self._variant_builder.build, STOCK)
         for it in chosen:
             self._jobs[it.mutant.name] = self._pool.submit(
-                _build, self._variant_builder, self._bench, it
+                _build, self._variant_builder, self._imaged, it
             )
 
-    def prove(self) -> None:
+    def prove(self, bench: Workbench) -> None:
         """Run the checks on the stock module; those that do not pass there are not used."""
-        bench = self._bench
-        with progress.stage("baseline", bench.stages) as stage:
+        with self._session.stage("baseline") as stage:
             stage.live("building")
             stock = self._stock.result() if self._stock else self._variant_builder.build(STOCK)
             built = dataclasses.replace(stock, caught_by=())
-            bench.stock_build = built.build
-            bench.options = dataclasses.replace(self._options, stock=True)
+            self._trials = Trials(
+                bench, self._tests, general=True, every=self._every, stock=built.build
+            )
             self.baseline = self._trials.prove(built, stage)
             stage.note = _baseline_note(self.baseline)
         self.processor = _processor(bench)
 
     def judge(self, regression: Regression, title: str) -> VariantResult:
         """Try one patch, in a stage of its own."""
-        with progress.stage(title, self._bench.stages) as stage:
+        with self._session.stage(title) as stage:
             stage.live("building")
             tried = self._try(regression, stage)
             stage.note = _said(tried)
@@ -181,11 +186,9 @@ class Judge:
             )
             return dataclasses.replace(judged, why=why)
         job = self._jobs.get(mutant.name)
-        built = job.result() if job else _build(self._variant_builder, self._bench, regression)
+        built = job.result() if job else _build(self._variant_builder, self._imaged, regression)
         if isinstance(built, _Unbuilt):
             return dataclasses.replace(judged, verdict=built.verdict, why=built.why)
-        assert mutant.patch is not None
-        self._bench.options = dataclasses.replace(self._options, series=(mutant.patch.path,))
         trial = self._trial(built, stage)
         verdict: Verdict
         if right:
@@ -205,22 +208,21 @@ class Judge:
             except DiskFull:
                 raise
             except MachineDied as error:
-                self._bench.restart_guest(load=False)
+                self._trials.bench.restart_guest(load=False)
                 if last:
                     seconds = time.monotonic() - start
                     return Trial(("the emulator's end, twice",), error.message, 0, seconds)
         raise AssertionError("it was tried")
 
 
-def _variant_builder(bench: Workbench) -> mutants.VariantBuilder:
-    record = bench.record
-    assert record is not None
+def _variant_builder(imaged: Imaged) -> mutants.VariantBuilder:
+    record = imaged.record
     if record.source is None or record.sysroot is None:
         raise CannotError(
             "the patches are built with the library, which needs the source and a sysroot; import "
-            "both: " + store.trees_line(bench.options.release, src=True, sysroot=True)
+            "both: " + store.trees_line(record.release, src=True, sysroot=True)
         )
-    return mutants.VariantBuilder(record.source, record.sysroot, None, bench.options.release)
+    return mutants.VariantBuilder(record.source, record.sysroot, None, record.release)
 
 
 @dataclass(frozen=True)
@@ -230,17 +232,14 @@ class _Unbuilt:
 
 
 def _build(
-    variant_builder: mutants.VariantBuilder, bench: Workbench, regression: Regression
+    variant_builder: mutants.VariantBuilder, imaged: Imaged, regression: Regression
 ) -> Variant | _Unbuilt:
     """Build one patch; returns the failure if it does not build."""
-    record = bench.record
-    assert record is not None
-    assert record.source is not None
     mutant = regression.mutant
-    series = mutant.series(None, bench.options.release)
+    series = mutant.series(None, imaged.record.release)
     assert series is not None
     try:
-        with staged(series, record.source):
+        with staged(series, imaged.source):
             pass
     except PatchError as error:
         return _Unbuilt("DOES NOT APPLY", error.message)
@@ -252,9 +251,7 @@ def _build(
 
 def _processor(bench: Workbench) -> str:
     """The vendor of the guest's processor; the module need not be loaded."""
-    guest = bench.guest
-    assert guest is not None
-    model = guest.sysctl("hw.model") or ""
+    model = bench.guest.sysctl("hw.model") or ""
     return "AMD" if any(maker in model for maker in ("AMD", "Hygon")) else "Intel"
 
 

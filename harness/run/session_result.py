@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.errors import EXIT_GUEST, EXIT_OK
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 WORKBENCH = pytest.StashKey[Workbench]()
 """Set in `config.stash` by a caller that has already started a guest (`inv verify`)."""

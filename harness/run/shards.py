@@ -21,16 +21,17 @@ from pathlib import Path
 
 import pytest
 
-from harness import host, log, process, progress
-from harness.build.builder import Build
+from harness import log, process, progress
 from harness.errors import GuestError, WorkbenchError
 from harness.guest.panic_report import Panic
 from harness.host.survey import available_memory_bytes
-from harness.image.model import ImageRecord
 from harness.report import Check
 from harness.run import distribution, further_guest
 from harness.run.further_guest import FurtherGuest
-from harness.run.session import Options, Workbench
+from harness.run.options import Options
+from harness.run.session import Session
+from harness.run.stages import Built
+from harness.run.workbench import Workbench
 
 # The memory of a guest of 1 GiB with its emulator, and the memory left to everything else.
 _GUEST_BYTES = 3 << 29
@@ -66,10 +67,7 @@ class Job:
     number: int
     options: Options
     run_dir: Path
-    decision: host.Decision
-    record: ImageRecord
-    build: Build
-    stock_build: Build | None
+    built: Built
     began_s: float
     tests: Path
 
@@ -154,18 +152,12 @@ class Pool:
         bench = self.bench
         if self.workers or sum(group.seconds for group in groups) < _WORTH_S:
             return
-        assert bench.decision is not None
-        assert bench.record is not None
-        assert bench.build is not None
         for number in range(2, min(self._count, len(groups)) + 1):
             job = Job(
                 number,
                 dataclasses.replace(bench.options, go_on=True),
                 bench.run_dir / f"guest-{number}",
-                bench.decision,
-                bench.record,
-                bench.build,
-                bench.stock_build,
+                bench.built,
                 bench.stages[0].began_s,
                 self._tests,
             )
@@ -260,16 +252,6 @@ def _lost(nodeid: str, why: str, guest: int) -> Check:
     return Check(name, name, "error", of_patch=False, seconds=0.0, message=why, guest=guest)
 
 
-class _Shard(Workbench):
-    """The workbench of a further guest, for which everything is already chosen, found and built."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job.options, job.run_dir)
-        self.decision, self.record = job.decision, job.record
-        self.build, self.stock_build = job.build, job.stock_build
-        self.stages.append(progress.Stage("host", outcome="ok", began_s=job.began_s))
-
-
 class _Sent(list[Check]):
     """A recorder's list of checks, which also sends them to the parent process."""
 
@@ -296,20 +278,23 @@ def _work(line: process.Line) -> None:
         names: tuple[str, ...] = answers.get()
         return names
 
+    bench: Workbench | None = None
     failed = ""
-    with _Shard(job) as bench:
+    with Session(job.options, job.run_dir) as session:
+        session.backend = job.built.imaged.backend.name
+        session.stages.append(progress.Stage("host", outcome="ok", began_s=job.began_s))
         while True:
             _, stock = answers.get()
             try:
-                if bench.guest is None and not failed:
-                    bench.boot()
-                wanted = bench.stock_build if stock else bench.build
+                if bench is None and not failed:
+                    bench = Workbench(session, session.boot(job.built.imaged))
+                wanted = job.built.stock if stock else job.built.build
                 assert wanted is not None
-                if not failed and (bench.running is not wanted or bench.loaded is None):
-                    bench.use(wanted)
+                if bench and (bench.module is None or bench.running is not wanted):
+                    bench.load(job.built, wanted)
             except WorkbenchError as error:
                 failed = f"it did not come up: {error.message}"
-            if failed:
+            if failed or bench is None:
                 line.send(("done", Done(error=failed)))
                 continue
             distributed = DistributedLoop(ask, lambda name: line.send(("begun", name)), bench)

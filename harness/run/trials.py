@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from harness import progress
-from harness.bhyve import vmm
 from harness.build.builder import Build
 from harness.errors import (
     CannotError,
@@ -27,8 +26,10 @@ from harness.errors import (
     WaitTimeout,
 )
 from harness.run import plugin, shards
-from harness.run.session import Workbench
+from harness.run.stages import Built
 from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
+from harness.run.workbench import Workbench
+from harness.series.load import Series
 
 _MINUTES = "minutes"
 _LONGEST_REASON = 300
@@ -38,7 +39,8 @@ _LONGEST_REASON = 300
 class Variant:
     """A variant to try: its name, its build, and the checks that should notice it.
 
-    `related` are beginnings of names of checks that may notice it, which run early.
+    `related` are beginnings of names of checks that may notice it, which run early.  `series`
+    is what the checks' own programs are compiled with, None for the stock source.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Variant:
     vmtool: Path
     caught_by: tuple[str, ...] = ()
     related: tuple[str, ...] = ()
+    series: Series | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Trials:
 
     `named` are checks that are run even where they take minutes.  Of the others only those run of
     whose FILE::NAME one of `chosen` is a part, or all where there is none.  With `every` a trial
-    runs all checks, otherwise it ends at the first that fails.
+    runs all checks, otherwise it ends at the first that fails.  `stock` is what variants are
+    compared with.
     """
 
     bench: Workbench
@@ -90,6 +94,7 @@ class Trials:
     every: bool = False
     named: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
+    stock: Build | None = None
 
     def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
         """Run all checks on correct code.
@@ -98,7 +103,7 @@ class Trials:
         none passes.  A panic or a reboot is raised too, because then there is no baseline.
         """
         recorder = _Recorder(self, variant, stage, None)
-        if refusal := _bring_in(self.bench, variant):
+        if refusal := self._bring_in(variant):
             raise CannotError(f"virtual machines cannot be made here: {refusal}")
         try:
             _run(recorder, every=True)
@@ -127,7 +132,7 @@ class Trials:
         recorder = _Recorder(self, variant, stage, baseline)
         caught: list[str] = []
         try:
-            refusal = _bring_in(self.bench, variant)
+            refusal = self._bring_in(variant)
             if not refusal:
                 _run(recorder, every=self.every)
         except PatchError as error:
@@ -146,6 +151,14 @@ class Trials:
             raise CannotError(f"{variant.name}: no check was run; see {self.bench.run_dir}")
         seconds = time.monotonic() - start
         return Trial(tuple(dict.fromkeys(caught)), recorder.why, recorder.ran, seconds)
+
+    def _bring_in(self, variant: Variant) -> str:
+        """Load the variant instead of the current module; returns why no VM can be made, or ""."""
+        bench = self.bench
+        _clean(bench)
+        imaged = bench.booted.imaged
+        bench.bring_in(Built(imaged, variant.series, variant.build, self.stock), variant.vmtool)
+        return "" if bench.loaded.virtualizes else bench.loaded.refusal or "no reason given"
 
     def _leave(self, recorder: _Recorder) -> list[str]:
         """Unload the variant; if that fails, returns what caught it."""
@@ -186,27 +199,14 @@ exit 0
 def _clean(bench: Workbench) -> None:
     """Destroy all VMs and unload the module; GuestError if that fails."""
     guest = bench.guest
-    assert guest is not None
     guest.must(["/bin/sh", "-c", _CLEAN], guest.deadline(60))
-
-
-def _bring_in(bench: Workbench, variant: Variant) -> str:
-    """Load the variant instead of the current module; returns why no VM can be made, or ""."""
-    guest = bench.guest
-    assert guest is not None
-    _clean(bench)
-    bench.build = bench.running = variant.build
-    bench.vmtool = variant.vmtool
-    bench.loaded = vmm.load(guest, variant.build)
-    bench.vmm = vmm.Vmm(guest, bench.loaded, variant.build, variant.vmtool)
-    return "" if bench.loaded.virtualizes else bench.loaded.refusal or "no reason given"
 
 
 def _run(recorder: _Recorder, *, every: bool) -> None:
     """Run pytest in this process; its output goes to the variant's log."""
     trials = recorder.trials
     log = trials.bench.run_dir / f"pytest-{recorder.variant.name}.log"
-    topic = "" if trials.general else trials.bench.options.topic
+    topic = "" if trials.general else trials.bench.options.topic_name
     arguments = [*check_folders(topic, trials.tests), *PYTEST_OPTIONS, "-q"]
     arguments += [] if every else ["-x"]
     with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():

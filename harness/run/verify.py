@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from harness import defaults, process, progress, report
-from harness.build.builder import Build
 from harness.deadline import Deadline
 from harness.errors import (
     EXIT_CHECK_FAILED,
@@ -27,12 +26,16 @@ from harness.errors import (
     WorkbenchError,
 )
 from harness.files import PROJECT
-from harness.image import obtain, store
+from harness.image import store
 from harness.report import Check, Report
 from harness.run import coverage, distribution, shards
+from harness.run.options import Options
 from harness.run.outcomes import Recorder
 from harness.run.persistent_session import PersistentSession, ways_in
-from harness.run.session import STAGES, Options, Workbench, following, load_series, new_run_dir
+from harness.run.run_folder import new_run_dir
+from harness.run.session import Session
+from harness.run.stages import STAGES
+from harness.run.workbench import Workbench
 from harness.series import load
 from harness.series.load import TESTS
 
@@ -76,49 +79,48 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
     checks: list[Check] = []
     stock: list[Check] = []
     error: WorkbenchError | None = None
-    series = None
-    bench = PersistentSession(options, run_dir, keep_as) if keep_as else Workbench(options, run_dir)
+    named = _series_name(options)
+    session = PersistentSession(options, run_dir, keep_as) if keep_as else Session(options, run_dir)
 
     def so_far() -> Report:
         return Report(
             release=options.release,
-            backend=f"{bench.backend} as AMD" if options.cpu_vendor == "amd" else bench.backend,
+            backend=f"{session.backend} as AMD" if options.cpu_vendor == "amd" else session.backend,
             stock=options.stock,
-            series=f"series {series.topic}" if not error and series else _series_name(options),
+            series=_series_name(options) if error else named,
             started_at=started,
             run_dir=run_dir,
-            stages=report.stage_results(bench.stages, STAGES),
+            stages=report.stage_results(session.stages, STAGES),
             checks=_beside(checks, stock),
-            properties=bench.properties,
+            properties=session.properties,
             error=error.message if error else "",
             error_exit_code=error.exit_code if error else EXIT_OK,
             error_detail=error.detail if error else "",
-            panic=bench.panic,
-            topic=options.topic if is_suite(options.topic) else "",
+            panic=session.panic,
+            topic=options.topic_name if is_suite(options.topic_name) else "",
         )
 
-    with bench:
+    with session:
         try:
-            obtain.require_known(options.release)
-            # The series is read before anything is booted, so that a misspelt name costs no boot.
-            series = load_series(options)
             try:
-                bench.up()
+                bench = session.up(stock_first=True)
             except CannotError:
-                if bench.stages and bench.stages[-1].name == "image":
-                    _without_guest(bench)
+                if session.stages and session.stages[-1].name == "image":
+                    _without_guest(session)
                 raise
+            if bench.series is not None:
+                named = f"series {bench.series.topic}"
             with _pool(bench, tests) as pool:
                 if bench.stock_build is not None:
                     if run_checks(bench, tests, stock, stock=True, pool=pool):
                         bench.restart_guest()
-                    bench.use(_built(bench))
+                    bench.use(bench.build)
                 collector = _collector(bench)
                 try:
                     run_checks(bench, tests, checks, pool=pool, collector=collector)
                 finally:
                     if collector is not None:
-                        coverage.conclude(bench, collector, series)
+                        coverage.conclude(bench, collector)
                 for note in pool.notes if pool else ():
                     progress.say(f"note: {note}")
         except WorkbenchError as caught:
@@ -127,13 +129,13 @@ def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
                 progress.say_detail(error.detail)
         except KeyboardInterrupt:
             error = Interrupted("interrupted")
-        if isinstance(bench, PersistentSession) and so_far().exit_code in _WORTH_KEEPING:
-            record = bench.keep()
+        if isinstance(session, PersistentSession) and so_far().exit_code in _WORTH_KEEPING:
+            record = session.keep()
             if record is not None:
-                bench.properties[report.KEPT] = ways_in(record)
+                session.properties[report.KEPT] = ways_in(record)
     result = so_far()
     if checks:
-        distribution.note_times(bench.backend, {check.name: check.seconds for check in checks})
+        distribution.note_times(session.backend, {check.name: check.seconds for check in checks})
     try:
         report.save(result)
     except OSError as failed:
@@ -147,7 +149,7 @@ def _collector(bench: Workbench) -> coverage.Collector | None:
     """The reader of the counters, if the module has some."""
     if not bench.options.coverage:
         return None
-    sysroot = bench.record.sysroot if bench.record else None
+    sysroot = bench.record.sysroot
     if sysroot is None:
         raise CannotError(
             "--coverage needs a sysroot to compile the program that reads the counters; "
@@ -171,11 +173,6 @@ def _pool(bench: Workbench, tests: Path) -> Iterator[shards.Pool | None]:
         yield pool
 
 
-def _built(bench: Workbench) -> Build:
-    assert bench.build is not None
-    return bench.build
-
-
 def _beside(checks: Sequence[Check], stock: Sequence[Check]) -> tuple[Check, ...]:
     """The checks, each with its result on the stock module if it ran there."""
     there = {check.name: check for check in stock}
@@ -197,20 +194,19 @@ def settle(options: Options) -> Options:
 
     Raises UsageError for an unknown topic, or if there is no series to compare with stock.
     """
-    topic = PROJECT / "patches" / options.topic
-    if options.topic and not topic.is_dir() and (options.series or options.stock):
+    name = options.topic_name
+    if name and not (PROJECT / "patches" / name).is_dir() and (options.series or options.stock):
         known = ", ".join((*load.topics(), *load.suites()))
-        raise UsageError(f"--topic {options.topic}: no such topic; the topics are {known}")
-    if options.series or options.stock or not is_suite(options.topic):
+        raise UsageError(f"--topic {name}: no such topic; the topics are {known}")
+    if options.series or options.stock or not is_suite(name):
         return options
     if options.side_by_side:
         raise UsageError(
-            f"--side-by-side: topic {options.topic} has no patches to compare with the "
-            f"stock module; "
+            f"--side-by-side: topic {name} has no patches to compare with the stock module; "
             "name some with --series"
         )
     progress.say(
-        f"note: topic {options.topic} has no patches; its checks run on the stock module, with "
+        f"note: topic {name} has no patches; its checks run on the stock module, with "
         "--series PATCHES on yours"
     )
     return dataclasses.replace(options, stock=True)
@@ -238,7 +234,7 @@ def check_folders(topic: str, tests: Path) -> list[str]:
 def _series_name(options: Options) -> str:
     if options.stock:
         return "stock"
-    return f"series {', '.join(map(str, options.series)) or options.topic}"
+    return f"series {', '.join(map(str, options.series)) or options.topic_name}"
 
 
 def run_checks(
@@ -267,13 +263,13 @@ def run_checks(
     log = bench.run_dir / f"{what.replace('checks', 'pytest').replace(' ', '-')}.log"
     # pytest captures standard error while a check runs.
     with progress.past_capture(), progress.stage(what, bench.stages) as step:
-        arguments = [*check_folders(bench.options.topic, tests), *PYTEST_OPTIONS, "-v"]
+        arguments = [*check_folders(bench.options.topic_name, tests), *PYTEST_OPTIONS, "-v"]
         if bench.options.only:
             arguments += ["-k", bench.options.only]
         with (
             log.open("w", buffering=1) as stream,
             contextlib.redirect_stdout(stream),
-            following(step, recorder.now),
+            progress.following(step, recorder.now),
             our_pytest(),
         ):
             phase = pool.phase(stock=stock, took=recorder.took) if pool else None
@@ -342,13 +338,14 @@ def our_pytest() -> Iterator[None]:
         os.environ.update(mine)
 
 
-def _without_guest(bench: Workbench) -> None:
+def _without_guest(session: Session) -> None:
     """Run the tests that need no FreeBSD: those of the series' own C code."""
-    tests = PROJECT / "patches" / bench.options.topic / "unit"
-    if not bench.options.topic or not tests.is_dir():
+    topic = session.options.topic_name
+    tests = PROJECT / "patches" / topic / "unit"
+    if not topic or not tests.is_dir():
         return
-    with progress.stage("series C", bench.stages) as step:
-        log = bench.run_dir / "series.log"
+    with session.stage("series C") as step:
+        log = session.run_dir / "series.log"
         with log.open("wb") as stream:
 
             def write(data: bytes) -> None:

@@ -145,6 +145,13 @@ def releases(topic: Path) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in topic.glob(f"*/{listing.SERIES}")))
 
 
+def chosen(series: Sequence[Path], topic: str) -> Path | str | Sequence[Path]:
+    """What is read where both can be named, for `load_series`: the series given, else the topic."""
+    if not series:
+        return topic
+    return series[0] if len(series) == 1 else series
+
+
 def load_series(
     where: Path | str | Sequence[Path], release: str, tree: Path | None = None
 ) -> Series:

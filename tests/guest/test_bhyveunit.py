@@ -9,7 +9,7 @@ from harness.bhyve.bhyveunit import Part
 from harness.bhyve.vmm import Vmm
 from harness.errors import PatchError
 from harness.guest.freebsd import Guest
-from harness.run.session import Workbench, load_series
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.tools]
 
@@ -18,12 +18,11 @@ pytestmark = [pytest.mark.tools]
 def test_a_part_of_bhyve(workbench: Workbench, guest: Guest, vmm: Vmm, part: Part) -> None:
     """a part of bhyve behaves as its callers and its guests expect"""
     record, build = workbench.record, vmm.build
-    assert record is not None
     assert record.source is not None
     assert record.sysroot is not None
     if bhyveunit.find(part, record.source) is None:
         pytest.skip(f"the tree has no {part.file}")
-    series = load_series(workbench.options) if build.series else None
+    series = workbench.series if build.series else None
     if series is not None and not bhyveunit.concerns(series):
         pytest.skip("the series changes neither bhyve nor headers")
     try:

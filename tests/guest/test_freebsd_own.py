@@ -9,7 +9,7 @@ import pytest
 from harness.bhyve import atf
 from harness.bhyve.vmm import Vmm
 from harness.guest.freebsd import Guest
-from harness.run.session import Workbench, load_series
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 
@@ -18,10 +18,9 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 def programs(workbench: Workbench, guest: Guest, vmm: Vmm) -> dict[str, atf.Program]:
     """The programs of the tree's tests/sys/vmm, in the guest, next to the build's library."""
     record = workbench.record
-    assert record is not None
     assert record.source is not None
     assert record.sysroot is not None
-    series = load_series(workbench.options) if vmm.build.series else None
+    series = workbench.series if vmm.build.series else None
     found = atf.install(guest, vmm.home, record.source, series, vmm.build, record.sysroot)
     return {program.name: program for program in found}
 

@@ -8,7 +8,7 @@ from harness.bhyve import fuzz
 from harness.bhyve.vmm import Vmm
 from harness.guest.freebsd import Guest
 from harness.run import fuzz_answers
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 
@@ -19,8 +19,6 @@ ANSWERS = 3000
 @pytest.mark.parametrize("calls", [600, pytest.param(20_000, marks=pytest.mark.minutes)])
 def test_bad_calls_do_no_harm(workbench: Workbench, guest: Guest, vmm: Vmm, calls: int) -> None:
     """malformed and racing calls break, hang and leak nothing, except for known faults of stock"""
-    assert workbench.running is not None
-    assert workbench.record is not None
     known = fuzz.load_known(workbench.options.release)
     program = fuzz.compile_fuzzer(workbench.running, workbench.record.sysroot)
     remote = fuzz.install(guest, program, vmm.home)

@@ -11,7 +11,7 @@ from harness.bhyve.vmm import MIB, Vmm
 from harness.guest.freebsd import Guest
 from harness.machine.models import BOCHS_RUNS
 from harness.report.data import N_A
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.minutes]
 

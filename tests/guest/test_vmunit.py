@@ -9,7 +9,7 @@ from harness.bhyve.vmm import Vmm
 from harness.bhyve.vmunit import Family
 from harness.guest.freebsd import Guest
 from harness.machine.models import BOCHS_RUNS
-from harness.run.session import Workbench, load_series
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools, pytest.mark.freebsd("15.0")]
 
@@ -25,13 +25,11 @@ PLACED: dict[tuple[int, int, str], str] = {}
 def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
     """vmunit in the guest, linked with the library of the loaded module's build."""
     record, build = workbench.record, workbench.running
-    assert record is not None
     assert record.source is not None
-    assert build is not None
     place = (id(workbench), workbench.breaks, build.build_id)
     if place in PLACED:
         return PLACED[place]
-    series = load_series(workbench.options) if build.series else None
+    series = workbench.series if build.series else None
     made = vmunit.compile_vmunit(build, record.source, series, record.sysroot)
     remote = f"{vmm.home}/{made.name}"
     guest.put(made, remote, mode=0o755)

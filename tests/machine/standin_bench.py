@@ -9,7 +9,6 @@ from harness import progress
 from harness.deadline import Deadline
 from harness.guest.freebsd import Access, Guest
 from harness.machine import Drive, Spec
-from harness.run.session import following
 
 
 class StandinBench:
@@ -31,7 +30,7 @@ class StandinBench:
             machine = machines.make("tcg", self._spec)
             self.guest = Guest(machine, self._access)
             machine.start(Deadline.after(30))
-            with following(step, machine.console.last_line):
+            with progress.following(step, machine.console.last_line):
                 self.guest.wait_ready(Deadline.after(self.boot_s))
 
     def collect_panic(self) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from harness.cli import guest_commands
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, GuestPanic, UsageError
 from harness.keeper.record import Process
+from harness.run.options import Options
 from harness.run.persistent_session import PersistentSession, ways_in
-from harness.run.session import Options, new_run_dir
+from harness.run.run_folder import new_run_dir
+from harness.run.stages import Imaged
+from harness.run.workbench import Workbench
 
 ENDS_S = 20.0
 CLI = [sys.executable, "-m", "harness.cli.program"]
@@ -41,15 +44,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             keeper.down(name, hard=True)
 
 
-class StandinWorkbench(PersistentSession):
+class StandinSession(PersistentSession):
     """`inv up` from where FreeBSD would be booted on."""
 
     standin: Any
 
-    def steps(self) -> list[Callable[[], None]]:
-        return [self.boot]
+    def up(self, *, stock_first: bool = False) -> Workbench:
+        self._reserve()
+        nothing: Any = None
+        return Workbench(self, self.boot(nothing))
 
-    def bench(self) -> StandinBench:
+    def bench(self, imaged: Imaged) -> StandinBench:
         it = self.standin
         return StandinBench(self.run_dir, it.disk, it.private_key, it.host_key)
 
@@ -63,14 +68,13 @@ def start(name: str, standin: Any) -> keeper.Starter:
 @pytest.fixture(scope="module")
 def two(standin: Any, runs: Path) -> None:
     """Two guests, `a` and `b`, that nobody's end takes along any more."""
-    StandinWorkbench.standin = standin
+    StandinSession.standin = standin
     starter = start("a", standin)
-    with StandinWorkbench(Options(), new_run_dir("up-b"), "b") as bench:
-        bench.up()
-        assert bench.guest is not None
+    with StandinSession(Options(), new_run_dir("up-b"), "b") as session:
+        bench = session.up()
         assert bench.guest.must(["echo", "there"]) == "there\n"
         assert bench.properties["standin"] == "yes"
-        kept = bench.keep()
+        kept = session.keep()
     assert kept is not None
     assert ways_in(kept) == (
         "./inv ssh --name b or ./inv console --name b enters it, ./inv down --name b ends it"
@@ -188,7 +192,7 @@ def test_the_name_is_taken_while_the_guest_is_up(standin: Any) -> None:
 def test_a_workbench_whose_name_is_taken_leaves_the_guest_alone() -> None:
     with (
         pytest.raises(UsageError, match="guest b is ready already"),
-        StandinWorkbench(Options(), new_run_dir("up-b"), "b") as other,
+        StandinSession(Options(), new_run_dir("up-b"), "b") as other,
     ):
         other.up()
     assert guest_commands.ssh("b", ["true"]) == 0
@@ -291,15 +295,14 @@ def test_a_stopped_keeper_is_ended_all_the_same(standin: Any) -> None:
 
 @pytest.mark.soak
 def test_a_guest_that_broke_is_brought_up_anew(standin: Any) -> None:
-    StandinWorkbench.standin = standin
-    with StandinWorkbench(Options(), new_run_dir("up-f"), "f") as bench:
-        bench.up()
-        assert bench.guest is not None
+    StandinSession.standin = standin
+    with StandinSession(Options(), new_run_dir("up-f"), "f") as session:
+        bench = session.up()
         first = record_of("f")
         os.kill(first.emulator.pid if first.emulator else 0, signal.SIGKILL)
         with pytest.raises(GuestError, match="guest f: tcg was killed by SIGKILL, while it was"):
             bench.guest.run(["sleep", "99"])
-        bench.boot()
+        bench = Workbench(session, session.boot(bench.booted.imaged))
         assert bench.guest.must(["echo", "again"]) == "again\n"
         assert not first.owner.alive
     # Nobody wished it to stay.

@@ -11,7 +11,7 @@ from harness.bhyve import exits
 from harness.bhyve.exits import Costs, Ratio
 from harness.build.builder import Build
 from harness.guest.freebsd import Guest
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.tools]
 
@@ -46,21 +46,19 @@ Measure = Callable[[Build], Costs]
 def measure(workbench: Workbench, guest: Guest) -> Iterator[Measure]:
     """Measure a build's module; afterwards the earlier module is loaded again."""
     record, release = workbench.record, workbench.options.release
-    assert record is not None
 
     def run(build: Build) -> Costs:
         program = exits.compile_bench(build, SOURCES, record.sysroot, release)
         return exits.run(guest, build, program, ROUNDS)
 
     yield run
-    if workbench.running is not None and not guest.given_up:
+    if workbench.module is not None and not guest.given_up:
         exits.load_once(guest, workbench.running)
 
 
 @pytest.fixture(scope="module")
 def costs(workbench: Workbench, measure: Measure) -> Costs:
     """The costs with the loaded module."""
-    assert workbench.running is not None
     return exits.net(measure(workbench.running))
 
 
@@ -68,7 +66,6 @@ def costs(workbench: Workbench, measure: Measure) -> Costs:
 def ratios(workbench: Workbench, measure: Measure) -> dict[str, Ratio]:
     """The ratios of patched to stock, measured alternately in the same guest."""
     assert workbench.stock_build is not None
-    assert workbench.build is not None
     stock, patched = [], []
     for _ in range(PAIRS):
         stock.append(measure(workbench.stock_build))

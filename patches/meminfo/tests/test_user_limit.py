@@ -11,7 +11,7 @@ from harness.bhyve.vmm import LIMIT, MIB, USER_LIMIT, Vmm
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed, Result
 from harness.report.data import N_A
-from harness.run.session import Workbench
+from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.patch, pytest.mark.vtx, pytest.mark.tools]
 

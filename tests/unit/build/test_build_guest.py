@@ -20,16 +20,17 @@ from fakes import FakeGuest
 from faketree import make_tree
 from test_build import TWO, series_of
 
-from harness import debian
+from harness import debian, keeper
 from harness.build import bmake, builder, targets
 from harness.build import in_guest as guestbuild
 from harness.build.in_guest import GuestBuilder
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
 from harness.guest.ssh import Result
+from harness.image import store
 from harness.image.model import ImageRecord
 from harness.machine import Backend
-from harness.run.session import Options, Workbench
+from harness.run.persistent_session import AttachedSession
 
 pytestmark = pytest.mark.skipif(
     debian.clang_version() is None, reason="clang and lld are not installed"
@@ -239,10 +240,13 @@ def test_for_a_guest_that_is_up_nothing_has_to_be_decided(
         raise PatchError("seen")
 
     monkeypatch.setattr(builder, "build", fake)
-    bench = Workbench(Options(stock=True, builder=asked), tmp_path)
-    bench.record = dataclasses.replace(record, source=tmp_path)
+    known = dataclasses.replace(record, source=tmp_path)
+    monkeypatch.setattr(store, "find", lambda _release: known)
+    monkeypatch.setattr(store, "source", lambda _release: tmp_path)
+    kept = keeper.Record("guest", tmp_path, keeper.record.Process(1, ""), "ready", backend="kvm")
+    session = AttachedSession(kept, stock=True, builder=asked)
     with pytest.raises(PatchError, match="seen"):
-        bench.make()
+        session.make(session.to_image())
     assert [made.backend.name if made else None for made in seen] == [
         "tcg" if asked == "guest" else None
     ]

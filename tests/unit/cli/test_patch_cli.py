@@ -13,7 +13,7 @@ from faketree import NUMBERED, diff, mail, make_series, make_tree
 from harness import debian, source_tree
 from harness.cli import patch_commands
 from harness.errors import CannotError, UsageError
-from harness.run.session import Options
+from harness.run.options import Options
 from harness.series import apply
 
 MANUAL = "share/man/man4/vmm.4"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.image.prepare import ANNOUNCEMENT, SCRIPT
+from harness.image.model import ANNOUNCEMENT
+from harness.image.prepare import SCRIPT
 
 RULES = """\
 # A comment.

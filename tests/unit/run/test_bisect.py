@@ -16,7 +16,8 @@ from harness.errors import GuestPanic, PatchError, UsageError
 from harness.report import Check
 from harness.report.data import StageResult
 from harness.run import bisect
-from harness.run.session import Options
+from harness.run.options import Options
+from harness.run.stages import Built
 from harness.series.load import Patch, Series
 
 
@@ -55,12 +56,14 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hunt:
                 assert not options.module
                 self.options, self.run_dir = options, run_dir
                 self.stages: list[StageResult] = []
-                self.record = SimpleNamespace(source=Path(), sysroot=None)
+                imaged = SimpleNamespace(source=Path(), record=SimpleNamespace(sysroot=None))
+                self.booted = SimpleNamespace(imaged=imaged)
 
-            def up(self) -> None: ...
+            def up_without_module(self) -> Bench:
+                return self
 
-            def use(self, built: int, _stage: str) -> None:
-                self.at = built
+            def load(self, _built: Built, build: int, _stage: str) -> None:
+                self.at = build
 
             def restart_guest(self, *, load: bool) -> None:
                 assert not load
@@ -92,7 +95,7 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hunt:
             Patch(Path(f"{n + 1:04}.patch"), "s", "", "", ("x",), str(n), b"") for n in range(count)
         ]
         series = Series("mine", "15.1", Path(), tuple(patch))
-        monkeypatch.setattr(bisect, "Workbench", Bench)
+        monkeypatch.setattr(bisect, "Session", Bench)
         monkeypatch.setattr(bisect, "load_series", lambda _options: series)
         monkeypatch.setattr(bisect, "new_run_dir", lambda _what: tmp_path)
         monkeypatch.setattr(builder, "build", build)

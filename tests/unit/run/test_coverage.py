@@ -69,12 +69,13 @@ def test_a_counting_module_says_where_its_counters_are(tree: Path, series: Serie
         counters.profile(found, bytes(8))
 
 
-def bench_of(tmp_path: Path, tree: Path, built: builder.Build) -> Any:
+def bench_of(tmp_path: Path, tree: Path, built: builder.Build, series: Series) -> Any:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
+    imaged = SimpleNamespace(source=tree)
     return SimpleNamespace(
-        build=built, running=built, vmm=None, record=SimpleNamespace(source=tree), run_dir=run_dir,
-        properties={},
+        build=built, module=None, series=series, booted=SimpleNamespace(imaged=imaged),
+        run_dir=run_dir, properties={},
     )  # fmt: skip
 
 
@@ -82,12 +83,12 @@ def test_changed_lines_that_ran_and_those_that_did_not(
     tmp_path: Path, tree: Path, series: Series
 ) -> None:
     built = builder.build(tree, None, series, "15.1", coverage=True)
-    bench = bench_of(tmp_path, tree, built)
+    bench = bench_of(tmp_path, tree, built, series)
     collector = coverage.Collector(bench, tmp_path)
     # The function ran three times, and never came out at the first return.
     collector.total = counted(3, 0)
     collector.families["checks"] = counted(3, 0)
-    coverage.conclude(bench, collector, series)
+    coverage.conclude(bench, collector)
     assert bench.properties["coverage"].startswith("1 of 2 changed lines ran; ")
     text = (bench.run_dir / "coverage.txt").read_text()
     assert f"  {CODE}: 8\n" in text
@@ -103,10 +104,12 @@ def test_changed_lines_that_ran_and_those_that_did_not(
 def test_nothing_that_was_read_is_said_and_is_no_failure(
     tmp_path: Path, tree: Path, series: Series
 ) -> None:
-    bench = bench_of(tmp_path, tree, builder.build(tree, None, series, "15.1", coverage=True))
+    bench = bench_of(
+        tmp_path, tree, builder.build(tree, None, series, "15.1", coverage=True), series
+    )
     collector = coverage.Collector(bench, tmp_path)
     collector.trouble = "vmm.ko: not loaded"
-    coverage.conclude(bench, collector, series)
+    coverage.conclude(bench, collector)
     said = bench.properties["coverage"]
     assert said == "not known: no counters were read: vmm.ko: not loaded"
 
@@ -115,7 +118,8 @@ def test_counters_are_added_up_over_checks_and_loadings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = SimpleNamespace()
-    bench: Any = SimpleNamespace(vmm=object(), build=built, running=built)
+    module = SimpleNamespace(vmm=object(), running=built, built=SimpleNamespace(build=built))
+    bench: Any = SimpleNamespace(module=module)
     collector = coverage.Collector(bench, tmp_path)
     readings = iter([counted(1, 0), counted(3, 0), counted(1, 1), counted(1, 5)])
     monkeypatch.setattr(collector, "_read", lambda _vmm: next(readings))
@@ -124,10 +128,10 @@ def test_counters_are_added_up_over_checks_and_loadings(
     assert collector.total == counted(4, 1)
     assert collector.families == {"a": counted(3, 0), "b": counted(1, 1)}
     # Another module runs: its counters, if any, are not the patch's.
-    bench.running = SimpleNamespace()
+    bench.module.running = SimpleNamespace()
     collector.take("a")
     assert collector.total == counted(4, 1)
-    bench.running = built
+    bench.module.running = built
 
     def gone(_vmm: object) -> None:
         raise GuestError("the guest is gone")
@@ -219,7 +223,10 @@ def test_a_guest_in_the_place_of_one_that_broke_gets_the_program_too(
     )  # fmt: skip
     built = SimpleNamespace()
     bench: Any = SimpleNamespace(
-        vmm=SimpleNamespace(guest=guest, home="/x", build=built), build=built, running=built,
+        module=SimpleNamespace(
+            vmm=SimpleNamespace(guest=guest, home="/x", build=built),
+            running=built, built=SimpleNamespace(build=built),
+        ),
         breaks=0, run_dir=tmp_path,
     )  # fmt: skip
     collector = coverage.Collector(bench, tmp_path)

@@ -15,7 +15,7 @@ from harness import progress
 from harness.errors import CannotError, GuestPanic, MachineDied, PatchError, UsageError
 from harness.run import mutants, mutation
 from harness.run.mutants import SERIES, Mutant
-from harness.run.session import Options
+from harness.run.options import Options
 from harness.series import load
 
 CHECKS = """
@@ -65,9 +65,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     """The workbench that is played."""
-    played = Played(monkeypatch, mutation, tmp_path / "runs")
-    monkeypatch.setattr(mutation, "load_series", lambda _o: SimpleNamespace(release="15.1"))
-    return played
+    return Played(monkeypatch, mutation, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -232,7 +230,7 @@ def test_a_module_that_does_not_unload_is_caught_and_the_guest_started_again(
             guest.answers["/bin/sh"] = (1, "", "vmm cannot be unloaded")
         return load(guest, made)
 
-    monkeypatch.setattr("harness.run.trials.vmm.load", stuck)
+    monkeypatch.setattr("harness.bhyve.vmm.load", stuck)
     result = run(wrong("stays", "test_a"), wrong("wrong-a", "test_a"))
     assert verdicts(result)["stays"] == ("caught", "unloading")
     assert verdicts(result)["wrong-a"] == ("caught", "test_a")
@@ -257,7 +255,7 @@ def test_a_machine_that_dies_proves_nothing(run: Run, wrong: Callable[..., Mutan
 def test_a_series_that_panics_ends_the_run(
     run: Run, checks: Path, stock: Mutant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.run.trials.vmm.Vmm", lambda *_a: SimpleNamespace(variant="panics"))
+    monkeypatch.setattr("harness.bhyve.vmm.Vmm", lambda *_a: SimpleNamespace(variant="panics"))
     with pytest.raises(GuestPanic):
         run(stock)
 
@@ -283,7 +281,7 @@ def test_mutants_of_a_topic_without_patches_are_compared_with_stock(
 ) -> None:
     bases: list[Any] = []
     monkeypatch.setattr(mutation, "is_suite", lambda topic: topic == "meminfo")
-    monkeypatch.setattr(mutation, "load_series", lambda _o: pytest.fail("it has no series"))
+    played.series = lambda: pytest.fail("it has no series")
     made = mutants.VariantBuilder
 
     def variant_builder(*arguments: Any) -> mutants.VariantBuilder:

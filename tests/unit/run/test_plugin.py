@@ -13,7 +13,7 @@ from fakes import bench as fake_bench
 from harness.errors import CannotError, GuestError, GuestPanic, MachineDied
 from harness.files import PROJECT
 from harness.run import plugin
-from harness.run.session import Workbench
+from harness.run.session import Session
 
 pytest_plugins = ["pytester"]
 
@@ -49,7 +49,7 @@ def test_others_tests_are_left_in_peace(
     def never(*_arguments: object) -> None:
         raise AssertionError("a guest was brought up")
 
-    monkeypatch.setattr(plugin, "Workbench", never)
+    monkeypatch.setattr(plugin, "Session", never)
     monkeypatch.setattr(plugin, "new_run_dir", never)
     result = run(
         pytester,
@@ -122,8 +122,9 @@ def test_the_first_test_shows_it_too(
         def __init__(self, *_arguments: object) -> None:
             self.__dict__.update(vars(fake_bench(guest)))
 
-        def up(self) -> None:
+        def up(self) -> Bench:
             guest.machine.console.text = "booted\n"  # type: ignore[attr-defined]
+            return self
 
         def __enter__(self) -> Bench:
             return self
@@ -131,7 +132,7 @@ def test_the_first_test_shows_it_too(
         def __exit__(self, *_exc: object) -> None:
             pass
 
-    monkeypatch.setattr(plugin, "Workbench", Bench)
+    monkeypatch.setattr(plugin, "Session", Bench)
     monkeypatch.setattr(plugin, "new_run_dir", lambda _what: pytester.path)
     text = "def test_a(guest):\n guest.machine.console.text += 'news\\n'\n assert 0"
     result = run(pytester, text, None)
@@ -147,7 +148,7 @@ def test_a_guest_that_cannot_be_brought_up_ends_pytest_with_its_code(
         raise GuestPanic("the guest panicked: early", detail="its story")
 
     monkeypatch.setenv("HARNESS_RUNS", str(pytester.path / "runs"))
-    monkeypatch.setattr(Workbench, "up", fails)
+    monkeypatch.setattr(Session, "up", fails)
     result = run(pytester, "def test_a(guest): pass", None)
     assert result.ret == 4
     result.stdout.fnmatch_lines(["*the guest panicked: early*"])
@@ -277,9 +278,10 @@ class Own:
         self.__dict__.update(vars(fake_bench(played)), options=options)
         self.error = error
 
-    def up(self) -> None:
+    def up(self) -> Own:
         if self.error:
             raise self.error
+        return self
 
     def __enter__(self) -> Own:
         return self
@@ -294,7 +296,7 @@ def brought_up(
     *options: str,
     error: Exception | None = None,
 ) -> pytest.RunResult:
-    monkeypatch.setattr(plugin, "Workbench", lambda o, _run: Own(FakeGuest(), o, error))
+    monkeypatch.setattr(plugin, "Session", lambda o, _run: Own(FakeGuest(), o, error))
     monkeypatch.setattr(plugin, "new_run_dir", lambda _what: pytester.path)
     pytester.makepyfile(text)
     return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rsx", *options)
@@ -535,7 +537,7 @@ class Bench:
     def __exit__(self, *_): pass
     def up(self): raise CannotError("no image of FreeBSD 15.1; run ./inv image.fetch")
 
-plugin.Workbench = Bench
+plugin.Session = Bench
 plugin.new_run_dir = lambda _what: None
 """
 

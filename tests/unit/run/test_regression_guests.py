@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from harness.run import regression_guests
+from harness.run.options import Options
 from harness.run.regression_data import VariantResult
 from harness.run.regression_guests import Others, Todo
 from harness.run.related import related
-from harness.run.session import Options
 
 # A guest's process that is none: it judges what it is given, or ends at the patch named bad.
 CHILD = """
@@ -37,7 +37,7 @@ while (name := line.recv()) is not None:
 def bench(tmp_path: Path) -> Any:
     """As much of a workbench as a further guest is given."""
     return SimpleNamespace(
-        decision="decision", record="record", run_dir=tmp_path, options=Options()
+        booted=SimpleNamespace(imaged="an image"), run_dir=tmp_path, options=Options()
     )
 
 

@@ -13,7 +13,7 @@ from variants import Played, write_checks
 from harness import progress
 from harness.errors import CannotError, PatchError, UsageError
 from harness.run import regression_data, regression_table, regressions
-from harness.run.session import Options
+from harness.run.options import Options
 
 CHECKS = """
 import pytest
@@ -35,8 +35,9 @@ def test_claim_of_a_series(vmm):
 
 def test_general(vmm, workbench):
     assert vmm.variant != "01-wrong"
-    assert workbench.options.stock == (vmm.variant == "stock")
-    assert [path.stem for path in workbench.options.series] in (
+    assert (workbench.series is None) == (vmm.variant == "stock")
+    patches = workbench.series.patches if workbench.series else ()
+    assert [it.path.stem for it in patches] in (
         [], [vmm.variant.removeprefix("right-")]
     )
 
@@ -199,7 +200,7 @@ def test_a_right_patch_over_which_a_check_fails(
     put("right/wrong")
     put("01-wrong")
     monkeypatch.setattr(
-        "harness.run.trials.vmm.Vmm",
+        "harness.bhyve.vmm.Vmm",
         lambda _g, loaded, *_a: type(
             "V", (), {"variant": "01-wrong" if "right" in loaded.name else loaded.name}
         )(),

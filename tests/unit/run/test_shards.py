@@ -6,6 +6,7 @@ import contextlib
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from harness.errors import GuestError
 from harness.files import PROJECT
 from harness.report import Check
 from harness.run import shards, verify
-from harness.run.session import Options
+from harness.run.options import Options
 
 # A further guest's process, with the guest played: everything but the guest is the real thing.
 PROCESS = """
@@ -28,23 +29,23 @@ from fakes import FakeGuest, bench
 from harness import progress
 from harness.run import shards
 
-class Shard:
-    def __init__(self, job):
-        self.__dict__.update(vars(bench(FakeGuest())), run_dir=job.run_dir, options=job.options,
-                             stages=[progress.Stage("host", began_s=job.began_s)], build=job.build,
-                             stock_build=job.stock_build, running=None, loaded=None)
-        if "no-guest" in job.record:
+class Workbench:
+    def __init__(self, session, imaged):
+        if "no-guest" in imaged.record:
             raise shards.GuestError("nothing boots here")
-    def boot(self): pass
-    def use(self, build): self.running = self.loaded = build
+        self.__dict__.update(vars(bench(FakeGuest())), run_dir=session.run_dir,
+                             options=session.options, stages=session.stages,
+                             module=None, running=None)
+    def load(self, built, build):
+        self.module = self.running = build
+        self.stock_build = built.stock
     def restart_guest(self):
         self.guest.machine.console.panic = ""
         self.breaks += 1
     def collect_panic(self): return None
-    def __enter__(self): return self
-    def __exit__(self, *_): pass
 
-shards._Shard = Shard
+shards.Session.boot = lambda self, imaged: imaged
+shards.Workbench = Workbench
 shards._work(Connection(int(sys.argv[1])))
 """
 
@@ -87,8 +88,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         stages=[progress.Stage("host", outcome="ok")],
         build="series",
         stock_build=None,
-        decision="bochs",
-        record="an image",
+        built=SimpleNamespace(
+            imaged=SimpleNamespace(backend=SimpleNamespace(name="fake"), record="an image"),
+            build="series",
+            stock=None,
+        ),
         panic=None,
     )
 
@@ -210,7 +214,7 @@ def test_a_guest_that_does_not_come_up_is_named_and_the_others_do_its_work(
 ) -> None:
     folder = tmp_path / "ran"
     folder.mkdir()
-    bench.record = "no-guest"
+    bench.built.imaged.record = "no-guest"
     checks, pool = run(bench, tmp_path, MANY.format(folder=str(folder), guests=1))
     assert [check.outcome for check in checks] == ["passed"] * 17
     assert {check.guest for check in checks} == {1}
@@ -240,7 +244,7 @@ def test_where_no_guest_comes_up_again_the_rest_is_not_run(bench: Any, tmp_path:
         raise GuestError("no more")
 
     bench.restart_guest = restart_guest
-    bench.record = "no-guest"
+    bench.built.imaged.record = "no-guest"
     checks, _ = run(bench, tmp_path, LOST)
     assert len(checks) == 4
     assert sorted({check.outcome for check in checks}) == ["error", "skipped"]

@@ -13,6 +13,7 @@ import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pexpect
@@ -21,14 +22,15 @@ from fakes import FakeGuest
 from fakes import bench as fake_bench
 from faketree import diff, mail
 
-from harness import host, keeper, progress, report
+from harness import keeper, progress, report
 from harness.errors import CannotError, GuestError, PatchError, UsageError, WorkbenchError
 from harness.files import PROJECT
 from harness.guest.panic_report import Panic
 from harness.machine import Backend
 from harness.report import Report
 from harness.run import session, verify
-from harness.run.session import STAGES, Options
+from harness.run.options import Options
+from harness.run.stages import STAGES, Chosen, Proven
 
 CHECKS = '''
 import pytest
@@ -91,6 +93,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 self.build = "series"
                 self.stock_build = "stock" if asked.side_by_side else None
                 self.loaded.path = self.stock_build or self.build
+                topic = asked.series[0].stem if asked.series else asked.topic_name
+                self.series = None if asked.stock else SimpleNamespace(topic=topic)
 
             def restart_guest(self) -> None:
                 self.guest.machine.console.panic = ""
@@ -99,12 +103,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             def use(self, build: str) -> None:
                 self.loaded.path = build
 
-            def up(self) -> None:
+            def up(self, *, stock_first: bool) -> Bench:
+                assert stock_first
                 with progress.stage("host", self.stages):
                     pass
                 if stops:
                     with progress.stage("build", self.stages):
                         raise stops
+                return self
 
             def keep(self) -> keeper.Record:
                 assert not played.guest.machine.stopped
@@ -121,7 +127,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         if keep_as:
             monkeypatch.setattr(verify, "PersistentSession", Bench)
         else:
-            monkeypatch.setattr(verify, "Workbench", Bench)
+            monkeypatch.setattr(verify, "Session", Bench)
         if checks is not None:
             monkeypatch.setattr(verify, "CHECKS", checks)
         result = verify.verify(Options(**{"guests": 1, **options}), checks or tests, keep_as)
@@ -186,7 +192,7 @@ from harness.run import verify
 progress.err = progress._Console(stderr=True)
 bench = types.SimpleNamespace(
     run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None, breaks=0,
-    options=types.SimpleNamespace(full=True, only="", topic="", stock=False))
+    options=types.SimpleNamespace(full=True, only="", topic_name="", topic="", stock=False))
 try:
     verify.run_checks(bench, Path("test_slow.py"), checks := [])
 finally:
@@ -405,16 +411,16 @@ def test_no_image_and_no_network(
 ) -> None:
     """What can be done without FreeBSD is done, and one message says how to get further."""
 
-    def choose(self: session.Workbench) -> None:
-        with progress.stage("host", self.stages):
-            self.decision = host.Decision("tcg", Backend("tcg"), "played")
+    def choose(self: session.Session) -> Chosen:
+        with self.stage("host"):
+            return Chosen(Backend("tcg"))
 
-    def prove(self: session.Workbench) -> None:
-        with progress.stage("probe", self.stages):
-            pass
+    def prove(self: session.Session, chosen: Chosen) -> Proven:
+        with self.stage("probe"):
+            return Proven(chosen, "played")
 
-    monkeypatch.setattr(session.Workbench, "choose", choose)
-    monkeypatch.setattr(session.Workbench, "prove", prove)
+    monkeypatch.setattr(session.Session, "choose", choose)
+    monkeypatch.setattr(session.Session, "prove", prove)
     result = verify.verify(Options(offline=True))
     assert result.exit_code == 3
     assert outcomes(result) == {

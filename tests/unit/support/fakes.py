@@ -17,7 +17,7 @@ from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
 from harness.machine import Spec, Traits
 from harness.machine.base import Drive
-from harness.run.session import Options
+from harness.run.options import Options
 
 
 class FakeConsole:
@@ -140,6 +140,7 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
         loaded=SimpleNamespace(virtualizes=True, refusal=""),
         backend="fake",
         stock_build=None,
+        series=None,
         breaks=0,
         options=Options(),
         stages=[],

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 from fakes import FakeGuest
-from fakes import bench as fake_bench
 
 from harness.bhyve import vmm
 from harness.build import builder
 from harness.errors import PatchError
+from harness.machine import Backend
 from harness.run import mutants
-from harness.run.session import Options
+from harness.run.options import Options
+from harness.run.session import Session
+from harness.run.stages import Booted, Imaged
+from harness.run.workbench import Workbench
 
 
 def write_checks(folder: Path, text: str) -> Path:
@@ -37,35 +40,45 @@ class Played:
         self.refused: set[str] = set()
         self.unvirtual: set[str] = set()
         self.loaded: list[str] = []
+        self.series: Any = lambda: SimpleNamespace(release="15.1", topic="meminfo", patches=())
         monkeypatch.setenv("HARNESS_RUNS", str(runs))
         outer = self
 
-        class Bench:
+        class PlayedSession(Session):
+            """Finds an image that is none, and boots the played guest."""
+
             def __init__(self, asked: Options, run_dir: Path) -> None:
-                played = vars(fake_bench(outer.guest))
-                self.__dict__.update(played, run_dir=run_dir, options=asked, stages=[])
-                self.record = SimpleNamespace(source=Path("src"), sysroot=Path("sysroot"))
+                super().__init__(asked, run_dir)
                 self.boots = 0
+                self.backend = "fake"
                 outer.bench = self
 
-            def choose(self) -> None: ...
+            def to_image(self) -> Imaged:
+                record: Any = SimpleNamespace(
+                    source=Path("src"), sysroot=Path("sysroot"), release=self.options.release
+                )
+                return Imaged(Backend("tcg"), record)
 
-            prove = find_image = choose
+            def series(self, tree: Path | None = None) -> Any:
+                return outer.series()
 
-            def boot(self) -> None:
+            def boot(self, imaged: Imaged) -> Booted:
                 self.boots += 1
+                return Booted(imaged, outer.guest)
 
-            def restart_guest(self, *, load: bool = True) -> None:
-                assert not load, "the variant that broke the guest is not loaded again"
+            def replace_machine(self, booted: Booted) -> None:
                 outer.guest.answers.pop("/bin/sh", None)
                 self.boots += 1
 
-            def __enter__(self) -> Bench:
-                return self
+            def close(self) -> None: ...
 
-            def __exit__(self, *_exc: object) -> None: ...
+        class PlayedWorkbench(Workbench):
+            def restart_guest(self, *, load: bool = True) -> None:
+                assert not load, "the variant that broke the guest is not loaded again"
+                self.session.replace_machine(self.booted)
 
-        monkeypatch.setattr(module, "Workbench", Bench)
+        monkeypatch.setattr(module, "Session", PlayedSession)
+        monkeypatch.setattr(module, "Workbench", PlayedWorkbench)
         monkeypatch.setattr(mutants, "_parts", lambda made: made)
         monkeypatch.setattr(builder, "build", self._build)
         monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))

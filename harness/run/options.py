@@ -1,0 +1,126 @@
+"""What a run is asked to do, and the rules about what goes with what.
+
+The rules are here and not in the tasks, so that verify, `up`, fuzz and pytest's plugin obey them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import defaults
+from harness.build import features, in_guest
+from harness.errors import CannotError, UsageError
+from harness.image import store
+from harness.series import load as patches
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be tested, where.
+
+    `series` names patches of somebody's own, or is empty for the topic's; `stock` leaves patches
+    out.  `topic` names a folder of patches/, None where the user named none: see `topic_name`.
+    `offline` fetches nothing, `full` runs the checks that take minutes too; without `module`
+    nothing is built or loaded.
+    `side_by_side` asks for the stock module beside the patched one, `alone` leaves it out: see
+    `with_stock`.  `go_on` brings a guest that broke up again, for the checks that are left; `only`
+    is a pytest -k expression.
+    `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
+    it), or auto, which is the host where that has a compiler.
+    `coverage` builds a module that counts which of its lines ran.
+    `guests` is in how many guests at once the checks run; 0 for what this machine has room for.
+    `cpu_vendor` is intel or amd; empty for what the backend has (Intel in Bochs).
+    UsageError for what does not go together.
+    """
+
+    release: str = defaults.RELEASE
+    backend: str = "auto"
+    stock: bool = False
+    series: tuple[Path, ...] = ()
+    topic: str | None = None
+    offline: bool = False
+    full: bool = False
+    cold: bool = False
+    module: bool = True
+    side_by_side: bool = False
+    go_on: bool = False
+    only: str = ""
+    builder: str = "auto"
+    cpu_vendor: str = ""
+    coverage: bool = False
+    guests: int = 0
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stock and self.series:
+            raise UsageError(
+                "--stock is the stock module alone, without patches; leave out --series or --stock"
+            )
+        if self.stock and self.side_by_side:
+            raise UsageError(
+                "--stock is the stock module alone; leave out --stock or --side-by-side"
+            )
+        if self.alone and not self.series:
+            raise UsageError(
+                "--alone needs --series: only then does verify run the stock module as well"
+            )
+        if self.alone and self.side_by_side:
+            raise UsageError(
+                "--alone leaves the stock module out; leave out --side-by-side or --alone"
+            )
+        if self.guests < 0:
+            raise UsageError(f"--guests {self.guests}: it must be at least 1")
+        in_guest.require_known(self.builder)
+        if self.coverage and self.builder == "guest":
+            raise UsageError("--coverage needs the compiler of this machine; leave out --builder")
+
+    @property
+    def topic_name(self) -> str:
+        """Whose checks, features and patches are used: the topic that was named, or the default.
+
+        Empty for patches of somebody's own: they are held to what any vmm.ko must do.
+        """
+        if self.topic is not None:
+            return self.topic
+        return "" if self.series else defaults.TOPIC
+
+    @property
+    def with_stock(self) -> bool:
+        """Whether the stock module is built, and tried where both are: a series asks for it."""
+        return self.side_by_side or (bool(self.series) and not self.stock and not self.alone)
+
+
+def name_to_keep(keep: bool, name: str) -> str:
+    """What the guest of a failed run is called if it is to stay; empty where it is not.
+
+    UsageError for a name without --keep.
+    """
+    if name and not keep:
+        raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
+    return (name or "verify") if keep else ""
+
+
+def load_series(options: Options, tree: Path | None = None) -> patches.Series | None:
+    """The series to build, or None for the stock module.
+
+    It is read for `tree`, else for the release's source tree, where one was imported.
+    """
+    if options.stock:
+        return None
+    where = patches.chosen(options.series, options.topic_name)
+    tree = tree or known_source(options)
+    return patches.require_patches(patches.load_series(where, options.release, tree))
+
+
+def known_source(options: Options) -> Path | None:
+    """The source tree that was imported for the release; None where there is none to be read."""
+    try:
+        return store.source(options.release)
+    except CannotError:
+        return None
+
+
+def features_of(topic: str) -> features.Features:
+    """What a topic wants built otherwise than a release is."""
+    return features.read(patches.PATCHES / topic) if topic else features.Features()

@@ -1,0 +1,102 @@
+"""What the stages of a run make: frozen values, each made of the one before.
+
+    Chosen -> Proven -> Imaged -> Built
+                               -> Booted -> Loaded (of a Booted and a Built)
+
+A stage takes the value that it needs as its argument, so no stage asks whether another one ran.
+A guest is booted from the image alone: what is loaded in it later may be built meanwhile, or be
+one module after another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.bhyve.vmm import Loaded as LoadedModule
+from harness.bhyve.vmm import Vmm
+from harness.build.builder import Build
+from harness.errors import CannotError
+from harness.guest.freebsd import Guest
+from harness.image import store
+from harness.image.model import ImageRecord
+from harness.machine import Backend
+from harness.series.load import Series
+
+STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
+"""The stages of `inv verify`, as they are called in its report."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Where machines are made."""
+
+    backend: Backend
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A backend, and what the bare-metal probe found in it."""
+
+    chosen: Chosen
+    found: str
+
+
+@dataclass(frozen=True)
+class Imaged:
+    """A backend and the image that guests boot from in it."""
+
+    backend: Backend
+    record: ImageRecord
+
+    @property
+    def source(self) -> Path:
+        """The release's source tree; CannotError where the image was imported without one."""
+        if self.record.source is None:
+            release = self.record.release
+            raise CannotError(
+                f"FreeBSD {release} was imported without a source tree to build from; run "
+                f"{store.trees_line(release, src=True)}"
+            )
+        return self.record.source
+
+
+@dataclass(frozen=True)
+class Built:
+    """What is tested: the build of a series, or of the stock source where `series` is None.
+
+    `stock` is the build without the series, where both are compared.
+    """
+
+    imaged: Imaged
+    series: Series | None
+    build: Build
+    stock: Build | None = None
+
+    @property
+    def first(self) -> Build:
+        """What is loaded first where both are tried: the stock module."""
+        return self.stock or self.build
+
+
+@dataclass(frozen=True)
+class Booted:
+    """A guest of the image that is up."""
+
+    imaged: Imaged
+    guest: Guest
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A guest with the module of `running` loaded, which is one of the builds in `built`.
+
+    `vmtool` is the program that makes the checks' requests, None without a sysroot to compile it.
+    """
+
+    booted: Booted
+    built: Built
+    running: Build
+    module: LoadedModule
+    vmtool: Path | None
+    vmm: Vmm
