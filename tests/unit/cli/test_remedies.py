@@ -14,6 +14,7 @@ from invoke.exceptions import ParseError
 from test_recipes import parse
 
 import tasks
+from harness import debian
 from harness.cli import docs as pages
 from harness.files import PROJECT
 
@@ -58,6 +59,8 @@ def _filled(node: ast.expr) -> str | None:
         return "".join(_part(it) for it in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return (_filled(node.left) or "") + (_filled(node.right) or "")
+    if isinstance(node, ast.IfExp):
+        return _filled(node.body) or _filled(node.orelse)
     return None
 
 
@@ -216,3 +219,59 @@ def test_every_variable_in_a_message_is_read() -> None:
         if name not in own and f"${{{name}" not in launcher
     }
     assert not lost
+
+
+# What a text names as a package to install, beside "missing Debian packages", which lists them.
+_PACKAGES = re.compile(
+    r"(?:apt-get install|Debian's packages|Debian's) ((?:[a-z][a-z0-9.+-]+(?:, | and |\b))+)"
+)
+# Debian packages that messages name and `setup` does not install: what they are for says why.
+_OPTIONAL_PACKAGES = {"gdb", "debian-archive-keyring", "bochsbios", "vgabios"}
+_FILE = re.compile(r"(?<![\w/.])(?:docs|images|ci|patches|tests|harness)/[\w./-]*\w(?:#[\w-]+)?")
+
+
+def test_every_package_named_in_a_message_is_known() -> None:
+    known = {
+        *debian.TOOLS.values(),
+        *debian.FILES.values(),
+        *debian.OPTIONAL.values(),
+        *_OPTIONAL_PACKAGES,
+    }
+    named = {
+        (it.where, name)
+        for it in TEXTS
+        for found in _PACKAGES.finditer(it.text)
+        for name in re.split(r", | and ", found[1].strip())
+        if it.message and "-" not in name[:1]
+    }
+    assert named
+    strange = [
+        f"{where}: {name}"
+        for where, name in sorted(named)
+        if name not in known and not name.startswith(("own", "apt", "name"))
+    ]
+    assert not strange, "\n".join(strange)
+
+
+def test_every_file_named_in_a_message_exists() -> None:
+    """With its anchor, where it is a page."""
+    lost = []
+    for it in TEXTS:
+        if not it.message:
+            continue
+        for named in _FILE.findall(it.text):
+            path, _, anchor = named.partition("#")
+            # A placeholder stands in the path of what is the user's.
+            if path.split("/")[1].isupper() or re.search(rf"\b(?:{_FILLED}|RELEASE|NAME)\b", path):
+                continue
+            if not (PROJECT / path).exists():
+                lost.append(f"{it.where}: {named}")
+            elif anchor and f"#{anchor}" not in anchors((PROJECT / path).read_text()):
+                lost.append(f"{it.where}: {named}: no such heading")
+    assert not lost, "\n".join(lost)
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", page, re.M)
+    return {"#" + re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
