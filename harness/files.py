@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import filelock
 import platformdirs
 
 from harness.errors import CannotError
@@ -28,6 +27,21 @@ _CHUNK_BYTES = 1 << 20
 # A compiler that finds no room deletes its output again, so the disk may no longer be full.
 _FULL_BYTES = 1 << 20
 _SYNC_EACH = 32
+
+
+# Folders and files of the checkout that are outside the library.
+_CHECKOUT = ("images/prepare.sh", "patches", "tests/guest")
+
+
+def not_a_checkout(top: Path = PROJECT) -> str:
+    """Why nothing can be run below `top`: it is an installed wheel; empty for a checkout."""
+    missing = [name for name in _CHECKOUT if not (top / name).exists()]
+    if not missing:
+        return ""
+    return (
+        f"{top} is not a checkout of vmm-workbench ({', '.join(missing)} not there): an installed "
+        "wheel contains only the library; clone the repository and work there"
+    )
 
 
 def cache_dir() -> Path:
@@ -174,6 +188,9 @@ def sync(path: Path) -> None:
 @contextmanager
 def locked(path: Path, what: str, timeout_s: float = 600.0) -> Iterator[None]:
     """Hold an exclusive lock on `path`; CannotError if another process holds it too long."""
+    # It imports asyncio, which `inv --list` would wait for.
+    import filelock
+
     lock = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,25 +17,45 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# rich takes a fifth of the time of `inv --list`, so it is imported when something is printed.
+err: Console
+out: Console
 
 
-class _Console(Console):
+def __getattr__(name: str) -> Console:
+    """`err` and `out`, made at their first use."""
+    if name not in ("err", "out"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = console(stderr=name == "err", highlight=False, soft_wrap=True)
+    globals()[name] = made
+    return made
+
+
+def console(**options: Any) -> Console:
     """rich's console, except that a closed pipe does not end the program with exit code 1."""
+    from rich.console import Console
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        raise BrokenPipeError
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            raise BrokenPipeError
+
+    return Quiet(**options)
 
 
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
-out = _Console(highlight=False, soft_wrap=True)
+def _err() -> Console:
+    return globals().get("err") or __getattr__("err")
+
+
+def _print(text: str) -> None:
+    from rich.text import Text
+
+    _err().print(Text(text))
 
 
 _log = logging.getLogger(__name__)
@@ -64,7 +84,7 @@ def past_capture() -> Iterator[None]:
     """While the block runs, output for people bypasses a capture of standard error (pytest's)."""
     global err
     with os.fdopen(os.dup(2), "w", buffering=1) as stream:
-        before, err = err, _Console(file=stream, highlight=False, soft_wrap=True)
+        before, err = _err(), console(file=stream, highlight=False, soft_wrap=True)
         try:
             yield
         finally:
@@ -77,7 +97,7 @@ def say(line: str) -> None:
     if _listener is not None:
         _listener("say", line, "")
     else:
-        err.print(Text(printable(line)))
+        _print(printable(line))
 
 
 def say_detail(text: str) -> None:
@@ -86,18 +106,22 @@ def say_detail(text: str) -> None:
     if _listener is not None:
         _listener("detail", text, "")
     else:
-        err.print(Text(clean(text.rstrip("\n"))))
+        _print(clean(text.rstrip("\n")))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Print a table on standard output; the last column takes the remaining width."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, header in enumerate(headers):
         grid.add_column(header, overflow="fold", no_wrap=number < len(headers) - 1)
     for row in rows:
         grid.add_row(*(Text(clean(cell)) for cell in row))
     # Without a terminal rich assumes 80 columns and would fold lines that fit into a log.
-    _Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
+    console(highlight=False, width=None if sys.stdout.isatty() else 160).print(grid)
 
 
 def print_json(data: Any) -> None:
@@ -137,7 +161,7 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
             listener("begin", name, "")
             step._live = lambda line: listener("live", line, "")
             yield step
-        elif err.is_terminal:
+        elif _err().is_terminal:
             with _live_line(name) as show:
                 step._live = show
                 yield step
@@ -165,6 +189,8 @@ def stage(name: str, record: list[Stage] | None = None) -> Iterator[Stage]:
 
 @contextmanager
 def _live_line(name: str) -> Iterator[Callable[[str], None]]:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -173,7 +199,7 @@ def _live_line(name: str) -> Iterator[Callable[[str], None]]:
     )
     with Progress(
         *columns,
-        console=err,
+        console=_err(),
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,

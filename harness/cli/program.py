@@ -86,6 +86,10 @@ def _reader_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def _close_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def run_task(body: F) -> F:
     """Wrap a task's body: an error becomes one line and an exit code, a returned int an exit
     code.
@@ -104,7 +108,7 @@ def run_task(body: F) -> F:
         except OSError as error:
             if isinstance(error, BrokenPipeError) and _reader_gone():
                 # `inv ... | head` is no error, so nothing is printed, not even by the last flush.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                _close_output()
                 raise SystemExit(EXIT_READER_GONE) from None
             if error.errno not in _OF_THE_MACHINE:
                 _our_fault(error)
@@ -172,6 +176,19 @@ class WorkbenchProgram(Program):
         super().execute()
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
+        try:
+            try:
+                self._run(argv, exit)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # `inv --list | head`: Invoke prints that itself, outside any task.
+            if not _reader_gone():
+                raise
+            _close_output()
+            raise SystemExit(EXIT_READER_GONE) from None
+
+    def _run(self, argv: list[str] | None, exit: bool) -> None:  # noqa: A002
         try:
             super().run(argv, exit=exit)
         except ValueError as error:

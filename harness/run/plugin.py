@@ -10,10 +10,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from harness import defaults, progress
+from harness import defaults, files, progress
 from harness.bhyve.l2 import L2
 from harness.bhyve.vmm import Vmm
 from harness.deadline import Deadline
@@ -99,6 +100,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
+def _no_guest(config: pytest.Config, error: WorkbenchError) -> NoReturn:
+    """Skip the test if this machine cannot have a guest; otherwise end the session."""
+    if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
+        pytest.skip(f"there can be no FreeBSD guest here: {error.message}")
+    config.stash[UNREACHABLE] = (error.exit_code, error.message)
+    reason = f"{error.detail}\n{error.message}".strip()
+    if hasattr(config, "workerinput"):
+        # In a worker of xdist pytest.exit would become an internal error, without the reason.
+        pytest.fail(reason, pytrace=False)
+    pytest.exit(reason, returncode=error.exit_code)
+
+
 @pytest.fixture(scope="session")
 def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
     """A run with the module loaded: the one that `inv verify` passes in, or a new one."""
@@ -115,6 +128,8 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         series=tuple(config.getoption("--vmm-series")),
         go_on=config.getoption("--vmm-reboot"),
     )
+    if reason := files.not_a_checkout():
+        _no_guest(config, CannotError(reason))
     run_dir, name = new_run_dir("pytest"), config.getoption("--vmm-keep")
     with (
         PersistentSession(options, run_dir, name) if name else Session(options, run_dir) as session
@@ -122,15 +137,7 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
         try:
             bench = session.up()
         except WorkbenchError as error:
-            if isinstance(error, CannotError) and not config.getoption("--vmm-insist"):
-                pytest.skip(f"there can be no FreeBSD guest here: {error.message}")
-            config.stash[UNREACHABLE] = (error.exit_code, error.message)
-            reason = f"{error.detail}\n{error.message}".strip()
-            if hasattr(config, "workerinput"):
-                # In a worker of xdist pytest.exit would become an internal error, without the
-                # reason.
-                pytest.fail(reason, pytrace=False)
-            pytest.exit(reason, returncode=error.exit_code)
+            _no_guest(config, error)
         config.stash[WORKBENCH] = bench
         config.stash[_BROUGHT_UP] = True
         yield bench

@@ -256,7 +256,9 @@ def test_ctrl_c(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("floods",), ("floods", "--rich"), ("whispers",)], ids=["print", "rich", "buffer"]
+    "arguments",
+    [("floods",), ("floods", "--rich"), ("whispers",), ("--list",), ("--help", "floods")],
+    ids=["print", "rich", "buffer", "list", "help"],
 )
 def test_a_reader_who_goes_is_no_error(folder: Path, arguments: tuple[str, ...]) -> None:
     """And no failed check either: rich would exit with 1."""

@@ -10,7 +10,18 @@ from harness.bench import NAMES
 from harness.bench.run import BENCHES
 from harness.files import PROJECT
 
-HEAVY = ("paramiko", "pytest", "requests", "jinja2", "elftools", "unidiff", "pexpect", "psutil")
+HEAVY = (
+    "paramiko",
+    "pytest",
+    "requests",
+    "jinja2",
+    "elftools",
+    "unidiff",
+    "pexpect",
+    "psutil",
+    "rich",
+    "filelock",
+)
 
 
 def test_the_tasks_alone_import_nothing_heavy() -> None:

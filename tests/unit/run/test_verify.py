@@ -189,7 +189,7 @@ import types, sys, pytest
 from pathlib import Path
 from harness import progress
 from harness.run import verify
-progress.err = progress._Console(stderr=True)
+progress.err = progress.console(stderr=True)
 bench = types.SimpleNamespace(
     run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None, breaks=0,
     options=types.SimpleNamespace(full=True, only="", topic_name="", topic="", stock=False))

@@ -50,6 +50,7 @@ class FakeMachine:
         self.traits = Traits("fake", time_scale=1.0, virtualizes=virtualizes)
         self.spec = Spec(Path("run"), Drive(Path("disk")))
         self.ssh_port = 22
+        self.backend = "fake"
         self.pid: int | None = 1
         self.error: GuestError | None = None
         self.ends_after = 0
