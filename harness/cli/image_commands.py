@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from harness import progress
 from harness.errors import EXIT_CHECK_FAILED, CannotError, UsageError, WorkbenchError
@@ -134,7 +133,7 @@ def _official(release: str) -> str:
 def show_info(release: str, as_json: bool) -> int:
     """`image.info`: show where a prepared image came from, and what was changed in it."""
     record = store.find(release)
-    data: dict[str, Any] = asdict(record)
+    data = store.flat(record)
     for name in ("disk", "private_key", "source", "sysroot"):
         data[name] = str(data[name]) if data[name] else None
     kept = snapshot.kept(record.disk)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from harness.checked import HostKey, Line, User
 from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, GuestRebooted, MachineDied, WaitTimeout
 from harness.guest.ssh import Address, Result, Ssh, SshRefused, succeeded
@@ -38,9 +39,9 @@ class Access:
     """
 
     private_key: Path
-    host_key: str
-    user: str = "root"
-    announces: str = ""
+    host_key: HostKey
+    user: User = "root"
+    announces: Line = ""
 
 
 @dataclass(frozen=True)

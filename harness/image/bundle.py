@@ -132,10 +132,11 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
             )
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=store.folder(release)) as scratch:
             parts = _parts(record, Path(scratch), live)
+            plain = store.to_data(record)
             index = {
                 "format": _FORMAT,
-                "record": {each.name: getattr(record, each.name) for each in fields(_Kept)},
-                "public_key": rekey.public_key(record.private_key),
+                "record": {each.name: plain[each.name] for each in fields(_Kept)},
+                "public_key": rekey.public_key(record.access.private_key),
                 "pins": [
                     {"name": note.path.name, "url": note.url, "digest": note.digest, "at": note.at}
                     for note in fetch.notes(store.folder(release) / "downloads")

@@ -56,18 +56,19 @@ def _image(name: str, live: Live) -> Iterator[Finding]:
         return
     found = _digest(record.disk, "sha256", live)
     yield _compared(name, "prepared disk", record.disk, record.disk_sha256, found, remedy)
+    key = record.access.private_key
     try:
-        public = rekey.public_key(record.private_key)
+        public = rekey.public_key(key)
     except CannotError as error:
         yield Finding(name, "private key", False, error.message, remedy)
         return
-    open_to_others = record.private_key.stat().st_mode & 0o077
+    open_to_others = key.stat().st_mode & 0o077
     yield Finding(
         name,
         "private key",
         not open_to_others,
-        f"{record.private_key}: {'others may read it' if open_to_others else public[:40] + '…'}",
-        f"chmod 600 {record.private_key}" if open_to_others else "",
+        f"{key}: {'others may read it' if open_to_others else public[:40] + '…'}",
+        f"chmod 600 {key}" if open_to_others else "",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from harness.checked import Count, HostKey, Line, Osversion, Release, Sha256, User
+from harness.checked import Count, Line, Osversion, Release, Sha256
 from harness.guest.freebsd import Access
 
 ANNOUNCEMENT = "vmm-workbench: sshd is up"
@@ -81,18 +81,11 @@ class ImageRecord:
     disk: Path
     disk_bytes: Count
     disk_sha256: Sha256
-    private_key: Path
-    host_key: HostKey
+    access: Access
     osversion: Osversion
     uname: Line
     prepared_at: Line
     prepare_version: Count
-    login_user: User = "root"
     changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)] = ()
     source: Path | None = None
     sysroot: Path | None = None
-
-    @property
-    def access(self) -> Access:
-        """How one logs in."""
-        return Access(self.private_key, self.host_key, self.login_user, ANNOUNCEMENT)

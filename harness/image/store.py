@@ -26,8 +26,9 @@ from typing import Any
 from harness import checked
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.files import cache_dir, locked, sha256_file, write_atomic
+from harness.guest.freebsd import Access
 from harness.image.manifest import available, check_release
-from harness.image.model import ImageRecord, Imported, Prepared
+from harness.image.model import ANNOUNCEMENT, ImageRecord, Imported, Prepared
 
 Live = Callable[[str], None]
 Prepare = Callable[[Imported, Path], Prepared]
@@ -36,6 +37,8 @@ _RECORD = "image.json"
 _TREES = "trees.json"
 _FORMAT = 1
 _PATHS = ("disk", "private_key")
+# What the file calls the fields of the record's access; all versions have written it so.
+_ACCESS = {"private_key": "private_key", "host_key": "host_key", "login_user": "user"}
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,9 @@ def find(release: str) -> ImageRecord:
             f"{record.disk}: the prepared disk is gone or was changed; import it again: "
             f"{import_line(release, trees=False)}"
         )
-    if not record.private_key.is_file():
+    if not record.access.private_key.is_file():
         raise CannotError(
-            f"{record.private_key}: the prepared disk's key is gone; import the disk again: "
+            f"{record.access.private_key}: the prepared disk's key is gone; import the disk again: "
             f"{import_line(release, trees=False)}"
         )
     return record
@@ -210,7 +213,7 @@ def add(imported: Imported, prepare: Prepare, prepare_version: int, live: Live) 
         made = prepare(imported, place)
         live("computing the prepared disk's digest")
         record = _record(imported, made, prepare_version)
-        text = json.dumps(_to_data(record), indent=2) + "\n"
+        text = json.dumps(to_data(record), indent=2) + "\n"
         _read_back(text, record, home)
         write_atomic(home / _RECORD, text)
     except BaseException as error:
@@ -259,21 +262,32 @@ def _record(imported: Imported, made: Prepared, prepare_version: int) -> ImageRe
         disk=made.disk_raw,
         disk_bytes=made.disk_raw.stat().st_size,
         disk_sha256=sha256_file(made.disk_raw),
-        private_key=made.private_key,
-        host_key=made.host_key,
+        access=Access(made.private_key, made.host_key, imported.login.user, ANNOUNCEMENT),
         osversion=made.osversion,
         uname=made.uname,
         prepared_at=now.isoformat(timespec="seconds"),
         prepare_version=prepare_version,
-        login_user=imported.login.user,
         changes=made.changes,
     )
 
 
-def _to_data(record: ImageRecord) -> dict[str, Any]:
+def flat(record: ImageRecord) -> dict[str, Any]:
+    """The record as files and users know it, with the fields of its access among the others."""
+    data: dict[str, Any] = {}
+    for name, value in asdict(record).items():
+        if name == "access":
+            data |= {"private_key": value["private_key"], "host_key": value["host_key"]}
+        else:
+            data[name] = value
+        if name == "prepare_version":
+            data["login_user"] = record.access.user
+    return data
+
+
+def to_data(record: ImageRecord) -> dict[str, Any]:
     """The record for its file: paths are relative to the release's folder, without the trees."""
     home = folder(record.release)
-    data = {"format": _FORMAT, **asdict(record)}
+    data = {"format": _FORMAT, **flat(record)}
     for name in ("source", "sysroot"):
         del data[name]
     for name in _PATHS:
@@ -306,6 +320,8 @@ def _from_data(data: dict[str, Any], release: str, home: Path) -> ImageRecord:
         if inside.is_absolute() or ".." in inside.parts:
             raise ValueError(f"{name} is not in the release's folder")
         data[name] = home / inside
+    access = {field: data.pop(name) for name, field in _ACCESS.items() if name in data}
+    data["access"] = {**access, "announces": ANNOUNCEMENT}
     return checked.convert(ImageRecord, {**data, "source": None, "sysroot": None})
 
 

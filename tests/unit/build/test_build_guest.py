@@ -26,6 +26,7 @@ from harness.build import in_guest as guestbuild
 from harness.build.in_guest import GuestBuilder
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
+from harness.guest.freebsd import Access
 from harness.guest.ssh import Result
 from harness.image import store
 from harness.image.model import ImageRecord
@@ -46,8 +47,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def record(tmp_path: Path) -> ImageRecord:
     return ImageRecord(
-        "15.1", "/d", "raw", "", tmp_path / "disk", 1, "ab" * 32, tmp_path / "key", "", 1501000, "",
-        "", 4,
+        "15.1", "/d", "raw", "", tmp_path / "disk", 1, "ab" * 32,
+        Access(tmp_path / "key", ""), 1501000, "", "", 4,
     )  # fmt: skip
 
 

@@ -481,16 +481,14 @@ def test_the_image_tasks_know_of_snapshots(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     disk = spec.drive.path
-    text: dict[str, Any] = dict.fromkeys(
-        ("origin", "origin_sha256", "disk_sha256", "host_key", "uname"), "x"
-    )
+    text: dict[str, Any] = dict.fromkeys(("origin", "origin_sha256", "disk_sha256", "uname"), "x")
     record = ImageRecord(
         **text,
         release="15.1",
         origin_format="raw",
         disk=disk,
         disk_bytes=4,
-        private_key=disk,
+        access=Access(disk, "x"),
         osversion=1501000,
         prepared_at="now",
         prepare_version=4,

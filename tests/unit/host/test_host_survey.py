@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import host
+from harness.guest.freebsd import Access
 from harness.host import kvm, survey
 from harness.image.model import ImageRecord
 from harness.run import doctor
@@ -217,8 +218,7 @@ def test_prepared_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         disk=tmp_path / "disk.raw",
         disk_bytes=1,
         disk_sha256="0",
-        private_key=tmp_path / "key",
-        host_key="ssh-ed25519 AAAA",
+        access=Access(tmp_path / "key", "ssh-ed25519 AAAA"),
         osversion=1501000,
         uname="FreeBSD",
         prepared_at="2026-01-01T00:00:00+00:00",

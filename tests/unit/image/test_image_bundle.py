@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bundle.Bundle]
         assert record is not None
         downloads = store.folder("15.1") / "downloads"
         fetch.write_note(fetch.Fetched(downloads / "x.xz", "https://x/", "ab" * 64, "then"))
-        return record.private_key, bundle.write("15.1", top / "b.tar")
+        return record.access.private_key, bundle.write("15.1", top / "b.tar")
 
 
 @pytest.fixture
@@ -80,16 +80,16 @@ def test_from_one_cache_to_another(tmp_path: Path, packed: tuple[Path, bundle.Bu
     assert all(found.ok for found in check.release("15.1"))
     # Keys of its own, which the disk knows; those of the other machine open nothing here.
     disk = record.disk.read_bytes()
-    assert rekey.public_key(record.private_key).encode() in disk
+    assert rekey.public_key(record.access.private_key).encode() in disk
     assert rekey.public_key(old_key).encode() not in disk
-    assert record.host_key.encode() in disk
+    assert record.access.host_key.encode() in disk
     assert record.changes[:-1] == ("a",)
     assert "new ones, written when b.tar was imported" in record.changes[-1]
     assert fetch.pin_of(home / "downloads/x.xz") is not None
     assert {path.name for path in home.iterdir() if path.name.startswith(".")} == set()
     # A second time it takes the first one's place.
     again = bundle.take_in(made.path, "15.1")
-    assert again.host_key != record.host_key
+    assert again.access.host_key != record.access.host_key
     assert not record.disk.exists()
 
 

@@ -21,9 +21,10 @@ from harness.cli import image_commands
 from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
 from harness.files import checksum_sparse
 from harness.guest import snapshot
+from harness.guest.freebsd import Access
 from harness.guest.keys import make_key
 from harness.image import check, fetch, manifest, obtain, prepare, prune, store
-from harness.image.model import ImageRecord, Imported, Prepared
+from harness.image.model import ANNOUNCEMENT, ImageRecord, Imported, Prepared
 from harness.image.obtain import Files, import_files
 from harness.machine import Backend
 
@@ -124,7 +125,7 @@ def test_a_disk_is_prepared_once_and_found(tmp_path: Path, cache: Path) -> None:
     assert record.disk.read_bytes().endswith(b"prepared")
     assert record.disk.is_relative_to(cache / "images/15.1")
     assert record.origin == str(tmp_path / "d")
-    assert (record.release, record.login_user, record.changes) == ("15.1", "root", ("a change",))
+    assert (record.release, record.access.user, record.changes) == ("15.1", "root", ("a change",))
     assert (record.source, record.sysroot) == (None, None)
     assert [r.release for r in store.prepared()] == ["15.1"]
     again = bring_disk(tmp_path / "d", preparer)
@@ -371,13 +372,13 @@ def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) ->
     source, sysroot = make_source(tmp_path / "s"), make_sysroot(tmp_path / "r")
     record = bring(Files(make_disk(tmp_path / "d"), source, sysroot))
     assert record is not None
-    make_key(record.private_key, "x")
+    make_key(record.access.private_key, "x")
     found = findings()
     assert all(ok for ok, _, _ in found.values()), found
     assert set(found) == {"prepared disk", "private key", "source", "sysroot"}
-    record.private_key.chmod(0o644)
-    assert findings()["private key"][2] == f"chmod 600 {record.private_key}"
-    record.private_key.write_text("noise")
+    record.access.private_key.chmod(0o644)
+    assert findings()["private key"][2] == f"chmod 600 {record.access.private_key}"
+    record.access.private_key.write_text("noise")
     assert "not a valid private key" in findings()["private key"][1]
     (source / "sys/sys/param.h").unlink()
     assert not findings()["source"][0]
@@ -399,7 +400,7 @@ def test_snapshots_are_looked_at_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = bring_disk(tmp_path / "d")
-    make_key(record.private_key, "x")
+    make_key(record.access.private_key, "x")
     folder = record.disk.parent / "snapshots/abcdef012345"
     (folder / "state").mkdir(parents=True)
     (folder / "state/memory").write_bytes(b"as it was")
@@ -533,3 +534,28 @@ def test_room_is_asked_for_before_a_digest_is_taken(
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 30))
     with pytest.raises(CannotError, match=r"preparing d needs 1024\.0 GiB"):
         bring(Files(disk=path))
+
+
+def test_a_record_of_before_the_access_was_one_value_is_read(tmp_path: Path, cache: Path) -> None:
+    """Its file has the three fields one by one, as it had them from the first version on."""
+    record = bring_disk(tmp_path / "d")
+    path = cache / "images/15.1/image.json"
+    data = json.loads(path.read_text())
+    assert "access" not in data
+    assert data["private_key"] == str(record.access.private_key.relative_to(path.parent))
+    assert (data["host_key"], data["login_user"]) == (record.access.host_key, "root")
+    # The first records had no user: it was root.
+    del data["login_user"]
+    path.write_text(json.dumps(data))
+    assert store.find("15.1") == record
+    assert record.access == Access(
+        record.access.private_key, data["host_key"], "root", ANNOUNCEMENT
+    )
+    for name, wrong in (
+        ("login_user", "-l"),
+        ("host_key", "ssh-rsa AAAA"),
+        ("private_key", "../k"),
+    ):
+        path.write_text(json.dumps({**data, name: wrong}))
+        with pytest.raises(CannotError, match="remove it and import the image again"):
+            store.find("15.1")
