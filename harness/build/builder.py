@@ -21,20 +21,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import NoteSection
-
-from harness import checked, files, source_tree
+from harness import files, source_tree
 from harness import sysroot as sysroots
-from harness.build import bmake, ccache, kernconf, linktree, parts, sandbox, targets, workdir
+from harness.build import bmake, ccache, kernconf, linktree, sandbox, targets, workdir
 from harness.build.bmake import Progress, Toolchain
 from harness.build.features import Features
 from harness.build.guest_programs import compile_program as compile_program
 from harness.build.in_guest import GuestBuilder
-from harness.errors import CannotError, PatchError, WorkbenchError
+from harness.build.job import Job, Made
+from harness.build.result import MANIFEST, load
+from harness.build.result import Build as Build
+from harness.build.result import read_build_id as read_build_id
+from harness.errors import CannotError, WorkbenchError
 from harness.series import apply
 from harness.series.load import PATCHES, Series
 from harness.source_tree import SourceTree
@@ -43,76 +42,8 @@ from harness.source_tree import SourceTree
 _RECIPE = 1
 # `inv mutation` alone makes almost forty builds.
 _KEPT_BUILDS = 120
-_MANIFEST = "manifest.json"
 
-Maker = Callable[[targets.Job], targets.Made]
-
-
-@dataclass(frozen=True)
-class Build:
-    """A build and its inputs.  Paths are absolute, in the cache.
-
-    `untested` has the files of the series from which nothing was built, each with the reason;
-    `reached` the names of the parts that the series changes (see parts.py); `drift` describes the
-    hunks that fit only some lines away from their line numbers.
-    """
-
-    release: str
-    revision: str
-    osversion: int
-    key: str
-    folder: Path
-    module: Path
-    build_id: str
-    library: Path | None
-    tool: Path | None
-    not_built: tuple[tuple[str, str], ...]
-    untested: tuple[tuple[str, str], ...]
-    reached: tuple[str, ...]
-    drift: tuple[str, ...]
-    series: str | None
-    series_digest: str | None
-    kernel_config: str
-    invariants: bool
-    compiler: str
-    warnings: int
-    seconds: checked.Seconds
-    log: Path
-    digests: tuple[tuple[str, str], ...]
-    sandboxed: bool
-    cached: bool
-
-    @property
-    def include(self) -> Path:
-        """The folder of the patched headers, which precede the sysroot's."""
-        return self.folder / "include"
-
-    @property
-    def symbols(self) -> Path | None:
-        """The module with line numbers, for backtraces."""
-        path = self.folder / targets.SYMBOLS
-        return path if path.is_file() else None
-
-    @property
-    def programs(self) -> tuple[Path, ...]:
-        """bhyve, bhyvectl and bhyveload, if the series changes them."""
-        return tuple(self.folder / name for name, _ in self.digests if name in parts.PROGRAMS)
-
-    @property
-    def files(self) -> tuple[Path | None, Path | None, Path | None]:
-        """vmm.ko, libvmmapi and vmmls, as far as they were built."""
-        return self.module, self.library, self.tool
-
-    def to_data(self) -> dict[str, object]:
-        """For --json: the fields, with paths as text."""
-        data = dataclasses.asdict(self)
-        plain = {name: str(it) if isinstance(it, Path) else it for name, it in data.items()}
-        return {
-            **plain,
-            "not_built": dict(self.not_built),
-            "untested": dict(self.untested),
-            "digests": dict(self.digests),
-        }
+Maker = Callable[[Job], Made]
 
 
 def build(
@@ -179,8 +110,8 @@ def build(
     )[:32]
     target = root / key
     with files.locked(root / "locks" / key, f"build for FreeBSD {release}"):
-        if found := _load(target):
-            os.utime(target / _MANIFEST)
+        if found := load(target):
+            os.utime(target / MANIFEST)
             # The key depends on the contents; the name of the series comes from the caller.
             return dataclasses.replace(
                 found, release=release, series=series.topic if series else None
@@ -236,7 +167,7 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             log.write_text(begun, errors="backslashreplace")
             launcher, fence = _fenced(job, shop)
             made = maker(
-                targets.Job(
+                Job(
                     job.tree,
                     work,
                     log,
@@ -296,8 +227,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
             "digests": {name: files.sha256_file(kept / name) for name in kept_names if name},
         }
         kept.chmod(0o755)
-        (kept / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    built = _load(target, cached=False)
+        (kept / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    built = load(target, cached=False)
     if not built:
         raise CannotError(f"{target}: the finished build cannot be read back; is the disk full?")
     return built
@@ -347,49 +278,6 @@ def _includable(job: _Job, work: Path) -> Iterator[str]:
     yield from (str(job.sysroot), job.sysroot_is)
 
 
-def _load(folder: Path, *, cached: bool = True) -> Build | None:
-    """The build in `folder`, or None if there is none or it is damaged."""
-    try:
-        data = checked.table((folder / _MANIFEST).read_bytes())
-        built = _from_manifest(folder, data, cached)
-        if any(files.sha256_file(folder / name) != digest for name, digest in built.digests):
-            return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return built
-
-
-def _from_manifest(folder: Path, data: dict[str, Any], cached: bool) -> Build:
-    paths = {
-        name: folder / str(data[name]) if data[name] else None
-        for name in ("module", "library", "tool")
-    }
-    own = {
-        "key": folder.name,
-        "folder": folder,
-        "log": folder / "build.log",
-        "digests": sorted(data["digests"].items()),
-        "cached": cached,
-    }
-    return checked.convert(Build, {**data, **paths, **own})
-
-
-def read_build_id(file: Path) -> str:
-    """The .note.gnu.build-id of an ELF file, as hex.  PatchError if it has none."""
-    try:
-        with file.open("rb") as stream:
-            for section in ELFFile(stream).iter_sections():
-                if isinstance(section, NoteSection) and section.name == ".note.gnu.build-id":
-                    for note in section.iter_notes():
-                        if note["n_type"] == "NT_GNU_BUILD_ID":
-                            return str(note["n_desc"])
-    except (OSError, ELFError) as error:
-        raise PatchError(f"{file.name}: it is not a valid ELF file: {error}") from error
-    raise PatchError(
-        f"{file.name}: it has no build id, so it cannot be distinguished from another module"
-    )
-
-
 def _own_code() -> str:
     """The digest of the building code, so that a change to it causes new builds."""
     here = Path(__file__).parent
@@ -401,7 +289,7 @@ def _own_code() -> str:
 
 def _prune(root: Path, key: str) -> None:
     """Remove the builds that were not used for the longest time (1 to 2 MB each), and leftovers."""
-    for folder in _oldest(root.glob(f"*/{_MANIFEST}")):
+    for folder in _oldest(root.glob(f"*/{MANIFEST}")):
         if folder.parent.name != key:
             shutil.rmtree(folder.parent, ignore_errors=True)
     for log in _oldest(root.glob("failed/*.log")):

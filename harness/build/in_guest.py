@@ -22,6 +22,7 @@ from elftools.elf.sections import SymbolTableSection
 from harness import debian, machine
 from harness.build import kernconf, linktree, parts, targets
 from harness.build.bmake import error_lines
+from harness.build.job import Job, Made
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
 from harness.guest.freebsd import Guest
@@ -74,7 +75,7 @@ class GuestBuilder:
         """The additional part of a build's key: the image, because its compiler is used."""
         return f"guest {self.record.disk_sha256}"
 
-    def make(self, job: targets.Job) -> targets.Made:
+    def make(self, job: Job) -> Made:
         """Make the parts, for `builder.build`.
 
         Raises CannotError if the image has no compiler or the backend is too slow to compile in,
@@ -85,15 +86,13 @@ class GuestBuilder:
             include = job.work / "include"
             include.mkdir()
             why = "no compiler on this machine; run ./inv setup"
-            return targets.Made(
-                module, None, None, include, 0, (("libvmmapi", why), ("vmmls", why))
-            )
+            return Made(module, None, None, include, 0, (("libvmmapi", why), ("vmmls", why)))
         made = targets.make_all(job)
         require_same_exports(module, made.module)
         # The host's file with line numbers belongs to the module that the host built.
         return dataclasses.replace(made, module=module, symbols=None)
 
-    def _module(self, job: targets.Job) -> Path:
+    def _module(self, job: Job) -> Path:
         job.progress("packing the source for the guest")
         disk = pack(job)
         size = disk.stat().st_size
@@ -151,7 +150,7 @@ def require_compiler(guest: Guest, record: ImageRecord) -> None:
         )
 
 
-def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
+def build_in(guest: Guest, job: Job, source_bytes: int) -> Path:
     """Build the module in a guest that has the packed source as its last disk."""
     # Its last disk is the added one: vtbd1, whatever the name of the first one is.
     disk = max(guest.must(["sysctl", "-n", "kern.disks"]).split())
@@ -173,7 +172,7 @@ def build_in(guest: Guest, job: targets.Job, source_bytes: int) -> Path:
     return local
 
 
-def pack(job: targets.Job) -> Path:
+def pack(job: Job) -> Path:
     """Write the source with the series applied, and the kernel's options, as a tar for a disk."""
     options = job.work / "guest-options"
     options.mkdir()

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from harness.errors import UsageError
 from harness.machine import bochs, nested, qemu
-from harness.machine.base import Drive, Machine, Spec, Traits
+from harness.machine.base import Machine
 from harness.machine.models import BACKENDS, BOCHS_MODELS, KVM_IN_BOCHS, Backend
+from harness.machine.spec import Drive, Spec, Traits
 
 __all__ = ["BACKENDS", "Backend", "Drive", "Machine", "Spec", "Traits", "make", "traits"]
 

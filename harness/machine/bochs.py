@@ -18,10 +18,11 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, MachineDied, WaitTimeout
 from harness.files import human_bytes
 from harness.machine import bochs_program, bochs_screen, bochs_state
-from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, tail_of
+from harness.machine.base import Machine, PortTaken, describe_exit, tail_of
 from harness.machine.bochs_screen import Screen
 from harness.machine.console import Console
 from harness.machine.models import BOCHS_MODELS, BOCHS_REFUSED
+from harness.machine.spec import Spec, Traits
 
 TRAITS = Traits(
     backend="bochs",

@@ -17,8 +17,8 @@ from harness import files, process
 from harness.deadline import Deadline
 from harness.errors import CannotError
 from harness.machine import bochs, qemu
-from harness.machine.base import Spec, Traits
 from harness.machine.models import BOCHS_MODELS, KVM_IN_BOCHS, Backend
+from harness.machine.spec import Spec, Traits
 
 TRAITS = Traits(
     backend=KVM_IN_BOCHS,

@@ -15,10 +15,11 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, DiskFull, GuestError, MachineDied
 from harness.machine import qemu_state as state
 from harness.machine import vga
-from harness.machine.base import Machine, PortTaken, Spec, Traits, describe_exit, tail_of
+from harness.machine.base import Machine, PortTaken, describe_exit, tail_of
 from harness.machine.console import Console
 from harness.machine.qemu_state import Memory
 from harness.machine.qmp import Qmp
+from harness.machine.spec import Spec, Traits
 
 KVM = Traits(backend="kvm", time_scale=1.0, virtualizes=True, saves=True)
 TCG = Traits(backend="tcg", time_scale=6.0, virtualizes=False, saves=True)

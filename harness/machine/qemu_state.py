@@ -19,8 +19,8 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError
 from harness.files import sha256_text
-from harness.machine.base import Spec
 from harness.machine.qmp import Qmp
+from harness.machine.spec import Spec
 
 RAM = "ram"
 DEVICES = "devices"

@@ -21,6 +21,7 @@ from harness import defaults
 from harness.bhyve.vmm import compile_vmtool
 from harness.build import builder, targets
 from harness.build.features import Features
+from harness.build.job import Made
 from harness.errors import PatchError, UsageError
 from harness.files import PROJECT
 from harness.run.related import related
@@ -176,8 +177,8 @@ def _named(mutant: Mutant) -> Iterator[None]:
         raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
 
 
-def _parts(built: builder.Build) -> targets.Made:
-    return targets.Made(
+def _parts(built: builder.Build) -> Made:
+    return Made(
         built.module,
         built.library,
         built.tool,

@@ -15,6 +15,7 @@ from faketree import diff, mail, make_series, make_tree, snapshot
 
 from harness import debian, files
 from harness.build import builder, targets
+from harness.build.job import Job, Made
 from harness.errors import CannotError, PatchError, UsageError
 from harness.series import apply, load
 from harness.series.load import Series
@@ -43,8 +44,8 @@ def series_of(tmp_path: Path, after: str, name: str = "topic") -> Series:
     return load.load_series(make_series(tmp_path / name, {"1.patch": data}), "15.1")
 
 
-def counted(made: list[str]) -> Callable[[targets.Job], targets.Made]:
-    def maker(job: targets.Job) -> targets.Made:
+def counted(made: list[str]) -> Callable[[Job], Made]:
+    def maker(job: Job) -> Made:
         made.append(job.tree.revision)
         return targets.make_all(job)
 
@@ -70,7 +71,7 @@ def test_stock_and_patched_differ_and_leave_the_tree_alone(tmp_path: Path, tree:
 
 
 def test_a_full_disk_is_not_the_patch_s_fault(tmp_path: Path, tree: Path) -> None:
-    def maker(_job: targets.Job) -> targets.Made:
+    def maker(_job: Job) -> Made:
         raise PatchError("vmm.ko does not build", detail="fatal error: No space left on device")
 
     with pytest.raises(CannotError, match="its disk is full; free some room"):

@@ -24,6 +24,7 @@ from harness import debian, keeper
 from harness.build import bmake, builder, targets
 from harness.build import in_guest as guestbuild
 from harness.build.in_guest import GuestBuilder
+from harness.build.job import Job
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
 from harness.guest.freebsd import Access
@@ -102,7 +103,7 @@ def played(
     place = tmp_path / "place"
     monkeypatch.setattr(guestbuild, "_PLACE", str(place))
 
-    def module(_self: GuestBuilder, job: targets.Job) -> Path:
+    def module(_self: GuestBuilder, job: Job) -> Path:
         disk = guestbuild.pack(job)
         shims = tmp_path / "shims"
         shutil.rmtree(shims, ignore_errors=True)
@@ -168,7 +169,7 @@ def test_the_disk_is_a_tar_of_whole_sectors_without_links(
 ) -> None:
     disks: list[Path] = []
 
-    def keep(_self: GuestBuilder, job: targets.Job) -> Path:
+    def keep(_self: GuestBuilder, job: Job) -> Path:
         disks.append(Path(shutil.copy(guestbuild.pack(job), tmp_path / "disk.tar")))
         raise CannotError("enough")
 

@@ -17,7 +17,8 @@ import pytest
 from faketree import MODULE_MK, content, diff, mail, make_series, make_tree
 
 from harness import debian, files, limits
-from harness.build import builder, sandbox, targets, workdir
+from harness.build import builder, sandbox, workdir
+from harness.build.job import Job, Made
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
 from harness.errors import CannotError, PatchError, UsageError
@@ -319,9 +320,9 @@ def test_without_a_sandbox_only_plain_paths_are_taken(
 def test_where_there_is_none_nothing_is_built(
     tree: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    made: list[targets.Job] = []
+    made: list[Job] = []
 
-    def maker(job: targets.Job) -> targets.Made:
+    def maker(job: Job) -> Made:
         made.append(job)
         raise AssertionError("it was built")
 

@@ -18,7 +18,7 @@ import pytest
 from test_image_store import bring_disk
 
 from harness import keeper, report
-from harness.build import builder
+from harness.build import result
 from harness.cli import guest_commands, image_commands, report_commands, shells
 from harness.errors import WorkbenchError
 from harness.guest import snapshot
@@ -192,5 +192,5 @@ def test_builds(tmp_path: Path) -> None:
     }  # fmt: skip
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
-    assert builder._load(tmp_path) is not None
-    attack(path, lambda: builder._load(tmp_path))
+    assert result.load(tmp_path) is not None
+    attack(path, lambda: result.load(tmp_path))

@@ -16,7 +16,7 @@ from harness.errors import GuestError, GuestPanic, PatchError
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import Result
 from harness.machine import Spec, Traits
-from harness.machine.base import Drive
+from harness.machine.spec import Drive
 from harness.run.options import Options
 
 
