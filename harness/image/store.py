@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import checked
+from harness import release as releases
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.files import cache_dir, locked, sha256_file, write_atomic
 from harness.guest.freebsd import Access
@@ -54,7 +55,8 @@ def folder(release: str) -> Path:
 
     A major version by itself (14) is never imported, but callers may ask for it.
     """
-    if not release.isdigit():
+    found = releases.read(release)
+    if found is None or found.minor is not None:
         check_release(release)
     return cache_dir() / "images" / release
 

@@ -120,14 +120,17 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
     if given is not None:
         yield given
         return
-    options = Options(
-        release=config.getoption("--vmm-release"),
-        backend=config.getoption("--vmm-backend"),
-        stock=config.getoption("--vmm-stock"),
-        cold=config.getoption("--vmm-cold"),
-        series=tuple(config.getoption("--vmm-series")),
-        go_on=config.getoption("--vmm-reboot"),
-    )
+    try:
+        options = Options(
+            release=config.getoption("--vmm-release"),
+            backend=config.getoption("--vmm-backend"),
+            stock=config.getoption("--vmm-stock"),
+            cold=config.getoption("--vmm-cold"),
+            series=tuple(config.getoption("--vmm-series")),
+            go_on=config.getoption("--vmm-reboot"),
+        )
+    except WorkbenchError as error:
+        _no_guest(config, error)
     if reason := files.not_a_checkout():
         _no_guest(config, CannotError(reason))
     run_dir, name = new_run_dir("pytest"), config.getoption("--vmm-keep")

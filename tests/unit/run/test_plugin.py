@@ -302,6 +302,29 @@ def brought_up(
     return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rsx", *options)
 
 
+def test_the_rules_about_a_series_hold_here_too(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+        def test_a(workbench):
+            assert [path.name for path in workbench.options.series] == ["mine.patch"]
+            assert workbench.options.topic_name == ""
+            assert workbench.options.with_stock
+        """
+    result = brought_up(pytester, monkeypatch, text, "--vmm-series", "mine.patch")
+    result.assert_outcomes(passed=1)
+
+
+def test_options_that_do_not_go_together_are_one_line(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ("--vmm-series", "mine.patch", "--vmm-stock")
+    result = brought_up(pytester, monkeypatch, "def test_a(guest): pass", *wrong)
+    assert result.ret == 2
+    result.stdout.fnmatch_lines(["*leave out --series or --stock*"])
+    assert "Traceback" not in result.stdout.str()
+
+
 def test_what_takes_minutes_is_left_out(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
