@@ -50,6 +50,8 @@ def up(options: Options, name: str) -> int:
     If the module does not load, or the guest panics, the guest stays too, so that it can be
     examined.
     """
+    # The folder of the run has the name in its own.
+    keeper.check_name(name)
     with PersistentSession(options, new_run_dir(f"up-{name}"), name) as session:
         try:
             session.up()

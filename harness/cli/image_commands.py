@@ -31,6 +31,8 @@ def import_release(release: str, disk: str, src: str, sysroot: str, backend: str
 def import_bundle(file: str, release: str, sha256: str) -> int:
     """`image.import --bundle`: import a bundle that `image.bundle` made elsewhere."""
     path = Path(file).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--bundle {path}: no such file")
     with progress.stage(f"import {path.name}") as step:
         if sha256 and (found := sha256_file(path)) != sha256.lower():
             raise CannotError(f"{path}: its SHA-256 is {found}, not {sha256}; copy it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -55,7 +56,9 @@ def remove(path: Path) -> int:
 
 
 def size(path: Path) -> int:
-    """The room a file or folder takes, in bytes."""
+    """The room a file or folder takes, in bytes; 0 if it does not exist."""
+    if not os.path.lexists(path):
+        return 0
     paths = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
     return sum(one.lstat().st_blocks * 512 for one in paths)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import defaults
+from harness import defaults, keeper
 from harness.build import features, in_guest
 from harness.errors import CannotError, UsageError
 from harness.image import store
@@ -94,11 +94,11 @@ class Options:
 def name_to_keep(keep: bool, name: str) -> str:
     """What the guest of a failed run is called if it is to stay; empty where it is not.
 
-    UsageError for a name without --keep.
+    UsageError for a name without --keep, and for one that no guest can have.
     """
     if name and not keep:
         raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
-    return (name or "verify") if keep else ""
+    return keeper.check_name(name or "verify") if keep else ""
 
 
 def load_series(options: Options, tree: Path | None = None) -> patches.Series | None:

@@ -231,6 +231,10 @@ def test_paths_are_meant_from_where_it_was_called(tmp_path: Path) -> None:
         ("build --stock --series mine", "leave out --series or --stock"),
         ("verify --series nowhere", "nowhere: no such series"),
         ("verify --release 77.0", "there is no manifest for it"),
+        ("verify --keep --name ../x", "a name has 1 to 40 letters"),
+        ("up --name ../x", "a name has 1 to 40 letters"),
+        ("image.rm --release 15.1", "there is nothing of it in"),
+        ("image.import --bundle nowhere.tar", "--bundle nowhere.tar: no such file"),
     ],
 )
 def test_wrong_use_is_a_line_without_a_table(tmp_path: Path, words: str, reason: str) -> None:
