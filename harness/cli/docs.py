@@ -25,6 +25,9 @@ _GROUPS = {
 # The day on which the manual's fixed text was last changed.
 _MANUAL_DATE = "November 25, 2026"
 
+_FREEBSD_PART = r"(\(?FreeBSD(?:'s)?[.,;:)]*(?![\w.-]))"
+_FREEBSD = re.compile(r"\(?FreeBSD(?:'s)?(?P<after>[.,;:)]*)(?![\w.-])")
+
 _EXIT_CODES = (
     ("0", "Everything that was asked for held."),
     ("1", "A check failed."),
@@ -124,7 +127,7 @@ def manual(namespace: Collection) -> str:
     lines = [
         f".Dd {_MANUAL_DATE}",
         ".Dt INV-VMM 1",
-        ".Os vmm-workbench",
+        ".Os",
         ".Sh NAME",
         ".Nm inv-vmm",
         ".Nd test patches to bhyve in a virtual machine that has VT-x",
@@ -158,7 +161,8 @@ def manual(namespace: Collection) -> str:
     lines += [".El", ".Sh EXIT STATUS", ".Bl -tag -width 130"]
     for code, text in _EXIT_CODES:
         lines += [f".It {code}", *_prose(text)]
-    lines += [".El", ".Sh SEE ALSO", ".Xr qemu 1"]
+    lines += [".El", ".Sh SEE ALSO", "The pages in"]
+    lines += [".Pa docs", "of the checkout explain each task."]
     return "\n".join(lines) + "\n"
 
 
@@ -174,5 +178,16 @@ def _escape(text: str) -> str:
 def _prose(text: str) -> Iterator[str]:
     """Text as lines of mdoc: each sentence begins a line, and none begins with a control."""
     for sentence in re.split(r"(?<=[.?!;]) +", text):
-        for line in textwrap.wrap(sentence.replace("\\", "\\e"), 78):
-            yield f"\\&{line}" if line.startswith((".", "'")) else line
+        for part in re.split(_FREEBSD_PART, sentence):
+            if found := _FREEBSD.fullmatch(part):
+                # mdoc has a macro for the name, and mandoc's lint asks for it.
+                start = r".No \&( Ns Fx" if "(" in part else ".Fx"
+                yield (
+                    start
+                    + (" Ns 's" if "'s" in part else "")
+                    + "".join(f" {it}" for it in found["after"])
+                )
+                continue
+            escaped = re.sub(r"(?<!\S)--(?!\S)", r"\-\-", part.strip().replace("\\", "\\e"))
+            for line in textwrap.wrap(escaped, 78):
+                yield f"\\&{line}" if line.startswith((".", "'")) else line
