@@ -13,6 +13,7 @@ import pytest
 
 import tasks
 from harness.cli import docs
+from harness.cli.develop import STYLE
 from harness.files import PROJECT
 
 PAGES = [
@@ -115,3 +116,16 @@ def test_a_started_option_is_completed_as_it_was_typed() -> None:
         assert "--" not in words
     for task in docs.tasks(tasks.namespace):
         assert [it.flags for it in task.options if "--" in it.flags.split(", ")] == [], task.name
+
+
+def test_pre_commit_runs_what_lint_runs() -> None:
+    """The same four tools; only the formatter writes where `./inv lint` compares."""
+    text = (PROJECT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: \.venv/bin/([^,]+),", text)
+    hooks = {entry.removeprefix("python -m ") for entry in entries}
+    lint = {
+        name: " ".join(word for word in words if word not in ("-m", "--check", "."))
+        for name, words in STYLE.items()
+    }
+    assert "lint_imports_command" in lint.pop("layers")
+    assert hooks == {*lint.values(), "lint-imports"}
