@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from harness import defaults, files, progress
-from harness.bhyve.l2 import L2
-from harness.bhyve.vmm import Vmm
 from harness.deadline import Deadline
 from harness.errors import (
     CannotError,
@@ -29,10 +27,18 @@ from harness.errors import (
 )
 from harness.guest.freebsd import Guest
 from harness.guest.transcript import Evidence, Transcript, evidence
-from harness.host import HostFacts, gather
-from harness.machine import Machine
 from harness.machine.console import clean_lines
 from harness.run import markers
+
+# pytest looks for fixtures among the names of the plugin.
+from harness.run.fixtures import guest as guest
+from harness.run.fixtures import host as host
+from harness.run.fixtures import l2 as l2
+from harness.run.fixtures import machine as machine
+from harness.run.fixtures import reloaded as reloaded
+from harness.run.fixtures import unloaded as unloaded
+from harness.run.fixtures import vm as vm
+from harness.run.fixtures import vmm as vmm
 from harness.run.options import Options
 from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.run_folder import new_run_dir
@@ -149,70 +155,6 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
             record = session.keep()
             if record is not None:
                 progress.say(f"guest {name} stays; {ways_in(record)}")
-
-
-@pytest.fixture(scope="session")
-def host() -> HostFacts:
-    """What this machine can do; the fixture boots nothing."""
-    return gather()
-
-
-@pytest.fixture(scope="session")
-def guest(workbench: Workbench) -> Guest:
-    """The FreeBSD guest."""
-    return workbench.guest
-
-
-@pytest.fixture
-def machine(guest: Guest) -> Machine:
-    """The virtual computer that the guest runs in."""
-    return guest.machine
-
-
-@pytest.fixture(scope="session")
-def vmm(workbench: Workbench) -> Vmm:
-    """The guest's vmm: its sysctls, vmmls and virtual machines."""
-    return workbench.vmm
-
-
-@pytest.fixture
-def vm(vmm: Vmm) -> Iterator[Callable[..., None]]:
-    """Make virtual machines: `vm("name", memory_bytes)`; they are destroyed after the test."""
-    yield vmm.create
-    if not vmm.guest.given_up:
-        vmm.destroy_all()
-
-
-@pytest.fixture
-def l2(vmm: Vmm) -> Iterator[Callable[..., L2]]:
-    """Make a guest inside the guest: `l2("name", mib)`, not started; ended after the test."""
-    made: list[L2] = []
-
-    def make(name: str, memory_mib: int = 32) -> L2:
-        made.append(L2(vmm, name, memory_mib))
-        return made[-1]
-
-    yield make
-    for guest in made:
-        if not vmm.guest.given_up:
-            guest.end()
-
-
-@pytest.fixture
-def reloaded(guest: Guest, vmm: Vmm) -> Iterator[None]:
-    """For a check that unloads the module: it is loaded again afterwards in any case."""
-    yield
-    paths = [kld.path for kld in guest.klds() if kld.name == "vmm.ko"]
-    if paths != [vmm.loaded.path]:
-        if paths:
-            guest.must(["kldunload", "vmm"])
-        guest.must(["kldload", vmm.loaded.path], guest.deadline(30))
-
-
-@pytest.fixture
-def unloaded(guest: Guest, reloaded: None) -> None:
-    """Unload the module during the check."""
-    guest.must(["kldunload", "vmm"])
 
 
 @pytest.fixture(autouse=True)
