@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import defaults, progress
-from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK, CannotError
+from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from harness.files import write_atomic
-from harness.image import store
 from harness.run import mutants
 from harness.run.mutants import SERIES, Mutant
 from harness.run.options import Options, features_of
@@ -200,14 +199,10 @@ def _said(variant: VariantResult) -> str:
 
 def _variant_builder(session: Session, imaged: Imaged) -> mutants.VariantBuilder:
     release, topic = session.options.release, session.options.topic_name
-    if imaged.record.sysroot is None:
-        raise CannotError(
-            "the mutants are built with their library, which needs a sysroot; import one: "
-            + store.trees_line(release, sysroot=True)
-        )
+    sysroot = imaged.sysroot("the mutants are built with their library")
     source = imaged.source
     base = None if is_suite(topic) else session.series(source)
-    return mutants.VariantBuilder(source, imaged.record.sysroot, base, release, features_of(topic))
+    return mutants.VariantBuilder(source, sysroot, base, release, features_of(topic))
 
 
 def _series(baseline: Baseline, seconds: float) -> VariantResult:

@@ -19,14 +19,12 @@ from pathlib import Path
 
 from harness import progress
 from harness.errors import (
-    CannotError,
     DiskFull,
     GuestError,
     MachineDied,
     PatchError,
 )
 from harness.files import write_atomic
-from harness.image import store
 from harness.run import mutants, regression_guests, shards
 from harness.run.mutants import STOCK
 from harness.run.mutation import show_outside_baseline
@@ -216,13 +214,8 @@ class Judge:
 
 
 def _variant_builder(imaged: Imaged) -> mutants.VariantBuilder:
-    record = imaged.record
-    if record.source is None or record.sysroot is None:
-        raise CannotError(
-            "the patches are built with the library, which needs the source and a sysroot; import "
-            "both: " + store.trees_line(record.release, src=True, sysroot=True)
-        )
-    return mutants.VariantBuilder(record.source, record.sysroot, None, record.release)
+    sysroot = imaged.sysroot("the patches are built with their library")
+    return mutants.VariantBuilder(imaged.source, sysroot, None, imaged.record.release)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,13 @@ class Imaged:
             )
         return self.record.source
 
+    def sysroot(self, why: str) -> Path:
+        """The release's sysroot; CannotError, which begins with `why`, if there is none."""
+        if self.record.sysroot is None:
+            line = store.trees_line(self.record.release, sysroot=True)
+            raise CannotError(f"{why}, which needs a sysroot; import one: {line}")
+        return self.record.sysroot
+
 
 @dataclass(frozen=True)
 class Built:

@@ -26,7 +26,6 @@ from harness.errors import (
     WorkbenchError,
 )
 from harness.files import PROJECT
-from harness.image import store
 from harness.report import Check, Report
 from harness.run import coverage, distribution, shards
 from harness.run.options import Options
@@ -149,12 +148,7 @@ def _collector(bench: Workbench) -> coverage.Collector | None:
     """The reader of the counters, if the module has some."""
     if not bench.options.coverage:
         return None
-    sysroot = bench.record.sysroot
-    if sysroot is None:
-        raise CannotError(
-            "--coverage needs a sysroot to compile the program that reads the counters; "
-            "import one: " + store.trees_line(bench.options.release, sysroot=True)
-        )
+    sysroot = bench.booted.imaged.sysroot("--coverage compiles a program that reads the counters")
     return coverage.Collector(bench, sysroot)
 
 

@@ -177,6 +177,14 @@ def test_without_a_source_the_run_ends_before_a_boot(run: Run) -> None:
     assert run.did == ["choose", "prove", "image"]
 
 
+def test_what_needs_a_sysroot_says_so_in_one_way(run: Run) -> None:
+    imaged = stages.Imaged(Backend("tcg"), run.record)
+    with pytest.raises(CannotError, match=r"^it is so, which needs a sysroot; .*--sysroot DIR"):
+        imaged.sysroot("it is so")
+    run.record.sysroot = run.folder
+    assert imaged.sysroot("it is so") == run.folder
+
+
 def test_the_values_are_frozen_and_have_nothing_optional_in_their_chain() -> None:
     for value in (
         stages.Chosen, stages.Proven, stages.Imaged, stages.Built, stages.Booted, stages.Loaded
