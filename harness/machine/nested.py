@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from harness import files, process
@@ -95,16 +96,20 @@ class NestedMachine(bochs.BochsMachine):
             errors="action=report, cpu0=ignore",
         )
 
+    @cached_property
+    def _linux_disk(self) -> Path:
+        return _linux_disk(self.spec.ssh)
+
     def _disks(self) -> dict[str, Path]:
         return {
             **super()._disks(),
             _GUEST_DISK: self.spec.drive.path.absolute(),
-            bochs.DISK: _linux_disk(),
+            bochs.DISK: self._linux_disk,
         }
 
     def start(self, deadline: Deadline) -> None:
         # The deadline does not include making the Linux.
-        _linux_disk()
+        _ = self._linux_disk
         super().start(Deadline.after(deadline.limit_s))
 
     def _prepare(self) -> None:
@@ -115,18 +120,17 @@ class NestedMachine(bochs.BochsMachine):
     def depends_on(self) -> dict[str, str]:
         return {
             **super().depends_on(),
-            "the Linux with KVM": str(_linux_disk()),
+            "the Linux with KVM": str(self._linux_disk),
             "QEMU in it": self._orders,
         }
 
 
-def _linux_disk() -> Path:
+def _linux_disk(network: bool) -> Path:
     """The disk of the Linux, made unless the cache has it."""
     # The program gets no environment from this process, but must use the same cache.
     environment = process.clean_environment({"HARNESS_CACHE": str(files.cache_dir())})
-    done = process.run(
-        [sys.executable, str(_PROGRAM)], Deadline.after(_BUILD_S), environment=environment
-    )
+    command = [sys.executable, str(_PROGRAM), *(("network",) if network else ())]
+    done = process.run(command, Deadline.after(_BUILD_S), environment=environment)
     if not done.ok:
         said = done.stderr.strip().splitlines() or [f"it ended with {done.code}"]
         raise CannotError(f"the Linux with KVM cannot be made: {said[-1]}")

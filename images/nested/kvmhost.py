@@ -4,7 +4,9 @@ Bochs emulates a processor with VMX, or SVM; this Linux boots on it, loads KVM a
 the lines on its third disk, with its second disk as the guest's.  harness/machine/nested.py is who
 starts it.  The disk is made from Debian packages and this machine's own QEMU, as any user.
 
-    python images/nested/kvmhost.py        prints the path of the disk, made if it is not there yet
+    python images/nested/kvmhost.py [network]
+
+prints the path of the disk, made if it is not there yet; without the word, it has no network.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from harness.errors import CannotError, WorkbenchError
 
 HERE = Path(__file__).resolve().parent
 
-# With drivers for an emulator's devices: those for clouds have none for Bochs's network card.
-KERNELS = ("linux-image-amd64", "linux-image-generic")
-MODULES = ("ata_piix", "sd_mod", "e1000", "button", "kvm_intel", "kvm_amd")
+# A kernel for clouds has no driver for Bochs's network card.  Unpacking the other one takes as long
+# as the whole boot of that one.
+NETWORK_KERNELS = ("linux-image-amd64", "linux-image-generic")
+MODULES = ("ata_piix", "sd_mod", "button", "kvm_intel", "kvm_amd")
+NETWORK_MODULES = ("e1000",)
 APPEND = (
     "console=ttyS0,115200 panic=-1 quiet loglevel=1 tsc=reliable no_timer_check "
     "random.trust_cpu=on mitigations=off"
@@ -39,13 +43,13 @@ DISK = "kvmhost.raw"
 _ROOM_BYTES = 512 << 20
 
 
-def build() -> Path:
+def build(network: bool) -> Path:
     """The disk, built if the cache has none by this recipe and this QEMU.
 
     CannotError when its parts can be neither found nor downloaded.
     """
     cache = files.cache_dir() / "nested"
-    recipe = hashlib.sha256()
+    recipe = hashlib.sha256(b"network" if network else b"")
     own = (HERE / name for name in ("nested.py", "kvmhost.py", "kvmhost_init"))
     for path in (*own, *sorted((HERE.parent / "standin").glob("*.py"))):
         recipe.update(path.read_bytes())
@@ -55,19 +59,21 @@ def build() -> Path:
     folder = cache / recipe.hexdigest()[:16]
     with files.locked(cache / "lock", "building the Linux with KVM"):
         if not (folder / DISK).exists():
-            _build_into(folder, cache)
+            _build_into(folder, cache, network)
     return folder / DISK
 
 
-def _build_into(folder: Path, cache: Path) -> None:
+def _build_into(folder: Path, cache: Path, network: bool) -> None:
     with tempfile.TemporaryDirectory(dir=cache) as name, files.atomic_dir(folder) as out:
         work = Path(name)
         root = work / "root"
-        debian.unpack(debian.resolve(cache, KERNELS), cache, root)
+        kernels = NETWORK_KERNELS if network else debian.KERNELS
+        debian.unpack(debian.resolve(cache, kernels), cache, root)
         kernel = standin.only(root, "boot/vmlinuz-*")
         busybox = standin.first(root, "bin/busybox", "usr/bin/busybox").read_bytes()
-        drivers = nested.drivers(root, kernel, MODULES)
-        if lacking := sorted(set(MODULES) - {"button"} - set(drivers)):
+        wanted = (*MODULES, *NETWORK_MODULES) if network else MODULES
+        drivers = nested.drivers(root, kernel, wanted)
+        if lacking := sorted(set(wanted) - {"button"} - set(drivers)):
             raise CannotError(f"the Linux with KVM: {kernel.name} has no {', '.join(lacking)}")
         initrd = work / "initrd"
         initrd.write_bytes(nested.first_file_system(busybox, HERE / "kvmhost_init", drivers))
@@ -89,6 +95,6 @@ def _build_into(folder: Path, cache: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        print(build())
+        print(build("network" in sys.argv[1:]))
     except WorkbenchError as error:
         sys.exit(error.message)
