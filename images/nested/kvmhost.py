@@ -34,7 +34,9 @@ HERE = Path(__file__).resolve().parent
 # as the whole boot of that one.
 NETWORK_KERNELS = ("linux-image-amd64", "linux-image-generic")
 MODULES = ("ata_piix", "sd_mod", "button", "kvm_intel", "kvm_amd")
-NETWORK_MODULES = ("e1000",)
+NETWORK_MODULES = ("e1000", "crc32c_generic", "ext4")
+# What some kernels have built in.
+_BUILT_IN = {"button", "crc32c_generic", "ext4"}
 APPEND = (
     "console=ttyS0,115200 panic=-1 quiet loglevel=1 tsc=reliable no_timer_check "
     "random.trust_cpu=on mitigations=off"
@@ -73,7 +75,7 @@ def _build_into(folder: Path, cache: Path, network: bool) -> None:
         busybox = standin.first(root, "bin/busybox", "usr/bin/busybox").read_bytes()
         wanted = (*MODULES, *NETWORK_MODULES) if network else MODULES
         drivers = nested.drivers(root, kernel, wanted)
-        if lacking := sorted(set(wanted) - {"button"} - set(drivers)):
+        if lacking := sorted(set(wanted) - _BUILT_IN - set(drivers)):
             raise CannotError(f"the Linux with KVM: {kernel.name} has no {', '.join(lacking)}")
         initrd = work / "initrd"
         initrd.write_bytes(nested.first_file_system(busybox, HERE / "kvmhost_init", drivers))
