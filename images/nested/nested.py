@@ -38,13 +38,16 @@ HERE = Path(__file__).resolve().parent
 
 MODULES = ("virtio_pci", "virtio_blk", "kvm_amd", "kvm_intel", "virtio_rng")
 CPU = "EPYC,+svm,+npt"
+# With two processors it hangs at times.  KVM's first virtual machine, and the end of its last one,
+# have the kernel rewrite a jump in its scheduler, with a breakpoint there meanwhile.  In QEMU 7.2,
+# a processor that runs there just then may go on with what TCG made of the breakpoint, although
+# the code is as it should be: it takes that exception for ever, with its run queue locked, and the
+# other one waits for the lock.
+PROCESSORS = 1
 MEMORY_BYTES = 2 << 30
-# QEMU's TCG sets and clears requests for interrupts of one processor from two threads, without a
-# lock where it emulates SVM, so that one of them gets lost at times: with a timer that is armed for
-# one interrupt only, that processor then waits for ever.  A periodic timer comes again.
 APPEND = (
-    "console=ttyS0,115200 panic=-1 quiet loglevel=4 tsc=reliable no_timer_check nohz=off "
-    "highres=off random.trust_cpu=on mitigations=off"
+    "console=ttyS0,115200 panic=-1 quiet loglevel=4 tsc=reliable no_timer_check "
+    "random.trust_cpu=on mitigations=off"
 )
 DISK_BYTES = 1 << 30
 
@@ -337,7 +340,8 @@ def pytest_script(tests: Iterable[str], cache: Path, sector: Path) -> str:
         "PYTHONPATH": str(files.PROJECT / "tests/machine"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    options = ["-q", "--tb=short", "-rN", "--color=no", "-p", "no:cacheprovider"]
+    # Nothing in there ends a test that is slow: this machine may have much else to do.
+    options = ["-o", "timeout=0", "-q", "--tb=short", "-rN", "--color=no", "-p", "no:cacheprovider"]
     options += ["-p", "no:xdist", "-p", "kvm_results"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     lines = ["stty -F /dev/ttyS1 raw -echo", f"cd {shlex.quote(str(files.PROJECT))}"]
@@ -371,7 +375,7 @@ def command_line(nested: Nested, disk: Path, console: Path, results: Path) -> li
         # It ends with whoever started it, however that ends.
         "setpriv", "--pdeathsig=KILL", "--",
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2"),
+        *("-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-smp", str(PROCESSORS)),
         *("-m", f"{MEMORY_BYTES >> 20}M", "-kernel", str(nested.kernel)),
         *("-initrd", str(nested.initrd), "-append", APPEND),
         *("-drive", f"if=none,id=disk,file={disk},format=raw,cache=unsafe"),
