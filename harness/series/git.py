@@ -205,10 +205,15 @@ def _require_same_end(folder: Path, data: bytes, name: str, *, reverse: bool) ->
     git finds the beginning of a longer line there and joins what follows to it.
     """
     read = b" +" if reverse else b" -"
+    seen: set[bytes] = set()
     for section in diffs.sections(data.splitlines(keepends=True)):
         side = section.new if reverse else section.old
+        if side is None or side in seen:
+            # What an earlier part of the patch makes of the file is not there yet.
+            continue
+        seen.add(side)
         for number, hunk in enumerate(section.hunks, 1):
-            if side is None or not set(hunk.ends) & set(read):
+            if not set(hunk.ends) & set(read):
                 continue
             path = text_of(diffs.strip(side, 1))
             with contextlib.suppress(OSError):
@@ -332,6 +337,8 @@ def _mismatch(file: Path, wanted: Sequence[str], line: int) -> str:
         if at >= len(have):
             return f"the file ends at line {len(have)}, expected {_short(text)}"
         if have[at] != text:
+            if have[at] == text.rstrip("\n"):
+                return f"line {at + 1} ends the file without a newline, and in the patch with one"
             if have[at].split() == text.split():
                 return (
                     f"line {at + 1} differs only in white space (changed by a mail "

@@ -156,9 +156,28 @@ def test_a_file_without_a_last_newline_is_patched(tmp_path: Path, tree: Path) ->
     series = load.load_series(where, "15.1", tree)
     with staging.staged(series, tree) as (folder, _):
         assert (folder / "sys/e.c").read_text() == "a\nB\nc"
+    where.write_text("--- a/sys/e.c\n+++ b/sys/e.c\n@@ -1,3 +1,3 @@\n a\n-b\n+B\n c\n")
+    with pytest.raises(
+        PatchError, match="line 3 ends the file without a newline, and in the patch"
+    ):
+        result(where, tree)
     assert not staging.is_applied(series, tree)
     (tree / "sys/e.c").write_text("a\nB\nc")
     assert staging.is_applied(series, tree)
+
+
+def test_a_file_that_is_changed_twice_in_one_patch(tmp_path: Path, tree: Path) -> None:
+    """The second part finds what the first one made: here, a file without its last newline."""
+    (tree / "sys/e.c").write_text("a\nb\n")
+    where = tmp_path / "x.patch"
+    head = "--- a/sys/e.c\n+++ b/sys/e.c\n"
+    where.write_text(
+        f"{head}@@ -1,2 +1,2 @@\n a\n-b\n+c\n{NO_NEWLINE}"
+        f"{head}@@ -1,2 +1,2 @@\n-a\n+A\n c\n{NO_NEWLINE}"
+    )
+    series = load.load_series(where, "15.1", tree)
+    with staging.staged(series, tree) as (folder, _):
+        assert (folder / "sys/e.c").read_text() == "A\nc"
 
 
 def test_a_mail_signature_is_no_line_of_the_hunk(tmp_path: Path, tree: Path) -> None:
