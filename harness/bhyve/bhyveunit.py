@@ -33,17 +33,21 @@ _BY_FOLDER = re.compile(rb'^(\s*#\s*include\s*")amd64/', re.M)
 _ACPICA_FOLDERS = ("sys/contrib/dev/acpica/include", "sys/contrib/dev/acpica/include/platform")
 _ACPICA = re.compile(rb"#include[ \t]+<contrib/dev/acpica/include/(?:platform/)?([^>/]+)>")
 _BESIDE = re.compile(rb'(#include[ \t]+")(?!acpica_)')
+# ... and of its virtio, whose headers have names that bhyve's have, too.
+_VIRTIO_FOLDERS = ("sys/dev/virtio", "sys/dev/virtio/pci")
+_VIRTIO = re.compile(rb"#include[ \t]+<dev/virtio/(?:pci/)?([^>/]+)>")
 # The tree's own warnings are not what is tested here.
 _FLAGS = ("-Wno-error", "-Wno-unused-parameter", "-Wno-pointer-sign")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part: its file in the tree, and whether its tests simulate the I/O ports."""
+    """A part: its file in the tree, its libraries, and whether its tests simulate the I/O ports."""
 
     name: str
     file: str
     ports: bool = False
+    libraries: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -58,6 +62,10 @@ PARTS = (
     Part("fwctl", "fwctl.c", ports=True),
     Part("xmsr", "xmsr.c"),
     Part("ps2kbd", "ps2kbd.c"),
+    Part("uart", "uart_emul.c"),
+    Part("virtio", "virtio.c"),
+    Part("mem", "mem.c"),
+    Part("config", "config.c", libraries=("nv",)),
 )
 
 
@@ -87,7 +95,7 @@ def compile_part(
             [folder / name for name in part.sources],
             sysroot=sysroot,
             name=f"bhyveunit-{part.name}",
-            libraries=("pthread",),
+            libraries=("pthread", *part.libraries),
             flags=_FLAGS,
         )
 
@@ -118,12 +126,16 @@ def _gather(folder: Path, tree: Path, place: str) -> None:
             target = folder / f"acpica_{header.name}"
             _copy(header, target)
             target.write_bytes(_BESIDE.sub(rb"\1acpica_", target.read_bytes()))
+    for headers in _VIRTIO_FOLDERS:
+        for header in sorted((tree / headers).glob("*.h")):
+            _copy(header, folder / f"kernel_{header.name}")
     if (tree / place).is_file():
         _copy(tree / place, folder / "part.h")
 
 
 def _copy(source: Path, target: Path) -> None:
     text = _BY_FOLDER.sub(rb"\1", source.read_bytes())
+    text = _VIRTIO.sub(rb'#include "kernel_\1"', text)
     target.write_bytes(_ACPICA.sub(rb'#include "acpica_\1"', text))
 
 

@@ -25,9 +25,13 @@ _READY = re.compile(r"L2ROM ready, memory: low (\d+) MiB, high (\d+) MiB")
 _START_S = 10.0
 _PLATFORM_S = 30.0
 PLATFORM = (
-    "-c", "4", "-A", "-s", "3,virtio-rnd", "-s", "4,nvme,ram=1", "-s", "5,xhci,tablet",
+    "-c", "4", "-A", "-s", "3,virtio-rnd", "-s", "4,nvme,{folder}/disk1", "-s", "5,xhci,tablet",
+    "-s", "6,ahci,hd:{folder}/disk2", "-s", "7,virtio-blk,{folder}/disk3",
 )  # fmt: skip
-"""bhyve's arguments for the machine that images/l2rom/platform.c examines."""
+"""bhyve's arguments for the machine that images/l2rom/platform.c examines.
+
+`{folder}` is L2's folder in the guest. There are three disks in it, of 1 MiB of zeros each.
+"""
 FIRMWARE = ("-c", "1", "-o", "lpc.fwcfg=qemu", "-f", "opt/workbench/word,string=hello")
 """The same for the machine that images/l2rom/fwcfg.c examines; it has 64 MiB."""
 
@@ -73,6 +77,7 @@ _LAUNCH = (
     r"""
 set -eu
 rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
+truncate -s 1M "$1/disk1" "$1/disk2" "$1/disk3"
 cat >"$1/run" <<'END'
 PATH="${1%/l2/*}:$PATH"
 folder=$1 name=$2 mib=$3
@@ -115,6 +120,11 @@ if [ -e "$1/pid" ] && [ ! -e "$1/status" ]; then
     while [ ! -e "$1/status" ]; do sleep 0.1; done
 fi
 """
+# $1 folder, $2 name, $3 the boot ROM.
+_SECOND = """
+PATH="${1%/l2/*}:$PATH"
+bhyve -m 32M -s 0,hostbridge -s 31,lpc -l "bootrom,$3" "$2" </dev/null
+"""
 _DESTROY = """
 PATH="${1%/l2/*}:$PATH"
 if [ -e "/dev/vmm/$2" ]; then bhyvectl --destroy --vm="$2"; fi
@@ -152,9 +162,8 @@ class L2:
 
         Without a boot ROM the VM must exist and be loaded already, as bhyveload(8) does it.
         """
-        self._guest.script(
-            _LAUNCH, self.folder, self.name, str(self.memory_mib), *arguments, *self.arguments
-        )
+        words = [it.replace("{folder}", self.folder) for it in (*arguments, *self.arguments)]
+        self._guest.script(_LAUNCH, self.folder, self.name, str(self.memory_mib), *words)
 
     def send(self, line: str) -> None:
         """Type a command of the boot ROM; images/l2rom/l2rom.c lists them."""
@@ -235,6 +244,11 @@ class L2:
     def kill(self) -> None:
         """Send SIGKILL to bhyve if it runs, and wait for its end; the VM stays."""
         self._guest.script(_KILL, self.folder)
+
+    def start_second(self) -> int:
+        """Run another bhyve for the same VM, to its end; its exit code."""
+        rom = f"{self.vmm.home}/l2rom.bin"
+        return self._guest.script(_SECOND, self.folder, self.name, rom, check=False).exit_code
 
     def destroy(self) -> None:
         """Destroy the VM, even while bhyve runs it."""

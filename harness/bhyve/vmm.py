@@ -35,8 +35,8 @@ LIMIT = "hw.vmm.mem_limit"
 USER_LIMIT = "hw.vmm.mem_user_limit"
 _SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
 _MAX_VCPUS = 4
-# Bochs 2.7 loses interrupts that the processor should deliver to a guest by itself, and then VM
-# entries fail.  With this setting vmm.ko delivers them.
+# Bochs (2.7 and 3.0) loses interrupts that the processor should deliver to a guest by itself, and
+# in 2.7 VM entries fail then.  With this setting vmm.ko delivers them.
 _WITHOUT_APICV = "hw.vmm.vmx.cap.virtual_interrupt_delivery=0"
 _SOURCES = Path(__file__).parent / "guest_src"
 _HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)

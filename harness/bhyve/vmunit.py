@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,23 @@ def _tree_file(tree: Path, series: Series | None, path: Path) -> Iterator[Path]:
         return
     with staging.staged(series, tree) as (changed, _):
         yield changed / path
+
+
+class Placed:
+    """Where the program lies: each guest gets it once for each build.
+
+    Not for each module: a library of its own may come with a module that is another build's.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[tuple[Hashable, str], str] = {}
+
+    def path(self, guest: Hashable, build: Build, place: Callable[[], str]) -> str:
+        """The path in a guest, which `place` puts it at and returns."""
+        key = (guest, build.key)
+        if key not in self._paths:
+            self._paths[key] = place()
+        return self._paths[key]
 
 
 def compile_vmunit(build: Build, tree: Path, series: Series | None, sysroot: Path | None) -> Path:

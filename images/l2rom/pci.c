@@ -67,9 +67,11 @@ pci_devices(void)
 	equal("the LPC bridge", config(31, 0), 0x70008086);
 	equal("its class", config(31, 8) >> 16, 0x0601);
 	/* The firmware turns on decoding; before that nothing is decoded. */
-	for (uint32_t slot = 3; slot < 6; slot++)
+	equal("AHCI's class", config(6, 8) >> 8, 0x010601);
+	equal("virtio-blk's device", config(7, 0), 0x10011af4);
+	for (uint32_t slot = 3; slot < 8; slot++)
 		equal("decoding at power-on", config(slot, 4) & 3, 0);
-	for (uint32_t slot = 6; slot < 31; slot++)
+	for (uint32_t slot = 8; slot < 31; slot++)
 		equal("an empty slot", config(slot, 0), 0xffffffff);
 	address(3, 1, 0);
 	equal("a function that is not there", inl(CONFIG_DATA), 0xffffffff);
@@ -106,7 +108,7 @@ pci_widths(void)
 void
 pci_writes(void)
 {
-	for (uint32_t slot = 3; slot < 6; slot++) {
+	for (uint32_t slot = 3; slot < 8; slot++) {
 		uint32_t before = config(slot, 0), line;
 
 		line = config(slot, 0x3c);

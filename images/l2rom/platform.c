@@ -7,8 +7,9 @@
 /*
  * bhyve's own platform as a guest sees it, reported as TAP: one claim per line,
  * followed by its errors. The machine is defined in harness/bhyve/l2.py: a host
- * bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5, the LPC bridge at 31,
- * four vCPUs.  Another machine has QEMU's fw_cfg.
+ * bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5, a disk of AHCI at 6,
+ * virtio-blk at 7, the LPC bridge at 31, four vCPUs.  Another machine has QEMU's
+ * fw_cfg.
  */
 
 #include "rom.h"
@@ -74,6 +75,9 @@ static const struct claim claims[] = {
 	{ "msrs: those that are bhyve's", msrs },
 	{ "virtio: a device fills what it is given",
 	    random_device },
+	{ "virtio_disk: virtio-blk reads and writes", virtio_disk },
+	{ "ahci_disk: a disk of AHCI reads and writes", ahci_disk },
+	{ "nvme_disk: NVMe reads and writes", nvme_disk },
 };
 
 static const struct claim others[] = {

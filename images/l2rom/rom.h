@@ -81,7 +81,7 @@ void	interrupts_begin(void);
 uint32_t interrupts_of(uint32_t);
 void	halt_for(uint32_t, uint32_t);
 
-/* Its claims: pci.c, firmware.c, interrupt.c, random.c and fwcfg.c. */
+/* Its claims: pci.c, firmware.c, interrupt.c, random.c, storage.c and fwcfg.c. */
 void	pci_devices(void);
 void	pci_widths(void);
 void	pci_writes(void);
@@ -101,6 +101,9 @@ void	all_processors(void);
 void	interrupts(void);
 void	msrs(void);
 void	random_device(void);
+void	virtio_disk(void);
+void	ahci_disk(void);
+void	nvme_disk(void);
 void	fwcfg_items(void);
 void	fwcfg_directory(void);
 void	fwcfg_e820(void);

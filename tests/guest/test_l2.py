@@ -9,14 +9,8 @@ import pytest
 from harness.bhyve.l2 import L2, Exit
 from harness.bhyve.vmm import MIB, Vmm
 from harness.guest.freebsd import Guest
-from harness.machine.models import BOCHS_RUNS
-from harness.report.data import N_A
-from harness.run.workbench import Workbench
 
 pytestmark = [pytest.mark.vtx, pytest.mark.minutes]
-
-# The exit code that a shell reports if SIGABRT ended a program.
-ABORTED = 134
 
 
 def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
@@ -27,26 +21,6 @@ def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
     inner.send("p")
     assert inner.wait_exit() == Exit.POWER_OFF
     assert "L2ROM powers off" in inner.output()
-
-
-@pytest.mark.parametrize(("command", "code"), [("r", Exit.RESET), ("h", Exit.HALTED)])
-def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exit) -> None:
-    """bhyve's exit code says whether L2 was reset or halted"""
-    inner = l2(f"ends-{command}")
-    inner.start()
-    inner.send(command)
-    assert inner.wait_exit() == code
-
-
-def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> None:
-    """a triple fault ends L2, and bhyve reports it: by exit code on AMD, by an abort on Intel"""
-    if workbench.backend in BOCHS_RUNS and workbench.options.cpu_vendor == "amd":
-        pytest.skip(f"{N_A}Bochs as AMD hangs in a guest's triple fault")
-    inner = l2("faults")
-    inner.start()
-    inner.send("f")
-    code = inner.wait_exit()
-    assert code == Exit.TRIPLE_FAULT or (code == ABORTED and "Triple fault" in inner.errors())
 
 
 def test_l2_touches_its_memory(l2: Callable[..., L2]) -> None:

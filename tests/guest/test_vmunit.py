@@ -15,9 +15,7 @@ pytestmark = [pytest.mark.vtx, pytest.mark.tools, pytest.mark.freebsd("15.0")]
 
 CASES = vmunit.read_list()
 
-# The path of the program in a guest, so that it is copied once for each guest and module.  The key
-# is the workbench, the number of starts of its guest, and the module's build id.
-PLACED: dict[tuple[int, int, str], str] = {}
+PLACED = vmunit.Placed()
 
 
 # Evaluated for each check, because a broken guest is replaced by another.
@@ -26,15 +24,16 @@ def program(workbench: Workbench, guest: Guest, vmm: Vmm) -> str:
     """vmunit in the guest, linked with the library of the loaded module's build."""
     record, build = workbench.record, workbench.running
     assert record.source is not None
-    place = (id(workbench), workbench.breaks, build.build_id)
-    if place in PLACED:
-        return PLACED[place]
-    series = workbench.series if build.series else None
-    made = vmunit.compile_vmunit(build, record.source, series, record.sysroot)
-    remote = f"{vmm.home}/{made.name}"
-    guest.put(made, remote, mode=0o755)
-    PLACED[place] = remote
-    return remote
+    source, sysroot = record.source, record.sysroot
+
+    def place() -> str:
+        series = workbench.series if build.series else None
+        made = vmunit.compile_vmunit(build, source, series, sysroot)
+        remote = f"{vmm.home}/{made.name}"
+        guest.put(made, remote, mode=0o755)
+        return remote
+
+    return PLACED.path((id(workbench), workbench.breaks), build, place)
 
 
 @pytest.fixture(scope="module")

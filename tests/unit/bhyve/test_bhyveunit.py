@@ -85,6 +85,26 @@ def test_the_kernels_acpi_headers_come_under_names_of_their_own(tree: Path) -> N
     assert read["acpica_acgcc.h"] == "the end\n"
 
 
+def test_the_kernels_virtio_headers_come_under_names_of_their_own(tree: Path) -> None:
+    bhyve, virtio = tree / "usr.sbin/bhyve", tree / "sys/dev/virtio"
+    (virtio / "pci").mkdir(parents=True)
+    (bhyve / "virtio.h").write_text(
+        "#include <dev/virtio/virtio.h>\n#include <dev/virtio/pci/x.h>\n"
+    )
+    (virtio / "virtio.h").write_text("#include <dev/virtio/virtio_ids.h>\n")
+    (virtio / "pci/x.h").write_text("the end\n")
+    with bhyveunit._gathered(part("virtio"), tree_with(tree, "virtio.c"), None) as folder:
+        read = {path.name: path.read_text() for path in folder.glob("*.h")}
+    assert read["virtio.h"] == '#include "kernel_virtio.h"\n#include "kernel_x.h"\n'
+    assert read["kernel_virtio.h"] == '#include "kernel_virtio_ids.h"\n'
+    assert read["kernel_x.h"] == "the end\n"
+
+
+def tree_with(tree: Path, name: str) -> Path:
+    (tree / "usr.sbin/bhyve" / name).write_text("")
+    return tree
+
+
 def test_the_part_is_as_the_series_leaves_it(tree: Path, tmp_path: Path) -> None:
     patch = tmp_path / "x.patch"
     patch.write_text(

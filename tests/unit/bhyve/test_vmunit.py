@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from fakes import FakeGuest
 
 from harness.bhyve import vmunit
+from harness.build.builder import Build
 from harness.errors import GuestError, GuestPanic, WaitTimeout
 from harness.machine import bochs, qemu
 from harness.probe import tap
@@ -91,6 +94,16 @@ def test_a_family_that_hangs_is_ended_by_its_own_deadline_everywhere() -> None:
     slowest = max(traits.time_scale for traits in (bochs.TRAITS, qemu.KVM, qemu.TCG))
     pytest_s = next(int(it.partition("=")[2]) for it in PYTEST_OPTIONS if it.startswith("timeout="))
     assert vmunit.FAMILY_S * slowest < pytest_s
+
+
+def test_each_build_gets_its_own_program_though_the_module_is_the_same() -> None:
+    """A patch of libvmmapi alone: the module and its build id are the stock's."""
+    placed, made = vmunit.Placed(), iter(("/one/vmunit", "/two/vmunit", "/three/vmunit"))
+    stock, patched = (cast(Build, SimpleNamespace(build_id="1234", key=key)) for key in "ab")
+    assert placed.path("guest", stock, lambda: next(made)) == "/one/vmunit"
+    assert placed.path("guest", patched, lambda: next(made)) == "/two/vmunit"
+    assert placed.path("guest", stock, lambda: next(made)) == "/one/vmunit"
+    assert placed.path("guest after a panic", stock, lambda: next(made)) == "/three/vmunit"
 
 
 def test_the_list_names_each_case_once_in_words_that_tap_takes() -> None:

@@ -169,7 +169,7 @@ def test_lines_that_changed() -> None:
         ("tests/guest/test_vmunit.py::test_vmunit[emul.add_03]", "vmunit.emul"),
         ("tests/guest/test_vmunit.py::test_the_list_is_vmunits", "vmunit"),
         ("tests/guest/test_platform.py::test_platform[nothing]", "platform"),
-        ("tests/guest/test_l2.py::test_bhyve_tells_how_l2_ended[r-2.5]", "l2"),
+        ("tests/guest/test_l2.py::test_l2_touches_its_memory[r-2.5]", "l2"),
     ],
 )
 def test_a_family_is_a_file_or_what_cases_name(nodeid: str, name: str) -> None:

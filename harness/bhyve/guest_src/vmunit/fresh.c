@@ -154,7 +154,11 @@ open_reinit(const void *arg __unused)
 #endif
 }
 
-/* The host's descriptor tables are as large after a run as before. */
+/*
+ * The host's descriptor tables are as large after a run as before.  A VM exit
+ * leaves 0xffff as the limit of both (SDM 3, 28.5.2), which is no kernel's: it
+ * may be so already, from the first VM since the host booted.
+ */
 static void
 host_tables(const void *arg __unused)
 {
@@ -169,7 +173,8 @@ host_tables(const void *arg __unused)
 	__asm __volatile("sgdt %0; sidt %1; sldt %2" : "=m" (after[0]),
 	    "=m" (after[1]), "=m" (ldt[1]));
 	equal("the GDT's limit", after[0].limit, before[0].limit);
-	equal("the IDT's limit", after[1].limit, before[1].limit);
+	check(after[0].limit != 0xffff, "the GDT's limit is 0xffff");
+	equal("the IDT's limit: 256 gates", after[1].limit, 256 * 16 - 1);
 	equal("the IDT's base", after[1].base, before[1].base);
 	equal("the LDT", ldt[1], ldt[0]);
 	vm_free(vm);

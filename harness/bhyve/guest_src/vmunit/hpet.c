@@ -192,6 +192,83 @@ level(const void *arg __unused)
 	vm_free(vm);
 }
 
+/*
+ * A level that is asserted goes when the timer is told to be silent, to give
+ * edges or to use another pin; else it would last for ever.
+ */
+static void
+level_changed(const void *arg __unused)
+{
+	static const struct { const char *what; uint32_t config; } changes[] = {
+		{ "disabled", T_LEVEL | T_ROUTE(26) },
+		{ "made an edge", T_ENABLE | T_ROUTE(26) },
+		{ "routed elsewhere", T_ENABLE | T_LEVEL | T_ROUTE(27) },
+		{ "made an MSI", T_ENABLE | T_LEVEL | T_FSB | T_ROUTE(26) },
+	};
+
+	for (size_t i = 0; i < nitems(changes); i++) {
+		struct vm *vm = vm_with_lapic(H_EXIT);
+
+		route(vm, 26, LEVEL | 0xa3);
+		set_hpet(vm, TIMER(2), 4, T_ENABLE | T_LEVEL | T_ROUTE(26));
+		set_hpet(vm, COMPARE(2), 4, (uint64_t)(HZ / 200));
+		set_hpet(vm, CONFIG, 4, 1);
+		(void)g_halt(vm);
+		equal("status", hpet(vm, STATUS, 4), 4);
+		set_hpet(vm, TIMER(2), 4, changes[i].config);
+		check(hpet(vm, STATUS, 4) == 0, "%s: its status stays",
+		    changes[i].what);
+		set_lapic(vm, L_EOI, 0);
+		window(vm);
+		check(count(vm, 0xa3) == 1, "%s: its level stays",
+		    changes[i].what);
+		vm_free(vm);
+	}
+}
+
+/* Only the routes that it announces can be chosen. */
+static void
+routes(const void *arg __unused)
+{
+	struct vm *vm = vm_new();
+
+	for (unsigned pin = 1; pin < 32; pin++) {
+		set_hpet(vm, TIMER(0), 4, T_ROUTE(pin));
+		equal_at("route to pin", pin, hpet(vm, TIMER(0), 4) >> 9 & 0x1f,
+		    pin >= 24 ? pin : 0);
+	}
+	/* What cannot be: 32-bit mode of a 32-bit timer stays clear. */
+	set_hpet(vm, TIMER(0), 4, 0x100);
+	equal("32-bit mode", hpet(vm, TIMER(0), 4) & 0x100, 0);
+	vm_free(vm);
+}
+
+/* A timer that was set while the counter stood runs when it is started. */
+static void
+stopped(const void *arg __unused)
+{
+	struct vm *vm = vm_with_lapic(H_EOI_LAPIC);
+	uint64_t stood;
+
+	route(vm, 24, 0xa5);
+	set_hpet(vm, CONFIG, 4, 1);
+	set_hpet(vm, TIMER(0), 4, T_ENABLE | T_ROUTE(24));
+	set_hpet(vm, COMPARE(0), 4, hpet(vm, COUNTER, 4) +
+	    (uint64_t)(HZ / 20));
+	set_hpet(vm, CONFIG, 4, 0);
+	stood = hpet(vm, COUNTER, 4);
+	wait_ms(80);
+	window(vm);
+	equal("interrupts while it stands", count(vm, 0xa5), 0);
+	equal("the counter", hpet(vm, COUNTER, 4), stood);
+	set_hpet(vm, CONFIG, 4, 1);
+	check(hpet(vm, COUNTER, 4) - stood < HZ / 20, "it went on by %ju",
+	    (uintmax_t)(hpet(vm, COUNTER, 4) - stood));
+	check(g_halt(vm), "nothing ends HLT");
+	equal("interrupts", count(vm, 0xa5), 1);
+	vm_free(vm);
+}
+
 /* By an MSI of its own: address in the upper half of FSB, data below. */
 static void
 by_msi(const void *arg __unused)
@@ -215,6 +292,10 @@ static const struct test tests[] = {
 	{ "hpet.one_shot", "a timer once", one_shot, NULL },
 	{ "hpet.periodic", "a timer again and again", periodic, NULL },
 	{ "hpet.level", "a level and its status", level, NULL },
+	{ "hpet.level_changed", "a level of a timer that is changed",
+	    level_changed, NULL },
+	{ "hpet.routes", "routes that there are", routes, NULL },
+	{ "hpet.stopped", "a timer while the counter stands", stopped, NULL },
 	{ "hpet.by_msi", "a timer's own MSI", by_msi, NULL },
 };
 

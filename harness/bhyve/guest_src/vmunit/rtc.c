@@ -133,6 +133,78 @@ written(const void *arg __unused)
 	vm_free(vm);
 }
 
+/* Hours of a 12-hour clock, as a guest writes them; BCD and binary. */
+static void
+hours(const void *arg __unused)
+{
+	static const struct { uint8_t bcd, binary; unsigned hour; } all[] = {
+		{ 0x12, 12, 0 }, { 0x01, 1, 1 }, { 0x11, 11, 11 },
+		{ 0x92, 0x8c, 12 }, { 0x81, 0x81, 13 }, { 0x91, 0x8b, 23 },
+	};
+	struct vm *vm = vm_new();
+
+	for (size_t i = 0; i < nitems(all); i++) {
+		for (unsigned binary = 0; binary < 2; binary++) {
+			uint8_t mode = binary ? B_BINARY : 0;
+			time_t now = 0;
+
+			(void)vm_rtc_settime(vm->ctx, MOMENT);
+			set(vm, B, mode | B_HALT);
+			set(vm, 4, binary ? all[i].binary : all[i].bcd);
+			set(vm, B, mode);
+			(void)vm_rtc_gettime(vm->ctx, &now);
+			equal_at(binary ? "the hour, binary," : "the hour, BCD,",
+			    all[i].hour, (unsigned)(now / 3600 % 24),
+			    all[i].hour);
+			set(vm, B, B_24 | mode);
+			equal_at("in 24 hours", all[i].hour, get(vm, 4),
+			    binary ? all[i].hour : all[i].hour / 10 << 4 |
+			    all[i].hour % 10);
+		}
+	}
+	vm_free(vm);
+}
+
+/* Dates at the ends of months, years and centuries. */
+static void
+dates(const void *arg __unused)
+{
+	static const struct { uint8_t fields[7]; time_t time; } all[] = {
+		/* seconds, minutes, hours, day, month, year, century */
+		{ { 0x00, 0x00, 0x00, 0x01, 0x01, 0x70, 0x19 }, 0 },
+		{ { 0x59, 0x59, 0x23, 0x31, 0x12, 0x99, 0x19 }, 946684799 },
+		{ { 0x00, 0x00, 0x00, 0x29, 0x02, 0x00, 0x20 }, 951782400 },
+		{ { 0x08, 0x14, 0x03, 0x19, 0x01, 0x38, 0x20 }, 2147483648 },
+		{ { 0x00, 0x00, 0x12, 0x01, 0x03, 0x00, 0x21 }, 4107585600 },
+	};
+	static const uint8_t offsets[] = { 0, 2, 4, 7, 8, 9, CENTURY };
+	struct vm *vm = vm_new();
+
+	for (size_t i = 0; i < nitems(all); i++) {
+		time_t now = -1;
+
+		set(vm, B, B_24 | B_HALT);
+		for (size_t j = 0; j < nitems(offsets); j++)
+			set(vm, offsets[j], all[i].fields[j]);
+		set(vm, B, B_24);
+		check(vm_rtc_gettime(vm->ctx, &now) == 0 &&
+		    now >= all[i].time && now <= all[i].time + 1,
+		    "%jd is %jd", (intmax_t)all[i].time, (intmax_t)now);
+		/* And back: what the host sets the guest reads. */
+		set(vm, B, B_24 | B_HALT);
+		set(vm, 9, 0x72);		/* a leap year, too */
+		set(vm, B, B_24);
+		check(vm_rtc_settime(vm->ctx, all[i].time) == 0,
+		    "%jd cannot be set", (intmax_t)all[i].time);
+		for (size_t j = 3; j < nitems(offsets); j++) {
+			if (i != 1)
+				equal_at("register", offsets[j],
+				    get(vm, offsets[j]), all[i].fields[j]);
+		}
+	}
+	vm_free(vm);
+}
+
 static void
 nvram(const void *arg __unused)
 {
@@ -231,6 +303,10 @@ static const struct test tests[] = {
 	{ "rtc.formats", "BCD, binary, 12 and 24 hours", formats, NULL },
 	{ "rtc.control", "registers A to D", control, NULL },
 	{ "rtc.written", "a time that the guest sets", written, NULL },
+	{ "rtc.hours", "hours of a 12-hour clock that the guest sets", hours,
+	    NULL },
+	{ "rtc.dates", "dates at the ends of months and centuries", dates,
+	    NULL },
 	{ "rtc.nvram", "its memory, from inside and outside", nvram, NULL },
 	{ "rtc.interrupts", "periodic, update and alarm interrupts",
 	    interrupts, NULL },
