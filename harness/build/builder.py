@@ -279,11 +279,13 @@ def _includable(job: _Job, work: Path) -> Iterator[str]:
 
 
 def _own_code() -> str:
-    """The digest of the building code, so that a change to it causes new builds."""
+    """The digest of the building code, so that a change to it causes new builds.
+
+    The base modules are all in it, because any of them may be used.
+    """
     here = Path(__file__).parent
-    folders = (here, here.with_name("series"))
+    folders = (here, here.with_name("series"), here.parent)
     sources = sorted(path for folder in folders for path in folder.glob("*.py"))
-    sources.append(here.with_name("process.py"))
     return files.sha256_text(*(path.read_text(encoding="utf-8") for path in sources))
 
 

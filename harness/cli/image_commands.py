@@ -216,7 +216,7 @@ def _look_at(release: str, kept: snapshot.Snapshot) -> check.Finding:
 
 
 def _short(record: ImageRecord) -> str:
-    return f"{record.uname.split(' GENERIC')[0]}; {record.disk}"
+    return f"{record.system}; {record.disk}"
 
 
 def _say_missing(record: ImageRecord) -> None:

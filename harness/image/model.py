@@ -89,3 +89,8 @@ class ImageRecord:
     changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)] = ()
     source: Path | None = None
     sysroot: Path | None = None
+
+    @property
+    def system(self) -> str:
+        """The system's name and version from uname: FreeBSD 15.1-RELEASE-p1."""
+        return " ".join(self.uname.split()[:3:2])

@@ -141,7 +141,7 @@ class Session:
             if self.options.module:
                 # Without it there is nothing to build, which is to be said before a boot.
                 _ = imaged.source
-            step.note = " ".join(record.uname.split()[:3:2])
+            step.note = record.system
             self.properties["image"] = record.uname
             self.properties["image sha256"] = record.disk_sha256
         return imaged

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from harness import host
 from harness.bench import boots, builds, chart, phases, run, subject, where
 from harness.bench.model import Measurements, Result, Samples, at_least, at_most
 from harness.cli.program import spread
 from harness.errors import CannotError, UsageError
-from harness.machine import bochs_program
+from harness.files import PROJECT
+from harness.guest.freebsd import Access
+from harness.host.facts import load
+from harness.machine import Drive, Spec, bochs_program
 from harness.machine.bochs_program import Bochs
 
 RESULT = Result(
@@ -189,3 +193,16 @@ def test_what_cannot_be_measured_here_is_left_out_of_many(
         go("not_here")
     with pytest.raises(UsageError, match="no such bench; choose from good, slow"):
         go("nothing")
+
+
+def test_on_amd_the_benches_boot_with_svm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every bench makes its machines by Subject.make, which knows the processor's vendor."""
+    facts = (PROJECT / "tests/unit/data/hosts/amd-nested.json").read_text()
+    monkeypatch.setattr(host, "gather", lambda: load(facts))
+    chosen = run._backend("boot", "auto")
+    spec = Spec(tmp_path, Drive(tmp_path / "disk"))
+    access = Access(tmp_path / "key", "ssh-ed25519 AAAA", "root")
+    command = subject.Subject("FreeBSD", spec, access, "", chosen).make(spec).command()
+    assert "+svm" in command[command.index("-cpu") + 1]
+    for module in (boots, phases):
+        assert "machines.make(" not in Path(module.__file__ or "").read_text()
