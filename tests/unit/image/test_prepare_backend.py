@@ -18,7 +18,6 @@ from harness.image import obtain
 from harness.image.model import ImageRecord
 from harness.image.obtain import Files
 from harness.machine.qemu import QemuMachine
-from harness.release import parse
 
 HOSTS = PROJECT / "tests" / "unit" / "data" / "hosts"
 MIB = 1 << 20
@@ -52,7 +51,7 @@ def test_the_processors_own_flag_is_asked_for(
 def test_the_line_names_the_system_once(tmp_path: Path) -> None:
     uname = "FreeBSD freebsd 15.1-RELEASE-p1 FreeBSD 15.1-RELEASE-p1 releng/15.1 GENERIC amd64"
     record = ImageRecord(
-        release=parse("15.1"),
+        release="15.1",
         origin="/d",
         origin_format="raw",
         origin_sha256="0" * 64,
