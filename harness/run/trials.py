@@ -82,7 +82,7 @@ class Trial:
 class Trials:
     """Runs the checks in `tests`, and unless `general` those of the topic.
 
-    `named` are checks that are run even where they take minutes.  Of the others only those run of
+    `named` are checks that are run even where they take minutes, if they have no quick form.  Of the others only those run of
     whose FILE::NAME one of `chosen` is a part, or all where there is none.  With `every` a trial
     runs all checks, otherwise it ends at the first that fails.  `stock` is what variants are
     compared with.
@@ -228,6 +228,7 @@ class _Recorder:
     stage: progress.Stage
     baseline: Baseline | None
     names: dict[str, str] = field(default_factory=dict)
+    quick: set[str] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     without: dict[str, str] = field(default_factory=dict)
@@ -252,6 +253,9 @@ class _Recorder:
         for name in wanted:
             if not any(_is(_short(item), name) for item in items):
                 raise pytest.UsageError(f"{self.variant.name}: Caught-by: {name} is no check")
+        self.quick = {
+            _base(_short(item)) for item in items if item.get_closest_marker(_MINUTES) is None
+        }
         run = [item for item in items if self._is_asked(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in run])
         first = [item for item in run if self._is_named(item, self.variant.caught_by)]
@@ -276,7 +280,10 @@ class _Recorder:
         chosen = self.trials.chosen
         if not named and chosen and not any(part in _short(item) for part in chosen):
             return False
-        return named or self.trials.bench.options.full or not item.get_closest_marker(_MINUTES)
+        if self.trials.bench.options.full or not item.get_closest_marker(_MINUTES):
+            return True
+        # Of a named check the quick forms are enough.
+        return named and _base(_short(item)) not in self.quick
 
     def _rank(self, item: pytest.Item) -> int:
         """The position of a check among the related ones; behind all of them if it is not
@@ -332,6 +339,11 @@ def _reason(report: pytest.TestReport) -> str:
 def _short(item: pytest.Item) -> str:
     """FILE::NAME of a check; the name itself may contain slashes."""
     return f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+
+
+def _base(short: str) -> str:
+    """A check's name without its parameters."""
+    return short.partition("[")[0]
 
 
 def _is(short: str, name: str) -> bool:

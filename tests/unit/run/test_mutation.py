@@ -32,6 +32,10 @@ def test_b(vmm):
 def test_long(vmm):
     assert vmm.variant != "wrong-long"
 
+@pytest.mark.parametrize("cycles", [2, pytest.param(2000, marks=pytest.mark.minutes)])
+def test_wears(vmm, cycles):
+    assert cycles == 2 or vmm.variant == "nobody"
+
 @pytest.fixture
 def atf():
     raise OSError("atf-c is not installed")
@@ -209,6 +213,14 @@ def test_what_takes_minutes_is_run_where_it_should_notice_or_with_full(
     assert verdicts(run(lazy, full=True))["wrong-long"] == ("caught", "test_long")
 
 
+def test_of_a_named_check_the_quick_forms_are_enough(run: Run, wrong: Callable[..., Mutant]) -> None:
+    """Its slow form, which fails here on correct code, is left out; --full runs it."""
+    result = run(wrong("wrong-a", "test_wears"))
+    assert not any("test_wears[2000]" in name for name in result.outside_baseline)
+    result = run(wrong("wrong-a", "test_wears"), full=True)
+    assert any("test_wears[2000]" in name for name in result.outside_baseline)
+
+
 def test_a_module_that_the_kernel_refuses_is_caught(
     run: Run, played: Played, wrong: Callable[..., Mutant]
 ) -> None:
@@ -270,7 +282,7 @@ def test_a_table_for_people(
 ) -> None:
     mutation.show(run(stock, wrong("wrong-d", "test_is_skipped")))
     said = capsys.readouterr().out
-    assert "3 checks held" in said
+    assert "4 checks held" in said
     assert "test_is_skipped does not pass on correct code, so it catches nothing" in said
     assert "verdict: 1 of 2 wrong variants caught, 1 of 1 right ones held" in said
     assert progress.clean(said) == said
