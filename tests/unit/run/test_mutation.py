@@ -213,7 +213,9 @@ def test_what_takes_minutes_is_run_where_it_should_notice_or_with_full(
     assert verdicts(run(lazy, full=True))["wrong-long"] == ("caught", "test_long")
 
 
-def test_of_a_named_check_the_quick_forms_are_enough(run: Run, wrong: Callable[..., Mutant]) -> None:
+def test_of_a_named_check_the_quick_forms_are_enough(
+    run: Run, wrong: Callable[..., Mutant]
+) -> None:
     """Its slow form, which fails here on correct code, is left out; --full runs it."""
     result = run(wrong("wrong-a", "test_wears"))
     assert not any("test_wears[2000]" in name for name in result.outside_baseline)
