@@ -82,9 +82,9 @@ class Trial:
 class Trials:
     """Runs the checks in `tests`, and unless `general` those of the topic.
 
-    `named` are checks that are run even where they take minutes, if they have no quick form.  Of the others only those run of
-    whose FILE::NAME one of `chosen` is a part, or all where there is none.  With `every` a trial
-    runs all checks, otherwise it ends at the first that fails.  `stock` is what variants are
+    `named` are checks that are run even where they take minutes, if they have no quick form.  Of
+    the others only those run of whose FILE::NAME one of `chosen` is a part, or all where there is
+    none.  With `every` a trial runs all checks, otherwise it ends at the first that fails.  `stock` is what variants are
     compared with.
     """
 
