@@ -84,8 +84,8 @@ class Trials:
 
     `named` are checks that are run even where they take minutes, if they have no quick form.  Of
     the others only those run of whose FILE::NAME one of `chosen` is a part, or all where there is
-    none.  With `every` a trial runs all checks, otherwise it ends at the first that fails.  `stock` is what variants are
-    compared with.
+    none.  With `every` a trial runs all checks, otherwise it ends at the first that fails.
+    `stock` is what variants are compared with.
     """
 
     bench: Workbench
