@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -239,3 +240,19 @@ def test_a_module_of_another_kind_is_not_taken_down() -> None:
     for other in others:
         with pytest.raises(ValueError, match=r"module|kernel"):
             keeper.record.module_fields(other)
+
+
+def test_records_of_other_versions_are_read(sleeper: Process) -> None:
+    """Without what is newer, and with what was given up since or comes later."""
+    record = reserve("old")
+    path = runs_dir() / "guests" / "old.json"
+    data = json.loads(path.read_text())
+    for newer in ("announces", "ssh_private", "boots", "powered_off", "module_address"):
+        data.pop(newer, None)
+    path.write_text(json.dumps({**data, "of_tomorrow": {"any": "kind"}}))
+    found = keeper.load("old")
+    assert found is not None
+    assert (found.name, found.run_dir, found.owner) == (record.name, record.run_dir, record.owner)
+    path.write_text("{}")
+    with pytest.raises(CannotError, match=r"old\.json: cannot be read .*; remove it"):
+        keeper.load("old")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness import defaults, keeper
-from harness.errors import UsageError
+from harness.errors import GuestError, UsageError
 from harness.files import PROJECT
 from harness.run import persistent_session
 from harness.run.options import Options, name_to_keep
@@ -89,3 +89,10 @@ def test_no_task_has_rules_of_its_own_about_series_and_topic(path: Path) -> None
                     names = (it.id for it in ast.walk(keyword.value) if isinstance(it, ast.Name))
                     named = {*names} - {"defaults", "path", "Path", "tuple"}
                     assert len(named) <= 1, f"{keyword.arg} is made of {sorted(named)}"
+
+
+def test_a_guest_of_another_version_is_named_with_the_way_to_end_it(tmp_path: Path) -> None:
+    options = {**persistent_session.to_data(Options()), "of_tomorrow": True}
+    record = keeper.Record("old", tmp_path, keeper.record.Process(1, ""), "ready", options=options)
+    with pytest.raises(GuestError, match=r"another version .*; \./inv down --name old ends it"):
+        persistent_session.options_of(record)
