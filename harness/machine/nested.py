@@ -53,7 +53,18 @@ def orders(spec: Spec, vendor_flag: str) -> str:
         cpu=qemu.default_cpu(qemu.KVM, vendor_flag),
     )
     # The guest's disk is the second disk of the Linux.
-    disk = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/dev/sdb", qemu.OVERLAY]
+    disk = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        "-b",
+        "/dev/guest-disk",
+        qemu.OVERLAY,
+    ]
     lines = [
         "cd /run",
         "stty raw -echo",
@@ -97,30 +108,34 @@ class NestedMachine(bochs.BochsMachine):
         )
 
     @cached_property
-    def _linux_disk(self) -> Path:
+    def linux_disk(self) -> Path:
+        """The disk that Linux boots from; CannotError where it can be neither found nor made."""
         return _linux_disk(self.spec.ssh)
+
+    def orders_image(self) -> bytes:
+        """The disk with what Linux's shell runs."""
+        return self._orders.encode().ljust(_ORDERS_BYTES, b"\0")
 
     def _disks(self) -> dict[str, Path]:
         return {
             **super()._disks(),
             _GUEST_DISK: self.spec.drive.path.absolute(),
-            bochs.DISK: self._linux_disk,
+            bochs.DISK: self.linux_disk,
         }
 
     def start(self, deadline: Deadline) -> None:
         # The deadline does not include making the Linux.
-        _ = self._linux_disk
+        _ = self.linux_disk
         super().start(Deadline.after(deadline.limit_s))
 
     def _prepare(self) -> None:
         super()._prepare()
-        text = self._orders.encode()
-        (self.spec.run_dir / _ORDERS).write_bytes(text.ljust(_ORDERS_BYTES, b"\0"))
+        (self.spec.run_dir / _ORDERS).write_bytes(self.orders_image())
 
     def depends_on(self) -> dict[str, str]:
         return {
             **super().depends_on(),
-            "the Linux with KVM": str(self._linux_disk),
+            "the Linux with KVM": str(self.linux_disk),
             "QEMU in it": self._orders,
         }
 

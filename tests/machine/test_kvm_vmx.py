@@ -42,7 +42,7 @@ class _Linux(NestedMachine):
         super().__init__(spec, Backend(KVM_IN_BOCHS))
         self._orders = "\n".join(
             [
-                "mkdir /mnt && busybox mount -t ext4 /dev/sdb /mnt || exit",
+                "mkdir /mnt && busybox mount -t ext4 /dev/guest-disk /mnt || exit",
                 "for name in dev proc sys; do busybox mount --bind /$name /mnt/$name; done",
                 f"busybox cp /lib/modules/*.ko /mnt{_MODULES}",
                 "busybox chroot /mnt /bin/sh /l1/run",
