@@ -16,6 +16,7 @@ from harness.errors import PatchError
 _TAG = re.compile(r"\[([^\]\n]*)\]")
 _NUMBER = re.compile(r"\b(\d{1,4})/(\d{1,4})\b")
 _VERSION = re.compile(r"\bv(\d{1,3})\b", re.I)
+_MOST = 500
 _REPLY = re.compile(r"(?:re|aw|sv|antw)(?:\[\d+\])?:", re.I)
 
 
@@ -100,13 +101,28 @@ def _in_order(found: list[T], where: str, notes: list[str]) -> list[T]:
     totals = {it.tags.total for it in found}
     if len(found) < 2 or len(totals) > 1 or 0 in numbers or len(set(numbers)) < len(numbers):
         return found
-    (total,) = totals
-    if missing := [it for it in range(1, total + 1) if it not in numbers]:
-        notes.append(f"{where}: of its {total} patches it lacks {_few(missing)}")
     ordered = sorted(found, key=lambda it: it.tags.number)
     if ordered != found:
         notes.append(f"{where}: taken in the order of their subjects ({_few(sorted(numbers))})")
     return ordered
+
+
+def lacking(patches: Iterable[Tagged]) -> list[str]:
+    """Which patches of a series are not there, by the numbers in the subjects of the others."""
+    groups: dict[tuple[int, int], set[int]] = {}
+    for it in patches:
+        if it.tags.total and not it.tags.reply:
+            groups.setdefault((it.tags.version, it.tags.total), set()).add(it.tags.number)
+    notes = []
+    for (version, total), numbers in sorted(groups.items()):
+        # A subject may say anything; nobody sends so many.
+        if total <= _MOST and (missing := set(range(1, total + 1)) - numbers):
+            which = f" of version {version}" if version > 1 else ""
+            notes.append(
+                f"by their subjects there are {total} patches{which}; absent: "
+                f"{_few(sorted(missing))}"
+            )
+    return notes
 
 
 def _few(numbers: Iterable[int]) -> str:

@@ -40,6 +40,8 @@ class Listing:
     notes: tuple[str, ...] = ()
     by_name: bool = False
     """No file says the order: the names do."""
+    from_file: bool = False
+    """A `series` file names them."""
 
 
 def from_folder(folder: Path) -> Listing:
@@ -85,7 +87,8 @@ def from_file(listing: Path) -> Listing:
         entries.append(entry)
     there = sorted(folder.iterdir(), key=_by_number)
     patches = [path for path in there if _is_patch(path)]
-    return Listing(tuple(entries), _left_out(folder, patches, [entry.path for entry in entries]))
+    left = _left_out(folder, patches, [entry.path for entry in entries])
+    return Listing(tuple(entries), left, from_file=True)
 
 
 def _entry(folder: Path, line: str, at: str) -> Entry:

@@ -68,12 +68,13 @@ class Place:
 
     `tree` is the source tree, if there is one.  `made` are the paths in the patches so far, because
     a patch may change a file that an earlier one adds.  `prefixes` are the removed parts of names
-    that matched the tree.
+    that matched the tree.  `listed` are the patches that a `series` file names.
     """
 
     tree: Path | None = None
     made: set[str] = field(default_factory=set)
     prefixes: set[bytes] = field(default_factory=set)
+    listed: set[Path] = field(default_factory=set)
 
     def level(self, found: Sequence[diffs.Section]) -> int | None:
         """The number of leading parts to remove from the names of a diff; None if the diff fits
@@ -162,7 +163,11 @@ def load_series(
     determines the leading parts to remove from the names in a patch.  Raises UsageError if there is
     no such series, or none for `release`; PatchError if a patch is missing, or git cannot read it.
     """
-    return _load(where, release, Place(tree))
+    place = Place(tree)
+    series = _load(where, release, place)
+    # What a file says that lists patches is meant; a mailbox may have been cut off.
+    absent = arrange.lacking(it for it in series.patches if it.path not in place.listed)
+    return replace(series, notes=(*series.notes, *absent))
 
 
 def _load(where: Path | str | Sequence[Path], release: str, place: Place) -> Series:
@@ -207,6 +212,8 @@ def _load(where: Path | str | Sequence[Path], release: str, place: Place) -> Ser
 def _series(topic: str, release: str, folder: Path, found: Listing, where: Place) -> Series:
     patches: list[Patch] = []
     notes = list(found.notes)
+    if found.from_file:
+        where.listed.update(entry.path for entry in found.entries)
     for entry in found.entries:
         read, more = read_patches(entry, where)
         patches += read

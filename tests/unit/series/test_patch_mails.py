@@ -87,9 +87,20 @@ def test_a_mail_that_came_twice_is_applied_once(tmp_path: Path, tree: Path) -> N
 
 
 def test_what_is_lacking_is_named(tmp_path: Path, tree: Path) -> None:
+    """A mailbox may have been cut off, and a half of a series is not the series."""
     where = tmp_path / "x.mbox"
     where.write_bytes(mail(tmp_path, 1, "[PATCH 1/3]") + mail(tmp_path, 2, "[PATCH 3/3]"))
-    assert "x.mbox: of its 3 patches it lacks 2" in result(where, tree)[0].notes
+    assert "by their subjects there are 3 patches; absent: 2" in result(where, tree)[0].notes
+    where.write_bytes(mail(tmp_path, 1, "[PATCH v2 1/2]"))
+    absent = "by their subjects there are 2 patches of version 2; absent: 2"
+    assert absent in result(where, tree)[0].notes
+    # Each file alone lacks the other, both together lack nothing.
+    other = tmp_path / "y.mbox"
+    other.write_bytes(mail(tmp_path, 2, "[PATCH v2 2/2]"))
+    assert not load.load_series([where, other], "15.1", tree).notes
+    # Whoever lists patches means those.
+    (tmp_path / "series").write_text("x.mbox\n")
+    assert absent not in load.load_series(tmp_path, "15.1", tree).notes
 
 
 def test_several_versions_are_refused(tmp_path: Path, tree: Path) -> None:
