@@ -54,7 +54,11 @@ if [ -n "${BASE:-}" ]; then
 	SERIES=$out/series
 fi
 if [ -n "${SERIES:-}" ]; then
-	case $SERIES in /*) ;; *) SERIES=$here/$SERIES ;; esac
+	case $SERIES in
+	*://*) stop 2 "$SERIES: addresses are not fetched; fetch it (curl -fLO ADDRESS) and give the file" ;;
+	/*) ;;
+	*) SERIES=$here/$SERIES ;;
+	esac
 	[ -e "$SERIES" ] || stop 2 "$SERIES: there is no such series"
 	set -- --series "$SERIES"
 fi

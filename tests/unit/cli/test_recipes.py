@@ -264,6 +264,8 @@ def test_what_ends_before_the_verdict_leaves_one(inv: Inv, tmp_path: Path) -> No
     assert (
         verdict.read_text() == f"verdict: no verdict: {tmp_path}/nowhere: there is no such series\n"
     )
+    assert inv.run(tmp_path, SERIES="https://example.org/1.patch") == (2, [])
+    assert "https://example.org/1.patch: addresses are not fetched; " in verdict.read_text()
     code, _ = inv.run(tmp_path, SILENT="1", VERIFY="2")
     assert (code, verdict.read_text()) == (
         2, "verdict: no verdict: verify ended with exit code 2; the log says why\n"
