@@ -1,4 +1,4 @@
-"""Who runs the workbench, and in what: a remedy has to be one that can be typed here."""
+"""The user and the system that run the workbench, so that remedies fit them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Surroundings:
     container: str = ""
 
     def as_root(self, *commands: str) -> str:
-        """Commands that only root may run, one after the other, as they can be typed here."""
+        """Commands that only root may run, in order, in the form to type here."""
         if self.root:
             return " && ".join(commands)
         if self.sudo:
@@ -28,7 +28,7 @@ class Surroundings:
         return f"su -c {shlex.quote(' && '.join(commands))}"
 
     def on_kernel(self, *commands: str) -> str:
-        """Commands about the kernel: in a container, the kernel is its host's."""
+        """Commands about the kernel, which in a container is that of its host."""
         if self.container:
             typed = " && ".join(f"sudo {it}" for it in commands)
             return f"on the container's host: {typed}"
@@ -36,20 +36,20 @@ class Surroundings:
 
 
 def look(top: Path = Path("/")) -> Surroundings:
-    """Find it out; `top` stands for the root folder."""
+    """Examine this system; `top` replaces the root folder in tests."""
     return Surroundings(
         root=os.geteuid() == 0, sudo=bool(shutil.which("sudo")), container=_container(top)
     )
 
 
 def require_proc(top: Path = Path("/")) -> None:
-    """CannotError unless /proc shows this process: memory, processors and guests are read there."""
+    """Raise CannotError unless /proc shows this process: it is needed for memory and guests."""
     if not (top / "proc/self/stat").exists():
         raise no_proc()
 
 
 def no_proc() -> CannotError:
-    """What to say where /proc is not there."""
+    """The error if /proc is not mounted."""
     return CannotError(f"/proc cannot be read; run {look().as_root('mount -t proc proc /proc')}")
 
 
@@ -59,7 +59,7 @@ def _container(top: Path) -> str:
         if (top / mark).exists():
             return kind
     try:
-        # What systemd-nspawn, LXC and others leave there for systemd.
+        # The file that systemd-nspawn, LXC and others write for systemd.
         return (top / "run/systemd/container").read_text().strip()
     except OSError:
         pass

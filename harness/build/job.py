@@ -1,4 +1,4 @@
-"""The input of a build's parts, and what they make."""
+"""The input and the results of a build's parts."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class Traits:
     `time_scale` is the factor for limits written for native speed; `virtualizes` says whether
     guests should have VMX or SVM (the probe proves it); `saves` whether a running machine can be
     saved and resumed; `can_be_asked` whether the emulator ends by itself when it is asked to.
-    `processors` is how many a run's guest gets.
+    `processors` is the number that a run's guest gets.
     """
 
     backend: str

@@ -1,4 +1,4 @@
-"""The fixtures that are made of `workbench`; plugin.py offers them to checks."""
+"""The fixtures that are made from `workbench`; plugin.py offers them to checks."""
 
 from __future__ import annotations
 

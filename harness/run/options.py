@@ -1,4 +1,4 @@
-"""What a run is asked to do, and the rules about what goes with what.
+"""The options of a run, and the rules for combining them.
 
 The rules are here and not in the tasks, so that verify, `up`, fuzz and pytest's plugin obey them.
 """
@@ -17,21 +17,19 @@ from harness.series import load as patches
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be tested, where.
+    """What to test, and where.
 
-    `series` names patches of somebody's own, or is empty for the topic's; `stock` leaves patches
-    out.  `topic` names a folder of patches/, None where the user named none: see `topic_name`.
-    `offline` fetches nothing, `full` runs the checks that take minutes too; without `module`
-    nothing is built or loaded.
-    `side_by_side` asks for the stock module beside the patched one, `alone` leaves it out: see
-    `with_stock`.  `go_on` brings a guest that broke up again, for the checks that are left; `only`
-    is a pytest -k expression.
-    `builder` says who builds the module: host, guest (FreeBSD's own compiler, in a guest made for
-    it), or auto, which is the host where that has a compiler.
-    `coverage` builds a module that counts which of its lines ran.
-    `guests` is in how many guests at once the checks run; 0 for what this machine has room for.
-    `cpu_vendor` is intel or amd; empty for what the backend has (Intel in Bochs).
-    UsageError for what does not go together.
+    `series` names patches of the user's own, or is empty for the topic's; `stock` leaves out all
+    patches.  `topic` names a folder of patches/, or is None if the user named none: see
+    `topic_name`. `offline` fetches nothing; `full` also runs the checks that take minutes; without
+    `module` nothing is built or loaded. `side_by_side` asks for the stock module as well as the
+    patched one, `alone` leaves it out: see `with_stock`.  `go_on` starts a broken guest again, for
+    the remaining checks; `only` is a pytest -k expression. `builder` says where the module is
+    built: host, guest (FreeBSD's own compiler, in a separate guest), or auto, which is the host if
+    it has a compiler. `coverage` builds a module that counts which of its lines ran. `guests` is
+    the number of guests for the checks; 0 means as many as this machine has room for. `cpu_vendor`
+    is intel or amd; empty means that of the backend (Intel in Bochs). Raises UsageError for options
+    that exclude each other.
     """
 
     release: str = defaults.RELEASE
@@ -77,9 +75,9 @@ class Options:
 
     @property
     def topic_name(self) -> str:
-        """Whose checks, features and patches are used: the topic that was named, or the default.
+        """The topic whose checks, features and patches are used: the named one, or the default.
 
-        Empty for patches of somebody's own: they are held to what any vmm.ko must do.
+        It is empty for patches of the user's own, which get only the general checks.
         """
         if self.topic is not None:
             return self.topic
@@ -87,14 +85,14 @@ class Options:
 
     @property
     def with_stock(self) -> bool:
-        """Whether the stock module is built, and tried where both are: a series asks for it."""
+        """Whether the stock module is also built and tried; with a series it is by default."""
         return self.side_by_side or (bool(self.series) and not self.stock and not self.alone)
 
 
 def name_to_keep(keep: bool, name: str) -> str:
-    """What the guest of a failed run is called if it is to stay; empty where it is not.
+    """The name of a failed run's guest if it should stay; otherwise empty.
 
-    UsageError for a name without --keep, and for one that no guest can have.
+    Raises UsageError for a name without --keep, and for an invalid name.
     """
     if name and not keep:
         raise UsageError(f"--name {name} belongs to --keep, which leaves the guest up; add --keep")
@@ -104,7 +102,7 @@ def name_to_keep(keep: bool, name: str) -> str:
 def load_series(options: Options, tree: Path | None = None) -> patches.Series | None:
     """The series to build, or None for the stock module.
 
-    It is read for `tree`, else for the release's source tree, where one was imported.
+    It is read for `tree`, or for the release's source tree if one was imported.
     """
     if options.stock:
         return None
@@ -114,7 +112,7 @@ def load_series(options: Options, tree: Path | None = None) -> patches.Series | 
 
 
 def known_source(options: Options) -> Path | None:
-    """The source tree that was imported for the release; None where there is none to be read."""
+    """The source tree that was imported for the release; None if there is none."""
     try:
         return store.source(options.release)
     except CannotError:
@@ -122,5 +120,5 @@ def known_source(options: Options) -> Path | None:
 
 
 def features_of(topic: str) -> features.Features:
-    """What a topic wants built otherwise than a release is."""
+    """The build options of a topic that differ from a release's."""
     return features.read(patches.PATCHES / topic) if topic else features.Features()

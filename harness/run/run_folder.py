@@ -12,7 +12,7 @@ from harness.errors import CannotError, UsageError
 
 
 def new_run_dir(what: str) -> Path:
-    """A fresh folder runs/TIME-WHAT, 0700; `runs/latest` points at it."""
+    """Make a new folder runs/TIME-WHAT, 0700; `runs/latest` points to it."""
     root = files.runs_dir()
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     for number in range(1000):

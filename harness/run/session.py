@@ -1,8 +1,8 @@
-"""The one way through: from this machine to a guest that runs the module under test.
+"""One run: from this machine to a guest that runs the tested module.
 
-`verify`, `up`, the pytest plugin and what tries one module after another walk it; each step is a
-stage with a name, a time and a note, and each can be the last, with a reason.  What a stage makes
-is a value of stages.py, which the next one takes.
+`verify`, `up`, the pytest plugin, and the commands that try one module after another all use it.
+Each step is a stage with a name, a time and a note, and each can be the last one, with a reason.
+The result of a stage is a value of stages.py, which the next stage takes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _GOODBYE_S = 10.0
 class Session:
     """A run: its folder, its stages so far, and the machine that ends with it.
 
-    Use it as a context manager: leaving it ends the machine.
+    Use it as a context manager: leaving the block ends the machine.
     """
 
     def __init__(self, options: Options, run_dir: Path) -> None:
@@ -49,16 +49,16 @@ class Session:
         """The chosen backend's name; empty before one was chosen."""
         self.panic: panic_report.Panic | None = None
         self.breaks = 0
-        """How often the guest broke and was brought up again."""
+        """The number of times that the guest broke and was started again."""
         self._series: tuple[Path | None, patches.Series | None] | None = None
-        # What has to be ended, and whose lines a panic's report names.
+        # The machine to end, and the module whose lines a panic's report names.
         self._up: Booted | None = None
         self._running: builder.Build | None = None
 
     def up(self, *, stock_first: bool = False) -> Workbench:
         """Every stage, in order.
 
-        `stock_first`: where the stock module is tried too, that one is loaded.
+        `stock_first`: if the stock module is tried too, load that one first.
         """
         # The series is read before anything is booted, so that a misspelt name costs no boot.
         if self.options.module:
@@ -77,14 +77,14 @@ class Session:
         return Workbench(self, self.boot(self.to_image()))
 
     def to_image(self) -> Imaged:
-        """The stages that come before anything is built or booted."""
+        """Do the stages before anything is built or booted."""
         return self.find_image(self.prove(self.choose()))
 
     def series(self, tree: Path | None = None) -> patches.Series | None:
-        """The patches that are tested, None for the stock module; they are read once.
+        """The tested patches, None for the stock module; they are read once.
 
-        What changes in the files meanwhile is no part of this run.  They are read again only for a
-        source `tree` that was not there when they were read.
+        Later changes of the files do not affect this run.  They are read again only for a source
+        `tree` that did not exist at the first reading.
         """
         tree = tree or known_source(self.options)
         if self._series is None or self._series[0] != tree:
@@ -93,7 +93,7 @@ class Session:
 
     @property
     def guest(self) -> Guest | None:
-        """The guest, from before it is up; None before there is a machine."""
+        """The guest, also while it starts; None before there is a machine."""
         return self._up.guest if self._up else None
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[progress.Stage]:
@@ -101,7 +101,7 @@ class Session:
         return progress.stage(name, self.stages)
 
     def choose(self) -> Chosen:
-        """Choose the backend; CannotError when none does what was asked."""
+        """Choose the backend; CannotError if none meets the request."""
         obtain.require_known(self.options.release)
         with self.stage("host") as step:
             facts = host.gather()
@@ -115,9 +115,10 @@ class Session:
         return Chosen(backend)
 
     def prove(self, chosen: Chosen) -> Proven:
-        """Run the bare-metal probe there; CannotError when the backend does not virtualize.
+        """Run the bare-metal probe there; CannotError if the backend does not virtualize.
 
-        TCG was never said to: what it lacks is noted, and the run goes on to what needs no VM.
+        TCG is not expected to: its missing features are noted, and the run continues with checks
+        that need no VM.
         """
         with self.stage("probe") as step:
             result = run.run_probe(chosen.backend, run_dir=self.run_dir / "probe")
@@ -139,7 +140,7 @@ class Session:
             )
             imaged = Imaged(backend, record)
             if self.options.module:
-                # Without it there is nothing to build, which is to be said before a boot.
+                # Without it nothing can be built, which must be reported before a boot.
                 _ = imaged.source
             step.note = record.system
             self.properties["image"] = record.uname
@@ -147,12 +148,12 @@ class Session:
         return imaged
 
     def make(self, imaged: Imaged) -> Built:
-        """Build module, library and tools; PatchError when the series does not."""
+        """Build module, library and tools; PatchError if the series does not build."""
         with self.stage("build") as step:
             series = self.series(imaged.source)
             built = self._build(imaged, series, step)
             stock = None
-            # Somebody's own series is compared with stock, although stock is not to be checked.
+            # A series of the user's own is compared with stock, even if stock is not checked.
             if self.options.with_stock or (series and self.options.series):
                 stock = self._build(imaged, None, step)
             if series is not None and series.patches:
@@ -186,7 +187,9 @@ class Session:
         )
 
     def _report_series(self, series: patches.Series, build: builder.Build) -> None:
-        """Say what a reader of the verdict must know: what was left out, moved, not tested."""
+        """Report what a reader of the verdict must know: files left out or not tested, moved
+        hunks.
+        """
         for note in (*series.notes, *build.drift):
             progress.say(f"note: {note}")
         if series.notes:
@@ -197,7 +200,7 @@ class Session:
             self.properties[NOT_TESTED] = f"{len(missed)} files of the patch: {tested.few(missed)}"
 
     def _compile_tools(self, imaged: Imaged, build: builder.Build) -> Path | None:
-        """The checks' helper, compiled against a build's library; None where there is none."""
+        """The checks' helper, compiled against a build's library; None without a library."""
         if build.library is None:
             return None
         sysroot = imaged.record.sysroot
@@ -206,11 +209,11 @@ class Session:
 
     @property
     def guest_dir(self) -> Path:
-        """The machine's folder; each one that follows one that broke has its own."""
+        """The machine's folder; each replacement of a broken machine has its own."""
         return self.run_dir / (f"guest-{self.breaks + 1}" if self.breaks else "guest")
 
     def spec(self, imaged: Imaged) -> machine.Spec:
-        """What the machine is made of."""
+        """The configuration of the machine."""
         record = imaged.record
         return machine.Spec(
             run_dir=self.guest_dir,
@@ -221,16 +224,16 @@ class Session:
         )
 
     def make_machine(self, imaged: Imaged, spec: machine.Spec | None = None) -> machine.Machine:
-        """The machine that `boot` starts, not started."""
+        """The machine that `boot` starts, not yet started."""
         return machine.make(imaged.backend, spec or self.spec(imaged))
 
     def boot(self, imaged: Imaged) -> Booted:
-        """Resume the machine or start it, and wait for SSH; GuestError when it does not come up."""
+        """Resume or start the machine, and wait for SSH; GuestError if it does not come up."""
         with self.stage("boot") as step:
 
             @contextlib.contextmanager
             def attend(guest: Guest) -> Iterator[None]:
-                # Known from the start: a panic on the way up is looked into, too.
+                # Set this at once, so that a panic during the boot is reported too.
                 self._up = Booted(imaged, guest)
                 with progress.following(step, lambda: _last_line(guest.machine)):
                     yield
@@ -252,10 +255,10 @@ class Session:
     def load(
         self, booted: Booted, built: Built, running: builder.Build, stage: str = "load"
     ) -> Loaded:
-        """Load a build's module, in place of the one that is loaded, and prove that it is ours.
+        """Load a build's module instead of the current one, and prove that it is ours.
 
-        CannotError where it loaded but the processor does not virtualize, unless TCG was asked for,
-        which never does; then the checks that need VMs are not run.
+        Raises CannotError if it loaded but the processor does not virtualize, unless TCG was
+        chosen, which never does; then the checks that need VMs are not run.
         """
         guest = booted.guest
         with self.stage("load stock" if running is built.stock else stage) as step:
@@ -278,23 +281,23 @@ class Session:
     def bring_in(
         self, booted: Booted, built: Built, running: builder.Build, vmtool: Path | None
     ) -> Loaded:
-        """Load a build's module without a stage; whether the processor virtualizes is not asked."""
-        # Known before it is loaded: if it panics then, the report has its lines.
+        """Load a build's module without a stage, even if the processor does not virtualize."""
+        # Set this before the load, so that the report of a panic has its lines.
         self._running = running
         module = vmm.load(booted.guest, running)
         bhyve = vmm.Vmm(booted.guest, module, running, vmtool)
         return Loaded(booted, built, running, module, vmtool, bhyve)
 
     def replace_machine(self, booted: Booted) -> None:
-        """After the guest broke: another machine with a fresh disk under the same guest.
+        """After the guest broke: start another machine with a new disk for the same Guest object.
 
-        Whoever holds the guest goes on with it; it is not entered yet.
+        Users of the guest keep their object; it is not connected yet.
         """
         guest = booted.guest
         self.collect_panic()
         guest.disconnect()
         self._end_machine(guest)
-        # What was given up is the machine that has gone.
+        # Commands were stopped because of the old machine, not the new one.
         guest.given_up = ""
         self.breaks += 1
         self.panic = None
@@ -304,9 +307,10 @@ class Session:
         self._up = booted
 
     def collect_panic(self) -> panic_report.Panic | None:
-        """The report of a panic, if there was one; collected once, in panic.txt and panic.json.
+        """The report of a panic, if there was one; it is collected once, in panic.txt and
+        panic.json.
 
-        To be called while the machine still stands; a debugger in it is asked.
+        Call it while the machine still runs, because the kernel's debugger is used.
         """
         if self.panic is None and self._up is not None and self._up.guest.machine.panicked:
             virtual = self._up.guest.machine
@@ -322,7 +326,7 @@ class Session:
         return self.panic
 
     def _symbols(self, imaged: Imaged) -> panic_report.Symbols:
-        """What has line numbers of the module and the kernel that run."""
+        """The files with line numbers of the running module and kernel."""
         module = self._running.symbols if self._running else None
         if imaged.record.sysroot is not None:
             kernel = imaged.record.sysroot / panic_report.KERNEL_SYMBOLS
@@ -334,12 +338,12 @@ class Session:
     def close(self) -> None:
         """End the machine; its overlay goes with it, its logs stay."""
         if self._up is None:
-            # Interrupted before there was a machine, maybe while its overlay was made.
+            # It was interrupted before there was a machine, perhaps while its overlay was made.
             self._remove_overlays()
             return
         guest = self._up.guest
         try:
-            # Worth having, not worth waiting for: the guest may hang, or be a panicked one.
+            # This is useful but not worth a long wait, because the guest may hang or have panicked.
             alive = guest.machine.pid and guest.connected and not guest.given_up
             if self._running is not None and alive:
                 with contextlib.suppress(GuestError, OSError):
@@ -371,7 +375,7 @@ class Session:
 
 
 def _last_line(virtual: machine.Machine) -> str:
-    # It has no console until it has started.
+    # There is no console before the start.
     with contextlib.suppress(RuntimeError):
         return virtual.console.last_line()
     return ""

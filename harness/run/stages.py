@@ -1,11 +1,10 @@
-"""What the stages of a run make: frozen values, each made of the one before.
+"""The results of a run's stages: frozen values, each made from the one before.
 
     Chosen -> Proven -> Imaged -> Built
                                -> Booted -> Loaded (of a Booted and a Built)
 
-A stage takes the value that it needs as its argument, so no stage asks whether another one ran.
-A guest is booted from the image alone: what is loaded in it later may be built meanwhile, or be
-one module after another.
+A stage takes the value that it needs as its argument, so no stage checks whether another one ran.
+A guest is booted only from the image; modules may be built meanwhile, and loaded one after another.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from harness.machine import Backend
 from harness.series.load import Series
 
 STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
-"""The stages of `inv verify`, as they are called in its report."""
+"""The stages of `inv verify`, by their names in its report."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Where machines are made."""
+    """The backend in which machines are made."""
 
     backend: Backend
 
 
 @dataclass(frozen=True)
 class Proven:
-    """A backend, and what the bare-metal probe found in it."""
+    """A backend, and the result of the bare-metal probe in it."""
 
     chosen: Chosen
     found: str
@@ -44,14 +43,14 @@ class Proven:
 
 @dataclass(frozen=True)
 class Imaged:
-    """A backend and the image that guests boot from in it."""
+    """A backend and the image that guests boot from."""
 
     backend: Backend
     record: ImageRecord
 
     @property
     def source(self) -> Path:
-        """The release's source tree; CannotError where the image was imported without one."""
+        """The release's source tree; CannotError if the image was imported without one."""
         if self.record.source is None:
             release = self.record.release
             raise CannotError(
@@ -61,7 +60,7 @@ class Imaged:
         return self.record.source
 
     def sysroot(self, why: str) -> Path:
-        """The release's sysroot; CannotError, which begins with `why`, if there is none."""
+        """The release's sysroot; if there is none, CannotError whose message begins with `why`."""
         if self.record.sysroot is None:
             line = store.trees_line(self.record.release, sysroot=True)
             raise CannotError(f"{why}, which needs a sysroot; import one: {line}")
@@ -70,9 +69,9 @@ class Imaged:
 
 @dataclass(frozen=True)
 class Built:
-    """What is tested: the build of a series, or of the stock source where `series` is None.
+    """The tested build: that of a series, or of the stock source if `series` is None.
 
-    `stock` is the build without the series, where both are compared.
+    `stock` is the build without the series, if both are compared.
     """
 
     imaged: Imaged
@@ -82,13 +81,13 @@ class Built:
 
     @property
     def first(self) -> Build:
-        """What is loaded first where both are tried: the stock module."""
+        """The build that is loaded first: the stock module if both are tried."""
         return self.stock or self.build
 
 
 @dataclass(frozen=True)
 class Booted:
-    """A guest of the image that is up."""
+    """A running guest of the image."""
 
     imaged: Imaged
     guest: Guest
@@ -98,7 +97,7 @@ class Booted:
 class Loaded:
     """A guest with the module of `running` loaded, which is one of the builds in `built`.
 
-    `vmtool` is the program that makes the checks' requests, None without a sysroot to compile it.
+    `vmtool` is the program that makes the checks' requests; None without a sysroot to compile it.
     """
 
     booted: Booted

@@ -1,4 +1,4 @@
-"""A guest that is up, as checks see it."""
+"""A running guest, as checks see it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Workbench:
-    """A guest that is up in a session, and the module that is loaded in it now.
+    """A running guest of a session, and its currently loaded module.
 
-    One module may take another's place, and another machine that of one that broke.  Whoever holds
-    `guest` and `vmm` goes on with the same objects then.
+    A module may be replaced by another, and a broken machine by a new one.  The objects `guest` and
+    `vmm` stay the same then.
     """
 
     def __init__(self, session: Session, booted: Booted, module: Loaded | None = None) -> None:
@@ -34,7 +34,7 @@ class Workbench:
 
     @property
     def options(self) -> Options:
-        """What the session was asked to do."""
+        """The options of the session."""
         return self.session.options
 
     @options.setter
@@ -53,7 +53,7 @@ class Workbench:
 
     @property
     def properties(self) -> dict[str, str]:
-        """What the report says of the run."""
+        """The properties of the run in its report."""
         return self.session.properties
 
     @property
@@ -63,7 +63,7 @@ class Workbench:
 
     @property
     def breaks(self) -> int:
-        """How often the guest broke and was brought up again."""
+        """The number of times that the guest broke and was started again."""
         return self.session.breaks
 
     @property
@@ -77,7 +77,7 @@ class Workbench:
 
     @property
     def spec(self) -> machine.Spec:
-        """What the machine is made of."""
+        """The configuration of the machine."""
         return self.session.spec(self.booted.imaged)
 
     @property
@@ -98,22 +98,22 @@ class Workbench:
 
     @property
     def built(self) -> Built:
-        """What is tested."""
+        """The tested builds."""
         return self._loaded.built
 
     @property
     def build(self) -> Build:
-        """The build that is tested; `running` is the one whose module is loaded."""
+        """The tested build; `running` is the one whose module is loaded."""
         return self.built.build
 
     @property
     def stock_build(self) -> Build | None:
-        """The build without the series, where both are compared."""
+        """The build without the series, if both are compared."""
         return self.module.built.stock if self.module else None
 
     @property
     def series(self) -> Series | None:
-        """The patches that are tested; None for the stock source."""
+        """The tested patches; None for the stock source."""
         return self.built.series
 
     @property
@@ -137,24 +137,24 @@ class Workbench:
         return self._loaded.vmm
 
     def use(self, build: Build, stage: str = "load") -> None:
-        """Load another of the builds that are tested, in place of the one that is loaded."""
+        """Load another of the tested builds instead of the current one."""
         self.load(self.built, build, stage)
 
     def load(self, built: Built, build: Build, stage: str = "load") -> None:
-        """Load a build's module, in place of the one that is loaded: see `Session.load`."""
+        """Load a build's module instead of the current one: see `Session.load`."""
         self.module = None
         self.module = self.session.load(self.booted, built, build, stage)
 
     def bring_in(self, built: Built, vmtool: Path) -> None:
-        """As `load`, without a stage, and with a program that was compiled before."""
+        """Like `load`, but without a stage, and with an already compiled program."""
         self.module = None
         self.module = self.session.bring_in(self.booted, built, built.build, vmtool)
 
     def restart_guest(self, *, load: bool = True) -> None:
-        """After the guest broke: another machine with a fresh disk, the same module loaded.
+        """After the guest broke: start another machine with a new disk, and load the same module.
 
-        Without `load` there is no module in it yet.  A panic's story stays in the folder of the
-        machine that had it; `panic` is the next one's.
+        Without `load` no module is loaded.  The report of a panic stays in the folder of the
+        machine that had it; `panic` is then the next one's.
         """
         guest, before = self.guest, self.module
         self.module = None

@@ -1,12 +1,12 @@
-"""A Linux whose one work is to run one QEMU with KVM: what runs KVM's guests inside Bochs.
+"""A Linux whose only purpose is to run one QEMU with KVM, so that KVM's guests run in Bochs.
 
-Bochs emulates a processor with VMX, or SVM; this Linux boots on it, loads KVM and starts QEMU, by
-the lines on its third disk, with its second disk as the guest's.  harness/machine/nested.py is who
-starts it.  The disk is made from Debian packages and this machine's own QEMU, as any user.
+Bochs emulates a processor with VMX, or SVM; this Linux boots on it, loads KVM and starts QEMU with
+the command on its third disk; its second disk is the guest's.  harness/machine/nested.py starts it.
+ The disk is made from Debian packages and this machine's own QEMU, as any user.
 
     python images/nested/kvmhost.py [network]
 
-prints the path of the disk, made if it is not there yet; without the word, it has no network.
+prints the path of the disk, which is made if it does not exist; without the word it has no network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# The project that this file belongs to, and the neighbours, whoever runs it from wherever.
+# This project and the modules in this folder, whatever the current folder is.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "standin"))
@@ -30,12 +30,12 @@ from harness.errors import CannotError, WorkbenchError
 
 HERE = Path(__file__).resolve().parent
 
-# A kernel for clouds has no driver for Bochs's network card.  Unpacking the other one takes as long
-# as the whole boot of that one.
+# A cloud kernel has no driver for Bochs's network card, but it boots in the time that the other
+# kernel needs just to unpack.
 NETWORK_KERNELS = ("linux-image-amd64", "linux-image-generic")
 MODULES = ("ata_piix", "sd_mod", "button", "kvm_intel", "kvm_amd")
 NETWORK_MODULES = ("e1000", "crc32c_generic", "ext4")
-# What some kernels have built in.
+# Modules that some kernels have built in.
 _BUILT_IN = {"button", "crc32c_generic", "ext4"}
 APPEND = (
     "console=ttyS0,115200 panic=-1 quiet loglevel=1 tsc=reliable no_timer_check "
@@ -46,9 +46,9 @@ _ROOM_BYTES = 512 << 20
 
 
 def build(network: bool) -> Path:
-    """The disk, built if the cache has none by this recipe and this QEMU.
+    """The disk, built unless the cache has one of this recipe and this QEMU.
 
-    CannotError when its parts can be neither found nor downloaded.
+    Raises CannotError if its parts cannot be found or downloaded.
     """
     cache = files.cache_dir() / "nested"
     recipe = hashlib.sha256(b"network" if network else b"")
@@ -84,7 +84,7 @@ def _build_into(folder: Path, cache: Path, network: bool) -> None:
         system.emulator(nested.EMULATOR)
         system.libraries()
         (system.folder / "run").mkdir()
-        # For those who load KVM with other settings.
+        # For tests that load KVM with other settings.
         (system.folder / "usr/lib/modules").mkdir()
         for name, data in drivers.items():
             if name.startswith("kvm"):

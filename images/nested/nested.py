@@ -1,10 +1,10 @@
-"""A Linux with KVM, to run the tests of the KVM backend where the machine has none.
+"""A Linux with KVM, to run the tests of the KVM backend on a machine without KVM.
 
 QEMU emulates a processor with SVM (TCG does not emulate VMX); a Debian kernel boots on it and loads
-kvm_amd; and in it runs this machine's own Python with this project and this machine's own QEMU,
-with KVM, as it would on hardware.  What is on its disk lies there at the same places as here, so
-that nothing has to be installed: programs with the libraries that they load, Python with the
-packages that the project asks for, the project, and the stand-in guest, which boots in there.
+kvm_amd.  It runs this machine's own Python with this project, and this machine's own QEMU with KVM,
+as on hardware.  Its disk has all files at the same paths as here, so that nothing must be
+installed: programs with the libraries that they load, Python with the packages that the project
+needs, the project, and the stand-in guest, which boots there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness import files, process
 from harness.deadline import Deadline
 from harness.errors import CannotError
 
-# The stand-in's modules, whichever way this file was loaded.
+# The stand-in's modules, in whatever way this file was loaded.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "standin"))
 import build as standin
 import cpio
@@ -53,7 +53,7 @@ DISK_BYTES = 1 << 30
 
 EMULATOR = ("qemu-system-x86_64", "qemu-img")
 _PROGRAMS = (*EMULATOR, "setpriv")
-# What QEMU loads for the machines that the project makes.
+# Firmware that QEMU loads for the project's machines.
 _ROMS = (
     "bios-256k.bin",
     "kvmvapic.bin",
@@ -69,7 +69,7 @@ _UNUSED = shutil.ignore_patterns(
 
 @dataclass(frozen=True)
 class Nested:
-    """The kernel and the first file system, which holds the drivers."""
+    """The kernel and the first file system, which contains the drivers."""
 
     kernel: Path
     initrd: Path
@@ -78,7 +78,7 @@ class Nested:
 def build(cache: Path | None = None) -> Nested:
     """The kernel with its drivers, from Debian packages, built if it is not in `cache` yet.
 
-    CannotError when the packages can be neither found nor downloaded.
+    Raises CannotError if the packages cannot be found or downloaded.
     """
     cache = cache or files.cache_dir() / "nested"
     recipe = hashlib.sha256()
@@ -137,10 +137,10 @@ def first_file_system(busybox: bytes, init: Path, modules: Mapping[str, bytes]) 
 
 
 def make_disk(target: Path, nested: Nested, script: str, extra: Iterable[Path]) -> None:
-    """An ext4 disk with all that the tests need, and `script` to be run by its shell.
+    """An ext4 disk with all files for the tests, and `script` for its shell.
 
-    `extra` are files and folders of this machine that lie at the same place there.  CannotError
-    when something is missing here.
+    `extra` are files and folders of this machine that get the same path there.  Raises CannotError
+    if a file is missing here.
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         root = Root(Path(work))
@@ -156,7 +156,7 @@ def make_disk(target: Path, nested: Nested, script: str, extra: Iterable[Path]) 
 
 
 def make_ext4(target: Path, folder: Path, size_bytes: int) -> None:
-    """An ext4 file system with what is in `folder`, made without any right."""
+    """An ext4 file system with the contents of `folder`, made without special rights."""
     target.unlink(missing_ok=True)
     command = [_system_program("mke2fs"), "-q", "-t", "ext4", "-O", "^has_journal"]
     _run([*command, "-d", str(folder), str(target), f"{size_bytes >> 10}k"])
@@ -174,7 +174,7 @@ def copy_into(source: Path, target: Path, at_bytes: int) -> None:
 
 
 class Root:
-    """A folder that will be a machine's root: files lie there as they do on this machine."""
+    """A folder that becomes a machine's root: files have the same paths as on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -198,7 +198,7 @@ class Root:
             (self.folder / "usr/bin" / name).symlink_to("busybox")
 
     def copy(self, path: Path) -> None:
-        """A file or a folder; a symbolic link stays one, and what it leads to comes along."""
+        """Copy a file or a folder; a symbolic link stays one, and its target is copied too."""
         there = self._there(path)
         if os.path.lexists(there):
             return
@@ -226,7 +226,7 @@ class Root:
         return there
 
     def python(self) -> None:
-        """This Python, its library, and the packages that the project and its tests ask for."""
+        """Copy this Python, its library, and the packages that the project and its tests need."""
         self.copy(Path(sys.executable))
         self.copy(_stdlib())
         if sys.prefix != sys.base_prefix:
@@ -238,7 +238,7 @@ class Root:
                     self.copy(path)
 
     def emulator(self, programs: Iterable[str] = _PROGRAMS) -> None:
-        """This machine's QEMU, what the project starts it with, and the firmware that it loads."""
+        """Copy this machine's QEMU, the programs that start it, and the firmware that it loads."""
         for name in programs:
             found = shutil.which(name)
             if found is None:
@@ -253,7 +253,7 @@ class Root:
             shutil.copyfile(place, there)
 
     def libraries(self) -> None:
-        """The libraries that all these load, as the loader finds them here."""
+        """Copy the libraries that these programs load, as the loader finds them here."""
         programs = sorted(it for it in self._elf if _is_elf(it))
         for line in _run(["ldd", *map(str, programs)], may_fail=True).splitlines():
             words = line.split()
@@ -265,7 +265,7 @@ class Root:
 
 
 def _place(source: str | Path, target: str | Path) -> None:
-    """The same file at a second place where that is allowed, a copy where it is not."""
+    """Link a file to a second path if that is allowed, otherwise copy it."""
     try:
         os.link(source, target)
     except OSError:
@@ -282,7 +282,7 @@ def _is_elf(path: Path) -> bool:
 
 
 def _distributions() -> set[str]:
-    """The packages that the project needs to run, and those that these need."""
+    """The packages that the project needs to run, and their own dependencies."""
     found: set[str] = set()
 
     def add(name: str) -> None:
@@ -316,7 +316,7 @@ def _run(command: list[str], may_fail: bool = False) -> str:
 
 
 def _system_program(name: str) -> str:
-    """Where it is: an ordinary user's PATH lacks the system's folders."""
+    """The path of a system program: an ordinary user's PATH lacks the system's folders."""
     return shutil.which(name, path=harness_debian.search_path()) or name
 
 
@@ -324,10 +324,10 @@ def _system_program(name: str) -> str:
 
 
 def pytest_script(tests: Iterable[str], cache: Path, sector: Path) -> str:
-    """What the shell there runs: these tests, with KVM for their emulator.
+    """The script for the shell there: runs these tests, with KVM as their emulator.
 
-    `cache` is the folder of the project's cache that the stand-in lies in, `sector` the boot sector
-    that the tests boot.
+    `cache` is the folder of the project's cache with the stand-in, `sector` the boot sector that
+    the tests boot.
     """
     environment = {
         "PATH": "/usr/bin:/usr/sbin",
@@ -340,7 +340,7 @@ def pytest_script(tests: Iterable[str], cache: Path, sector: Path) -> str:
         "PYTHONPATH": str(files.PROJECT / "tests/machine"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    # Nothing in there ends a test that is slow: this machine may have much else to do.
+    # No limit in there ends a slow test, because this machine may be busy.
     options = ["-o", "timeout=0", "-q", "--tb=short", "-rN", "--color=no", "-p", "no:cacheprovider"]
     options += ["-p", "no:xdist", "-p", "kvm_results"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
@@ -354,7 +354,7 @@ def run(
 ) -> None:
     """Boot, run `script`, and wait for the end: console's output and results are in `folder`.
 
-    CannotError when QEMU does not run, or goes on for too long.
+    Raises CannotError if QEMU does not run, or runs for too long.
     """
     disk = folder / "disk.ext4"
     make_disk(disk, nested, script, extra)
@@ -372,7 +372,7 @@ def run(
 def command_line(nested: Nested, disk: Path, console: Path, results: Path) -> list[str]:
     """QEMU's arguments: the first serial line is the console, the second what the tests report."""
     return [
-        # It ends with whoever started it, however that ends.
+        # It ends with the process that started it, however that ends.
         "setpriv", "--pdeathsig=KILL", "--",
         "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         *("-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-smp", str(PROCESSORS)),

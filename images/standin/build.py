@@ -1,13 +1,13 @@
-"""Put the stand-in guest together: a small Linux on a bootable disk, from Debian packages.
+"""Builds the stand-in guest: a small Linux on a bootable disk, from Debian packages.
 
 The harness's own tests need a guest that boots in seconds, logs in on its serial line, answers
-SSH, reboots, powers off and panics on request.  This makes one, as any user, with `apt-get
-download`: nothing is installed, and nothing that is built is committed.
+SSH, reboots, powers off and panics on request.  This program makes one, as any user, with `apt-get
+download`: nothing is installed, and no result is committed.
 
 The disk has GRUB in the gap before its first partition and, in that partition, the kernel and the
-initramfs as plain runs of sectors; GRUB gets their numbers, so no file system is needed.  A
-second, empty partition is the guest's to write to.  The system itself lives in memory: what the
-guest changes is gone after a reboot, except on that partition.
+initramfs as plain runs of sectors; GRUB gets their numbers, so no file system is needed.  The guest
+may write to a second, empty partition.  The system itself is in memory: all changes of the guest
+are lost after a reboot, except on that partition.
 
     python images/standin/build.py [FOLDER]
 """
@@ -36,7 +36,7 @@ from elftools.elf.elffile import ELFFile
 from harness import files
 from harness.errors import CannotError
 
-# The neighbours, whichever way this file was loaded.
+# The modules in this folder, in whatever way this file was loaded.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cpio
 import debian
@@ -45,8 +45,8 @@ HERE = Path(__file__).resolve().parent
 
 MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "e1000", "button", "evdev")
 PROGRAMS = ("usr/sbin/dropbear", "usr/lib/openssh/sftp-server")
-# With "linux" GRUB moves the kernel's whole room by a byte-wise copy that takes an emulator as long
-# as all of the boot; the older protocol moves the file alone.
+# With "linux" GRUB moves the kernel's whole memory area by copying bytes, which takes an emulator
+# as long as the rest of the boot; the older protocol moves only the file.
 GRUB_MODULES = ("biosdisk", "linux16")
 HOST_LIBRARIES = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64")
 
@@ -74,14 +74,13 @@ class Standin:
 def build(cache: Path | None = None) -> Standin:
     """The stand-in, built if it is not in `cache` yet (default: the project's cache).
 
-    CannotError when the packages can be neither found nor downloaded, or one of them is not as
-    expected.
+    Raises CannotError if the packages cannot be found or downloaded, or if one is not as expected.
     """
     cache = cache or files.cache_dir() / "standin"
     folder = cache / _recipe_digest()
     with files.locked(cache / "lock", "building the stand-in guest"):
         if not (folder / "standin.json").exists():
-            # Newer packages alone are no reason to build again: that would need a network.
+            # Do not build again just because there are newer packages: that would need a network.
             _build_into(folder, debian.resolve(cache), cache)
         return _load(folder)
 
@@ -131,19 +130,19 @@ def _build_into(folder: Path, packages: list[str], cache: Path) -> None:
 def only(root: Path, pattern: str) -> Path:
     found = sorted(root.glob(pattern))
     if not found:
-        raise CannotError(f"the stand-in guest: no {pattern} in the packages it is made of")
+        raise CannotError(f"the stand-in guest: its packages contain no {pattern}")
     return found[-1]
 
 
 def first(root: Path, *places: str) -> Path:
-    """The first of the places that a package has put its file in.
+    """The first of several possible paths at which a package has its file.
 
-    Debian 12 and Ubuntu 24.04 have programs in bin, later ones in usr/bin alone.
+    Debian 12 and Ubuntu 24.04 have programs in bin, later ones only in usr/bin.
     """
     for place in places:
         if (root / place).exists():
             return root / place
-    raise CannotError(f"the stand-in guest: its packages hold none of {', '.join(places)}")
+    raise CannotError(f"the stand-in guest: its packages contain none of {', '.join(places)}")
 
 
 def _host_key() -> tuple[str, bytes]:
@@ -189,7 +188,7 @@ def _add_system(archive: cpio.Archive, root: Path, release: str) -> None:
         "var/run",
     ):
         archive.folder(name)
-    # Dropbear takes no key from a folder that others could write to.
+    # Dropbear accepts no key from a folder that others could write to.
     archive.folder("root", 0o700)
     archive.folder("root/.ssh", 0o700)
     archive.device("dev/console", 5, 1)
@@ -204,10 +203,11 @@ def _add_system(archive: cpio.Archive, root: Path, release: str) -> None:
         archive.file(program, (root / program).read_bytes(), 0o755)
         _collect_libraries(root / program, root, libraries)
     for name, path in libraries.items():
-        # The loader's absolute name is in every program; the other libraries it finds in /lib.
+        # Every program contains the loader's absolute path; the loader finds the other libraries in
+        # /lib.
         target = "lib64" if name.startswith("ld-linux") else "lib"
         archive.file(f"{target}/{name}", path.read_bytes(), 0o755)
-    # Where dropbear looks for it.
+    # The path where dropbear looks for it.
     archive.link("usr/lib/sftp-server", "openssh/sftp-server")
     for position, (name, data) in enumerate(modules(root, release, MODULES)):
         archive.file(f"lib/modules/{position:02}-{name}.ko", data, 0o644)
@@ -218,7 +218,7 @@ def _collect_libraries(program: Path, root: Path, found: dict[str, Path]) -> Non
         elf = ELFFile(stream)
         dynamic = elf.get_section_by_name(".dynamic")
         if not isinstance(dynamic, DynamicSection):
-            raise CannotError(f"the stand-in guest: {program.name} is no dynamic program")
+            raise CannotError(f"the stand-in guest: {program.name} is not a dynamic program")
         needed = [
             tag.needed  # type: ignore[attr-defined]
             for tag in dynamic.iter_tags("DT_NEEDED")
@@ -233,15 +233,17 @@ def _collect_libraries(program: Path, root: Path, found: dict[str, Path]) -> Non
         places += [f"{place}/{name}" for place in HOST_LIBRARIES]
         path = next((Path(place) for place in places if os.path.exists(place)), None)
         if path is None:
-            raise CannotError(f"the stand-in guest: {program.name} needs {name}, which is nowhere")
+            raise CannotError(
+                f"the stand-in guest: {program.name} needs {name}, which was not found"
+            )
         found[name] = path
         _collect_libraries(path, root, found)
 
 
 def modules(root: Path, release: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Kernel modules and what they need, in the order they load in.
+    """Kernel modules and those that they need, in the order of loading.
 
-    What the kernel has built in is left out.
+    Built-in modules are left out.
     """
     tree = first(root, "lib/modules", "usr/lib/modules") / release
     files_by_name = {
@@ -288,10 +290,11 @@ def _modinfo(module: bytes) -> list[str]:
 def write_disk(
     target: Path, root: Path, kernel: Path, initrd: Path, append: str, data_bytes: int
 ) -> int:
-    """A disk that boots `kernel` with `initrd`; where its second partition begins, in bytes.
+    """Write a disk that boots `kernel` with `initrd`; returns the second partition's offset in
+    bytes.
 
-    `root` holds the unpacked packages, GRUB's among them; the second partition has `data_bytes`,
-    zeros so far.
+    `root` contains the unpacked packages, including GRUB; the second partition has `data_bytes` of
+    zeros.
     """
     kernel_sectors, initrd_sectors = _sectors(kernel), _sectors(initrd)
     initrd_at = FIRST_SECTOR + kernel_sectors
@@ -330,7 +333,7 @@ def _partition(kind: int, first: int, count: int, active: bool) -> bytes:
 
 
 def _grub_core(root: Path, config: str) -> bytes:
-    """GRUB's second stage with `config` in it; it expects to lie from sector 1 on."""
+    """GRUB's second stage with `config` in it; it must begin at sector 1."""
     libraries = [path for place in HOST_LIBRARIES for path in glob.glob(f"{root}{place}")]
     with tempfile.TemporaryDirectory() as work:
         early, core = Path(work) / "early.cfg", Path(work) / "core.img"

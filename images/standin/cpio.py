@@ -1,4 +1,4 @@
-"""The "newc" archive that Linux takes as its first file system, made without being root."""
+"""Makes the "newc" archive that Linux uses as its first file system, without root."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import stat
 
 
 class Archive:
-    """Files are added in order; folders above them are made when they are not there yet."""
+    """An archive to which files are added in order; missing parent folders are added too."""
 
     def __init__(self) -> None:
         self._data = bytearray()

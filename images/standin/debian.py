@@ -1,4 +1,4 @@
-"""The packages the stand-in is made of: found and downloaded with apt, installed nowhere."""
+"""The packages of the stand-in: found and downloaded with apt, but not installed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from harness.errors import CannotError
 
-# The first kernel of these that the distribution has: Debian's, then Ubuntu's.
+# The first of these kernels that the distribution has: Debian's, then Ubuntu's.
 KERNELS = ("linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64")
-# What a Debian or Ubuntu system always has (libc, zlib, libcrypt) is taken from where it runs.
+# Libraries that every Debian or Ubuntu system has (libc, zlib, libcrypt) are taken from this one.
 PACKAGES = (
     "busybox-static",
     "dropbear-bin",
@@ -26,10 +26,11 @@ PACKAGES = (
 
 
 def _apt(cache: Path, *arguments: str, cwd: Path | None = None, own_lists: bool = False) -> str:
-    """Run an apt command; CannotError with its last line when it fails."""
+    """Run an apt command; CannotError with its last line if it fails."""
     options: list[str] = []
     if own_lists:
-        # Lists of our own, so that refreshing them needs no root and changes nothing here.
+        # Use separate lists, so that refreshing them needs no root and changes nothing on this
+        # system.
         state = cache / "apt"
         (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
         (state / "cache").mkdir(exist_ok=True)
@@ -47,7 +48,7 @@ def _apt(cache: Path, *arguments: str, cwd: Path | None = None, own_lists: bool 
         )
     except FileNotFoundError as error:
         raise CannotError(
-            f"the stand-in guest is made from Debian packages, and there is no {arguments[0]} here"
+            f"the stand-in guest is made from Debian packages, but there is no {arguments[0]} here"
         ) from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
@@ -59,7 +60,8 @@ def _apt(cache: Path, *arguments: str, cwd: Path | None = None, own_lists: bool 
 
 
 def resolve(cache: Path, kernels: Sequence[str] = KERNELS) -> list[str]:
-    """The packages by name and version (`busybox-static=1:1.35.0-4`), newest lists if need be.
+    """The packages by name and version (`busybox-static=1:1.35.0-4`); refreshes the lists if
+    needed.
 
     The kernel is the first of `kernels` that the distribution has.
     """
@@ -76,8 +78,8 @@ def _candidates(cache: Path, kernels: Sequence[str], own_lists: bool) -> list[st
     if len(found) < len(PACKAGES):
         lacking = sorted(set(PACKAGES) - {package.split("=")[0] for package in found})
         raise CannotError(
-            f"the stand-in guest is made from Debian packages, and apt's lists lack {lacking[0]}; "
-            "is there a network, and is apt-get update all right?"
+            f"the stand-in guest is made from Debian packages, but apt's lists lack {lacking[0]}; "
+            "is there a network, and does apt-get update work?"
         )
     return found + _kernel_packages(cache, kernels, own_lists)
 
@@ -91,7 +93,7 @@ def _stanzas(text: str) -> Iterator[dict[str, str]]:
 
 
 def _kernel_packages(cache: Path, kernels: Sequence[str], own_lists: bool) -> list[str]:
-    """The kernel's own packages, behind the name that always means the newest."""
+    """The kernel's own packages, which the name for the newest kernel depends on."""
     for name in kernels:
         try:
             meta = next(_stanzas(_apt(cache, "apt-cache", "show", name, own_lists=own_lists)))
@@ -110,13 +112,13 @@ def _kernel_packages(cache: Path, kernels: Sequence[str], own_lists: bool) -> li
 
 
 def unpack(packages: list[str], cache: Path, root: Path) -> None:
-    """Download the packages and lay their files out below `root`."""
+    """Download the packages and unpack their files below `root`."""
     debs = root.parent / "debs"
     debs.mkdir()
     try:
         _apt(cache, "apt-get", "download", *packages, cwd=debs)
     except CannotError:
-        # The system's lists name versions that the archive no longer has, or there are none.
+        # The system's lists have versions that the archive no longer has, or there are no lists.
         _apt(cache, "apt-get", "update", own_lists=True)
         names = [package.split("=")[0] for package in packages]
         _apt(cache, "apt-get", "download", *names, cwd=debs, own_lists=True)

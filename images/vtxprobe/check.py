@@ -4,10 +4,10 @@
 # Copyright (c) 2026 The vmm-workbench authors
 """Check the probe itself: every processor model and every fault, in Bochs.
 
-    check.py models [MODEL ...]    models.txt holds
-    check.py faults [FAULT ...]    faults.txt holds, and each hide-NAME
+    check.py models [MODEL ...]    check the table models.txt
+    check.py faults [FAULT ...]    check the table faults.txt, and each hide-NAME
 
-A line counts as failed by itself when it is not ok and not marked "not run".
+A line counts as failed by itself if it is not ok and not marked "not run".
 Needs bochs and bochs-term.  CC and O are passed on to make.
 """
 
@@ -50,7 +50,7 @@ def build(out: Path, fault: str) -> Path:
 
 
 def run(image: Path, model: str) -> str:
-    """Boot `image` in Bochs and return what it wrote to COM1."""
+    """Boot `image` in Bochs and return its output on COM1."""
     with tempfile.TemporaryDirectory(prefix="vtxprobe-") as room:
         Path(room, "bochsrc").write_text(BOCHSRC.format(model=model, image=image, room=room))
         Path(room, "go").write_text("c\n")  # Debian's Bochs starts in its debugger

@@ -1,6 +1,6 @@
-"""Which emulators the tests run in: TCG and each Bochs, or KVM in the Linux of images/nested.
+"""The emulators for the tests: TCG and each Bochs, or KVM in the Linux of images/nested.
 
-That Linux sets HARNESS_TEST_QEMU to "kvm amd" or "kvm intel"; the same tests then run under its
+That Linux sets HARNESS_TEST_QEMU to "kvm amd" or "kvm intel"; then the same tests run under its
 KVM, and none in Bochs.
 """
 

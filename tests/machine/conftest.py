@@ -1,7 +1,7 @@
-"""What tests on real emulators share: the stand-in guest, and both Debians' Bochs.
+"""Fixtures for tests on real emulators: the stand-in guest, and the Bochs of both Debians.
 
-Each is made once per machine: the stand-in from Debian packages, the Bochs that is not installed
-from the other Debian's.
+Each is made once per machine: the stand-in from Debian packages, and the Bochs that is not
+installed from the other Debian's packages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.machine import bochs_packages, bochs_program
 
 
 def _load(name: str, *below: str) -> ModuleType:
-    """A module that belongs to no package, from its file."""
+    """Load a module outside any package from its file."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, PROJECT.joinpath(*below))
         assert spec is not None
@@ -43,13 +43,13 @@ def standin() -> Any:
 
 @pytest.fixture(scope="session")
 def nested() -> ModuleType:
-    """What makes and runs a Linux with KVM.  The first use downloads some 30 MB."""
+    """The module that makes and runs a Linux with KVM.  The first use downloads about 30 MB."""
     return _load("nested_build", "images", "nested", "nested.py")
 
 
 @contextlib.contextmanager
 def _bochs_of(version: str) -> Iterator[None]:
-    """This version is the one that runs; the test is skipped where it can be had in no way."""
+    """Use this version of Bochs; skip the test if it cannot be obtained."""
     own = bochs_program.installed()
     with pytest.MonkeyPatch.context() as patch:
         if own and own.version == version:
@@ -65,14 +65,14 @@ def _bochs_of(version: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=BOCHS_VERSIONS)
 def each_bochs(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Bochs is each of the versions in turn; its version."""
+    """Run the test with each version of Bochs; returns the version."""
     with _bochs_of(request.param):
         yield request.param
 
 
 @pytest.fixture(params=EMULATORS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each emulator in turn, each Bochs among them; the backend's name."""
+    """Run the test in each emulator, including each Bochs; returns the backend's name."""
     name, _, version = request.param.partition(" ")
     with _bochs_of(version) if version else contextlib.nullcontext():
         yield name

@@ -1,8 +1,9 @@
-"""`inv verify` with the stand-in for FreeBSD, for tests that break in on it: a program of its own.
+"""A program that runs `inv verify` with the stand-in instead of FreeBSD, for tests that interrupt
+it.
 
     python interrupted.py STAGE LOCK DISK KEY HOST-KEY
 
-Everything is real but for what needs FreeBSD; STAGE is the one that takes for ever.
+Everything is real except the parts that need FreeBSD; STAGE is the stage that never ends.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def seconds(name: str) -> str:
 
 class Interrupted(Session):
     def find_image(self, proven: Proven) -> Imaged:
-        # Another run holds the lock, if that is the stage.
+        # If that is the stage, another run holds the lock.
         with self.stage("image"), files.locked(Path(lock), "using the image"):
             record: Any = None
             return Imaged(proven.chosen.backend, record)
@@ -72,7 +73,7 @@ def main() -> int:
     tests = files.runs_dir() / "checks"
     tests.mkdir(exist_ok=True)
     (tests / "test_sleep.py").write_text(TEST.format(seconds("checks")))
-    # The name that verify looks up is replaced for the life of this process.
+    # Replace the name that verify looks up, in this process only.
     vars(verify)["Session"] = Interrupted
     result = verify.verify(Options(backend="tcg", stock=True), tests)
     report.show(result)

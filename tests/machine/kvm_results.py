@@ -1,10 +1,10 @@
-"""A plugin of pytest's: each phase of a test as a line of JSON, as soon as it has ended.
+"""A pytest plugin that writes each phase of a test as a line of JSON as soon as it has ended.
 
-    python -m pytest -p kvm_results ...     with HARNESS_TEST_RESULTS naming where the lines go
+    python -m pytest -p kvm_results ...     HARNESS_TEST_RESULTS names the file for the lines
 
-The limits in the tests are for a machine's own processor; there, one processor emulates another,
-and each is longer.  The lines leave that Linux over its second serial line: what was told is
-outside already when it hangs or ends.  The first line says what this ran on.
+The limits in the tests are for a machine's own processor; there, one processor emulates another, so
+each limit is longer.  The lines leave that Linux over its second serial line, so they are already
+outside if it hangs or ends.  The first line says what this ran on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pytest
 from harness.deadline import Deadline
 
 SLOWER = 10.0
-# How long an emulator is given to end by itself: one that is stopped never does, and these waits
-# are all that such a test costs.
+# How long to wait for an emulator to end by itself: a stopped one never does, and this wait is most
+# of the time of such a test.
 _ENDS_S = 5.0
 _after = Deadline.after
 
@@ -42,7 +42,7 @@ def _at_most(self: Deadline, limit_s: float) -> Deadline:
 
 
 def pytest_sessionstart() -> None:
-    """What the tests run on, as evidence beside their results."""
+    """Write the facts about the system that the tests run on."""
     Deadline.after = staticmethod(_slower)  # type: ignore[method-assign]
     Deadline.at_most = _at_most  # type: ignore[method-assign]
     version = subprocess.run(
@@ -74,5 +74,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
-    """That all were told, and how pytest ends."""
+    """Write that all results were reported, and pytest's exit code."""
     _tell(ended=int(exitstatus))

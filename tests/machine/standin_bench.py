@@ -1,4 +1,4 @@
-"""The stand-in guest as a bench for a keeper, whose process unpickles it: a module of its own."""
+"""The stand-in guest as a bench for a keeper; its own module, so that a process can unpickle it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StandinBench:
                 self.guest.wait_ready(Deadline.after(self.boot_s))
 
     def collect_panic(self) -> None:
-        """Nobody wants its story."""
+        """Do nothing: the report of a panic is not needed."""
 
     def close(self) -> None:
         if self.guest is not None:

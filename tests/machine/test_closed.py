@@ -1,4 +1,4 @@
-"""Closed by default: who is not the owner finds no way into a guest, and a guest none out of it."""
+"""Closed by default: other users have no way into a guest, and a guest has no way out."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def open_folder() -> Iterator[Path]:
 
 
 def head(path: Path) -> str:
-    """What another user gets who wants to read a file's first byte."""
+    """The output of another user's attempt to read a file's first byte."""
     command = [*AS_NOBODY, "head", "-c1", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
 def listening(machine: Machine) -> list[tuple[str, int]]:
-    """Where an emulator can be reached from here: addresses of TCP and UDP, paths of sockets."""
+    """The addresses at which an emulator listens: TCP, UDP, paths of sockets."""
     assert machine.pid is not None
     found = []
     for it in psutil.Process(machine.pid).net_connections(kind="all"):
@@ -69,7 +69,7 @@ def listening(machine: Machine) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def shared_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that forbids network namespaces: the port is on its own loopback."""
+    """A machine that forbids network namespaces, so that the port is on its own loopback."""
     monkeypatch.setattr(base, "unavailable", lambda: "forbidden for this test")
 
 
@@ -138,7 +138,7 @@ from pathlib import Path
 from harness import machine
 from harness.deadline import Deadline
 from harness.machine.forward import unavailable
-# This one may lie where the user cannot go.
+# This Python may be in a folder that the user cannot enter.
 sys.executable = "/usr/bin/python3"
 spec = machine.Spec(Path(sys.argv[2]), machine.Drive(Path(sys.argv[3])), 32 << 20)
 with machine.make(sys.argv[1], spec) as virtual:
@@ -173,7 +173,7 @@ def test_no_machine_needs_root(backend: str, sector: Path, open_folder: Path) ->
 
 @pytest.fixture(scope="module")
 def guest(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """One stand-in for most of these: they leave it as it was."""
+    """One stand-in for most of these tests, which do not change it."""
     with up(standin, tmp_path_factory.mktemp("closed") / "run") as made:
         yield made
 
@@ -227,7 +227,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def idle_connections(port: int) -> Iterator[int]:
-    """120 idle connections to a port on this machine, by another user where that can be."""
+    """120 idle connections to a port on this machine, by another user if possible."""
     other_user = AS_NOBODY if os.geteuid() == 0 else ()
     command = [*other_user, SYSTEM_PYTHON, "-c", _HOLD, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -237,7 +237,7 @@ def idle_connections(port: int) -> Iterator[int]:
 
 
 def enters(guest: Guest) -> None:
-    """One more connection, beside the one that there is."""
+    """Whether one more connection succeeds, in addition to the existing one."""
     one_more = Guest(guest.machine, guest.access)
     with one_more:
         one_more.enter(Deadline.after(60))
@@ -254,7 +254,7 @@ def test_idle_connections_of_others_shut_nobody_out(guest: Guest) -> None:
 def test_idle_connections_do_so_where_namespaces_are_forbidden(
     standin: Any, tmp_path: Path
 ) -> None:
-    """So that the test above can tell; docs/security.md says it."""
+    """This shows that the test above can fail; docs/security.md describes it."""
     with up(standin, tmp_path / "run") as guest:
         with idle_connections(guest.machine.ssh_port or 0) as held:
             assert held > 30
@@ -286,7 +286,7 @@ def test_another_local_user_cannot_get_in(guest: Guest, open_folder: Path) -> No
 @root_only
 @pytest.mark.usefixtures("shared_network")
 def test_another_local_user_has_no_key(standin: Any, open_folder: Path, tmp_path: Path) -> None:
-    """Where the port is open to every local user, what keeps them out is the key."""
+    """If the port is open to every local user, only the key keeps them out."""
     make_key(open_folder / "own", "another user's")
     os.chown(open_folder / "own", NOBODY, NOBODY)
     ours = open_folder / "ours"

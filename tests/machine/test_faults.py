@@ -1,6 +1,6 @@
-"""What goes wrong with a machine or a guest ends in time, with a line that names the cause.
+"""Faults of a machine or a guest end in time, with a line that names the cause.
 
-docs/troubleshooting.md lists each; what belongs to one module alone is tested beside it.
+docs/troubleshooting.md lists them; faults of a single module are tested with that module.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ BOOT_S = 90.0
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.03, 0.1, 0.2, 0.35, 0.6])
 def test_killed_at_any_moment(make: Made, delay_s: float) -> None:
-    """From the first instruction of its start to the last of its end: an error of ours, or none."""
+    """From the first instruction of its start to the last of its end: one of our errors, or
+    none.
+    """
     machine = make(QEMU, ssh=True)
 
     def kill() -> None:
@@ -94,7 +96,7 @@ def test_a_guest_that_switches_itself_off_is_named(make: Made, backend: str) -> 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for a machine's start and for little more."""
+    """A folder with just enough room for a machine's start."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=320k,mode=700", "tmpfs", str(folder)]
@@ -137,7 +139,7 @@ def test_a_full_disk_before_the_start_is_named(make: Made, tiny: Path) -> None:
 
 @pytest.fixture(scope="module")
 def guest(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """One stand-in for all of these; the tests that break it for good come last."""
+    """One stand-in for all of these; the tests that break it permanently come last."""
     folder = tmp_path_factory.mktemp("faults") / "run"
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name="the stand-in")
     with (

@@ -1,4 +1,4 @@
-"""Ctrl-C, a kill, or two runs at once: each run ends whole, and the next one works."""
+"""Ctrl-C, a kill, or two runs at once: each run ends cleanly, and the next one works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(standin: Any, tmp_path: Path) -> Iterator[Start]:
-    """Start a run that stays for ever in the given stage."""
+    """Start a run that never leaves the given stage."""
     running: list[subprocess.Popen[str]] = []
 
     def run(stage: str) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def start(standin: Any, tmp_path: Path) -> Iterator[Start]:
 
 
 def reach(process: subprocess.Popen[str], stage: str) -> str:
-    """Wait until a stage has begun, and for a sign that it is at work."""
+    """Wait until a stage has begun, and for a sign that it works."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
@@ -97,7 +97,9 @@ def test_ctrl_c_at_every_stage(stage: str, start: Start, tmp_path: Path) -> None
 
 
 def test_killed_and_started_again_and_two_at_once(start: Start, tmp_path: Path) -> None:
-    """SIGTERM, as a CI job is ended, is Ctrl-C; SIGKILL leaves nothing that is in the way."""
+    """SIGTERM, which ends a CI job, works like Ctrl-C; SIGKILL leaves nothing that prevents a new
+    run.
+    """
     killed, ended = start("boot"), start("boot")
     for process in (killed, ended):
         reach(process, "boot")

@@ -1,9 +1,9 @@
 """The KVM backend, everywhere: the tests of machines run under KVM in a Linux that QEMU emulates.
 
-Most machines that run these tests have no KVM, or none that nests.  images/nested makes a Linux
-with KVM (AMD's kind, as QEMU emulates no VMX); this project's own tests run in it, with KVM for
-their emulator, and each of them is one test here.  It boots once for a whole run of the tests.
-docs/ci.md says what this shows of the KVM backend, and what it does not.
+Most machines that run these tests have no KVM, or KVM without nesting.  images/nested makes a Linux
+with KVM (AMD's kind, as QEMU emulates no VMX); this project's own tests run in it, with KVM as
+their emulator, and each is one test here.  It boots only once for all of them. docs/ci.md says what
+this shows about the KVM backend, and what it does not show.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["sector"]
 
 pytestmark = [
     pytest.mark.skipif(QEMU == "kvm", reason="this is the Linux that these tests run in"),
-    # The first of them boots and runs all; a worker beside it waits.
+    # The first test boots it and runs all; another worker waits.
     pytest.mark.timeout(3200),
 ]
 
@@ -97,7 +97,7 @@ def boot_and_run(nested: ModuleType, folder: Path, standin: Any, sector: Path) -
 
 
 def read(folder: Path) -> Mapping[str, Any]:
-    """The lines of the results by the test's name; a line that was cut off says nothing."""
+    """The lines of the results by the test's name; a truncated line is ignored."""
     found: dict[str, Any] = {"fault": "", "phases": {}, "about": {}}
     if (folder / "fault").exists():
         found["fault"] = (folder / "fault").read_text()
@@ -134,7 +134,7 @@ def test_under_kvm(
     phases = inside["phases"].get(test, [])
     assert phases, f"it did not run there. {inside['fault']}\n{inside['console']}"
     bad = [f"{it['phase']} {it['outcome']}: {it['said']}" for it in phases]
-    # What cannot run there is not on the list: one that is skipped shows nothing.
+    # Tests that cannot run there are not on the list, because a skipped test shows nothing.
     assert [(it["phase"], it["outcome"]) for it in phases] == [
         ("setup", "passed"), ("call", "passed"), ("teardown", "passed"),
     ], "\n".join(bad)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The KVM backend with Intel's VMX, where no machine has it: in a Linux that Bochs emulates.
+"""The KVM backend with Intel's VMX on a machine without it: in a Linux that Bochs emulates.
 
 `./inv test --only kvm` runs this.  This machine's Python and project run in that Linux: the project
 decides about KVM as its module's settings change, and then runs the probe under it.
@@ -54,7 +54,7 @@ class _Linux(NestedMachine):
 
 @pytest.fixture(scope="module")
 def answers(nested: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-    """What the project said in there, by what it was asked."""
+    """The project's answers in there, by their questions."""
     folder = tmp_path_factory.mktemp("linux")
     image = run.build(inside_it.WITHOUT_THE_LAST_STEP)
     program = Path(inside_it.__file__)
@@ -120,7 +120,7 @@ def test_each_refusal_names_its_cause_and_its_remedy(
     assert made["backend"] is None
     assert reason in made["reason"]
     assert remedy in made["remedy"]
-    # Bochs is not in there, so that nothing is left to be taken.
+    # Bochs is not installed there, so no backend is left.
     assert reason in answers[f"auto {setting}"]["reason"]
 
 

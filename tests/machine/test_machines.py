@@ -1,4 +1,4 @@
-"""Both kinds of machine with a real emulator beneath, and a boot sector as their guest."""
+"""Both kinds of machine in a real emulator, with a boot sector as their guest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Made = Callable[..., Machine]
 def sector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guest: 1 MiB with the boot sector at its beginning.
 
-    Where there is no compiler (the Linux of images/nested), HARNESS_TEST_SECTOR names it, built.
+    Without a compiler (in the Linux of images/nested), HARNESS_TEST_SECTOR names the built one.
     """
     if os.environ.get("HARNESS_TEST_SECTOR"):
         return Path(os.environ["HARNESS_TEST_SECTOR"])
@@ -128,8 +128,9 @@ def test_the_brought_disk_is_never_written_to(
 def test_paths_may_be_odd_and_long(
     backend: str, make: Made, sector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quotes, commas, blanks and variables mean something to both emulators; a socket's path may
-    have 108 bytes."""
+    """Quotes, commas, blanks and variables are special in both emulators; a socket's path may have
+    108 bytes.
+    """
     folder = tmp_path / ("x" * 120) / EVIL
     folder.mkdir(parents=True)
     (folder / f"{EVIL}.img").write_bytes(sector.read_bytes())
@@ -163,7 +164,7 @@ def test_an_emulator_that_is_killed_ends_waits_at_once(
 
 
 def test_a_signal_from_outside_is_no_power_off(make: Made) -> None:
-    """QEMU exits with 0 when it is asked to end by a signal."""
+    """QEMU exits with 0 if a signal asks it to end."""
     machine = make(QEMU)
     boot(machine)
     assert machine.pid is not None
@@ -213,9 +214,9 @@ def test_the_accelerator_is_the_backend_s(make: Made) -> None:
 
 
 def ask_stub(stub: socket.socket, packet: str) -> str:
-    """What the stub answers; it is asked as gdb asks it.
+    """The stub's answer to a request in gdb's protocol.
 
-    That the guest has stopped it may report at any time, unasked.
+    It may report at any time, without a request, that the guest has stopped.
     """
     stub.sendall(b"$%s#%02x" % (packet.encode(), sum(packet.encode()) & 0xFF))
     said = b""
@@ -232,7 +233,7 @@ def ask_stub(stub: socket.socket, packet: str) -> str:
 def test_gdb_s_stub_reads_the_guest_and_lets_it_go_on(
     make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no gdb: what is asked here is what it asks."""
+    """Without gdb: this test sends the requests that gdb would send."""
     machine = make(QEMU)
     boot(machine)
     path = machine.open_debugger(Deadline.after(10))
@@ -244,7 +245,7 @@ def test_gdb_s_stub_reads_the_guest_and_lets_it_go_on(
         assert ask_stub(stub, "?").startswith(("T05", "S05", "T02", "S02"))
         assert ask_stub(stub, "m7dfe,2") == "55aa"
         assert len(ask_stub(stub, "g")) > 100
-        # What it writes, the guest has.
+        # The guest's memory has the written value.
         assert ask_stub(stub, "M7000,2:abcd") == "OK"
         assert ask_stub(stub, "m7000,2") == "abcd"
     machine.close_debugger(Deadline.after(10))
@@ -252,7 +253,7 @@ def test_gdb_s_stub_reads_the_guest_and_lets_it_go_on(
 
 
 def test_three_machines_side_by_side(make: Made) -> None:
-    """Each has a guest of its own, and one's end is not the others'."""
+    """Each has its own guest, and ending one does not end the others."""
     machines_here = [make(QEMU, run=f"run{number}") for number in range(3)]
     for machine in machines_here:
         machine.start(Deadline.after(20))
@@ -350,7 +351,7 @@ def test_machines_leave_nothing_behind(backend: str, make: Made, tmp_path: Path)
 
 
 def test_a_run_folder_can_be_used_again(backend: str, make: Made) -> None:
-    """What an earlier machine left there is not taken for this one's."""
+    """Files of an earlier machine there are not taken for this machine's."""
     with make(backend) as machine:
         boot(machine)
     with make(backend, cpu="nonsense") as machine, pytest.raises(MachineDied):
@@ -366,7 +367,9 @@ def devices_in_order(machine: Machine) -> list[str]:
 
 @pytest.mark.usefixtures("each_bochs")
 def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path) -> None:
-    """With a network, whose poll is a timer known by its number: that is by the devices' order."""
+    """With a network, whose poll is a timer that is identified by its number, and so by device
+    order.
+    """
     state = tmp_path / f"{EVIL} state"
     state.mkdir()
     with make("bochs", run=EVIL, ssh=True, savable=True) as saved:
@@ -421,7 +424,7 @@ def test_a_save_that_is_never_answered_ends_with_the_limit_or_the_machine(
 def test_one_that_ends_at_once_has_run(
     make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An orderly end is none of a machine that did not start, however soon it comes."""
+    """An orderly end does not mean that a machine did not start, however soon it comes."""
     disk = tmp_path / "ends.img"
     ending = b"".join(b"\xb0" + bytes([letter]) + b"\xee" for letter in b"Shutdown")
     code = b"\xba\x00\x89" + ending + b"\xf4"

@@ -1,4 +1,4 @@
-"""Guests that outlive their command, with the stand-in in them: two at once, entered and ended."""
+"""Guests that outlive their command, with the stand-in: two at once, entered and ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("runs")
         patch.setenv("HARNESS_RUNS", str(folder))
-        # The keeper's process finds the bench there.
+        # The keeper's process finds the bench's module there.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         yield folder
         for name in keeper.names():
@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class StandinSession(PersistentSession):
-    """`inv up` from where FreeBSD would be booted on."""
+    """`inv up` from the boot on, with the stand-in instead of FreeBSD."""
 
     standin: Any
 
@@ -67,7 +67,7 @@ def start(name: str, standin: Any) -> keeper.Starter:
 
 @pytest.fixture(scope="module")
 def two(standin: Any, runs: Path) -> None:
-    """Two guests, `a` and `b`, that nobody's end takes along any more."""
+    """Two guests, `a` and `b`, that do not end with another process any more."""
     StandinSession.standin = standin
     starter = start("a", standin)
     with StandinSession(Options(), new_run_dir("up-b"), "b") as session:
@@ -99,7 +99,7 @@ def wait_for(name: str, state: str) -> keeper.Record:
 
 
 def terminal(*arguments: str) -> pexpect.spawn[str]:
-    """A command on a terminal of its own."""
+    """Run a command on a new terminal."""
     return pexpect.spawn(
         CLI[0], [*CLI[1:], *arguments], encoding="utf-8", timeout=ENDS_S, dimensions=(24, 90)
     )
@@ -140,10 +140,10 @@ def test_a_shell_on_a_terminal() -> None:
 
 @pytest.mark.usefixtures("two")
 def test_the_console_is_left_and_entered_again() -> None:
-    """What is typed on one terminal shows on another; leaving disturbs nobody."""
+    """Input on one terminal appears on another; leaving disturbs no other terminal."""
     first, second = terminal("console", "--name", "b"), terminal("console", "--name", "b")
     for line in (first, second):
-        # What came before, so that one sees where one is.
+        # The earlier output, for orientation.
         line.expect("leaves it")
         line.expect("login: ")
     first.send("\r")
@@ -154,7 +154,7 @@ def test_the_console_is_left_and_entered_again() -> None:
     second.expect("answer")
     for line in (first, second):
         line.send("\x1d")
-        line.expect("guest b goes on")
+        line.expect("guest b continues")
         line.expect(pexpect.EOF)
         line.close()
         assert line.exitstatus == 0
@@ -210,7 +210,7 @@ def test_gdb_stops_the_kernel_and_lets_it_go_on(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.usefixtures("two")
 def test_z_a_guest_that_panics_is_said_to_be_broken() -> None:
-    # Two who are in it at that moment, in their ways: neither waits for what never comes.
+    # Two users are connected at that moment, in different ways: neither waits for ever.
     with keeper.attached("a") as guest:
         with pytest.raises(GuestError, match="guest a is broken: the guest panicked"):
             guest_commands.ssh("a", ["sh", "-c", "sleep 1; echo c >/proc/sysrq-trigger; sleep 99"])
@@ -266,7 +266,9 @@ def test_a_killed_keeper_leaves_nothing_running(standin: Any) -> None:
 
 
 def test_a_guest_ends_with_who_asked_for_it(standin: Any) -> None:
-    """The one who asked is killed while the guest comes up: nobody could end it any more."""
+    """The command is killed while the guest starts; otherwise nothing could end the guest any
+    more.
+    """
     starter = start("d", standin)
     limit = Deadline.after(ENDS_S)
     while not (found := emulators(starter)) and not limit.expired:
@@ -305,7 +307,7 @@ def test_a_guest_that_broke_is_brought_up_anew(standin: Any) -> None:
         bench = Workbench(session, session.boot(bench.booted.imaged))
         assert bench.guest.must(["echo", "again"]) == "again\n"
         assert not first.owner.alive
-    # Nobody wished it to stay.
+    # The guest was not released, so it must not stay.
     assert keeper.load("f") is None
 
 

@@ -1,4 +1,4 @@
-"""The hardware probe in real emulators: what they have, what they lack, and that every line fails.
+"""The hardware probe in real emulators: their features, their gaps, and that every line can fail.
 
 The deliberate faults and what each must do are listed in images/vtxprobe/faults.txt.
 """
@@ -37,12 +37,12 @@ def by_name(result: probe.ProbeResult) -> dict[str, tap.Test]:
 
 
 def failed(result: probe.ProbeResult) -> list[str]:
-    """The lines that ran and did not hold, without the optional ones."""
+    """The lines that ran and failed, without the optional ones."""
     return [test.name for test in result.report.missing if not test.needs]
 
 
 def processor_of(result: probe.ProbeResult) -> host.Processor:
-    """The processor as the probe's raw registers tell it."""
+    """The processor according to the probe's raw registers."""
     found = (
         re.match(r"msr (0x[0-9a-f]+) \S+ (0x[0-9a-f]+)", line) for line in result.report.comments
     )
@@ -52,7 +52,7 @@ def processor_of(result: probe.ProbeResult) -> host.Processor:
 
 @pytest.fixture(autouse=True)
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where the runs that lacked something leave their folders."""
+    """The folder in which failed runs leave their folders."""
     folder = tmp_path / "runs"
     monkeypatch.setenv("HARNESS_RUNS", str(folder))
     return folder
@@ -60,7 +60,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(each_bochs: str) -> probe.ProbeResult:
-    """The probe in each Bochs with the model that has everything."""
+    """The probe in each Bochs with the model that has all features."""
     return run("bochs")
 
 
@@ -122,13 +122,13 @@ def test_what_lesser_processors_lack_in_qemu(cpu: str | None, first: str) -> Non
 
 
 def lacks(backend: str, cpu: str | None, first: str) -> None:
-    """That the probe names `first` as what that processor lacks before all else."""
+    """Check that the probe names `first` as the first missing feature of that processor."""
     result = run(backend, cpu)
     assert result.exit_code == 3
     assert result.report.first_missing is not None
     assert result.report.first_missing.name == first
     assert first in result.reason
-    # Nothing that virtual machines are made of can have held besides.
+    # No other part of virtual machines can have passed.
     if first != "svm.nrip_save":
         assert not any(test.held for test in result.report.tests if test.name.startswith("l2."))
 
@@ -136,13 +136,13 @@ def lacks(backend: str, cpu: str | None, first: str) -> None:
 @pytest.mark.usefixtures("each_bochs")
 @pytest.mark.parametrize("cpu", [VMX_MODEL, "core2_penryn_t9600", "corei5_lynnfield_750"])
 def test_the_doctor_would_have_judged_the_same(cpu: str) -> None:
-    """What host.lacking infers from the registers is what the probe finds, line by line."""
+    """host.lacking infers from the registers exactly what the probe finds, line by line."""
     result = run("bochs", cpu)
     inferred = {lack.name for lack in host.lacking(processor_of(result))}
     tests = by_name(result)
     for demand in host.VMX_CONTROLS:
         assert tests[demand.name].held == (demand.name not in inferred), demand.name
-    # A line that does not hold says itself whether it is optional.
+    # A failed line says itself whether it is optional.
     for demand in host.VMX_CONTROLS:
         if not tests[demand.name].held:
             assert tests[demand.name].optional == (demand.need is host.Need.OPTIONAL), demand.name
@@ -212,7 +212,7 @@ def test_an_emulator_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_probe_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A disk with nothing to boot from: the BIOS waits for ever, and time runs out."""
+    """A disk that cannot boot: the BIOS waits for ever, and the time runs out."""
     blank = tmp_path / "blank.img"
     blank.write_bytes(bytes(1032192))
     monkeypatch.setattr(probe, "build", lambda _fault: blank)
@@ -220,7 +220,9 @@ def test_a_probe_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(
         probe, "_wait", lambda running, *_limits: wait(running, Deadline.after(1), 1)
     )
-    with pytest.raises(GuestError, match=r"it said nothing \(it was ended after \d s\)") as caught:
+    with pytest.raises(
+        GuestError, match=r"it printed nothing \(it was ended after \d s\)"
+    ) as caught:
         probe.run_probe(Backend("tcg"), run_dir=tmp_path / "run")
     assert caught.value.exit_code == 4
 
@@ -289,6 +291,6 @@ def test_task_refuses_what_is_no_backend() -> None:
 
 
 def test_nothing_is_lost_where_the_reader_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU leaves when the probe says so, with what its serial line still holds."""
+    """QEMU ends when the probe tells it to, including the rest of its serial output."""
     monkeypatch.setattr("harness.machine.console._GATHER_S", 0.5)
     assert run("tcg").report.problem == ""

@@ -1,4 +1,4 @@
-"""A real guest saved and resumed: QEMU under TCG with the stand-in in it."""
+"""Saves and resumes a real guest: the stand-in in QEMU under TCG."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(spec: Spec) -> Machine:
 
 
 def ask(guest: Guest, command: str) -> str:
-    """Its output; the stand-in's server wants a connection for each command."""
+    """A command's output; the stand-in's server needs a connection for each command."""
     guest.disconnect()
     guest._connect(guest.deadline())
     return guest.must(["/bin/sh", "-c", command]).strip()
@@ -50,7 +50,7 @@ def access(standin: Any) -> Access:
 
 @pytest.fixture(scope="module")
 def booted(spec: Spec, access: Access) -> Iterator[Guest]:
-    """A guest that was booted and saved, and goes on."""
+    """A guest that was booted and saved, and continues."""
     guest, note = snapshot.bring_up(make, spec, access, "image")
     try:
         assert note == "booted: there is no snapshot yet; saved a snapshot"
@@ -82,7 +82,7 @@ def test_resumed_guests_are_right_and_the_snapshot_stays_as_it_is(
             before = time.time()
             clock = int(ask(guest, "date +%s"))
             assert before - 2 <= clock <= time.time() + 2
-            # What one resumed guest writes, neither the snapshot nor the next one sees.
+            # Writes of one resumed guest appear neither in the snapshot nor in the next guest.
             assert ask(guest, "head -c 4 /dev/vda2 | tr '\\0' -") == "----"
             write = "echo mine >/dev/vda2; sync; dd if=/dev/zero of=/tmp/x bs=1M count=8"
             ask(guest, f"({write}) 2>/dev/null")
@@ -94,10 +94,10 @@ def test_resumed_guests_are_right_and_the_snapshot_stays_as_it_is(
             identities.add(raised["guid"])
         finally:
             guest.machine.stop(Deadline.after(5))
-    # The stand-in's kernel has no driver for it, and takes what it is fed into account in its own
-    # time; FreeBSD's draws other numbers at once (docs/guest.md).
+    # The stand-in's kernel has no driver for it, and uses new randomness only after a while;
+    # FreeBSD's gives other numbers immediately (docs/guest.md).
     assert len(identities) == 2
-    # To be read again, whatever their times say.
+    # They must be read again, whatever their times are.
     (saved.folder / "verified.json").unlink()
     saved.verify()
 
@@ -142,7 +142,7 @@ def test_what_is_cut_off_is_refused_at_once(
         stream.truncate(cut.stat().st_size // 2)
     with pytest.raises(Unusable, match=name):
         replace(saved, folder=copy).verify()
-    # QEMU itself would notice here alone.
+    # QEMU itself would notice it only here.
     if name != qemu_state.DEVICES:
         return
     machine = make(replace(spec, run_dir=tmp_path / "run", resume_from=copy / "state"))

@@ -1,6 +1,6 @@
-"""Boots, one after another and side by side: none fails, and none leaves anything behind.
+"""Many boots, one after another and in parallel: none fails, and none leaves anything behind.
 
-A few run with the other tests; as many as it takes to trust them with `./inv test --only soak`.
+A few run with the other tests, many with `./inv test --only soak`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BOOT_S = 300.0
 
 
 def boot_once(standin: Any, folder: Path) -> Forward:
-    """Boot, run a command, switch off; the way that was used."""
+    """Boot, run a command, power off; returns the network that was used."""
     spec = Spec(folder, Drive(standin.disk), memory_bytes=384 << 20, name=folder.name)
     with (
         backends.make(QEMU, spec) as machine,
@@ -41,7 +41,7 @@ def boot_once(standin: Any, folder: Path) -> Forward:
 
 
 def held() -> dict[str, object]:
-    """What this process holds, by kind."""
+    """The resources of this process, by kind."""
     process = psutil.Process()
     return {
         "descriptors": process.num_fds(),
@@ -71,7 +71,7 @@ def test_boots_in_a_row(standin: Any, tmp_path: Path, boots: int) -> None:
     before = None
     for number in range(boots):
         assert is_closed(boot_once(standin, tmp_path / f"boot-{number}"))
-        # What is made once and kept, by libraries too, is there after the first.
+        # Resources that are made once and stay, also by libraries, exist after the first boot.
         before = before or held()
         assert held() == before
         print(f"boot {number + 1} of {boots}: nothing left", flush=True)
@@ -86,7 +86,8 @@ def test_boots_side_by_side(standin: Any, tmp_path: Path, rounds: int, side_by_s
     before = None
     for number in range(rounds):
         folders = [tmp_path / f"round-{number}-{place}" for place in range(side_by_side)]
-        # An emulator ends with the thread that started it: the pool lasts as long as its machines.
+        # An emulator ends with the thread that started it, so the pool lasts as long as its
+        # machines.
         with ThreadPoolExecutor(side_by_side, thread_name_prefix="boots") as pool:
             ways = list(pool.map(boot_once, [standin] * side_by_side, folders))
         assert len(set(ways)) == side_by_side

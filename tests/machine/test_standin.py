@@ -1,4 +1,4 @@
-"""The stand-in guest does what the tests that use it rely on."""
+"""The stand-in guest does what other tests expect of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def log_in(machine: Machine) -> Conversation:
 
 
 def connect(machine: Machine, standin: Any) -> paramiko.SSHClient:
-    """A connection as soon as the guest answers; its host key is checked."""
+    """Connect as soon as the guest answers, and check its host key."""
     assert machine.forward is not None
     deadline = Deadline.after(BOOT_S)
     while True:
@@ -73,7 +73,7 @@ def connect(machine: Machine, standin: Any) -> paramiko.SSHClient:
 
 
 def trust(client: paramiko.SSHClient, machine: Machine, standin: Any) -> None:
-    """Let `client` know the guest's host key, and no other."""
+    """Let `client` accept only the guest's host key."""
     kind, blob = standin.host_key.split()[:2]
     key = paramiko.PKey.from_type_string(kind, base64.b64decode(blob))
     client.get_host_keys().add(f"[127.0.0.1]:{machine.ssh_port}", kind, key)
@@ -94,7 +94,7 @@ def test_ssh_takes_the_key_and_files_and_no_password(guest: Machine, standin: An
     assert text.startswith("root\n")
     assert "10.0.2.15" in text
     client.close()
-    # dropbear ends a connection with its last session, at a moment of its own choosing.
+    # dropbear ends a connection with its last session, at any moment.
     client = connect(guest, standin)
     into, out, _ = client.exec_command("cat >sent && wc -c <sent")
     into.write(b"x" * 100_000)
@@ -120,7 +120,7 @@ def test_ssh_takes_the_key_and_files_and_no_password(guest: Machine, standin: An
 def test_the_second_partition_outlives_a_reboot(guest: Machine, standin: Any) -> None:
     client = connect(guest, standin)
     talk = guest.console.talk()
-    # Nobody reads the answer: the guest's end of the connection goes without a word.
+    # Do not read the answer: the guest's end of the connection disappears silently.
     client.exec_command("echo kept >/dev/vda2; sync; reboot")
     talk.expect_any(["login: "], "the login prompt after the reboot", Deadline.after(BOOT_S))
     client.close()
@@ -139,7 +139,7 @@ def test_a_panic_on_demand_is_seen(guest: Machine) -> None:
 
 
 def test_the_power_button_is_heard(standin: Any, tmp_path: Path) -> None:
-    """A bare QEMU, so that the guest is judged and not our own machine classes."""
+    """A bare QEMU, so that this tests the guest and not our own machine classes."""
     monitor = tmp_path / "mon"
     command = [
         *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35"),
@@ -164,7 +164,7 @@ def test_the_power_button_is_heard(standin: Any, tmp_path: Path) -> None:
 
 
 def test_a_second_disk_is_read_as_it_is_and_not_written(standin: Any, tmp_path: Path) -> None:
-    """A tar on it reads as one from its first byte; the odd name is QEMU's comma."""
+    """A tar on it can be read from its first byte; the odd name has a comma, special in QEMU."""
     folder = tmp_path / "with, comma"
     folder.mkdir()
     (folder / "content").write_text("brought in\n")

@@ -1,6 +1,6 @@
-"""A guest that does not come up is reported in seconds, by what its screen shows or how it resets.
+"""A guest that does not come up is reported in seconds, because of its screen or its resets.
 
-The guests are boot sectors; a limit of minutes would be the wrong way to notice.
+The guests are boot sectors; a time limit of minutes would be too late.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.errors import CannotError, GuestError, WorkbenchError
 from harness.machine import Drive, Machine, Spec
 
 RESETS, LOADER, LOGIN = 1, 2, 3
-# Longer than any test may take, so that the limit is never what ends a wait.
+# Longer than any test may take, so that a wait is never ended by the limit.
 LONG_S = 600.0
 
 
@@ -34,7 +34,7 @@ def disk_of(folder: Path, stuck: int) -> Path:
 
 @pytest.fixture
 def started(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine with the boot sector that the test asks for."""
+    """A machine with the boot sector that the test chooses."""
     disk = disk_of(tmp_path, request.param)
     spec = Spec(tmp_path / "run", Drive(disk), memory_bytes=32 << 20, ssh=False, screen=True)
     with machines.make(backend, spec) as machine:
