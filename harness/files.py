@@ -9,6 +9,7 @@ import os
 import pwd
 import shlex
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -246,6 +247,22 @@ def checksum_sparse(path: Path) -> str:
                 sums.update(b"%d %d\n" % (at, zlib.crc32(chunk)))
             at += _CHUNK_BYTES
     return sha256_text(str(size), sums.hexdigest())
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """A file that somebody else wrote: a plain file, no link, and no longer than `most_bytes`.
+
+    OSError where it is not there or cannot be read, ValueError where it is something else.
+    """
+    # Not to wait for somebody to write into a pipe, nor to be led elsewhere by a link.
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(number, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise ValueError("it is no plain file")
+        data = stream.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it is longer than {human_bytes(most_bytes)}")
+    return data
 
 
 def sha256_text(*parts: str) -> str:

@@ -54,3 +54,15 @@ PATCH_BYTES = 256 << 20
 
 COMMAND_OUTPUT_BYTES = 64 << 20
 """Bytes that one command in a guest may print before it is ended; `pull` has no such bound."""
+
+REPORT_BYTES = 64 << 20
+"""One file of a run's report.  A run of all checks leaves about 2 MB."""
+
+MERGED_REPORTS = 512
+"""Reports that are merged into one; GitHub and GitLab start fewer jobs at once."""
+
+MERGED_FILES = 200_000
+"""Files and folders that are looked at below one folder to find reports there."""
+
+MERGED_PARTS = 8
+"""Folders within folders below one that is merged."""

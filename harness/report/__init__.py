@@ -17,15 +17,19 @@ from harness.report.data import (
     stage_results,
 )
 from harness.report.junit import junit
+from harness.report.matrix import Cell, Matrix
+from harness.report.merge import merge as merge_folders
 from harness.report.store import PAGE, counterpart, find, load, runs, save, write_page
-from harness.report.text import show, show_runs
+from harness.report.text import show, show_matrix, show_runs
 
 __all__ = [
     "KEPT",
     "LEFT_OUT",
     "NOT_TESTED",
     "PAGE",
+    "Cell",
     "Check",
+    "Matrix",
     "Outcome",
     "Report",
     "StageResult",
@@ -34,9 +38,11 @@ __all__ = [
     "find",
     "junit",
     "load",
+    "merge_folders",
     "runs",
     "save",
     "show",
+    "show_matrix",
     "show_runs",
     "stage_results",
     "write_page",

@@ -21,6 +21,9 @@ from harness.guest.transcript import NO_EVIDENCE, Evidence
 N_A = "does not apply: "
 """The beginning of the reason of a skipped check that does not apply to this guest."""
 
+AS_STOCK = "fails on the stock module too: "
+"""Begins the meaning of a check that fails with and without the patch."""
+
 KEPT = "kept"
 """The property that says how to enter the guest that was left up."""
 
@@ -117,7 +120,7 @@ class Report:
         if check.of_patch and check.on_stock == "passed" == check.outcome:
             return "FAILED", "passes on the stock module too, so it proves nothing"
         if not check.of_patch and check.outcome == "failed" and check.on_stock == "failed":
-            return "as stock", f"fails on the stock module too: {check.stock_message}"
+            return "as stock", f"{AS_STOCK}{check.stock_message}"
         return ("ok", "") if check.outcome == "passed" else ("FAILED", check.message)
 
     @property
@@ -148,11 +151,8 @@ class Report:
         return EXIT_CANNOT if self.count("not run") or not self.checks else EXIT_OK
 
     @property
-    def verdict(self) -> str:
-        """The verdict in one line."""
-        what = "the stock module" if self.stock else self.series
-        what += f", topic {self.topic}" if self.topic else ""
-        where = f"{what}, FreeBSD {self.release}" + (f" in {self.backend}" if self.backend else "")
+    def counts(self) -> str:
+        """How many checks passed, failed and were not run, in words."""
         counts = f"{self.count('ok')} of {len(self.checks) - self.count('n/a')} checks ok"
         if self.stock and (must := [check for check in self.checks if check.of_patch]):
             fails = sum(self.status(check)[0] == "ok" for check in must)
@@ -170,11 +170,23 @@ class Report:
             counts += f", {self.count('n/a')} that do not apply here"
         if LEFT_OUT in self.properties:
             counts += f"; {self.properties[LEFT_OUT]}"
-        if NOT_TESTED in self.properties:
-            counts += f"; not tested: {self.properties[NOT_TESTED]}"
+        return counts
+
+    @property
+    def not_tested(self) -> str:
+        """Which files of the patch nothing was built from, as the verdict says it; or nothing."""
+        missed = self.properties.get(NOT_TESTED, "")
+        return f"; not tested: {missed}" if missed else ""
+
+    @property
+    def verdict(self) -> str:
+        """One line: what was proved."""
+        what = "the stock module" if self.stock else self.series
+        what += f", topic {self.topic}" if self.topic else ""
+        where = f"{what}, FreeBSD {self.release}" + (f" in {self.backend}" if self.backend else "")
         if self.error:
             return f"{where}: no verdict: {self.error}"
-        return f"{where}: {counts}"
+        return f"{where}: {self.counts}{self.not_tested}"
 
     def to_data(self) -> dict[str, Any]:
         """All of it for programs."""

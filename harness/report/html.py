@@ -29,6 +29,7 @@ from harness.errors import (
 )
 from harness.report import coverage, timeline
 from harness.report.data import Check, Report, Status
+from harness.report.matrix import Matrix, Row
 
 _HEAD_BYTES = 32 << 10
 _TAIL_BYTES = 128 << 10
@@ -98,7 +99,7 @@ def render(report: Report, beside: Report | None = None) -> str:
     lines = _lines(report, beside)
     tone, word = _VERDICTS.get(report.exit_code, ("failed", "Failed"))
     return (
-        _template()
+        _template("report.html.j2")
         .render(
             report=report,
             beside=beside,
@@ -136,6 +137,37 @@ def render(report: Report, beside: Report | None = None) -> str:
         )
         .lstrip()
     )
+
+
+def render_matrix(matrix: Matrix) -> str:
+    """The page of several runs: a column for each."""
+    tone, word = _VERDICTS.get(matrix.exit_code, ("failed", "Failed"))
+    if matrix.exit_code == EXIT_OK and len(matrix.ran) < len(matrix.cells):
+        word = "All that was run held"
+    rows = sorted(matrix.rows, key=_worst)
+    return (
+        _template("matrix.html.j2")
+        .render(
+            matrix=matrix,
+            tone=tone,
+            word=word,
+            rows=[(row, row.reasons(matrix.labels)) for row in rows],
+            words=_VERDICTS,
+            failing=[
+                (cell, check, cell.report.status(check)[1])
+                for cell in matrix.cells
+                if cell.report
+                for check in cell.report.checks
+                if cell.report.status(check)[0] == "FAILED"
+            ],
+        )
+        .lstrip()
+    )
+
+
+def _worst(row: Row) -> int:
+    """Where a row stands: by the gravest of its results."""
+    return min((_ORDER[found[0]] for found in row.results if found), default=len(_ORDER))
 
 
 def _saw_panic(report: Report, check: Check) -> bool:
@@ -203,7 +235,7 @@ def excerpt(path: Path) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"),
         autoescape=True,
@@ -215,7 +247,7 @@ def _template() -> jinja2.Template:
     environment.filters["visible"] = visible
     environment.filters["duration"] = timeline.duration
     environment.filters["size"] = _size
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _size(size_bytes: int) -> str:

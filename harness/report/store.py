@@ -10,12 +10,14 @@ from pathlib import Path
 
 from harness import checked
 from harness.errors import UsageError
-from harness.files import runs_dir, write_atomic
+from harness.files import read_bounded, runs_dir, write_atomic
+from harness.limits import REPORT_BYTES
 from harness.report import html
 from harness.report.data import Report
 from harness.report.junit import junit
 
 DATA = "report.json"
+MATRIX = "matrix.json"
 PAGE = "report.html"
 _LOOK_BACK = 40
 
@@ -40,7 +42,7 @@ def load(run_dir: Path) -> Report:
     """Read a report; UsageError if the run's folder has none, or none that can be read."""
     path = run_dir / DATA
     try:
-        data = checked.table(path.read_bytes())
+        data = checked.table(read_bounded(path, REPORT_BYTES))
         data["properties"] = {key: str(value) for key, value in data["properties"].items()}
         if isinstance(panic := data.get("panic"), dict):
             # JSON has the panic's facts as a table; here they are in order.
@@ -63,7 +65,7 @@ def find(name: str) -> Path:
     """
     root = runs_dir()
     if not name:
-        last = max(_with_report(), default=None)
+        last = max(with_report(), default=None)
         if last is None:
             raise UsageError(f"{root}: no run has a report yet; ./inv verify makes one")
         return last
@@ -76,14 +78,15 @@ def find(name: str) -> Path:
 
 
 def runs() -> Iterator[Report]:
-    """Every run with a report that can be read, the newest first."""
-    for folder in sorted(_with_report(), reverse=True):
+    """Every single run with a report that can be read, the newest first."""
+    for folder in sorted(with_report(), reverse=True):
         with contextlib.suppress(UsageError):
             yield load(folder)
 
 
-def _with_report() -> list[Path]:
-    folders = (path.parent for path in runs_dir().glob(f"*/{DATA}"))
+def with_report() -> list[Path]:
+    """The folders of the runs, and of several runs together, that left a report."""
+    folders = (path.parent for name in (DATA, MATRIX) for path in runs_dir().glob(f"*/{name}"))
     return [folder for folder in folders if not folder.is_symlink()]
 
 

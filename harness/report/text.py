@@ -6,9 +6,12 @@ from collections.abc import Iterable
 
 from harness import progress
 from harness.report.data import KEPT, Report
+from harness.report.matrix import WORDS, Matrix
 
 # The number of slowest checks that are named.
 _SLOWEST = 5
+# Up to so many columns a terminal shows every check; with more, those that did not hold everywhere.
+_ALL_ROWS = 3
 
 
 def show(report: Report) -> None:
@@ -47,9 +50,56 @@ def show(report: Report) -> None:
         progress.out.print(f"kept:    {report.properties[KEPT]}", markup=False)
 
 
-def show_runs(reports: Iterable[Report]) -> None:
-    """Print the runs, one on each line, with their verdicts."""
+def show_runs(reports: Iterable[Report | Matrix]) -> None:
+    """Print the runs, one a line, each with its verdict."""
     progress.table(
         ("run", "exit", "verdict"),
         [(report.run_dir.name, str(report.exit_code), report.verdict) for report in reports],
     )
+
+
+def show_matrix(matrix: Matrix) -> None:
+    """Print the checks with a column for each run, the runs, and the verdict."""
+    labels = matrix.labels
+    every = len(labels) <= _ALL_ROWS
+    rows = [
+        (
+            *(result[0] if result else "-" for result in row.results),
+            row.name,
+            ": ".join([row.title, "; ".join(row.reasons(labels))][: 1 if row.held else 2]),
+        )
+        for row in matrix.rows
+        if every or not row.held
+    ]
+    if rows:
+        progress.table((*labels, "check", "what it says"), rows)
+    for cell in matrix.cells:
+        for check in cell.report.checks if cell.report else ():
+            if cell.report and cell.report.status(check)[0] == "FAILED" and check.detail:
+                text = f"--- {cell.label}: {check.name}\n{check.detail}\n"
+                progress.out.print(progress.clean(text), markup=False)
+        if cell.report and cell.report.panic:
+            frames = "\n".join(f"  {frame}" for frame in cell.report.panic.frames)
+            text = f"{cell.label}: {cell.report.panic.message}\n{frames}\n"
+            progress.out.print(progress.clean(text), markup=False)
+    progress.table(
+        ("run", "result", "checks took", "exit", "in words"),
+        [
+            (
+                cell.label,
+                "not run" if cell.not_run else WORDS.get(cell.exit_code, "failed"),
+                "-" if cell.not_run else f"{cell.checks_s:.1f} s",
+                "-" if cell.not_run else str(cell.exit_code),
+                cell.words,
+            )
+            for cell in matrix.cells
+        ],
+    )
+    for note in matrix.notes:
+        progress.out.print(progress.clean(f"note: {note}"), markup=False)
+    progress.out.print(progress.clean(f"verdict: {matrix.verdict}"), markup=False)
+    progress.out.print(f"run:     {matrix.run_dir}", markup=False)
+    for cell in matrix.cells:
+        if cell.report and KEPT in cell.report.properties:
+            kept = f"kept:    {cell.label}: {cell.report.properties[KEPT]}"
+            progress.out.print(progress.clean(kept), markup=False)
