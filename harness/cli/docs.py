@@ -12,6 +12,7 @@ from invoke.parser.context import ParserContext
 
 _GROUPS = {
     "verify": "Verdicts and reports",
+    "matrix": "Several runs, one report",
     "patch": "Patches and series",
     "series": "Patches of your own",
     "guest": "Guests that stay",

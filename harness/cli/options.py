@@ -11,6 +11,11 @@ BACKEND_HELP = {
     "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
 }
 
+VERIFY_VENDOR_HELP = {
+    "cpu-vendor": "intel, amd or both: the processor that Bochs emulates (default: intel); both "
+    "runs two guests at once, one for each half of vmm.ko, and makes one report",
+}
+
 VIRTUALIZING_HELP = {**BACKEND_HELP, "backend": "auto (default), kvm, bochs or kvm-in-bochs"}
 """For tasks that are useless without virtual machines."""
 

@@ -214,12 +214,24 @@ class WorkbenchProgram(Program):
 
 
 def spread(argv: list[str]) -> list[str]:
-    """`bench a b` as `bench --only a --only b`, because Invoke has no optional positional words."""
+    """`bench a b` as `bench --only a --only b`: Invoke takes no word that may be left out.
+
+    `matrix --merge a b` likewise is `matrix --merge a --merge b`, as a shell writes `--merge */`.
+    """
+    if argv[1:2] == ["matrix"] and "--merge" in argv:
+        return _spread_merge(argv)
     if argv[1:2] != ["bench"]:
         return argv
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[2:]))
     named = [part for word in words for part in ("--only", word)]
     return [*argv[:2], *named, *argv[2 + len(words) :]]
+
+
+def _spread_merge(argv: list[str]) -> list[str]:
+    at = argv.index("--merge") + 2
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[at:]))
+    named = [part for word in words for part in ("--merge", word)]
+    return [*argv[:at], *named, *argv[at + len(words) :]]
 
 
 def from_here(argv: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import webbrowser
 
 from harness import progress, report
 from harness.errors import CannotError, UsageError
+from harness.report import matrix_store
 
 
 def show(run: str, open_page: bool, as_json: bool) -> None:
@@ -13,12 +14,20 @@ def show(run: str, open_page: bool, as_json: bool) -> None:
 
     Raises UsageError when there is no such run, CannotError when there is no browser.
     """
-    found = report.load(report.find(run))
-    page = report.write_page(found)
-    if as_json:
-        progress.print_json({**found.to_data(), "page": str(page)})
+    folder = report.find(run)
+    if matrix_store.is_matrix(folder):
+        several = matrix_store.load(folder)
+        page, data = matrix_store.write_page(several), several.to_data()
+        if not as_json:
+            report.show_matrix(several)
     else:
-        report.show(found)
+        found = report.load(folder)
+        page, data = report.write_page(found), found.to_data()
+        if not as_json:
+            report.show(found)
+    if as_json:
+        progress.print_json({**data, "page": str(page)})
+    else:
         progress.out.print(f"page:    {page}", markup=False)
     if open_page and not webbrowser.open(page.as_uri()):
         raise CannotError(f"no browser was found; open {page} yourself")
@@ -26,7 +35,7 @@ def show(run: str, open_page: bool, as_json: bool) -> None:
 
 def show_list(as_json: bool) -> None:
     """Print the runs that left a report, the newest first; UsageError when there are none."""
-    found = list(report.runs())
+    found = list(matrix_store.runs())
     if not found:
         raise UsageError("no run has a report yet; ./inv verify makes one")
     if as_json:

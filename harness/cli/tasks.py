@@ -9,12 +9,14 @@ from harness.cli.develop import docs, lint, run_tests
 from harness.cli.guest import GUEST_TASKS
 from harness.cli.image import IMAGE_TASKS
 from harness.cli.machine import MACHINE_TASKS
+from harness.cli.matrix import matrix
 from harness.cli.patch import PATCH_TASKS, build
 from harness.cli.series import SERIES_TASKS, topic_new
 from harness.cli.verify import mutation, show_report, verify
 
 namespace = Collection(
     verify,
+    matrix,
     mutation,
     show_report,
     *GUEST_TASKS,

@@ -13,6 +13,7 @@ from harness.cli.options import (
     OFFLINE_HELP,
     RELEASE_HELP,
     SANDBOX_HELP,
+    VERIFY_VENDOR_HELP,
     VIRTUALIZING_HELP,
 )
 from harness.cli.program import run_task
@@ -25,6 +26,7 @@ from harness.series import given as given_series
     help={
         **RELEASE_HELP,
         **BACKEND_HELP,
+        **VERIFY_VENDOR_HELP,
         "stock": "run the same checks on the unpatched module; the patch's checks must fail there",
         "series": "test this series (a folder, a patch, - for stdin; may be repeated)",
         "topic": "a folder of patches/, whose series and checks to use (default: "
@@ -73,7 +75,9 @@ def verify(
     """Boot FreeBSD, build and load the patched vmm.ko, run the checks, print the verdict."""
     from harness import debian, report
     from harness.build import sandbox as fence
+    from harness.run import matrix
     from harness.run.options import Options, name_to_keep
+    from harness.run.verify import settle
     from harness.run.verify import verify as run_verify
 
     given = given_series.absolute_paths(series)
@@ -93,11 +97,28 @@ def verify(
         only=only,
         builder=builder,
         coverage=coverage,
-        cpu_vendor=cpu_vendor,
+        cpu_vendor="" if cpu_vendor == matrix.BOTH else cpu_vendor,
         guests=guests,
     )
     fence.choose(sandbox)
     debian.ensure()
+    if cpu_vendor == matrix.BOTH:
+        if backend not in ("auto", "bochs"):
+            raise UsageError(
+                f"--cpu-vendor both: {backend} has one processor; use --backend auto or bochs"
+            )
+        from harness.cli import matrix_commands
+
+        options = settle(options)
+        matrix.require_series(options)
+        all_of_it = matrix.run(
+            matrix.both(options),
+            options,
+            what="verify-both",
+            keep_as=keep_as,
+        )
+        matrix_commands.show(all_of_it, json)
+        return all_of_it.exit_code
     result = run_verify(options, keep_as=keep_as)
     if result.error and result.error_exit_code == EXIT_USAGE and not json:
         # Nothing was run, so there are no stages to show.

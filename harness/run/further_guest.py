@@ -9,6 +9,7 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,14 @@ class FurtherGuest:
         self._process, self.line = process.start_with_line(command, PROJECT, log)
         self.line.send(job)
 
+    def hang_up(self) -> None:
+        """Let the process know that this is the end, though a thread may be waiting for its words.
+
+        To close the line would not do: the other side sees nothing of that while somebody reads.
+        """
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.line.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
     def _wait(self) -> None:
         try:
             self._process.wait(_END_S)
@@ -43,6 +52,7 @@ class FurtherGuest:
         """Close the sockets of processes, so that they end their guests, all at the same time."""
         guests = list(guests)
         for guest in guests:
+            guest.hang_up()
             guest.line.close()
         for guest in guests:
             guest._wait()

@@ -66,14 +66,16 @@ _PYTEST_VARIABLES = ("PYTEST_ADDOPTS", _NO_OTHERS, "PYTEST_PLUGINS")
 _WORTH_KEEPING = (EXIT_CHECK_FAILED, EXIT_GUEST, EXIT_PATCH)
 
 
-def verify(options: Options, tests: Path = CHECKS, keep_as: str = "") -> Report:
+def verify(
+    options: Options, tests: Path = CHECKS, keep_as: str = "", run_dir: Path | None = None
+) -> Report:
     """Run every stage; a Report is returned and written to the run's folder in any case.
 
-    With `keep_as` the guest of a failed run stays up under that name.  Raises UsageError for an
-    unknown topic, before a folder is made.
+    With `keep_as` the guest of a failed run stays up under that name; `run_dir` is a folder for the
+    run that exists already.  Raises UsageError for an unknown topic, before a folder is made.
     """
     options = settle(options)
-    run_dir = new_run_dir("verify-stock" if options.stock else "verify")
+    run_dir = run_dir or new_run_dir("verify-stock" if options.stock else "verify")
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     checks: list[Check] = []
     stock: list[Check] = []

@@ -1,0 +1,39 @@
+"""The process of one column of a matrix: a run of `verify`, told over a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+from harness import log, process, progress
+from harness.errors import WorkbenchError
+from harness.run import further_guest
+from harness.run.verify import CHECKS, verify
+
+
+def work(line: process.Line) -> None:
+    """Do the job that comes over the line, and say over it how it goes; its end interrupts."""
+    job = line.recv()
+    further_guest.answers(line)
+    log.to_file(job.run_dir / "harness.log")
+    lock = threading.Lock()
+
+    def send(kind: str, first: str, second: str) -> None:
+        # Nobody may listen any more; the run's own report is what counts.
+        with lock, contextlib.suppress(OSError):
+            line.send((kind, first, second))
+
+    try:
+        with progress.reported_to(send):
+            verify(job.options, CHECKS, job.keep_as, job.run_dir)
+    except WorkbenchError as error:
+        send("refused", error.message, "")
+        return
+    send("done", "", "")
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        work(Connection(int(sys.argv[1])))
