@@ -8,6 +8,8 @@
 #   BASE      a commit: the commits after it in REPO's checkout are the series
 #   REPO      the checkout that BASE belongs to (the current folder)
 #   BUNDLE    a file of `./inv image.bundle`, for runners without a network
+#   CPU_VENDOR  intel or amd: the processor that Bochs emulates (intel)
+#   STOCK     1: run the checks on the stock module, where the patch's must fail
 #   OPTIONS   more options of `./inv verify`, separated by blanks
 #   OUT       where the report and the logs go (vmm-report in the current folder)
 #   OPTIONAL  1: if this machine cannot offer the backend, say so and exit 0
@@ -23,6 +25,9 @@ repo=${REPO:-$here}
 out=${OUT:-$here/vmm-report}
 case $out in /*) ;; *) out=$here/$out ;; esac
 mkdir -p "$out"
+# What `./inv matrix --merge` knows of a job that leaves no report.
+printf 'release=%s\nbackend=%s\ncpu_vendor=%s\nstock=%s\n' \
+    "$release" "$backend" "${CPU_VENDOR:-}" "${STOCK:-0}" >"$out/job.txt"
 HARNESS_RUNS=${HARNESS_RUNS:-$out/runs}
 export HARNESS_RUNS
 
@@ -74,7 +79,7 @@ if [ -n "${BUNDLE:-}" ]; then
 fi
 if [ "${OPTIONAL:-0}" = 1 ]; then
 	code=0
-	./inv probe --backend "$backend" || code=$?
+	./inv probe --backend "$backend" ${CPU_VENDOR:+--cpu-vendor "$CPU_VENDOR"} || code=$?
 	if [ "$code" = 3 ]; then
 		say "skipped: $backend is not to be had on this machine (see above)"
 		echo "skipped: no $backend on this machine" >"$out/verdict.txt"
@@ -82,6 +87,8 @@ if [ "${OPTIONAL:-0}" = 1 ]; then
 	fi
 fi
 
+[ -z "${CPU_VENDOR:-}" ] || set -- "$@" --cpu-vendor "$CPU_VENDOR"
+[ "${STOCK:-0}" != 1 ] || set -- "$@" --stock
 code=0
 # shellcheck disable=SC2086 # OPTIONS is a list of words
 ./inv verify --release "$release" --backend "$backend" "$@" ${OPTIONS:-} >"$out/verdict.txt" || code=$?
