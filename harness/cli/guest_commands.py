@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import defaults, keeper, limits, progress
+from harness import defaults, keeper, limits, progress, surroundings
 from harness.cli import shells
 from harness.deadline import Deadline
 from harness.errors import EXIT_CANNOT, EXIT_OK, CannotError, GuestError, UsageError, WorkbenchError
@@ -301,7 +301,8 @@ def gdb(name: str, symbols: str, commands: Sequence[str]) -> int:
     """
     record = keeper.find(name)
     if shutil.which("gdb") is None:
-        raise CannotError("gdb is not installed; run apt-get install gdb")
+        command = surroundings.look().as_root("apt-get install gdb")
+        raise CannotError(f"gdb is not installed; run {command}")
     if symbols and not Path(symbols).is_file():
         raise UsageError(f"--symbols {symbols}: there is no such file")
     with keeper.debugger(record) as target:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import limits
+from harness import limits, surroundings
 from harness.errors import CannotError, UsageError
 from harness.files import atomic_path, human_bytes, require_room, write_sparse
 from harness.image import qcow2
@@ -204,7 +204,8 @@ def _head(path: Path) -> bytes:
             mode = os.fstat(handle).st_mode
             if not stat.S_ISREG(mode):
                 what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
-                copy = f"sudo dd if={shlex.quote(str(path))} of=disk.raw bs=1M"
+                command = f"dd if={shlex.quote(str(path))} of=disk.raw bs=1M"
+                copy = surroundings.look().as_root(command)
                 raise UsageError(
                     f"{path}: it is {what}; --disk takes a raw or qcow2 disk in a plain file"
                     + (f" (copy it: {copy})" if stat.S_ISBLK(mode) else "")

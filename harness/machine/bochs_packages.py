@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import files, process
+from harness import files, process, surroundings
 from harness.deadline import Deadline
 from harness.errors import CannotError, UsageError
 
@@ -98,7 +98,8 @@ def _download(work: Path, suite: str) -> list[Path]:
                 f"another Debian's Bochs is fetched with apt, but there is no {program}"
             )
     if not _KEYRING.exists():
-        raise CannotError(f"{_KEYRING} is missing; apt-get install debian-archive-keyring")
+        command = surroundings.look().as_root("apt-get install debian-archive-keyring")
+        raise CannotError(f"{_KEYRING} is missing; run {command}")
     work.chmod(0o755)
     for name in ("lists/partial", "cache/archives/partial"):
         (work / name).mkdir(parents=True)
@@ -137,7 +138,7 @@ def _mirror() -> str:
     raise CannotError(
         "another Debian's Bochs is fetched from a mirror of Debian, but apt's lists "
         "here name none; "
-        f"run apt-get update, or name one: {MIRROR}=URL"
+        f"run {surroundings.look().as_root('apt-get update')}, or name one: {MIRROR}=URL"
     )
 
 
