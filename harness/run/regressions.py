@@ -188,6 +188,10 @@ class Judge:
         if isinstance(built, _Unbuilt):
             return dataclasses.replace(judged, verdict=built.verdict, why=built.why)
         trial = self._trial(built, stage)
+        if trial.caught and all(_CHECK in name for name in trial.caught):
+            # What the bug changed in the kernel or the processor must not fail the next patch.  A
+            # guest that broke was restarted already.
+            self._trials.bench.restart_guest(load=False)
         verdict: Verdict
         if right:
             verdict = "WRONGLY CAUGHT" if trial.caught else "held"
@@ -216,6 +220,10 @@ class Judge:
 def _variant_builder(imaged: Imaged) -> mutants.VariantBuilder:
     sysroot = imaged.sysroot("the patches are built with their library")
     return mutants.VariantBuilder(imaged.source, sysroot, None, imaged.record.release)
+
+
+_CHECK = "::"
+"""In the name of a check; what else a catch is called, such as a panic, is plain words."""
 
 
 @dataclass(frozen=True)
