@@ -85,7 +85,7 @@ def test_no_task_has_rules_of_its_own_about_series_and_topic(path: Path) -> None
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Options":
             for keyword in node.keywords:
-                if keyword.arg in ("topic", "side_by_side", "alone", "series"):
+                if keyword.arg in ("topic", "side_by_side"):
                     names = (it.id for it in ast.walk(keyword.value) if isinstance(it, ast.Name))
                     named = {*names} - {"defaults", "path", "Path", "tuple"}
                     assert len(named) <= 1, f"{keyword.arg} is made of {sorted(named)}"
