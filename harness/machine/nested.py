@@ -8,6 +8,7 @@ is saved and resumed like any machine in Bochs, including the Linux and the QEMU
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -38,6 +39,7 @@ _IPS = 100_000_000
 _PROGRAM = files.PROJECT / "images" / "nested" / "kvmhost.py"
 _BUILD_S = 1800.0
 _GUEST_DISK, _ORDERS = "guest.img", "orders.img"
+_ORDERS_TIME_S = 1_000_000_000
 # One cylinder of Bochs's smallest disk.
 _ORDERS_BYTES = 16 * 63 * 512
 
@@ -130,7 +132,10 @@ class NestedMachine(bochs.BochsMachine):
 
     def _prepare(self) -> None:
         super()._prepare()
-        (self.spec.run_dir / _ORDERS).write_bytes(self.orders_image())
+        orders = self.spec.run_dir / _ORDERS
+        orders.write_bytes(self.orders_image())
+        # A resumed Bochs refuses a disk that was changed since, and goes by the file's time.
+        os.utime(orders, (_ORDERS_TIME_S, _ORDERS_TIME_S))
 
     def depends_on(self) -> dict[str, str]:
         return {
