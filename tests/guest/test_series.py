@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import pytest
 
 from harness.bhyve import fuzz
 from harness.bhyve.vmm import MIB, Vmm
 from harness.build import bmake
+from harness.guest import kernel_memory
 from harness.guest.freebsd import Guest
 from harness.run.workbench import Workbench
 
 _CYCLES = 40
 # Events of new and removed devices that devd(8) has not read yet; the kernel limits their number.
 _BOUNDED = {"DEVCTL"}
-# Wired pages that the kernel uses itself, for instance for a VM's page tables.
-_WIRED = "vm.stats.vm.v_wire_count"
 
 
 @pytest.mark.beside
@@ -38,10 +36,10 @@ def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vm
     stock
     """
     vmm.churn("warm", 10, 4 * MIB)
-    seen = [_in_use(guest)]
+    seen = [kernel_memory.zones(guest)]
     for batch in ("first", "second"):
         vmm.churn(batch, _CYCLES, 4 * MIB)
-        seen.append(_in_use(guest))
+        seen.append(kernel_memory.zones(guest))
     # The figures of a running system vary; a leak grows with each VM.
     growing = {
         name: [count.get(name, 0) for count in seen]
@@ -57,11 +55,3 @@ def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vm
         for name, counts in growing.items()
         if not fuzz.recognize(fuzz.Finding("leak", f"{name} grows with each VM", -1), known)
     } == {}
-
-
-def _in_use(guest: Guest) -> dict[str, int]:
-    """The number of items in use of each zone, and the number of wired pages."""
-    data = json.loads(guest.must(["vmstat", "--libxo", "json", "-z"]))
-    rows = data["vmstat"]["memory-zone-statistics"]["zone"]
-    wired = int(guest.must(["sysctl", "-n", _WIRED]))
-    return {"wired pages": wired, **{row["name"]: int(row["used"]) for row in rows}}
