@@ -19,6 +19,7 @@ from harness.build.parts import LIBRARY, PROGRAMS
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, PatchError
 from harness.files import sha256_file
+from harness.guest import runner
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed, Result
 from harness.machine.models import BOCHS_RUNS
@@ -163,6 +164,16 @@ def compile_vmtool(build: Build, sysroot: Path) -> Path:
     """The helper of guest_src/ for this build's library; PatchError if it does not compile."""
     sources = [_SOURCES / name for name in ("vmtool.c", "race.c", "watch.c")]
     return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
+
+
+def compile_runner(build: Build, sysroot: Path) -> Path:
+    """What runs commands in the guest and stays (guest/runner.c)."""
+    return compile_program(build, [runner.SOURCE], sysroot=sysroot, libraries=())
+
+
+def use_runner(guest: Guest, program: Path) -> None:
+    """Have the guest's commands run by what `compile_runner` made; it may be there already."""
+    guest.use_runner(program, f"{_HOME}/runner-{sha256_file(program)[:16]}")
 
 
 def compile_counters(build: Build, sysroot: Path) -> Path:

@@ -27,6 +27,14 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WaitTimeout
 from harness.files import atomic_path
 from harness.guest import keys, ssh_reason
+from harness.guest.runner import (
+    MOST_STDIN_BYTES,
+    PUT,
+    Runner,
+    RunnerEnded,
+    RunnerExchange,
+    RunnerMissing,
+)
 from harness.guest.ssh_exec import Exchange, OutOfTime, attended
 from harness.guest.transcript import Listener, asked
 from harness.machine.forward import Forward
@@ -37,6 +45,7 @@ _PAUSE_S = 0.3
 # A connection breaks a moment before the end of its process can be noticed.
 _END_FOLLOWS_S = 1.0
 _WATCH_S = 0.05
+_LOG = logging.getLogger(__name__)
 
 # paramiko logs a traceback for every attempt to connect to a guest that is not up yet.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -107,8 +116,12 @@ class Ssh:
         address: Address,
         watch: Callable[[], None] = lambda: None,
         listener: Listener = lambda _asked: None,
+        runner: str = "",
     ) -> None:
+        """`runner` is where the guest has the program that runs commands (runner.c), if it has."""
         self.address = address
+        self.runner = runner
+        self._runner: Runner | None = None
         self._watch = watch
         self._listener = listener
         self._client: paramiko.SSHClient | None = None
@@ -271,13 +284,14 @@ class Ssh:
         Raises WaitTimeout with the output so far if the deadline passes, GuestError if the
         connection breaks, and the exceptions of `watch`.
         """
-        return self._execute(shlex.join(command), deadline, stdin)
+        return self._execute(command, deadline, stdin)
 
     def script(self, text: str, deadline: Deadline, arguments: Sequence[str] = ()) -> Result:
         """Run a script with the guest's /bin/sh; `arguments` are its $1 and so on."""
         # Without the dashes an argument that begins with a dash would be an option of sh.
-        command = shlex.join(["/bin/sh", "-s", "--", *arguments])
-        return self._execute(command, deadline, text.encode(), f"{command} <<END\n{text}\nEND")
+        command = ["/bin/sh", "-s", "--", *arguments]
+        heard_as = f"{shlex.join(command)} <<END\n{text}\nEND"
+        return self._execute(command, deadline, text.encode(), heard_as)
 
     def must(self, command: Sequence[str], deadline: Deadline, *, stdin: bytes = b"") -> str:
         """Run a command that must exit with 0; returns its standard output, or raises
@@ -285,27 +299,61 @@ class Ssh:
         """
         return succeeded(self.run(command, deadline, stdin=stdin)).stdout
 
+    def _exchange(
+        self, words: Sequence[str], deadline: Deadline, stdin: bytes
+    ) -> RunnerExchange | None:
+        """The command for the program in the guest that runs commands, where that can run it."""
+        if not self.runner or len(stdin) > MOST_STDIN_BYTES:
+            return None
+        runner = self._runner
+        if runner is None or (not runner.ready and not runner.busy):
+            runner = Runner(self._transport(), self._watch)
+            try:
+                runner.start(shlex.quote(self.runner), deadline)
+            except RunnerMissing as error:
+                # Commands take a channel each, then, until the next connection.
+                _LOG.info("%s", error.message)
+                self.runner = ""
+                return None
+            self._runner = runner
+        if not runner.take():
+            return None
+        return RunnerExchange(runner, words, shlex.join(words))
+
     def _execute(
         self,
-        command: str,
+        words: Sequence[str],
         deadline: Deadline,
         stdin: bytes,
         heard_as: str = "",
         *,
         sink: IO[bytes] | None = None,
         most_bytes: int | None = None,
+        for_runner: Sequence[str] = (),
     ) -> Result:
-        """Run a command line.  Standard output goes to `sink` if there is one.
+        """Run a command.  Standard output goes to `sink` if there is one.
 
-        `heard_as` is a text for the listener, if the command line is not descriptive.
+        `for_runner` is the form of the command for the program that runs commands in the guest, if
+        it differs; `heard_as` is a text for the listener, if the command line is not descriptive.
         """
+        command = shlex.join(words)
         start = time.monotonic()
-        exchange = Exchange(
-            self._transport(), command, self._watch, sink=sink, most_bytes=most_bytes
-        )
+        exchange: Exchange | RunnerExchange | None = None
+        if sink is None and most_bytes is None:
+            exchange = self._exchange(for_runner or words, deadline, stdin)
+        if exchange is None:
+            exchange = Exchange(
+                self._transport(), command, self._watch, sink=sink, most_bytes=most_bytes
+            )
         code: int | None = None
         try:
             code = exchange.run(stdin, deadline)
+        except RunnerEnded:
+            self._explain_break()
+            raise GuestError(
+                f"{command}: the program that runs commands in the guest ended before it",
+                detail=exchange.said(),
+            ) from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._explain_break()
             raise GuestError(
@@ -331,9 +379,7 @@ class Ssh:
 
         Raises CommandFailed if it does not exit with 0, TooMuchOutput beyond `most_bytes`.
         """
-        succeeded(
-            self._execute(shlex.join(command), deadline, b"", sink=out, most_bytes=most_bytes)
-        )
+        succeeded(self._execute(command, deadline, b"", sink=out, most_bytes=most_bytes))
 
     def put(self, local: Path, remote: str, deadline: Deadline, mode: int = 0o644) -> None:
         """Copy a file into the guest; the remote name appears when the file is complete."""
@@ -351,7 +397,8 @@ class Ssh:
         )
         command = ["/bin/sh", "-c", script, "put", remote, f"{mode:o}", str(len(data))]
         heard_as = f"put {local.name}, {len(data)} bytes, as {remote}"
-        result = self._execute(shlex.join(command), deadline, data, heard_as)
+        for_runner = [PUT, remote, f"{mode:o}"]
+        result = self._execute(command, deadline, data, heard_as, for_runner=for_runner)
         if not result.ok:
             raise CommandFailed(
                 f"cannot copy {local.name} to {remote}: "
@@ -365,7 +412,7 @@ class Ssh:
         """
         with atomic_path(local) as temporary, temporary.open("wb") as out:
             room_bytes = max(0, shutil.disk_usage(temporary.parent).free - limits.LEAST_FREE_BYTES)
-            command = shlex.join(["cat", "--", remote])
+            command = ["cat", "--", remote]
             result = self._execute(command, deadline, b"", sink=out, most_bytes=room_bytes)
             if not result.ok:
                 raise CommandFailed(f"cannot read {remote}: {result.stderr.strip()}")
@@ -373,6 +420,9 @@ class Ssh:
 
     def close(self) -> None:
         """Close the connection; does nothing if it is closed."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
         if self._client is not None:
             self._client.close()
             self._client = None

@@ -74,12 +74,48 @@ class TooMuchOutput(GuestError):
     """A command printed more than is stored, and was ended."""
 
 
-class Exchange:
-    """A running command: sends its input and reads both outputs at the same time.
+class Outputs:
+    """The output of a command so far.
 
-    Standard output goes to `sink` if there is one, otherwise into memory.  If both outputs together
-    exceed `most_bytes`, the command is ended.
+    Standard output goes to `sink` if there is one, otherwise into memory.  More than `most_bytes`
+    of both outputs together are too much.
     """
+
+    def __init__(
+        self, command: str, *, sink: IO[bytes] | None = None, most_bytes: int | None = None
+    ) -> None:
+        self.command = command
+        self.output = bytearray()
+        self.errors = bytearray()
+        self._sink = sink
+        self._most_bytes = limits.COMMAND_OUTPUT_BYTES if most_bytes is None else most_bytes
+        self._got_bytes = 0
+
+    def add(self, data: bytes, *, error: bool) -> None:
+        """Take more of standard output, or of standard error; TooMuchOutput."""
+        self._got_bytes += len(data)
+        if error:
+            self.errors += data
+        elif self._sink is None:
+            self.output += data
+        else:
+            self._sink.write(data)
+        if self._got_bytes > self._most_bytes or len(self.errors) > limits.COMMAND_OUTPUT_BYTES:
+            raise TooMuchOutput(
+                f"`{self.command.splitlines()[0][:200]}` in the guest printed more than "
+                f"{human_bytes(min(self._most_bytes, self._got_bytes))} and was ended",
+                detail=self.said(),
+            )
+
+    def said(self, lines: int = 15) -> str:
+        """The last lines that the command printed so far."""
+        ends = bytes(self.output[-_SAID_BYTES:]) + bytes(self.errors[-_SAID_BYTES:])
+        text = ends.decode("utf-8", "replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+class Exchange(Outputs):
+    """A running command: sends its input and reads both outputs at the same time."""
 
     def __init__(
         self,
@@ -90,12 +126,7 @@ class Exchange:
         sink: IO[bytes] | None = None,
         most_bytes: int | None = None,
     ) -> None:
-        self.command = command
-        self.output = bytearray()
-        self.errors = bytearray()
-        self._sink = sink
-        self._most_bytes = limits.COMMAND_OUTPUT_BYTES if most_bytes is None else most_bytes
-        self._got_bytes = 0
+        super().__init__(command, sink=sink, most_bytes=most_bytes)
         self._transport = transport
         self._watch = watch
         self._channel: paramiko.Channel | None = None
@@ -123,12 +154,6 @@ class Exchange:
         finally:
             self._leave()
         return int(channel.exit_status)
-
-    def said(self, lines: int = 15) -> str:
-        """The last lines that the command printed so far."""
-        ends = bytes(self.output[-_SAID_BYTES:]) + bytes(self.errors[-_SAID_BYTES:])
-        text = ends.decode("utf-8", "replace")
-        return "\n".join(text.splitlines()[-lines:])
 
     def _begin(self, deadline: Deadline) -> paramiko.Channel:
         # This limit is later than the deadline, because the watching thread ends the call.
@@ -164,22 +189,9 @@ class Exchange:
     def _read(self, channel: paramiko.Channel) -> bool:
         before = self._got_bytes
         if channel.recv_ready():
-            data = channel.recv(_CHUNK_BYTES)
-            self._got_bytes += len(data)
-            if self._sink is None:
-                self.output += data
-            else:
-                self._sink.write(data)
+            self.add(channel.recv(_CHUNK_BYTES), error=False)
         if channel.recv_stderr_ready():
-            data = channel.recv_stderr(_CHUNK_BYTES)
-            self._got_bytes += len(data)
-            self.errors += data
-        if self._got_bytes > self._most_bytes or len(self.errors) > limits.COMMAND_OUTPUT_BYTES:
-            raise TooMuchOutput(
-                f"`{self.command.splitlines()[0][:200]}` in the guest printed more than "
-                f"{human_bytes(min(self._most_bytes, self._got_bytes))} and was ended",
-                detail=self.said(),
-            )
+            self.add(channel.recv_stderr(_CHUNK_BYTES), error=True)
         return self._got_bytes > before
 
     def _leave(self) -> None:

@@ -284,9 +284,16 @@ class Session:
         """Load a build's module without a stage, even if the processor does not virtualize."""
         # Set this before the load, so that the report of a panic has its lines.
         self._running = running
+        self._use_runner(booted, running)
         module = vmm.load(booted.guest, running)
         bhyve = vmm.Vmm(booted.guest, module, running, vmtool)
         return Loaded(booted, built, running, module, vmtool, bhyve)
+
+    def _use_runner(self, booted: Booted, running: builder.Build) -> None:
+        """Let a program in the guest run its commands, if there is a sysroot to compile it."""
+        sysroot = booted.imaged.record.sysroot
+        if sysroot is not None and not booted.guest.runner:
+            vmm.use_runner(booted.guest, vmm.compile_runner(running, sysroot))
 
     def replace_machine(self, booted: Booted) -> None:
         """After the guest broke: start another machine with a new disk for the same Guest object.
@@ -304,6 +311,8 @@ class Session:
         fresh = self.boot(booted.imaged).guest
         fresh.disconnect()
         guest.machine = fresh.machine
+        # The new machine's disk does not have the program that runs commands.
+        guest.forget_runner()
         self._up = booted
 
     def collect_panic(self) -> panic_report.Panic | None:
