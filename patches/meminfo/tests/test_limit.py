@@ -242,7 +242,6 @@ def test_a_refusal_is_told_on_the_console(
 
 # Wrong requests and their answers.
 MISUSE = {
-    "a name with a blank": "Invalid argument",
     "half a page": "Invalid argument",
     "no such segment": "Invalid argument",
     "more than there are addresses": "Cannot allocate memory",
