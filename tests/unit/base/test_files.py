@@ -122,7 +122,7 @@ def test_a_kill_leaves_the_old_or_nothing(tmp_path: Path, kind: str) -> None:
         assert child.stdout.readline() == b"writing\n"
         child.send_signal(signal.SIGKILL)
     assert not target.exists()
-    # What it left behind is hidden and stands in nobody's way.
+    # The temporary file it left behind is hidden and disturbs nobody.
     assert all(name.startswith(".target.") for name in names(tmp_path))
     if kind == "file":
         files.write_atomic(target, "whole")
@@ -273,7 +273,9 @@ def test_a_sparse_checksum_is_of_the_contents_not_of_the_holes(tmp_path: Path) -
 def test_a_folder_that_others_write_to_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """What lies there is believed later: a tree noted there is compiled, a record is a command."""
+    """Later runs trust these files: a source tree recorded there is compiled, a record holds a
+    command.
+    """
     ask = files.cache_dir if variable == "HARNESS_CACHE" else files.runs_dir
     folder = tmp_path / "open"
     monkeypatch.setenv(variable, str(folder))
@@ -294,9 +296,9 @@ def test_a_folder_that_others_write_to_is_not_used(
 
 
 def test_another_users_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor one of ours by a link of his: he could turn it."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "his"))
-    (tmp_path / "his").mkdir()
+    """Nor our own folder through another user's symlink, which that user could redirect."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(CannotError, match=r"it belongs to user .*; set HARNESS_CACHE to a folder"):
         files.cache_dir()
@@ -327,7 +329,9 @@ def test_what_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
 def test_many_files_are_synced_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
 ) -> None:
-    """One by one they would take minutes; where the kernel cannot, each is synced after all."""
+    """Syncing file by file would take minutes; it is the fallback where the kernel has no
+    syncfs.
+    """
     synced: list[Path] = []
     whole: list[Path] = []
     monkeypatch.setattr(files, "sync", synced.append)

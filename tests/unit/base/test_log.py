@@ -16,7 +16,7 @@ from harness.files import PROJECT
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """Whatever a test attaches is gone after it."""
+    """Removes every log handler that the test attached."""
     before = {name: list(logging.getLogger(name).handlers) for name in log.NAMES}
     levels = {name: logging.getLogger(name).level for name in log.NAMES}
     yield

@@ -1,4 +1,4 @@
-"""Running programs: how they end, what is kept of what they print, what they see."""
+"""Running programs: how they end, how much of their output is saved, which environment they get."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_standard_input_is_empty_unless_given() -> None:
     assert process.run(["cat"]).output == b""
     big = b"x" * 3_000_000
     assert process.run(["cat"], given=big).output == big
-    # Who does not read what it is given is no error.
+    # A program that does not read its input is not an error.
     assert process.run(["true"], given=big).ok
 
 

@@ -1,4 +1,4 @@
-"""What people see while work is under way."""
+"""What users see while a command is working."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benches' arithmetic, pictures and manners; what they measure is theirs to say."""
+"""The benches' arithmetic, charts and exit codes, without measuring anything."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ Go = Callable[..., int]
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
-    """Run benches that are played: `good`, `slow` (a ratio not reached), `not_here`."""
+    """Run fake benches: `good`, `slow` (a ratio not reached), `not_here`."""
     monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
     found: dict[str, object] = {
         "processor": "P",

@@ -1,4 +1,4 @@
-"""What exits cost: the program's lines, ratios of pairs, and what counts as slower."""
+"""The cost of VM exits: parsing the program's lines, ratios of pairs, and what counts as slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reports of bad calls: what vmmfuzz prints, what a console shows, and whose fault a finding is."""
+"""Reports of bad calls: what vmmfuzz prints, what a console shows, and whether a finding is the
+patch's fault.
+"""
 
 from __future__ import annotations
 

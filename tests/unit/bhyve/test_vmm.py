@@ -1,4 +1,4 @@
-"""Loading the module and reading vmmls, with the guest played."""
+"""Loading the module and reading vmmls, with a fake guest."""
 
 from __future__ import annotations
 

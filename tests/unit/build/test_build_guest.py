@@ -137,7 +137,7 @@ def test_a_host_without_a_compiler_gets_the_module_alone(
     find = bmake.find_toolchain
 
     def none() -> bmake.Toolchain:
-        # The guest that is played here has to find one all the same.
+        # The fake guest needs one nevertheless.
         if (tmp_path / "place").exists() or not asked:
             asked.append(1)
             raise CannotError("clang not found; run ./inv setup")

@@ -1,4 +1,4 @@
-"""Builds of a stranger's patch: what its Makefiles and its sources reach."""
+"""Building an untrusted patch: what its Makefiles and its sources can reach."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_killed_harness_leaves_no_process(tmp_path: Path, tree: Path, cache: P
     while [it for it in command_lines() if marker in it] and not limit.expired:
         time.sleep(0.05)
     assert not limit.expired
-    # Nobody holds the folder any more, and the next build takes it.
+    # The folder's lock is released, and the next build uses the folder.
     with workdir.claim(cache / "builds") as shop:
         assert shop.folder.name == "0"
 
@@ -378,7 +378,7 @@ def test_it_works_as_an_ordinary_user(tmp_path: Path) -> None:
 
 
 def test_many_at_once(tmp_path: Path) -> None:
-    """The folders are each one's own, and so are the sandboxes."""
+    """Each build has a folder and a sandbox of its own."""
     trees = [make_tree(tmp_path / str(number)) for number in range(4)]
     made: list[builder.Build] = []
     threads = [

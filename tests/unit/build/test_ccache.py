@@ -115,7 +115,7 @@ def test_a_damaged_cache_is_compiled_over(tmp_path: Path, cache: Path) -> None:
 def test_where_it_cannot_write_it_is_left_out(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would fail at each file, and the patch be blamed."""
+    """It would fail for each file, and the patch would be blamed."""
     monkeypatch.setattr(os, "access", lambda *_arguments: False)
     bare = Sandbox(None, tmp_path)
     assert ccache.find(tmp_path, "clang 19", ["a.h"], bare) == (ccache.NONE, bare)

@@ -1,4 +1,4 @@
-"""What a topic wants built otherwise: read from its folder, and part of what is built."""
+"""A topic's build options are read from its folder and are part of the build's key."""
 
 from __future__ import annotations
 

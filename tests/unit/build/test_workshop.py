@@ -52,7 +52,7 @@ def test_a_compiler_that_outlives_its_build_keeps_the_folder(tmp_path: Path) -> 
 def test_what_cannot_be_removed_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """root built there once, say."""
+    """For example because root built there once."""
     (tmp_path / "work/0/root's").mkdir(parents=True)
     genuine = workdir.remove
 

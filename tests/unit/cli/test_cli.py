@@ -1,4 +1,4 @@
-"""The command line's manners: one line for an error, the right exit code, never a traceback."""
+"""Errors on the command line: one line, the right exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ namespace = Collection(fails, ends, sleeps, floods, whispers, shows, full, bug, 
 """
 
 
-# Nothing is to be installed for what cannot be done anyhow.
+# Nothing should be installed for a command that cannot work anyway.
 WITHOUT_PACKAGES = """
 from harness import debian
 from harness.cli import program
@@ -165,7 +165,7 @@ def test_where_there_are_no_tasks(tmp_path: Path) -> None:
 
 
 def test_paths_are_meant_from_where_it_was_called(tmp_path: Path) -> None:
-    """And what lies there, tasks and modules of others, is none of our business."""
+    """Tasks and modules of another project in that folder are not imported."""
     (tmp_path / "tasks.py").write_text("raise SystemExit(99)\n")
     (tmp_path / "json.py").write_text("raise SystemExit(98)\n")
     (tmp_path / "harness").mkdir()

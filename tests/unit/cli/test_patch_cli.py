@@ -62,7 +62,7 @@ def test_check_exits_5_when_something_is_wrong(
 def test_a_tree_where_an_apply_was_cut_off_is_not_the_patch_s_fault(
     tmp_path: Path, topic: str
 ) -> None:
-    """The message's own command, typed with the series it asks for, puts an end to it."""
+    """Typing the command from the message, with the series it asks for, solves the problem."""
     tree = make_tree(tmp_path / "a tree")
     apply.journal_folder(tree).mkdir(parents=True, mode=0o700)
     for name in ("", "15.1"):
@@ -92,7 +92,7 @@ def test_apply_refresh_export_go_round(tmp_path: Path, tree: str, topic: str) ->
 
 
 def test_a_builder_that_there_is_not_is_the_first_thing_said() -> None:
-    """Nothing is imported, and that is not what is wrong."""
+    """Nothing is imported, and the message does not complain about that."""
     with pytest.raises(UsageError, match="--builder nope: it must be one of auto, host, guest"):
         patch_commands.run_build("", True, (), "", "", "", False, "nope")
     with pytest.raises(UsageError, match="--builder nope"):
@@ -167,7 +167,7 @@ def test_a_tree_without_release_is_held_to_its_own_series(
     assert "no series for FreeBSD 15.3; the one for 15.1 is checked" in shown.err
     with pytest.raises(UsageError, match=r"no series for FreeBSD 16\.0, .*put one for 16\.0 into"):
         patch_commands.check([topic], "", "", other_tree(tmp_path / "16", "", 1600000), json=True)
-    # A folder of patches is for whatever the tree is.
+    # A folder of patches applies to a tree of any release.
     data = diff(tmp_path, {}, {"sys/x.h": "x\n"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/1.patch").write_bytes(mail(data))

@@ -204,7 +204,7 @@ def test_the_recipe_hands_on_what_verify_says(inv: Inv, tmp_path: Path) -> None:
 
 
 def test_what_is_left_leads_to_no_disk(inv: Inv, tmp_path: Path) -> None:
-    """Who uploads the folder would follow a link to gigabytes of an image."""
+    """An upload of the folder would follow a link to an image of several gigabytes."""
     guest = tmp_path / "vmm-report/runs/1-verify/guest"
     guest.mkdir(parents=True)
     (guest.parent.parent / "latest").symlink_to("1-verify")
@@ -291,7 +291,7 @@ def test_without_a_network_a_bundle_is_taken_in_once(inv: Inv, tmp_path: Path) -
 
 
 def test_actions_are_pinned_and_leave_no_token_behind() -> None:
-    """A tag can be moved; a token that stays in the checkout is a patch's to read."""
+    """A tag can be moved; a token that remains in the checkout can be read by a patch."""
     files = [*(PROJECT / ".github/workflows").glob("*.yml"), PROJECT / "action.yml"]
     files.append(PROJECT / "docs/ci.md")
     uses = 0
@@ -310,7 +310,7 @@ def test_actions_are_pinned_and_leave_no_token_behind() -> None:
 
 
 def test_a_summary_cannot_be_left_from_within(tmp_path: Path) -> None:
-    """The action's own step, with a verdict that closes fences and gives orders."""
+    """Runs the action's own step on a verdict that contains code fences and workflow commands."""
     step = re.search(
         r"        code=0\n.*?(?=        echo \"verdict=)",
         (PROJECT / "action.yml").read_text(),

@@ -1,4 +1,4 @@
-"""FreeBSD in a machine, with the machine and the shell played."""
+"""FreeBSD in a machine, with a fake machine and a fake shell."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_sysctls() -> None:
     "said", ["", "many", "12 34", "1e30", "0x10", "9" * 5000, "\x1b[31m", "None", "1\n::error::x"]
 )
 def test_a_sysctl_that_is_no_number(said: str) -> None:
-    """A guest may answer what it pleases; it is the guest that is at fault then, in one line."""
+    """Whatever a guest answers, a bad answer is reported as the guest's fault, in one line."""
     guest = FakeGuest({"sysctl -n kern.osreldate": (0, said + "\n", "")})
     with pytest.raises(GuestError, match=r"sysctl kern\.osreldate: the guest answers") as caught:
         guest.number("kern.osreldate")
@@ -87,7 +87,7 @@ def test_shut_down_waits_for_the_end() -> None:
 
 
 def test_a_panic_on_the_way_down_is_no_time_out() -> None:
-    """The machine runs on then; whoever waits for its end alone waits for nothing."""
+    """The machine keeps running then, so waiting only for its end would never finish."""
     guest = FakeGuest({"shutdown": GuestPanic("the guest panicked: bad dirent")})
     guest.machine.ends_after = 1000  # type: ignore[attr-defined]
     guest.machine.console.panic = "bad dirent"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Logging in on a serial line, with a guest that follows a script: real shells, played prompts."""
+"""Logging in on a serial line, with a guest that follows a script: real shells, fake prompts."""
 
 from __future__ import annotations
 

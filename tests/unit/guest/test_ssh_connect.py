@@ -38,7 +38,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 @pytest.fixture
 def silent(sshd: Sshd) -> Iterator[Address]:
-    """Somebody who accepts and says nothing, as QEMU does before the guest is up."""
+    """A server that accepts connections and sends nothing, as QEMU does before the guest is up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield Address(listener.getsockname()[1], sshd.key, sshd.host_key)
 
@@ -91,7 +91,7 @@ def test_what_waiting_cannot_change_is_refused_at_once(
 def test_a_server_without_a_host_key_to_show_is_not_waited_for(
     tmp_path: Path, algorithm: str
 ) -> None:
-    """Its settings leave out the only host key that it has, so it hangs up on everybody."""
+    """Its settings exclude its only host key, so it closes every connection."""
     with Sshd(tmp_path / "sshd", more={"HostKeyAlgorithms": algorithm}) as server:
         with pytest.raises(SshRefused, match="HostKeyAlgorithms allow none of its host keys"):
             Ssh(server.address()).connect(Deadline.after(60))
@@ -114,7 +114,9 @@ def test_a_host_key_of_another_kind_is_called_so(tmp_path: Path) -> None:
 def test_a_server_that_hangs_up_a_few_times_is_waited_for(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is going down and comes back: fewer times in a row than it takes to be refused."""
+    """A server that goes down and comes back: it fails fewer times in a row than count as a
+    refusal.
+    """
     real = Ssh._connect_once
     # False: greeted, then cut off.  True: cut off without a greeting, which starts the count again.
     tries = iter([False, False, True, False, False])
@@ -384,7 +386,7 @@ def test_the_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_clock_that_jumps_changes_nothing(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch, leap_s: float
 ) -> None:
-    """Somebody sets the host's clock during the wait: our limits are on the monotonic one."""
+    """The host's clock is set during the wait: our limits use the monotonic clock."""
     real, calls = time.time, itertools.count()
     monkeypatch.setattr(time, "time", lambda: real() + leap_s * (next(calls) % 7 > 2))
     with Ssh(sshd.address()) as ssh:

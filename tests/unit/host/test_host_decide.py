@@ -23,7 +23,7 @@ def facts_of(name: str) -> host.HostFacts:
     return load((HOSTS / f"{name}.json").read_text())
 
 
-# For each host: what auto takes (None: nothing), what is said against KVM, and what mends that.
+# For each host: what auto takes (None: nothing), the reason against KVM, and the remedy.
 EXPECTED: dict[str, tuple[str | None, str, str]] = {
     "amd-nested": ("kvm", "", ""),
     "amd-nesting-off": ("bochs", "nesting is off (kvm_amd.nested=0)", "modprobe kvm_amd nested=1"),
@@ -249,7 +249,7 @@ def test_kvm_that_is_almost_right(change: dict[str, object], cause: str) -> None
 
 
 def remedy(name: str, here: Surroundings, **kvm: object) -> str:
-    """What is said about /dev/kvm on a host, for somebody in these surroundings."""
+    """The message about /dev/kvm on a host, for a user in these surroundings."""
     facts = dataclasses.replace(facts_of(name), surroundings=here)
     changed = dataclasses.replace(facts.kvm, **kvm)  # type: ignore[arg-type]
     refusal = host.kvm_refusal(dataclasses.replace(facts, kvm=changed))

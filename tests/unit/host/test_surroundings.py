@@ -1,4 +1,4 @@
-"""Who runs the workbench, and in what."""
+"""Which user runs the workbench, and in what kind of system or container."""
 
 from __future__ import annotations
 

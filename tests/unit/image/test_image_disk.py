@@ -1,4 +1,4 @@
-"""Disks that people bring."""
+"""Disk images that users import."""
 
 from __future__ import annotations
 

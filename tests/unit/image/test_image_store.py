@@ -1,4 +1,4 @@
-"""The image cache, from what is brought to what is found, with a preparation that boots nothing."""
+"""The image cache, from import to lookup, with a preparation that boots nothing."""
 
 from __future__ import annotations
 
@@ -484,7 +484,7 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     assert record.source is not None
     assert record.sysroot is not None
     assert any(line.startswith("fetching src.txz: ") for line in said)
-    # What is here is looked at again, and what rotted is named with its remedy.
+    # Files in the cache are verified again; a corrupt one is reported with its remedy.
     image_note = fetch.notes(store.folder("15.1") / "downloads")[0]
     assert (image_note.algorithm, image_note.path.name) == ("sha512", known.image.file)
     found = findings()

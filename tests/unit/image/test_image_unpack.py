@@ -1,4 +1,4 @@
-"""Archives that mean no good, and those that do."""
+"""Malicious archives and good ones."""
 
 from __future__ import annotations
 

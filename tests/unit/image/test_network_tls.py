@@ -1,4 +1,4 @@
-"""A server with TLS whose certificate nobody vouches for, and proxies that cannot be used."""
+"""A TLS server with a certificate from an unknown authority, and proxies that cannot be used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A server with a certificate that nobody vouches for: its address, and the certificate."""
+    """A server with a certificate from an unknown authority: its address, and the certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)

@@ -1,4 +1,4 @@
-"""Kept guests without any: records, who is alive, and what is said over the lines."""
+"""Persistent guests, without a real one: records, which are alive, and the keeper's protocol."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sleeper() -> Iterator[Process]:
-    """A process that nobody has anything against."""
+    """A live process that belongs to no guest."""
     with subprocess.Popen(["sleep", "60"]) as child:
         found = Process.of(child.pid)
         assert found is not None

@@ -1,4 +1,6 @@
-"""Another Debian's Bochs: apt is played, and leaves what it would have downloaded."""
+"""Another Debian release's Bochs, with a fake apt that creates the files it would have
+downloaded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way to a guest's sshd: into another process's network, and OpenSSH by the same way."""
+"""Connecting to a guest's sshd in another process's network namespace, also with OpenSSH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first bad patch of a series: the search, and its steps over a played guest."""
+"""The first bad patch of a series: the search, and its steps with a fake guest."""
 
 from __future__ import annotations
 

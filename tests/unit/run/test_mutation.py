@@ -1,4 +1,4 @@
-"""`inv mutation` with the guest played: what is caught, by which check, and how the run ends."""
+"""`inv mutation` with a fake guest: what is caught, by which check, and how the run ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
-    """The workbench that is played."""
+    """The fake workbench."""
     return Played(monkeypatch, mutation, tmp_path / "runs")
 
 

@@ -1,4 +1,4 @@
-"""The pytest plugin over a played guest: what a failure shows, and who is left in peace."""
+"""The pytest plugin with a fake guest: what a failure shows, and which tests it leaves alone."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_marks_say_what_a_test_needs(pytester: pytest.Pytester, guest: FakeGuest
         def test_long(guest): pass
         """
     result = run(pytester, text, guest)
-    # Brought up by somebody else, who chooses what takes too long.
+    # The caller brought the guest up and chooses the time limits.
     result.assert_outcomes(passed=2, skipped=2, errors=1)
     for words in (
         "compares with the stock module: inv verify",

@@ -1,4 +1,4 @@
-"""`inv mutation --regressions` with the guest played: bugs, right patches, and what is no catch."""
+"""`inv mutation --regressions` with a fake guest: bugs, right patches, and what is no catch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
-    """The workbench that is played, with an Intel processor."""
+    """The fake workbench, with an Intel processor."""
     played = Played(monkeypatch, regressions, tmp_path / "runs")
     played.guest.answers["sysctl -n hw.model"] = (0, "Intel(R) Core(TM)\n", "")
     return played

@@ -1,4 +1,4 @@
-"""A verdict is about the patch that was given: what of it nothing was built from is said."""
+"""A verdict is about the whole patch: files of it that nothing was built from are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify` from end to end, with the guest played: always a report, and the right exit code."""
+"""`verify` from end to end, with a fake guest: always a report, and the right exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest that broke is replaced, and those who hold it do not notice."""
+"""A guest that broke is replaced, and the objects that refer to it go on working."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.run.workbench import Workbench
 
 
 class PlayedSession(Session):
-    """Boots guests that are none."""
+    """Boots fake guests."""
 
     def boot(self, imaged: Imaged) -> Booted:
         self._up = Booted(imaged, FakeGuest())
@@ -56,7 +56,7 @@ def test_the_same_guest_in_another_machine(bench: Workbench) -> None:
 
 
 def test_without_a_module(bench: Workbench) -> None:
-    """For who knows that it is the module which breaks the guest."""
+    """For callers that know that the module breaks the guest."""
     bench.restart_guest(load=False)
     assert bench.module is None
 

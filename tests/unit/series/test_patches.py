@@ -1,4 +1,4 @@
-"""Reading series and patches, and what is said of those that do not fit."""
+"""Reading series and patches, and the messages for those that do not apply."""
 
 from __future__ import annotations
 

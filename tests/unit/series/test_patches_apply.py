@@ -1,4 +1,4 @@
-"""Applying to a user's tree: all or nothing, also when somebody pulls the plug."""
+"""Applying to a user's tree: all or nothing, also when the process is killed halfway."""
 
 from __future__ import annotations
 

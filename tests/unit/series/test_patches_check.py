@@ -1,4 +1,4 @@
-"""What a reviewer would say, said before him."""
+"""What `inv patch check` reports before a reviewer would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sends a series: the placeholder goes, a person comes, and others stay who they are."""
+"""The sender of a series: a placeholder is replaced by a person, other authors stay as they are."""
 
 from __future__ import annotations
 

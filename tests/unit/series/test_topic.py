@@ -1,4 +1,4 @@
-"""A topic is laid out whole, loads as a series, and its checks are ones that pytest takes."""
+"""A new topic is complete, loads as a series, and pytest can collect its checks."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class BadServer:
     address: str = ""
 
     def publish(self, folder: str, name: str, content: bytes) -> None:
-        """A file and the checksum file beside it."""
+        """A file and its checksum file."""
         self.files[f"/{folder}{name}"] = content
         digest = hashlib.sha512(content).hexdigest()
         other = "SHA512 (other-file) = " + "0" * 128
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def hang(self) -> None:
-        """Say nothing more until the test is over."""
+        """Send nothing more until the test is over."""
         self.bad.over.wait(30)
 
     def drip(self) -> None:

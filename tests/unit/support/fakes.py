@@ -1,4 +1,4 @@
-"""A guest that is none: what the layers above a machine see, with answers given beforehand."""
+"""A fake guest: what the layers above a machine see, with prepared answers."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
 
 
 class FailingBench:
-    """A bench for a keeper whose boot comes to nothing, in one way or another."""
+    """A workbench for a keeper whose boot fails in one of several ways."""
 
     def __init__(self, run_dir: Path, how: str) -> None:
         self.run_dir = run_dir

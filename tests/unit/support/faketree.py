@@ -95,7 +95,7 @@ def diff(folder: Path, before: Mapping[str, str | None], after: Mapping[str, str
 def mail(
     body: bytes, subject: str = "vmm: Change a thing", message: str = "It was wrong."
 ) -> bytes:
-    """A diff in git format-patch's dress."""
+    """A diff in the format of git format-patch."""
     head = (
         "From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001\n"
         "From: A Hacker <a@example.org>\n"

@@ -1,4 +1,4 @@
-"""Variants in a guest that is none: what is built, loaded and judged is only their names."""
+"""Variants in a fake guest: only their names are built, loaded and judged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Played:
         outer = self
 
         class PlayedSession(Session):
-            """Finds an image that is none, and boots the played guest."""
+            """Finds a fake image and boots the fake guest."""
 
             def __init__(self, asked: Options, run_dir: Path) -> None:
                 super().__init__(asked, run_dir)
