@@ -84,6 +84,8 @@ class Played:
         monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))
         for place in (mutants, module):
             monkeypatch.setattr(place, "staged", self._staged, raising=False)
+        monkeypatch.setattr(vmm, "compile_runner", lambda *_a: Path("runner"))
+        monkeypatch.setattr(vmm, "use_runner", lambda *_a: None)
         monkeypatch.setattr(vmm, "load", self._load)
         monkeypatch.setattr(
             vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
