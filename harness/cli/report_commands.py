@@ -6,7 +6,7 @@ import webbrowser
 
 from harness import progress, report
 from harness.errors import CannotError, UsageError
-from harness.report import matrix_store
+from harness.report import matrix_store, share
 
 
 def show(run: str, open_page: bool, as_json: bool) -> None:
@@ -31,6 +31,22 @@ def show(run: str, open_page: bool, as_json: bool) -> None:
         progress.out.print(f"page:    {page}", markup=False)
     if open_page and not webbrowser.open(page.as_uri()):
         raise CannotError(f"no browser was found; open {page} yourself")
+
+
+def share_run(run: str, as_json: bool) -> None:
+    """Write the file of a run that may be sent to others, and say where it is and where it goes."""
+    folder = report.find(run)
+    several = matrix_store.is_matrix(folder)
+    found = matrix_store.load(folder) if several else report.load(folder)
+    path = share.write(found)
+    if as_json:
+        progress.print_json({**share.shared(found), "file": str(path)})
+        return
+    progress.out.print(f"shared:  {path}", markup=False)
+    progress.say(
+        "It has no consoles, commands or logs, and names, paths, addresses and keys are left out. "
+        "Read it, then attach it to an issue of the project (docs/report.md)"
+    )
 
 
 def show_list(as_json: bool) -> None:

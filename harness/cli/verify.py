@@ -136,6 +136,7 @@ def verify(
         "run": "a run of --list, or its folder (default: the last one)",
         "list": "list the runs that left a report",
         "open": "open the page in a browser",
+        "share": "write one file for sending, without names, paths, addresses and keys",
         "json": "print it as JSON",
     },
 )
@@ -145,13 +146,18 @@ def show_report(
     run: str = "",
     list: bool = False,  # noqa: A002
     open: bool = False,  # noqa: A002
+    share: bool = False,
     json: bool = False,
 ) -> None:
     """Print the report of a run, write its page (report.html) again, and open it if asked to."""
     from harness.cli import report_commands
 
+    if share and (list or open):
+        raise UsageError("--share writes the file of one run; leave out --list and --open")
     if list:
         report_commands.show_list(json)
+    elif share:
+        report_commands.share_run(run, json)
     else:
         report_commands.show(run, open, json)
 
