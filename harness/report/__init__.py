@@ -19,10 +19,12 @@ from harness.report.data import (
 from harness.report.junit import junit
 from harness.report.matrix import Cell, Matrix
 from harness.report.merge import merge as merge_folders
+from harness.report.shares import EMPTY_COMMAND, shares
 from harness.report.store import PAGE, counterpart, find, load, runs, save, write_page
 from harness.report.text import show, show_matrix, show_runs
 
 __all__ = [
+    "EMPTY_COMMAND",
     "KEPT",
     "LEFT_OUT",
     "NOT_TESTED",
@@ -41,6 +43,7 @@ __all__ = [
     "merge_folders",
     "runs",
     "save",
+    "shares",
     "show",
     "show_matrix",
     "show_runs",

@@ -30,10 +30,12 @@ from harness.errors import (
 from harness.report import coverage, timeline
 from harness.report.data import Check, Report, Status
 from harness.report.matrix import Matrix, Row
+from harness.report.shares import shares
 
 _HEAD_BYTES = 32 << 10
 _TAIL_BYTES = 128 << 10
 _TEXT_CHARS = 200_000
+_SLOWEST = 5
 
 _LOGS = (
     "panic.txt",
@@ -120,6 +122,8 @@ def render(report: Report, beside: Report | None = None) -> str:
                 )
                 if (number := report.count(status))  # type: ignore[arg-type]
             ],
+            shares=shares(report) if report.checks else None,
+            slowest=sorted(report.checks, key=lambda check: -check.seconds)[:_SLOWEST],
             total=timeline.duration(
                 max((stage.at_s + stage.seconds for stage in report.stages), default=0.0)
             ),

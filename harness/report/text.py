@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from harness import progress
 from harness.report.data import KEPT, Report
 from harness.report.matrix import WORDS, Matrix
+from harness.report.shares import shares
 
 # The number of slowest checks that are named.
 _SLOWEST = 5
@@ -38,6 +39,7 @@ def show(report: Report) -> None:
         slow = sorted(report.checks, key=lambda check: -check.seconds)[:_SLOWEST]
         named = ", ".join(f"{check.name} {check.seconds:.1f} s" for check in slow)
         progress.out.print(progress.clean(f"slowest: {named}"), markup=False)
+        progress.out.print(f"time:    {shares(report)}", markup=False)
     for check in report.checks:
         if report.status(check)[0] == "FAILED" and check.detail:
             progress.out.print(progress.clean(f"--- {check.name}\n{check.detail}\n"), markup=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from harness.guest import panic_report, snapshot
 from harness.guest.freebsd import Guest
 from harness.image import obtain
 from harness.probe import run
-from harness.report import NOT_TESTED
+from harness.report import EMPTY_COMMAND, NOT_TESTED
 from harness.run import tested
 from harness.run.options import Options, features_of, known_source, load_series
 from harness.run.stages import Booted, Built, Chosen, Imaged, Loaded, Proven
@@ -267,6 +268,9 @@ class Session:
             )
             module = loaded.module
             self.properties["kernel build id"] = guest.sysctl("kern.build_id") or "unknown"
+            began_s = time.monotonic()
+            guest.must(["true"])
+            self.properties[EMPTY_COMMAND] = f"{time.monotonic() - began_s:.3f}"
             step.note = f"build id {running.build_id[:16]}, from {module.path}"
             if warning := vmm.invariants_differ(guest, running):
                 step.note += f"; {warning}"

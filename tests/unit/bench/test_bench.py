@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 
 from harness import host
-from harness.bench import boots, builds, chart, phases, run, subject, where
+from harness.bench import boots, builds, chart, checks, phases, run, subject, where
 from harness.bench.model import Measurements, Result, Samples, at_least, at_most
 from harness.cli.program import spread
 from harness.errors import CannotError, UsageError
-from harness.files import PROJECT
+from harness.files import PROJECT, runs_dir
 from harness.guest.freebsd import Access
+from harness.guest.transcript import Evidence
 from harness.host.facts import load
 from harness.machine import Drive, Spec, bochs_program
 from harness.machine.bochs_program import Bochs
+from harness.report import Check, Report, StageResult, store
 
 RESULT = Result(
     "boot",
@@ -206,3 +208,73 @@ def test_on_amd_the_benches_boot_with_svm(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "+svm" in command[command.index("-cpu") + 1]
     for module in (boots, phases):
         assert "machines.make(" not in Path(module.__file__ or "").read_text()
+
+
+def _recorded(
+    name: str, seconds: tuple[float, ...], *, backend: str = "bochs", count: int = 2
+) -> None:
+    folder = runs_dir() / name
+    folder.mkdir(parents=True)
+    found = tuple(
+        Check(
+            f"test_x.py::test_{number}",
+            "it holds",
+            "passed",
+            False,
+            took_s,
+            evidence=Evidence(count=count, seconds=took_s / 2),
+        )
+        for number, took_s in enumerate(seconds)
+    )
+    store.save(Report("15.1", backend, False, "series x", "2026-01-01", folder, (), found, {}))
+
+
+@pytest.fixture
+def no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder of runs."""
+    monkeypatch.setenv("HARNESS_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_the_last_run_is_compared_with_the_comparable_one_before() -> None:
+    with pytest.raises(CannotError, match="there are no two"):
+        checks.recorded()
+    _recorded("20260101T000000Z-verify", (4.0, 2.0, 9.0), count=6)
+    _recorded("20260102T000000Z-verify", (1.0,), backend="kvm")
+    with pytest.raises(CannotError, match="there are no two"):
+        checks.recorded()
+    _recorded("20260103T000000Z-verify", (1.0, 2.0), count=3)
+    found = checks.recorded()
+    assert [ratio.value for ratio in found.ratios] == [0.5]
+    medians = {sample.name: sample.median for sample in found.samples}
+    assert medians["before: all checks"] == 6.0
+    assert (medians["before: commands a check"], medians["last: commands a check"]) == (6.0, 3.0)
+    assert medians["last: a command"] == 0.25
+    assert "20260103T000000Z-verify; before: 20260101T000000Z-verify" in found.notes[0]
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_one_guest_is_compared_with_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.run.shards.how_many", lambda *_: 2)
+    asked: list[list[str]] = []
+
+    def run_it(command: list[str], *_: Any, **__: Any) -> SimpleNamespace:
+        asked.append(command)
+        count = int(command[-1])
+        folder = runs_dir() / f"run-{len(asked)}"
+        folder.mkdir(parents=True)
+        stages = (StageResult("checks", "ok", 180.0 / count, ""),)
+        check = Check("t::x", "it holds", "passed", False, 1.0)
+        store.save(Report("15.1", "bochs", False, "x", "t", folder, stages, (check,), {}))
+        return SimpleNamespace(code=0, stdout=json.dumps({"run_dir": str(folder)}))
+
+    monkeypatch.setattr("harness.process.run", run_it)
+    whom: Any = SimpleNamespace(
+        record=SimpleNamespace(release="15.1"), backend="bochs", name="FreeBSD 15.1"
+    )
+    found = checks.guests(whom, 1, lambda _: None)
+    assert [command[-2:] for command in asked] == [["--guests", "1"], ["--guests", "2"]]
+    assert [(ratio.value, ratio.held) for ratio in found.ratios] == [(2.0, True)]
+    monkeypatch.setattr("harness.process.run", lambda *_, **__: SimpleNamespace(code=1, stdout=""))
+    with pytest.raises(CannotError, match="exited with 1"):
+        checks.guests(whom, 1, lambda _: None)

@@ -61,6 +61,8 @@ class Run:
         monkeypatch.setattr(builder, "build", self._build)
         monkeypatch.setattr(tested, "require_difference", lambda *_a: None)
         monkeypatch.setattr(snapshot, "bring_up", self._boot)
+        monkeypatch.setattr(vmm, "compile_runner", lambda *_a: Path("runner"))
+        monkeypatch.setattr(vmm, "use_runner", lambda *_a: None)
         monkeypatch.setattr(vmm, "load", self._load)
         monkeypatch.setattr(vmm, "invariants_differ", lambda *_a: "")
 

@@ -1,0 +1,137 @@
+"""Compares checks: the last recorded run with the one before, and one guest with several."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+from harness import process
+from harness.bench.model import Live, Measurements, Ratio, Result, at_least
+from harness.bench.subject import Subject
+from harness.deadline import Deadline
+from harness.errors import EXIT_OK, CannotError, UsageError
+from harness.files import PROJECT
+from harness.host.survey import available_memory_bytes
+from harness.report import Report
+from harness.report import store as reports
+from harness.run import shards
+
+_VERIFY_S = 3600.0
+# On two processors two guests should take at most 1 / 1.7 of the time of one.
+_EFFICIENCY_WANTED = 0.85
+
+
+def guests(subject: Subject, rounds: int, live: Live) -> Result:
+    """Run `verify` with one guest and with as many as this machine has room for, by turns."""
+    if subject.record is None:
+        raise CannotError("inv bench guests needs a prepared FreeBSD; run ./inv image.fetch")
+    room = shards.how_many(available_memory_bytes(), len(os.sched_getaffinity(0)))
+    if room < 2:
+        raise CannotError("inv bench guests needs room for two guests; this machine has it for one")
+    measured = Measurements()
+    for number, count in itertools.product(range(rounds), (1, room)):
+        live(f"round {number + 1} of {rounds}: verify with --guests {count}")
+        report = _verify(subject, count)
+        measured.add(_name(count), _checks_s(report))
+        measured.add(f"{_name(count)}, whole run", sum(s.seconds for s in report.stages))
+    ratio = measured.median(_name(1)) / measured.median(_name(room))
+    return Result(
+        "guests",
+        "The checks of verify",
+        f"{subject.name} in {subject.backend}",
+        measured.samples(),
+        (at_least(f"1 guest / {room} guests", ratio, _EFFICIENCY_WANTED * room),),
+    )
+
+
+def _name(count: int) -> str:
+    return "1 guest" if count == 1 else f"{count} guests"
+
+
+def _verify(subject: Subject, count: int) -> Report:
+    """A run of `verify` in a process of its own; CannotError if it did not pass."""
+    assert subject.record is not None
+    options = ["--backend", subject.backend, "--release", subject.record.release, "--json"]
+    command = [sys.executable, "-m", "harness.cli.program", "verify", *options]
+    done = process.run(
+        [*command, "--guests", str(count)],
+        Deadline.after(_VERIFY_S),
+        cwd=PROJECT,
+        environment=os.environ,
+    )
+    if done.code != EXIT_OK:
+        raise CannotError(
+            f"verify --guests {count} exited with {done.code}; run it by itself, and measure "
+            "when it passes"
+        )
+    return reports.load(Path(json.loads(done.stdout)["run_dir"]))
+
+
+def _checks_s(report: Report) -> float:
+    return sum(stage.seconds for stage in report.stages if stage.name.startswith("checks"))
+
+
+def recorded() -> Result:
+    """Compare the checks of the last recorded run with those of the run before; nothing is run.
+
+    Only the checks that passed in both runs count, and only runs of the same backend and release.
+    """
+    last, before, common = _last_two()
+    measured = Measurements()
+    for name, report in (("before", before), ("last", last)):
+        checks = [check for check in report.checks if check.name in common]
+        commands = sum(check.evidence.count for check in checks)
+        asked_s = sum(check.evidence.seconds for check in checks)
+        measured.add(f"{name}: all checks", sum(check.seconds for check in checks))
+        measured.add(f"{name}: commands a check", commands / len(checks))
+        measured.add(f"{name}: a command", asked_s / max(1, commands))
+    ratio = measured.median("last: all checks") / measured.median("before: all checks")
+    slower = sorted(common.items(), key=lambda item: item[1], reverse=True)[:3]
+    return Result(
+        "checks",
+        f"{len(common)} checks that passed in both runs",
+        f"FreeBSD {last.release} in {last.backend}",
+        measured.samples({f"{name}: commands a check": "" for name in ("before", "last")}),
+        (Ratio("last / before", ratio),),
+        (
+            f"last: {last.run_dir.name}; before: {before.run_dir.name}",
+            "slower by: " + ", ".join(f"{name} {by_s:+.1f} s" for name, by_s in slower),
+        ),
+    )
+
+
+def _last_two() -> tuple[Report, Report, dict[str, float]]:
+    """The last run with checks, the comparable one before, and the common checks.
+
+    A common check's value says by how many seconds it took longer in the last run.
+    """
+    last: Report | None = None
+    for folder in sorted(reports.with_report(), reverse=True):
+        try:
+            report = reports.load(folder)
+        except UsageError:
+            continue
+        passed = {check.name: check for check in report.checks if check.outcome == "passed"}
+        if not passed:
+            continue
+        if last is None:
+            last, known = report, passed
+        elif (report.backend, report.release, report.stock) == (
+            last.backend,
+            last.release,
+            last.stock,
+        ):
+            common = {
+                name: check.seconds - passed[name].seconds
+                for name, check in known.items()
+                if name in passed
+            }
+            if common:
+                return last, report, common
+    raise CannotError(
+        "inv bench checks compares two runs of verify with the same backend and release, and there "
+        "are no two; run ./inv verify again"
+    )
