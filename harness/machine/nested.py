@@ -140,8 +140,8 @@ class NestedMachine(bochs.BochsMachine):
     def depends_on(self) -> dict[str, str]:
         return {
             **super().depends_on(),
-            "the Linux with KVM": str(self.linux_disk),
-            "QEMU in it": self._orders,
+            "Linux with KVM": str(self.linux_disk),
+            "QEMU": self._orders,
         }
 
 

@@ -23,7 +23,7 @@ from harness.errors import (
 from harness.report.data import Report, Status
 
 VENDORS = {"intel": "Intel", "amd": "AMD"}
-"""The makers' names as people write them."""
+"""The vendors' names for people."""
 
 WORDS = {
     EXIT_OK: "all held",
@@ -34,7 +34,7 @@ WORDS = {
     EXIT_PATCH: "the patch does not apply or build",
     EXIT_INTERRUPTED: "interrupted",
 }
-"""What each exit code says, in a few words."""
+"""The meaning of each exit code, in a few words."""
 
 GRAVEST_FIRST = (
     EXIT_INTERRUPTED,
@@ -48,7 +48,7 @@ GRAVEST_FIRST = (
 """Of several exit codes the first of these is the exit code of all."""
 
 _AS_AMD = " as AMD"
-# Up to so many columns the verdict says what each came to; the table has it always.
+# The verdict has the result of each column if there are no more than this; the table always has.
 _FEW = 4
 
 

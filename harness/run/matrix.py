@@ -1,7 +1,7 @@
 """`inv matrix` and `verify --cpu-vendor both`: the same checks in several places, at once.
 
-Each column is a run of its own in a process of its own (harness.run.matrix_cell), with its folder
-below the matrix's.  One that breaks takes nothing from the others.
+Each column is a separate run in its own process (harness.run.matrix_cell), with a folder below the
+matrix's folder.  A column that breaks does not affect the others.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from harness.run.run_folder import new_run_dir
 from harness.run.verify import settle
 
 BOTH = "both"
-"""Stands for the processors of both makers."""
+"""The value of --cpu-vendor for Intel and AMD."""
 
 COMMAND = (sys.executable, "-m", "harness.run.matrix_cell")
-"""What runs one column; the number of its socket follows."""
+"""The command of a column's process, without its last argument, the socket's number."""
 
-# A check's line that says nothing new; on a terminal only the others are shown.
+# The line of a check without news; a terminal shows only the other lines.
 _AS_USUAL = re.compile(r"^ +\d+ of \d+: (?:passed|skipped|failed, as it must)")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What somebody named; what is empty was left to this program.
+    """The requested releases, backends and processors; if empty, this program chooses.
 
     `vendors` may hold `both`.  With `stock` each combination also runs on the stock module.
     """
@@ -65,15 +65,15 @@ class Asked:
                 vendor_of(vendor)
 
     def makers(self, backend: str) -> tuple[str, ...]:
-        """The processors to try in a backend; Bochs has both, the others have what they have."""
+        """The processors to try in a backend; only Bochs has both."""
         if BOTH in self.vendors:
             return VENDORS
         return self.vendors or (VENDORS if backend == "bochs" else ("",))
 
     def cells(self, releases: Iterable[str]) -> tuple[Cell, ...]:
-        """Every combination for these releases, each once; nothing is said of whether it can run.
+        """Every combination for these releases, each once, whether or not it can run here.
 
-        TCG is not among them unless it was named, as it runs no virtual machines.
+        TCG is left out unless it was named, because it runs no virtual machines.
         """
         found = [
             Cell(release, backend, vendor, stock)
@@ -133,7 +133,7 @@ def here(asked: Asked, options: Options) -> tuple[Cell, ...]:
 def require_series(options: Options) -> None:
     """UsageError where the series that is asked for does not exist for the release.
 
-    Said before there is a folder or a process.  What is wrong within a series its run says.
+    This is checked before there is a folder or a process.  The run itself reports other errors.
     """
     obtain.require_known(options.release)
     for error in _without_series([options.release], options).values():
@@ -149,7 +149,7 @@ def _without_series(releases: Iterable[str], options: Options) -> dict[str, Usag
         except UsageError as error:
             refused[release] = error
         except WorkbenchError:
-            # Its run says what is wrong with it.
+            # The run reports this error.
             continue
     return refused
 
@@ -165,7 +165,7 @@ def _placed(cell: Cell, facts: host.HostFacts, *, named: bool) -> Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """What the process of a column is given."""
+    """The input of a column's process."""
 
     options: Options
     run_dir: Path
@@ -225,7 +225,7 @@ def run(
 
 
 def _options(options: Options, cell: Cell, guests: int) -> Options:
-    """What the run of a column is given: of the series, nothing where stock alone is meant."""
+    """The options of a column's run; a column of the stock module gets no series."""
     of_stock = cell.stock and not options.stock
     return dataclasses.replace(
         options,
@@ -241,7 +241,7 @@ def _options(options: Options, cell: Cell, guests: int) -> Options:
 
 
 class _Runs:
-    """The processes of the columns, and what they say while they work."""
+    """The processes of the columns, and their progress."""
 
     def __init__(self, jobs: dict[str, Job]) -> None:
         self._jobs = jobs
@@ -288,7 +288,7 @@ class _Runs:
         return dataclasses.replace(cell, report=found, folder=cell.slug)
 
     def stop(self) -> None:
-        """Interrupt all that run, and let none begin; they end their guests themselves."""
+        """Interrupt all runs and start no more; each run ends its own guests."""
         with self._lock:
             self._stopped = True
             going = list(self._going.values())
@@ -296,7 +296,7 @@ class _Runs:
             guest.hang_up()
 
     def _heard(self, label: str, kind: str, first: str, second: str) -> None:
-        """Show what a run says, with its label."""
+        """Show a message of a run, with its label."""
         terminal = progress.err.is_terminal
         if kind == "begin":
             self._stages[label] = first

@@ -1,4 +1,4 @@
-"""The process of one column of a matrix: a run of `verify`, told over a socket."""
+"""The process of one column of a matrix: a run of `verify` that reports over a socket."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.run.verify import CHECKS, verify
 
 
 def work(line: process.Line) -> None:
-    """Do the job that comes over the line, and say over it how it goes; its end interrupts."""
+    """Do the job that comes over the line and report over it; the end of the line interrupts."""
     job = line.recv()
     further_guest.answers(line)
     log.to_file(job.run_dir / "harness.log")
     lock = threading.Lock()
 
     def send(kind: str, first: str, second: str) -> None:
-        # Nobody may listen any more; the run's own report is what counts.
+        # The reader may have ended; only the run's own report counts.
         with lock, contextlib.suppress(OSError):
             line.send((kind, first, second))
 

@@ -74,7 +74,7 @@ INSIDE = tuple(f"tests/machine/{file}.py::{it}" for file, its in _TESTS.items() 
 def inside(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Mapping[str, Any]:
-    """What that Linux told, by test, with what else it said; whoever comes first boots it."""
+    """The reports of that Linux, by test, and its other lines; the first test boots it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "nested"
     with filelock.FileLock(f"{folder}.lock"):

@@ -279,7 +279,9 @@ def test_what_is_wrong_with_the_tree_is_said(tmp_path: Path, tree: Path) -> None
         builder.build(tree, None, None, "15.1")
 
 
-def test_without_a_compiler_the_mend_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_remedy_is_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(debian, "clang_version", lambda: None)
     with pytest.raises(CannotError, match=r"\./inv setup"):
         builder.build(tree, None, None, "15.1")

@@ -295,7 +295,7 @@ def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
     assert obtain.obtain("15.1") == record
 
 
-def test_missing_pieces_name_their_mend(tmp_path: Path) -> None:
+def test_missing_pieces_name_their_remedy(tmp_path: Path) -> None:
     for find in (store.find, store.source, store.sysroot):
         with pytest.raises(CannotError, match=r"\./inv image\.import --release 15\.1 "):
             find("15.1")

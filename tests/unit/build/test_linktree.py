@@ -232,7 +232,7 @@ def test_error_lines_are_the_compilers_and_few() -> None:
     assert bmake.error_lines(plain, "/f") == ["sh: strange: not found"]
 
 
-def test_warnings_are_the_same_wherever_the_lines_and_the_farm_are() -> None:
+def test_warnings_do_not_depend_on_where_the_linked_tree_is() -> None:
     log = """\
 $ cd /c/builds/work/0123456789abcdef/src/sys/modules/vmm && bmake
 /c/builds/work/0123456789abcdef/src/sys/dev/vmm/vmm.c:10:2: warning: unused variable 'x' [-Wunused]
