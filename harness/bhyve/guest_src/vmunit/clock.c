@@ -153,7 +153,8 @@ pmtimer(const void *arg __unused)
 /*
  * The PIT's interrupts keep the time, too: each is due a period after the one
  * before it, and not after the moment when that one came.  An interrupt may be
- * late, by a fraction of its period; over many of them that is little.
+ * late, by a fraction of its period; over many of them that is little.  A host
+ * that has much else to do may leave some out.
  */
 static void
 pit_rate(const void *arg __unused)
@@ -177,7 +178,7 @@ pit_rate(const void *arg __unused)
 	took = uptime() - began;
 	expect_done(vm);
 	check(took >= wanted * (1 - EXACT) - 0.0005 &&
-	    took <= wanted * (1 + EXACT) + 0.01,
+	    took <= wanted * (1 + EXACT) + (emulated ? 0.01 : 0.5),
 	    "%d interrupts took %.4f s, not %.4f s", INTERRUPTS, took, wanted);
 	vm_free(vm);
 }
