@@ -12,6 +12,7 @@
  *	tN	touch N MiB of memory, a page at a time, and read it back
  *	s	spin: never answer again
  *	h	halt with interrupts off
+ *	z	sleep: halt with interrupts on, of which none comes
  *	p	power off
  *	r	reset
  *	f	triple fault
@@ -304,6 +305,10 @@ rom_serve(void)
 			put("L2ROM halts\n");
 			__asm__ volatile("cli; hlt");
 			break;
+		case 'z':
+			put("L2ROM sleeps\n");
+			for (;;)
+				__asm__ volatile("sti; hlt");
 		case 'p':
 			put("L2ROM powers off\n");
 			outw(PM1_CONTROL, PM1_SLEEP_OFF);
