@@ -33,9 +33,9 @@ class FurtherGuest:
         self.line.send(job)
 
     def hang_up(self) -> None:
-        """Let the process know that this is the end, though a thread may be waiting for its words.
+        """Tell the process to end, even while a thread of ours waits for its messages.
 
-        To close the line would not do: the other side sees nothing of that while somebody reads.
+        Closing the line is not enough: the other side notices nothing while a thread reads from it.
         """
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.line.fileno())) as end:
             end.shutdown(socket.SHUT_RDWR)
@@ -65,6 +65,9 @@ def answers(line: process.Line) -> queue.SimpleQueue[Any]:
     this process to end, so the work is interrupted.
     """
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # A parent in the background of a shell ignores SIGINT, and its children would, too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
