@@ -333,6 +333,25 @@ topology(const void *arg __unused)
 		equal("leaf 80000008: id bits", out[ECX] >> 12 & 0xf, 2);
 		equal("leaf 80000008: EBX but CLZERO, IRPERF, XSAVEERPTR",
 		    out[EBX] & ~7ul, 0);
+		g_cpuid(vm, 0, 0, out);
+		for (uint32_t i = 0; out[EAX] >= 0xb && i < 2; i++) {
+			uint64_t leaf_b[4];
+
+			/* AMD's processors of vmm.ko's kind do not have it. */
+			g_cpuid(vm, 0xb, i, leaf_b);
+			for (int word = EAX; word <= EDX; word++)
+				equal_at("leaf B", i, leaf_b[word], 0);
+		}
+		g_cpuid(vm, 0x80000000, 0, out);
+		for (uint32_t i = 0; out[EAX] >= 0x8000001d && i < 6; i++) {
+			uint64_t cache[4];
+
+			/* Also of the empty entry behind the last cache. */
+			g_cpuid(vm, 0x8000001d, i, cache);
+			check((cache[EAX] >> 14 & 0xfff) < 4, "leaf 8000001D.%u:"
+			    " a cache is shared by %u processors of 4", i,
+			    (unsigned)(cache[EAX] >> 14 & 0xfff) + 1);
+		}
 	}
 	vm_free(vm);
 }
