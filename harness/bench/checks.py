@@ -35,7 +35,7 @@ def guests(subject: Subject, rounds: int, live: Live) -> Result:
     for number, count in itertools.product(range(rounds), (1, room)):
         live(f"round {number + 1} of {rounds}: verify with --guests {count}")
         report = _verify(subject, count)
-        measured.add(_name(count), _checks_s(report))
+        measured.add(_name(count), report.checks_s)
         measured.add(f"{_name(count)}, whole run", sum(s.seconds for s in report.stages))
     ratio = measured.median(_name(1)) / measured.median(_name(room))
     return Result(
@@ -68,10 +68,6 @@ def _verify(subject: Subject, count: int) -> Report:
             "when it passes"
         )
     return reports.load(Path(json.loads(done.stdout)["run_dir"]))
-
-
-def _checks_s(report: Report) -> float:
-    return sum(stage.seconds for stage in report.stages if stage.name.startswith("checks"))
 
 
 def recorded() -> Result:

@@ -142,6 +142,11 @@ class Report:
         return sum(self.status(check)[0] == status for check in self.checks)
 
     @property
+    def checks_s(self) -> float:
+        """The seconds of its stages of checks."""
+        return sum(stage.seconds for stage in self.stages if stage.name.startswith("checks"))
+
+    @property
     def exit_code(self) -> int:
         """The run's exit code: the error's own, 1 for a failed check, 3 for one not run, else 0."""
         if self.error:

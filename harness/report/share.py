@@ -1,4 +1,4 @@
-"""One file of a run for sending to others: what was run where, and what came of it.
+"""One file of a run for sending to others: what was run where, and the result.
 
 Only what is named here goes into the file.  Consoles, commands, evidence, logs and command lines do
 not.  The text that does is cut short, and what may name a person, a machine, a place or a key is
