@@ -22,7 +22,7 @@ from invoke.exceptions import Exit, ParseError
 from invoke.parser.argument import Argument
 from invoke.program import Program
 
-from harness import log, progress
+from harness import interrupts, log, progress
 from harness.errors import (
     EXIT_INTERRUPTED,
     EXIT_READER_GONE,
@@ -154,6 +154,7 @@ def end_on_signals() -> None:
         # nohup ignores SIGHUP, and that stays so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
+    interrupts.never_lost()
 
 
 class WorkbenchProgram(Program):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import process
+from harness import interrupts, process
 from harness.files import PROJECT
 
 _END_S = 30.0
@@ -68,6 +68,7 @@ def answers(line: process.Line) -> queue.SimpleQueue[Any]:
     # A parent in the background of a shell ignores SIGINT, and its children would, too.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.never_lost()
 
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):

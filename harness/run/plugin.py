@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from harness import defaults, files, progress
+from harness import defaults, files, interrupts, progress
 from harness.deadline import Deadline
 from harness.errors import (
     CannotError,
@@ -94,6 +94,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for mark, meaning in markers.MARKERS.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}")
     config.pluginmanager.register(SessionResult(config), "vmm-session")
+
+
+def pytest_sessionstart() -> None:
+    # pytest replaces the hook that the program installed.
+    interrupts.never_lost()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
