@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.bhyve.vmm import load
+from harness.bhyve.vmm_module import load
 from harness.build.builder import Build, compile_program
 from harness.errors import CannotError, GuestError
 from harness.guest.freebsd import Guest

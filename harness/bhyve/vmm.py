@@ -1,29 +1,22 @@
-"""bhyve in a guest as data: the hw.vmm sysctls, vmmls's output, making and destroying VMs.
-
-`load` copies our module in, loads it, and proves that it is ours and works; afterwards checks use
-`Vmm`.
-"""
+"""bhyve in a guest as data: the hw.vmm sysctls, vmmls's output, making and destroying VMs."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.bhyve.vmm_module import HOME, LoadedModule
 from harness.build.builder import Build, compile_program
 from harness.build.parts import LIBRARY, PROGRAMS
 from harness.deadline import Deadline
-from harness.errors import CannotError, GuestError, PatchError
 from harness.files import sha256_file
 from harness.guest import runner
 from harness.guest.freebsd import Guest
 from harness.guest.ssh import CommandFailed, Result
-from harness.machine.models import BOCHS_RUNS
-from harness.release import major_of
 from harness.units import MiB
 
 MIB = MiB
@@ -35,15 +28,7 @@ SYSCTLS = tuple(f"hw.vmm.mem_{name}" for name in FIGURES)
 LIMIT = "hw.vmm.mem_limit"
 USER_LIMIT = "hw.vmm.mem_user_limit"
 _SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
-_MAX_VCPUS = 4
-# Bochs (2.7 and 3.0) loses interrupts that the processor should deliver to a guest by itself, and
-# in 2.7 VM entries fail then.  With this setting vmm.ko delivers them.
-_WITHOUT_APICV = "hw.vmm.vmx.cap.virtual_interrupt_delivery=0"
 _SOURCES = Path(__file__).parent / "guest_src"
-_HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
-
-# The messages of vmm.ko if the processor lacks something that it needs.
-_HARDWARE = re.compile(r"^(?:vmx_modinit|vmx_init|svm_init|amdvi|SVM|VMX|ept_init|npt)\b.*", re.I)
 
 
 @dataclass(frozen=True)
@@ -82,84 +67,6 @@ class Listing:
     memory: Memory
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A loaded module: its path in the guest, and the proof that it is ours.
-
-    `virtualizes` says whether /dev/vmmctl exists, which is needed to make VMs; if it does not,
-    `refusal` is the module's own reason.
-    """
-
-    path: str
-    build_id: str
-    sha256: str
-    virtualizes: bool
-    refusal: str
-
-
-def load(guest: Guest, build: Build) -> Loaded:
-    """Copy the module in, load it by absolute path, and prove that it is the loaded one.
-
-    Raises PatchError if the kernel refuses the module, GuestError if another vmm stays loaded.  It
-    is no error if the module loads but the processor cannot virtualize: see `Loaded.virtualizes`.
-    """
-    # Two builds may have the same module but different libraries or programs.
-    home = f"{_HOME}/{build.key[:16]}"
-    remote = f"{home}/vmm.ko"
-    guest.must(["mkdir", "-p", home])
-    if any(kld.name == "vmm.ko" for kld in guest.klds()):
-        guest.must(["kldunload", "vmm"])
-    running = guest.number("kern.osreldate")
-    if major_of(running) != major_of(build.osversion) or running < build.osversion:
-        raise CannotError(
-            f"the guest runs FreeBSD {running}, the source tree is {build.osversion}: the kernel "
-            "must be of the same major release and at least as new; give the tree that the image "
-            "was built from (--src)"
-        )
-    digest = sha256_file(build.module)
-    if guest.run(["sha256", "-q", remote]).stdout.strip() != digest:
-        guest.put(build.module, remote)
-        arrived = guest.must(["sha256", "-q", remote]).strip()
-        if arrived != digest:
-            raise GuestError(f"{remote} arrived as {arrived}, not as {digest}")
-    # By default a VM may have as many vCPUs as the guest has CPUs, which may be one.
-    guest.must(["kenv", f"hw.vmm.maxcpu={_MAX_VCPUS}"])
-    if guest.machine.backend in BOCHS_RUNS:
-        guest.must(["kenv", _WITHOUT_APICV])
-    mark = guest.machine.console.mark
-    result = guest.run(["kldload", remote], guest.deadline(30))
-    said = [line.strip() for line in guest.machine.console.since(mark).splitlines() if line.strip()]
-    hardware = next((line for line in said if _HARDWARE.match(line)), "")
-    if not result.ok:
-        if hardware:
-            return Loaded(remote, build.build_id, digest, virtualizes=False, refusal=hardware)
-        raise PatchError(
-            f"the guest's kernel refuses the module: {result.stderr.strip() or 'no reason given'}",
-            detail="\n".join(said[-15:]),
-        )
-    # The kernel remembers the path it loaded from; the file there is byte for byte what was built.
-    loaded = [kld for kld in guest.klds() if kld.name == "vmm.ko"]
-    if [kld.path for kld in loaded] != [remote]:
-        raise GuestError(f"loaded {remote}, but the kernel runs {loaded}")
-    there = guest.exists("/dev/vmmctl")
-    reason = hardware or "/dev/vmmctl is missing"
-    return Loaded(
-        remote, build.build_id, digest, virtualizes=there, refusal="" if there else reason
-    )
-
-
-def invariants_differ(guest: Guest, build: Build) -> str:
-    """A message if kernel and module differ in INVARIANTS; empty if they do not.
-
-    The kernel's answer is the feature's sysctl (sys/kern/init_main.c).
-    """
-    kernel = guest.sysctl("kern.features.invariants") == "1"
-    if kernel == build.invariants:
-        return ""
-    with_, without = ("the kernel", "the module") if kernel else ("the module", "the kernel")
-    return f"{with_} was built with INVARIANTS, {without} without: their structures may differ"
-
-
 def compile_vmtool(build: Build, sysroot: Path) -> Path:
     """The helper of guest_src/ for this build's library; PatchError if it does not compile."""
     sources = [_SOURCES / name for name in ("vmtool.c", "race.c", "watch.c")]
@@ -173,7 +80,7 @@ def compile_runner(build: Build, sysroot: Path) -> Path:
 
 def use_runner(guest: Guest, program: Path) -> None:
     """Have the guest's commands run by what `compile_runner` made; it may be there already."""
-    guest.use_runner(program, f"{_HOME}/runner-{sha256_file(program)[:16]}")
+    guest.use_runner(program, f"{HOME}/runner-{sha256_file(program)[:16]}")
 
 
 def compile_counters(build: Build, sysroot: Path) -> Path:
@@ -219,7 +126,9 @@ class Vmm:
     then VMs cannot get memory.
     """
 
-    def __init__(self, guest: Guest, loaded: Loaded, build: Build, vmtool: Path | None) -> None:
+    def __init__(
+        self, guest: Guest, loaded: LoadedModule, build: Build, vmtool: Path | None
+    ) -> None:
         self.guest = guest
         self.loaded = loaded
         self.build = build

@@ -14,7 +14,8 @@ from types import TracebackType
 from harness.checked import HostKey, Line, User
 from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, GuestRebooted, MachineDied, WaitTimeout
-from harness.guest.ssh import Address, Result, Ssh, SshRefused, succeeded
+from harness.guest.ssh import Result, Ssh, succeeded
+from harness.guest.ssh_connect import Address, SshRefused
 from harness.guest.transcript import Asked, Transcript
 from harness.machine import Machine
 

@@ -6,12 +6,9 @@ It uses paramiko.  A command is an argument list, quoted here.  A script is text
 
 from __future__ import annotations
 
-import base64
-import functools
 import logging
 import shlex
 import shutil
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +17,12 @@ from types import TracebackType
 from typing import IO
 
 import paramiko
-from paramiko.ssh_exception import IncompatiblePeer
 
 from harness import limits
 from harness.deadline import Deadline
-from harness.errors import CannotError, GuestError, WaitTimeout
+from harness.errors import CannotError, GuestError
 from harness.files import atomic_path
-from harness.guest import keys, ssh_reason
+from harness.guest import ssh_reason
 from harness.guest.runner import (
     MOST_STDIN_BYTES,
     PUT,
@@ -35,49 +31,18 @@ from harness.guest.runner import (
     RunnerExchange,
     RunnerMissing,
 )
-from harness.guest.ssh_exec import Exchange, OutOfTime, attended
+from harness.guest.ssh_connect import Address, connect
+from harness.guest.ssh_exec import Exchange
 from harness.guest.transcript import Listener, asked
-from harness.machine.forward import Forward
 
-_FIRST_TRY_S = 4.0
-_TRY_S = 30.0
-_PAUSE_S = 0.3
 # A connection breaks a moment before the end of its process can be noticed.
 _END_FOLLOWS_S = 1.0
 _WATCH_S = 0.05
 _LOG = logging.getLogger(__name__)
 
-# paramiko logs a traceback for every attempt to connect to a guest that is not up yet.
-logging.getLogger("paramiko").addHandler(logging.NullHandler())
-logging.getLogger("paramiko").propagate = False
-
-
-class SshRefused(GuestError):
-    """The guest answered but refused our login, or its host key is not the pinned one."""
-
-
-class _MoreAsked(Exception):
-    """The server accepted our key, but requires another step of authentication."""
-
 
 class CommandFailed(GuestError):
     """A command in the guest failed that had to succeed."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """The address of a guest's sshd, our user and key there, and the expected host key.
-
-    `host_key` is `type base64`, as learned over the serial line; the port is in the network of the
-    process `network_of`, or (None) in this machine's.
-    """
-
-    port: int
-    private_key: Path
-    host_key: str
-    user: str = "root"
-    host: str = "127.0.0.1"
-    network_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,128 +92,9 @@ class Ssh:
         self._client: paramiko.SSHClient | None = None
 
     def connect(self, deadline: Deadline, *, listening: bool = False) -> None:
-        """Connect, trying until the deadline passes.
-
-        Where sshd is known to be `listening`, silence is slowness, and each try gets all the time.
-
-        Raises SshRefused at once when the guest denies our key, shows another host key or has none
-        that it may show (waiting would not help), CannotError when our key cannot be read, what
-        `watch` raises when the machine dies, and WaitTimeout with the last try's reason when time
-        runs out.
-        """
-        key = keys.load(self.address.private_key)
+        """Connect, trying until the deadline passes; raises as ssh_connect.connect does."""
         self.close()
-        reason = "not tried"
-        hang_ups = 0
-        patience_s = _TRY_S if listening else _FIRST_TRY_S
-        while True:
-            self._watch()
-            client = self._new_client()
-            greeted = threading.Event()
-
-            def give_up(
-                client: paramiko.SSHClient = client, greeted: threading.Event = greeted
-            ) -> None:
-                # After the connection is closed this cannot be found out.
-                transport = client.get_transport()
-                if transport is not None and transport.remote_version:
-                    greeted.set()
-                client.close()
-
-            try:
-                # The user-mode networks accept connections before the guest is up, and then send
-                # nothing. So the first attempts are short, and each later one gets more time.
-                attended(
-                    functools.partial(self._connect_once, client, key, patience_s),
-                    deadline.at_most(patience_s + 2 * _TRY_S),
-                    self._watch,
-                    give_up,
-                )
-            except paramiko.BadHostKeyException as error:
-                client.close()
-                raise SshRefused(ssh_reason.other_host_key(error, self.address.port)) from error
-            except IncompatiblePeer as error:
-                # Waiting does not change the algorithms of the two sides.
-                client.close()
-                raise SshRefused(
-                    f"the guest's sshd and this side have no common algorithm "
-                    f"({error}); take the "
-                    "lines KexAlgorithms, Ciphers, MACs and HostKeyAlgorithms out of the image's "
-                    "/etc/ssh/sshd_config and import it again"
-                ) from error
-            except _MoreAsked as error:
-                client.close()
-                raise SshRefused(
-                    f"the guest accepted our key for {self.address.user} but asks for "
-                    f"more (two-step "
-                    "authentication); take AuthenticationMethods out of the image's "
-                    "/etc/ssh/sshd_config and import it again"
-                ) from error
-            except paramiko.AuthenticationException as error:
-                client.close()
-                if not ssh_reason.broke_off(error):
-                    raise SshRefused(
-                        f"the guest denied our key for {self.address.user} ({error}); import the "
-                        "image again"
-                    ) from error
-                reason = ssh_reason.explain(error)
-            except (paramiko.SSHException, OSError, EOFError) as error:
-                hang_ups = hang_ups + 1 if ssh_reason.hung_up(client, error) else 0
-                client.close()
-                if hang_ups == ssh_reason.HANG_UPS:
-                    raise SshRefused(ssh_reason.no_host_key()) from error
-                reason = ssh_reason.explain(error)
-            except OutOfTime:
-                hang_ups = 0
-                reason = "the handshake did not end" if greeted.is_set() else ssh_reason.NO_BANNER
-            except BaseException:
-                client.close()
-                raise
-            else:
-                self._client = client
-                return
-            patience_s = min(_TRY_S, patience_s * 1.5)
-            if deadline.remaining_s < _PAUSE_S:
-                self._watch()
-                raise WaitTimeout(
-                    f"no SSH connection to {self.address.host}:{self.address.port} "
-                    f"within "
-                    f"{deadline.limit_s:.0f} s; the last attempt: {reason}"
-                )
-            time.sleep(_PAUSE_S)
-
-    def _new_client(self) -> paramiko.SSHClient:
-        kind, data = self.address.host_key.split()[:2]
-        client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(paramiko.RejectPolicy())
-        name = f"[{self.address.host}]:{self.address.port}"
-        pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(data))
-        client.get_host_keys().add(name, kind, pinned)
-        return client
-
-    def _connect_once(
-        self, client: paramiko.SSHClient, key: paramiko.PKey, patience_s: float
-    ) -> None:
-        # The limit of the whole negotiation; it is longer than the banner's, so that a missing
-        # banner is reported as such.
-        limit_s = patience_s + _TRY_S
-        forward = Forward(self.address.port, self.address.network_of)
-        client.connect(
-            self.address.host,
-            port=self.address.port,
-            sock=forward.connect(limit_s),
-            username=self.address.user,
-            pkey=key,
-            allow_agent=False,
-            look_for_keys=False,
-            timeout=limit_s,
-            banner_timeout=patience_s,
-            auth_timeout=_TRY_S,
-        )
-        # paramiko also returns if the key was only the first of several steps.
-        transport = client.get_transport()
-        if transport is not None and transport.is_active() and not transport.is_authenticated():
-            raise _MoreAsked
+        self._client = connect(self.address, deadline, self._watch, listening=listening)
 
     def _transport(self) -> paramiko.Transport:
         transport = self._client.get_transport() if self._client else None

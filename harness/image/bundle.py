@@ -27,86 +27,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO
 
-import msgspec
-
-from harness import checked, limits
 from harness import sysroot as sysroots
-from harness.checked import (
-    Count,
-    Digest,
-    HostKey,
-    Line,
-    Name,
-    Osversion,
-    Release,
-    Sha256,
-    Url,
-    User,
-)
 from harness.errors import CannotError, UsageError
 from harness.files import atomic_path, human_bytes, require_room, sha256_file, write_atomic
 from harness.guest.keys import make_key
 from harness.image import disk as disks
-from harness.image import fetch, prepare, rekey, store, trees
+from harness.image import fetch, rekey, store, trees
+from harness.image.bundle_index import (
+    DISK,
+    FORMAT,
+    INDEX,
+    PASSWORD,
+    SOURCE,
+    SYSROOT,
+    Index,
+    Record,
+    read_index,
+)
 from harness.image.manifest import check_release
-from harness.image.model import DiskFormat, ImageRecord, Imported, Login, Prepared
+from harness.image.model import ImageRecord, Imported, Login, Prepared
 from harness.image.packed import DAMAGED, Member, members
 from harness.image.store import Live
 
-_FORMAT = 1
-_INDEX = "bundle.json"
 _SCRATCH = ".bundle"
-_DISK, _PASSWORD, _SOURCE, _SYSROOT = "disk.raw.xz", "console-password", "src.txz", "base.txz"
-_MEMBERS = (_DISK, _PASSWORD, _SOURCE, _SYSROOT)
-_MOST_INDEX_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _CHANGE = "keys: new ones, written when {} was imported; it was prepared at {}"
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The part of ImageRecord that a bundle contains."""
-
-    release: Release
-    origin: Line
-    origin_format: DiskFormat
-    origin_sha256: Sha256
-    disk_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.DISK_BYTES)]
-    disk_sha256: Sha256
-    host_key: HostKey
-    osversion: Osversion
-    uname: Line
-    prepared_at: Line
-    prepare_version: int
-    login_user: User
-    changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)]
-
-
-@dataclass(frozen=True)
-class _Pin:
-    name: Name
-    url: Url
-    digest: Digest
-    at: Line
-
-
-@dataclass(frozen=True)
-class _Part:
-    size_bytes: Count
-    sha256: Sha256
-
-
-@dataclass(frozen=True)
-class _Index:
-    """bundle.json, which is checked completely before anything is unpacked."""
-
-    format: int
-    record: _Kept
-    public_key: HostKey
-    pins: Annotated[tuple[_Pin, ...], msgspec.Meta(max_length=100)]
-    members: dict[str, _Part]
 
 
 @dataclass(frozen=True)
@@ -134,8 +81,8 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
             parts = _parts(record, Path(scratch), live)
             plain = store.to_data(record)
             index = {
-                "format": _FORMAT,
-                "record": {each.name: plain[each.name] for each in fields(_Kept)},
+                "format": FORMAT,
+                "record": {each.name: plain[each.name] for each in fields(Record)},
                 "public_key": rekey.public_key(record.access.private_key),
                 "pins": [
                     {"name": note.path.name, "url": note.url, "digest": note.digest, "at": note.at}
@@ -146,8 +93,8 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
                     for part in parts
                 },
             }
-            (Path(scratch) / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-            parts.insert(0, Path(scratch) / _INDEX)
+            (Path(scratch) / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            parts.insert(0, Path(scratch) / INDEX)
             whole = sum(part.stat().st_size for part in parts)
             require_room(out.absolute().parent, whole, f"writing {out.name}")
             live(f"writing {out.name}: {human_bytes(whole)}")
@@ -162,20 +109,20 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
 def _parts(record: ImageRecord, scratch: Path, live: Live) -> list[Path]:
     """The members' files; those that do not exist yet are made in `scratch`."""
     live("packing the disk")
-    with _packed(scratch / _DISK) as out, record.disk.open("rb") as disk:
+    with _packed(scratch / DISK) as out, record.disk.open("rb") as disk:
         shutil.copyfileobj(disk, out, _CHUNK_BYTES)
-    parts = [scratch / _DISK]
-    password = record.disk.parent / _PASSWORD
+    parts = [scratch / DISK]
+    password = record.disk.parent / PASSWORD
     if password.is_file():
-        parts.append(Path(shutil.copyfile(password, scratch / _PASSWORD)))
-    for name, tree in ((_SOURCE, record.source), (_SYSROOT, record.sysroot)):
+        parts.append(Path(shutil.copyfile(password, scratch / PASSWORD)))
+    for name, tree in ((SOURCE, record.source), (SYSROOT, record.sysroot)):
         if tree is None:
             continue
         live(f"packing {tree}")
         with _packed(scratch / name) as out, tarfile.open(fileobj=out, mode="w|") as tar:
             # The same layout as the distribution sets, so that both are imported in the same way.
-            inside = "usr/src" if name == _SOURCE else "."
-            tar.add(tree, inside, filter=_own if name == _SYSROOT else _source)
+            inside = "usr/src" if name == SOURCE else "."
+            tar.add(tree, inside, filter=_own if name == SYSROOT else _source)
         parts.append(scratch / name)
     return parts
 
@@ -238,7 +185,7 @@ def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> I
     try:
         with path.open("rb") as stream:
             parts = members(stream)
-            index = _index(path, parts)
+            index = read_index(path, parts)
             about = index.record.release
             if release not in ("", about):
                 raise UsageError(
@@ -268,51 +215,14 @@ def _scratch(home: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _index(path: Path, parts: Iterator[Member]) -> _Index:
-    """Read and check the bundle's index, before anything is written."""
-    first = next(parts, None)
-    if (
-        first is None
-        or first.name != _INDEX
-        or not first.info.isreg()
-        or first.info.size > _MOST_INDEX_BYTES
-    ):
-        raise UsageError(
-            f"{path}: it is not a bundle of ./inv image.bundle ({_INDEX} is not in it)"
-        )
-    try:
-        text = first.content().read()
-        index = checked.decode(_Index, text)
-    except ValueError as error:
-        raise CannotError(f"{path}: {_INDEX} cannot be used ({error})") from error
-    if index.format != _FORMAT:
-        raise CannotError(
-            f"{path}: {_INDEX} cannot be used (its format is {index.format}, but only "
-            f"this one is supported: "
-            f"{_FORMAT})"
-        )
-    if not {_DISK} <= set(index.members) <= set(_MEMBERS):
-        raise CannotError(
-            f"{path}: {_INDEX} cannot be used (it lacks a member, or has an extra one)"
-        )
-    if index.record.prepare_version != prepare.VERSION:
-        raise CannotError(
-            f"{path}: it was prepared by another version of the workbench "
-            f"({index.record.prepare_version}, here {prepare.VERSION}); make the bundle again"
-        )
-    return index
-
-
-def _extract(path: Path, parts: Iterator[Member], index: _Index, scratch: Path, live: Live) -> None:
+def _extract(path: Path, parts: Iterator[Member], index: Index, scratch: Path, live: Live) -> None:
     """Extract exactly the members that the index names to `scratch`, and verify their digests."""
     missing = dict(index.members)
     for member in parts:
         size = member.info.size
         wanted = missing.pop(member.name, None)
         if wanted is None or not member.info.isreg() or size != wanted.size_bytes:
-            raise CannotError(
-                f"{path}: {member.name!r} does not match {_INDEX}; nothing was stored"
-            )
+            raise CannotError(f"{path}: {member.name!r} does not match {INDEX}; nothing was stored")
         require_room(scratch, size, f"unpacking {path.name}")
         live(f"unpacking {member.name}: {human_bytes(size)}")
         found = hashlib.sha256()
@@ -332,54 +242,54 @@ def _extract(path: Path, parts: Iterator[Member], index: _Index, scratch: Path, 
         )
 
 
-def _enter(path: Path, index: _Index, scratch: Path, live: Live) -> ImageRecord:
+def _enter(path: Path, index: Index, scratch: Path, live: Live) -> ImageRecord:
     """Turn the unpacked files into the release in the cache.
 
     Every step that can fail happens in `scratch`, before an existing release is replaced.
     """
-    kept = index.record
-    release, home = kept.release, scratch.parent
+    record = index.record
+    release, home = record.release, scratch.parent
     disk = scratch / "disk.raw"
-    require_room(home, kept.disk_bytes, f"unpacking {path.name}")
-    disks.decompress(scratch / _DISK, disk, live, kept.disk_bytes)
+    require_room(home, record.disk_bytes, f"unpacking {path.name}")
+    disks.decompress(scratch / DISK, disk, live, record.disk_bytes)
     live("taking the disk's digest")
-    if sha256_file(disk) != kept.disk_sha256:
+    if sha256_file(disk) != record.disk_sha256:
         raise CannotError(f"{path}: the disk in it is not the one that was prepared")
     source = sysroot = None
-    if _SOURCE in index.members:
-        source = trees.source(scratch / _SOURCE, release, scratch / "source", live)
-    if _SYSROOT in index.members:
-        sysroot = trees.sysroot(scratch / _SYSROOT, release, scratch / "sysroot", live)
+    if SOURCE in index.members:
+        source = trees.source(scratch / SOURCE, release, scratch / "source", live)
+    if SYSROOT in index.members:
+        sysroot = trees.sysroot(scratch / SYSROOT, release, scratch / "sysroot", live)
     live("making new keys")
     key = scratch / "id_ed25519"
     public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]
-    host_key = rekey.rekey(disk, index.public_key, public, kept.host_key)
+    host_key = rekey.rekey(disk, index.public_key, public, record.host_key)
     imported = Imported(
         release=release,
         disk=disk,
-        disk_format=kept.origin_format,
-        disk_bytes=kept.disk_bytes,
-        disk_sha256=kept.origin_sha256,
-        origin=kept.origin,
-        login=Login(kept.login_user),
+        disk_format=record.origin_format,
+        disk_bytes=record.disk_bytes,
+        disk_sha256=record.origin_sha256,
+        origin=record.origin,
+        login=Login(record.login_user),
     )
 
     def ready(_imported: Imported, place: Path) -> Prepared:
         disk.rename(place / "disk.raw")
         (place / "disk.raw").chmod(0o400)
         key.rename(place / key.name)
-        if _PASSWORD in index.members:
-            write_atomic(place / _PASSWORD, (scratch / _PASSWORD).read_bytes(), mode=0o600)
+        if PASSWORD in index.members:
+            write_atomic(place / PASSWORD, (scratch / PASSWORD).read_bytes(), mode=0o600)
         return Prepared(
             disk_raw=place / "disk.raw",
             private_key=place / key.name,
             host_key=host_key,
-            osversion=kept.osversion,
-            uname=kept.uname,
-            changes=(*kept.changes, _CHANGE.format(path.name, kept.prepared_at)),
+            osversion=record.osversion,
+            uname=record.uname,
+            changes=(*record.changes, _CHANGE.format(path.name, record.prepared_at)),
         )
 
-    store.add(imported, ready, kept.prepare_version, live)
+    store.add(imported, ready, record.prepare_version, live)
     store.set_trees(release, store.Trees(_placed(source, home), _placed(sysroot, home)))
     for pin in index.pins:
         target = home / "downloads" / pin.name

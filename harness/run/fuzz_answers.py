@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from harness import files
-from harness.bhyve import fuzz, vmm
+from harness.bhyve import fuzz, vmm_module
 from harness.build import builder
 from harness.build.builder import Build
 from harness.errors import CannotError
@@ -41,7 +41,7 @@ def of_stock(bench: Workbench, seed: int, calls: int) -> dict[str, str]:
     else:
         guest.must(["kldunload", "vmm"], guest.deadline(30))
         try:
-            loaded = vmm.load(guest, stock)
+            loaded = vmm_module.load(guest, stock)
             found = _ask(bench, stock, str(Path(loaded.path).parent), seed, calls)
             guest.must(["kldunload", "vmm"], guest.deadline(30))
         finally:

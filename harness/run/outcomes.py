@@ -12,7 +12,7 @@ import pytest
 
 from harness import defaults, progress
 from harness.errors import GuestPanic, GuestRebooted, MachineDied, WaitTimeout
-from harness.guest.ssh import SshRefused
+from harness.guest.ssh_connect import SshRefused
 from harness.guest.transcript import NO_EVIDENCE, Evidence
 from harness.report import Check
 from harness.run import plugin

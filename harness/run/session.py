@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from harness import files, host, machine, progress
-from harness.bhyve import vmm
+from harness.bhyve import vmm, vmm_module
 from harness.build import builder, in_guest
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
@@ -272,7 +272,7 @@ class Session:
             guest.must(["true"])
             self.properties[EMPTY_COMMAND] = f"{time.monotonic() - began_s:.3f}"
             step.note = f"build id {running.build_id[:16]}, from {module.path}"
-            if warning := vmm.invariants_differ(guest, running):
+            if warning := vmm_module.invariants_differ(guest, running):
                 step.note += f"; {warning}"
                 self.properties["invariants"] = warning
             if not module.virtualizes:
@@ -289,7 +289,7 @@ class Session:
         # Set this before the load, so that the report of a panic has its lines.
         self._running = running
         self._use_runner(booted, running)
-        module = vmm.load(booted.guest, running)
+        module = vmm_module.load(booted.guest, running)
         bhyve = vmm.Vmm(booted.guest, module, running, vmtool)
         return Loaded(booted, built, running, module, vmtool, bhyve)
 

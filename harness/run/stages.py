@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.bhyve.vmm import Loaded as LoadedModule
 from harness.bhyve.vmm import Vmm
+from harness.bhyve.vmm_module import LoadedModule
 from harness.build.builder import Build
 from harness.errors import CannotError
 from harness.guest.freebsd import Guest

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness import machine, progress
 from harness.bhyve import vmm
+from harness.bhyve.vmm_module import LoadedModule
 from harness.build.builder import Build
 from harness.guest.freebsd import Guest
 from harness.guest.panic_report import Panic
@@ -122,7 +123,7 @@ class Workbench:
         return self._loaded.running
 
     @property
-    def loaded(self) -> vmm.Loaded:
+    def loaded(self) -> LoadedModule:
         """The module that is loaded."""
         return self._loaded.module
 

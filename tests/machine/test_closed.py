@@ -27,7 +27,7 @@ from harness.errors import GuestError
 from harness.files import PROJECT
 from harness.guest.freebsd import Access, Guest
 from harness.guest.keys import make_key
-from harness.guest.ssh import SshRefused
+from harness.guest.ssh_connect import SshRefused
 from harness.machine import Drive, Machine, Spec, base, enter_network
 from harness.machine.forward import unavailable
 

@@ -31,7 +31,8 @@ from harness.errors import (
     WaitTimeout,
 )
 from harness.guest.freebsd import Access, Guest
-from harness.guest.ssh import CommandFailed, SshRefused
+from harness.guest.ssh import CommandFailed
+from harness.guest.ssh_connect import SshRefused
 from harness.machine import Drive, Spec, base
 
 __all__ = ["make", "sector"]

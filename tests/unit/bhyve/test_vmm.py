@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from fakes import Answer, FakeGuest
 
-from harness.bhyve import vmm
+from harness.bhyve import vmm, vmm_module
 from harness.bhyve.vmm import Listed, Listing, Memory, Vmm, parse_listing
+from harness.bhyve.vmm_module import LoadedModule
 from harness.errors import CannotError, GuestError, PatchError
 from harness.guest.ssh import CommandFailed
 
@@ -63,8 +64,8 @@ class Loading:
         self.loaded = self.answer[0] == 0
         return self.answer
 
-    def run(self) -> vmm.Loaded:
-        return vmm.load(self.guest, self.build)
+    def run(self) -> LoadedModule:
+        return vmm_module.load(self.guest, self.build)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def loading(tmp_path: Path) -> Loading:
 
 def test_a_module_is_loaded_by_its_absolute_path(loading: Loading) -> None:
     loaded = loading.run()
-    assert loaded == vmm.Loaded(
+    assert loaded == LoadedModule(
         REMOTE, BUILD_ID, hashlib.sha256(b"the module").hexdigest(), virtualizes=True, refusal=""
     )
     assert loading.guest.files == {REMOTE: b"the module"}
@@ -228,7 +229,7 @@ def tools(tmp_path: Path) -> Vmm:
     build: Any = SimpleNamespace(
         library=files["libvmmapi.so.7"], tool=files["vmmls"], programs=(), reached=()
     )
-    loaded = vmm.Loaded("/home/vmm.ko", BUILD_ID, "", virtualizes=True, refusal="")
+    loaded = LoadedModule("/home/vmm.ko", BUILD_ID, "", virtualizes=True, refusal="")
     guest = FakeGuest(
         {
             "sysctl -n hw.vmm": (0, "30\n10\n15\n5\n", ""),
@@ -280,7 +281,7 @@ def test_kernel_and_module_may_disagree_about_invariants(
 ) -> None:
     guest: Any = FakeGuest({"sysctl -n kern.features.invariants": kernel})
     build: Any = SimpleNamespace(invariants=module)
-    said = vmm.invariants_differ(guest, build)
+    said = vmm_module.invariants_differ(guest, build)
     assert said.startswith(words)
     assert bool(said) == bool(words)
 

@@ -11,7 +11,8 @@ from fakes import Answer, FakeGuest
 from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, MachineDied, WaitTimeout
 from harness.guest.freebsd import Kld, parse_kldstat
-from harness.guest.ssh import CommandFailed, SshRefused
+from harness.guest.ssh import CommandFailed
+from harness.guest.ssh_connect import SshRefused
 
 KLDSTAT = """\
 Id Refs Address                Size Name

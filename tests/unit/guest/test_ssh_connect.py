@@ -23,10 +23,10 @@ from sshd import Sshd
 
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, MachineDied, WaitTimeout
-from harness.guest import ssh as ssh_module
-from harness.guest import ssh_reason
+from harness.guest import ssh_connect, ssh_reason
 from harness.guest.keys import make_key
-from harness.guest.ssh import Address, Ssh, SshRefused
+from harness.guest.ssh import Ssh
+from harness.guest.ssh_connect import Address, SshRefused
 from harness.machine.base import free_port
 
 
@@ -117,20 +117,20 @@ def test_a_server_that_hangs_up_a_few_times_is_waited_for(
     """A server that goes down and comes back: it fails fewer times in a row than count as a
     refusal.
     """
-    real = Ssh._connect_once
+    real = ssh_connect._connect_once
     # False: greeted, then cut off.  True: cut off without a greeting, which starts the count again.
     tries = iter([False, False, True, False, False])
 
-    def cut_off(self: Ssh, client: Any, *arguments: Any) -> None:
+    def cut_off(address: Address, client: Any, *arguments: Any) -> None:
         silent = next(tries, None)
         if silent is None:
-            return real(self, client, *arguments)
+            return real(address, client, *arguments)
         version = "" if silent else "SSH-2.0-OpenSSH_9.9"
         transport = SimpleNamespace(remote_version=version, host_key_type=None)
         monkeypatch.setattr(client, "get_transport", lambda: transport)
         raise EOFError
 
-    monkeypatch.setattr(Ssh, "_connect_once", cut_off)
+    monkeypatch.setattr(ssh_connect, "_connect_once", cut_off)
     with Ssh(sshd.address()) as ssh:
         ssh.connect(Deadline.after(60))
         assert ssh.run(["true"], Deadline.after(20)).ok
@@ -155,7 +155,7 @@ def test_a_key_that_cannot_be_read_is_no_reason_to_wait(sshd: Sshd, tmp_path: Pa
 
 
 def test_silence_is_called_so(silent: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_module, "_FIRST_TRY_S", 0.5)
+    monkeypatch.setattr(ssh_connect, "_FIRST_TRY_S", 0.5)
     with pytest.raises(WaitTimeout, match="no SSH banner came"):
         Ssh(silent).connect(Deadline.after(1.5))
 
@@ -185,15 +185,15 @@ def test_a_slow_guest_is_not_asked_again_while_it_works(
     silent: Address, monkeypatch: pytest.MonkeyPatch, listening: bool, tries: int
 ) -> None:
     """Each try that is given up costs an emulated processor a handshake more."""
-    monkeypatch.setattr(ssh_module, "_FIRST_TRY_S", 0.4)
-    genuine = Ssh._connect_once
+    monkeypatch.setattr(ssh_connect, "_FIRST_TRY_S", 0.4)
+    genuine = ssh_connect._connect_once
     made = []
 
-    def counted(self: Ssh, *arguments: Any) -> None:
+    def counted(*arguments: Any) -> None:
         made.append(arguments)
-        genuine(self, *arguments)
+        genuine(*arguments)
 
-    monkeypatch.setattr(Ssh, "_connect_once", counted)
+    monkeypatch.setattr(ssh_connect, "_connect_once", counted)
     with pytest.raises(WaitTimeout):
         Ssh(silent).connect(Deadline.after(1), listening=listening)
     assert len(made) == tries
@@ -232,16 +232,16 @@ def test_an_authentication_that_breaks_off_is_tried_again(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     """A guest that goes down for a reboot ends the handshake; paramiko calls that a refusal."""
-    genuine = Ssh._connect_once
+    genuine = ssh_connect._connect_once
     tries = []
 
-    def breaks_off(self: Ssh, *arguments: Any) -> None:
+    def breaks_off(*arguments: Any) -> None:
         tries.append(arguments)
         if len(tries) == 1:
             raise AuthenticationException(words)
-        genuine(self, *arguments)
+        genuine(*arguments)
 
-    monkeypatch.setattr(Ssh, "_connect_once", breaks_off)
+    monkeypatch.setattr(ssh_connect, "_connect_once", breaks_off)
     with Ssh(sshd.address()) as ssh:
         ssh.connect(Deadline.after(20))
         assert ssh.connected
@@ -334,12 +334,13 @@ def test_the_users_own_keys_and_agent_are_left_alone(
 def test_no_traceback_of_paramikos_reaches_standard_error(silent: Address, sshd: Sshd) -> None:
     """Its logger would print one for each try that meets a guest which is not up."""
     program = (
-        "import sys, harness.guest.ssh as s\n"
+        "import sys, harness.guest.ssh_connect as s\n"
         "from pathlib import Path\n"
         "from harness.deadline import Deadline\n"
         "from harness.errors import WaitTimeout\n"
+        "from harness.guest.ssh import Ssh\n"
         "s._FIRST_TRY_S = 0.4\n"
-        "ssh = s.Ssh(s.Address(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))\n"
+        "ssh = Ssh(s.Address(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))\n"
         "try:\n ssh.connect(Deadline.after(1))\n"
         "except WaitTimeout: print('waited')\n"
     )

@@ -244,7 +244,7 @@ def test_a_module_that_does_not_unload_is_caught_and_the_guest_started_again(
             guest.answers["/bin/sh"] = (1, "", "vmm cannot be unloaded")
         return load(guest, made)
 
-    monkeypatch.setattr("harness.bhyve.vmm.load", stuck)
+    monkeypatch.setattr("harness.bhyve.vmm_module.load", stuck)
     result = run(wrong("stays", "test_a"), wrong("wrong-a", "test_a"))
     assert verdicts(result)["stays"] == ("caught", "unloading")
     assert verdicts(result)["wrong-a"] == ("caught", "test_a")

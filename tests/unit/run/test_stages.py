@@ -12,7 +12,7 @@ from fakes import FakeGuest
 from faketree import diff, mail, make_tree
 
 from harness import host
-from harness.bhyve import vmm
+from harness.bhyve import vmm, vmm_module
 from harness.build import builder
 from harness.errors import CannotError, PatchError, UsageError
 from harness.guest import snapshot
@@ -63,8 +63,8 @@ class Run:
         monkeypatch.setattr(snapshot, "bring_up", self._boot)
         monkeypatch.setattr(vmm, "compile_runner", lambda *_a: Path("runner"))
         monkeypatch.setattr(vmm, "use_runner", lambda *_a: None)
-        monkeypatch.setattr(vmm, "load", self._load)
-        monkeypatch.setattr(vmm, "invariants_differ", lambda *_a: "")
+        monkeypatch.setattr(vmm_module, "load", self._load)
+        monkeypatch.setattr(vmm_module, "invariants_differ", lambda *_a: "")
 
     def _does(self, what: str, gives: Any) -> Any:
         self.did.append(what)

@@ -17,7 +17,7 @@ import psutil
 
 from harness.debian import search_path
 from harness.guest.keys import make_key
-from harness.guest.ssh import Address
+from harness.guest.ssh_connect import Address
 from harness.machine.base import free_port
 
 _TRIES = 5

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import FakeGuest
 
-from harness.bhyve import vmm
+from harness.bhyve import vmm, vmm_module
 from harness.build import builder
 from harness.errors import PatchError
 from harness.machine import Backend
@@ -86,7 +86,7 @@ class Played:
             monkeypatch.setattr(place, "staged", self._staged, raising=False)
         monkeypatch.setattr(vmm, "compile_runner", lambda *_a: Path("runner"))
         monkeypatch.setattr(vmm, "use_runner", lambda *_a: None)
-        monkeypatch.setattr(vmm, "load", self._load)
+        monkeypatch.setattr(vmm_module, "load", self._load)
         monkeypatch.setattr(
             vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
         )
