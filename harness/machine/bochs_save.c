@@ -1,27 +1,30 @@
 /*
- * Saves a machine that runs in Bochs, without a window, and resumes it fast.
+ * Saves a machine that runs in Bochs without a window, and makes resuming it
+ * fast.
  *
- * Bochs can save and restore a machine, but all that asks it to is a button
- * in its window.  Preloaded, this asks it between two instructions, when no
- * timer's work is half done.  The request is a link named saving, to the
- * folder to be filled; it becomes saved or unsaved.  There are two ways:
+ * Bochs can save and restore a machine, but only a button in its window
+ * starts that.  This library is preloaded into Bochs and starts it between
+ * two instructions, when no timer handler is running.  The request is a
+ * symbolic link with the name "saving" to the folder for the saved state.
+ * Afterwards the link is renamed to "saved" or "unsaved".  There are two ways:
  *
- * A Bochs that is in its debugger (2.7 as Debian builds it, always) stops at
- * its prompt when it gets SIGINT.  This takes the prompt's readline(3)
- * place: it saves if that was asked for, and lets the machine go on.
+ * A Bochs with its debugger (Debian's 2.7 always has it) stops at its prompt
+ * when it gets SIGINT.  This library replaces the readline(3) of the prompt:
+ * it saves if there is a request, and lets the machine continue.
  *
- * A Bochs that is not in its debugger (3.0, where that is an option and
- * costs a third of the speed and more) is told to stop by SIGUSR1.  Its loop
- * over the instructions then returns, and it says so in its log before it
- * takes anything apart.  At that line the machine is saved; Bochs ends.
+ * A Bochs without its debugger (3.0, where the debugger is an option that
+ * makes it a third slower or more) gets SIGUSR1.  Then its instruction loop
+ * returns, and Bochs writes that to its log before it frees anything.  When
+ * this line is written, the library saves the machine; then Bochs ends.
  *
- * All names of Bochs's are weak, since the programs that start Bochs get
+ * All symbols of Bochs are weak, because the programs that start Bochs load
  * this library too.
  *
- * To restore, Bochs copies all of the memory's file to a temporary one, and
- * reads the blocks that were in use from there; that costs a gigabyte in
- * /tmp each time.  It gets the saved file itself in its place: it writes to
- * the temporary one only when a guest has more memory than Bochs may take.
+ * To restore a machine, Bochs copies the whole memory file to a temporary
+ * file and reads the used blocks from there.  That needs a gigabyte in /tmp
+ * each time.  This library gives it the saved file instead of the temporary
+ * one: Bochs writes to that file only if a guest has more memory than Bochs
+ * may use.
  */
 
 #define _GNU_SOURCE
@@ -59,8 +62,8 @@ save_if_asked(void)
 }
 
 /*
- * Sets two flags of Bochs's.  The instruction at hand may overwrite one of
- * them; the other is looked at again with the next event, a moment later.
+ * Sets two flags of Bochs.  The current instruction may overwrite one of
+ * them; Bochs checks the other one at the next event, a moment later.
  */
 static void
 stop(int signal_number)
@@ -86,9 +89,10 @@ readline(const char *prompt)
 }
 
 /*
- * What Bochs forms each line of its log with: the second where it was built
- * to check the room (_FORTIFY_SOURCE), as Debian does.  It holds its log's
- * lock meanwhile, which saving takes too.
+ * Bochs formats each line of its log with vsnprintf(), or with
+ * __vsnprintf_chk() if it was built with checks of buffer sizes
+ * (_FORTIFY_SOURCE), as in Debian.  It holds the lock of its log during the
+ * call, and saving needs this lock too.  So this only notes the line.
  */
 int
 vsnprintf(char *line, size_t room, const char *format, va_list values)
@@ -111,7 +115,8 @@ __vsnprintf_chk(char *line, size_t room, int flag, size_t have,
 }
 
 /*
- * The line is written, and the log's lock given back.
+ * Bochs has written the line and unlocks its log: now the machine can be
+ * saved.
  */
 int
 pthread_mutex_unlock(pthread_mutex_t *mutex)
