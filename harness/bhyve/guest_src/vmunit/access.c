@@ -219,11 +219,13 @@ matrix(const void *arg)
 
 #define	BY(_actor)	&(const enum actor){ _actor }
 static const struct test tests[] = {
-	{ "access.root", "what root may do", matrix, BY(ROOT) },
-	{ "access.nobody", "what nobody may do", matrix, BY(NOBODY) },
-	{ "access.jail", "what a jail may do without allow.vmm", matrix,
+	{ "access.root", "root may use vmm", matrix, BY(ROOT) },
+	{ "access.nobody",
+	    "the user nobody may not use vmm", matrix, BY(NOBODY) },
+	{ "access.jail", "a jail without allow.vmm may not use vmm", matrix,
 	    BY(JAIL) },
-	{ "access.jail_vmm", "what a jail may do with allow.vmm", matrix,
+	{ "access.jail_vmm",
+	    "a jail with allow.vmm may use its own VMs only", matrix,
 	    BY(JAIL_VMM) },
 };
 

@@ -303,22 +303,25 @@ names(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "capability.set_and_got", "capabilities are got as they are set",
+	{ "capability.set_and_got", "capabilities can be set and read again",
 	    set_and_got, NULL },
-	{ "capability.pause_exit", "PAUSE comes out if it is to", pause_exit,
+	{ "capability.pause_exit",
+	    "PAUSE causes an exit only if that is enabled", pause_exit,
 	    NULL },
-	{ "capability.bpt_exit", "INT3 comes out if it is to", bpt_exit,
+	{ "capability.bpt_exit",
+	    "INT3 causes an exit only if that is enabled", bpt_exit,
 	    NULL },
-	{ "capability.mtrap_exit", "one instruction at a time on Intel",
+	{ "capability.mtrap_exit", "single steps work on Intel",
 	    mtrap_exit, NULL },
-	{ "capability.rflags_tf", "one instruction at a time on AMD",
+	{ "capability.rflags_tf", "single steps work on AMD",
 	    rflags_tf, NULL },
 	{ "statistic.counted", "exits are counted exactly", counted, NULL },
-	{ "statistic.userspace_counted", "exits for bhyve alone count as such",
+	{ "statistic.userspace_counted",
+	    "only exits to bhyve count as exits to bhyve",
 	    userspace_counted, NULL },
-	{ "statistic.devices_counted", "what devices do is counted",
+	{ "statistic.devices_counted", "events of devices are counted",
 	    devices_counted, NULL },
-	{ "statistic.names", "statistics have names", names, NULL },
+	{ "statistic.names", "every statistic has a name", names, NULL },
 };
 
 GROUP(capability, tests);

@@ -184,10 +184,10 @@ pit_rate(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "timer.pit_rate", "the PIT's interrupts keep the host's time",
+	{ "timer.pit_rate", "the PIT's interrupts follow the host's time",
 	    pit_rate, NULL },
 	{ "timer.pmtimer", "the ACPI timer runs", pmtimer, NULL },
-	{ "timer.speed", "every clock keeps the host's time to 0.01 %",
+	{ "timer.speed", "every clock follows the host's time to 0.01 %",
 	    speed, NULL },
 };
 

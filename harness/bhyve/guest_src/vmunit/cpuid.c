@@ -389,20 +389,27 @@ passed(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "cpuid.fixed_bits", "features that no guest may see, and those that "
-	    "all do", fixed_bits, NULL },
-	{ "cpuid.upper_halves", "upper halves of registers are ignored and "
-	    "cleared", upper_halves, NULL },
-	{ "cpuid.beyond", "leaves that there are none of", beyond, NULL },
-	{ "cpuid.hypervisor", "leaf 40000000 names bhyve", hypervisor, NULL },
-	{ "cpuid.empty_leaves", "leaves that say nothing", empty_leaves, NULL },
-	{ "cpuid.structured", "leaf 7 shows known features of the host",
+	{ "cpuid.fixed_bits", "CPUID hides some features from every guest and "
+	    "shows others to every guest", fixed_bits, NULL },
+	{ "cpuid.upper_halves", "CPUID ignores and clears the upper halves of "
+	    "registers", upper_halves, NULL },
+	{ "cpuid.beyond", "leaves beyond the highest one answer like the "
+	    "highest one", beyond, NULL },
+	{ "cpuid.hypervisor",
+	    "leaf 40000000 contains bhyve's name", hypervisor, NULL },
+	{ "cpuid.empty_leaves",
+	    "leaves that no guest needs are zero", empty_leaves, NULL },
+	{ "cpuid.structured",
+	    "leaf 7 shows only known features that the host has",
 	    structured, NULL },
-	{ "cpuid.osxsave", "OSXSAVE follows CR4", osxsave, NULL },
-	{ "cpuid.extended_state", "leaf D follows XCR0", extended_state, NULL },
-	{ "cpuid.topology", "the topology is the one that was set", topology,
+	{ "cpuid.osxsave",
+	    "CPUID's OSXSAVE follows CR4.OSXSAVE", osxsave, NULL },
+	{ "cpuid.extended_state",
+	    "the sizes in leaf D follow XCR0", extended_state, NULL },
+	{ "cpuid.topology", "CPUID shows the topology that was set", topology,
 	    NULL },
-	{ "cpuid.passed", "what is passed through is the host's", passed,
+	{ "cpuid.passed",
+	    "leaves that are passed through are the host's", passed,
 	    NULL },
 };
 

@@ -105,10 +105,11 @@ segments_32(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "emul.fault_targets_64", "a string's other end cannot be written",
+	{ "emul.fault_targets_64", "a string instruction faults if its memory "
+	    "operand cannot be written",
 	    targets_64, NULL },
-	{ "emul.fault_segments_32", "limits and types of a string's other "
-	    "segment", segments_32, NULL },
+	{ "emul.fault_segments_32", "a string instruction obeys the limit and "
+	    "type of its other segment", segments_32, NULL },
 };
 
 GROUP(fault, tests);

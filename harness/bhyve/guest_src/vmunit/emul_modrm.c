@@ -238,14 +238,16 @@ struct kind {
 	bool		all;		/* of all instructions, else of `some` */
 };
 static const struct kind kinds[] = {
-	{ "registers", "every register and size", registers, true },
-	{ "numbers", "numbers on which results and flags differ", numbers,
+	{ "registers",
+	    "with every register and operand size", registers, true },
+	{ "numbers", "with numbers that set different flags", numbers,
 	    true },
-	{ "bases", "every base register, each displacement", bases, false },
-	{ "indices", "every index and scale, no base, RIP, short addresses",
+	{ "bases", "with every base register and displacement", bases, false },
+	{ "indices",
+	    "with every index and scale, RIP and short addresses",
 	    indices, false },
-	{ "segments", "every segment's base", segments, false },
-	{ "crossings", "the instruction lies on two pages", crossings, false },
+	{ "segments", "with every segment's base", segments, false },
+	{ "crossings", "when its bytes are on two pages", crossings, false },
 };
 static const char *const some[] = { "mov_89", "mov_8b", "cmp_83", "mov_c7" };
 static const char *const mode_names[] = { "real", "16", "32", "64" };
@@ -296,7 +298,7 @@ add(enum mode mode, const struct insn *insn, const struct kind *kind)
 	(void)snprintf(names[used], sizeof(names[used]), "emul.%s_%s_%s",
 	    insn->name, kind->name, mode_names[mode]);
 	(void)snprintf(claims[used], sizeof(claims[used]),
-	    "emulated as executed: %s", kind->what);
+	    "emulation gives the processor's result %s", kind->what);
 	tests[used] = (struct test){ names[used], claims[used], run_modrm,
 	    &arguments[used] };
 	used++;

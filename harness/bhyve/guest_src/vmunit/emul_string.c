@@ -301,31 +301,44 @@ run_bextr(const void *arg)
 
 #define	IN(_mode)	&(const enum mode){ _mode }
 static const struct test tests[] = {
-	{ "emul.movs_16", "emulated as executed: MOVS and REP MOVS", run_movs,
+	{ "emul.movs_16", "emulation of MOVS and REP MOVS gives the "
+	    "processor's result", run_movs,
 	    IN(PROT16) },
-	{ "emul.movs_32", "emulated as executed: MOVS and REP MOVS", run_movs,
+	{ "emul.movs_32", "emulation of MOVS and REP MOVS gives the "
+	    "processor's result", run_movs,
 	    IN(PROT32) },
-	{ "emul.movs_64", "emulated as executed: MOVS and REP MOVS", run_movs,
+	{ "emul.movs_64", "emulation of MOVS and REP MOVS gives the "
+	    "processor's result", run_movs,
 	    IN(LONG64) },
-	{ "emul.stos_real", "emulated as executed: STOS and REP STOS",
+	{ "emul.stos_real",
+	    "emulation of STOS and REP STOS gives the processor's result",
 	    run_stos, IN(REAL) },
-	{ "emul.stos_16", "emulated as executed: STOS and REP STOS", run_stos,
+	{ "emul.stos_16", "emulation of STOS and REP STOS gives the "
+	    "processor's result", run_stos,
 	    IN(PROT16) },
-	{ "emul.stos_32", "emulated as executed: STOS and REP STOS", run_stos,
+	{ "emul.stos_32", "emulation of STOS and REP STOS gives the "
+	    "processor's result", run_stos,
 	    IN(PROT32) },
-	{ "emul.stos_64", "emulated as executed: STOS and REP STOS", run_stos,
+	{ "emul.stos_64", "emulation of STOS and REP STOS gives the "
+	    "processor's result", run_stos,
 	    IN(LONG64) },
-	{ "emul.moffs_16", "emulated as executed: MOV of an absolute offset",
+	{ "emul.moffs_16", "emulation of MOV with an absolute offset gives the "
+	    "processor's result",
 	    run_moffs, IN(PROT16) },
-	{ "emul.moffs_32", "emulated as executed: MOV of an absolute offset",
+	{ "emul.moffs_32", "emulation of MOV with an absolute offset gives the "
+	    "processor's result",
 	    run_moffs, IN(PROT32) },
-	{ "emul.moffs_64", "emulated as executed: MOV of an absolute offset",
+	{ "emul.moffs_64", "emulation of MOV with an absolute offset gives the "
+	    "processor's result",
 	    run_moffs, IN(LONG64) },
-	{ "emul.stack_32", "emulated as executed: PUSH and POP of memory",
+	{ "emul.stack_32",
+	    "emulation of PUSH and POP of memory gives the processor's result",
 	    run_stack, IN(PROT32) },
-	{ "emul.stack_64", "emulated as executed: PUSH and POP of memory",
+	{ "emul.stack_64",
+	    "emulation of PUSH and POP of memory gives the processor's result",
 	    run_stack, IN(LONG64) },
-	{ "emul.bextr_64", "emulated as executed: BEXTR", run_bextr,
+	{ "emul.bextr_64",
+	    "emulation of BEXTR gives the processor's result", run_bextr,
 	    IN(LONG64) },
 };
 

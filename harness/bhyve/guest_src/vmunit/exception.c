@@ -364,35 +364,47 @@ nmi(const void *arg __unused)
 	&(const struct set){ _mode, _list, nitems(_list), _fresh, _soft }
 #define	IN(_mode)	&(const enum mode){ _mode }
 static const struct test tests[] = {
-	{ "exception.raised_64", "exceptions of 64-bit code", raised,
+	{ "exception.raised_64", "exceptions in 64-bit code have the right "
+	    "vector, error code and place", raised,
 	    SET(LONG64, in_64, false, false) },
-	{ "exception.raised_32", "exceptions of 32-bit code", raised,
+	{ "exception.raised_32", "exceptions in 32-bit code have the right "
+	    "vector, error code and place", raised,
 	    SET(PROT32, in_32, false, false) },
-	{ "exception.raised_real", "exceptions of real mode", raised,
+	{ "exception.raised_real",
+	    "exceptions in real mode have the right vector and place", raised,
 	    SET(REAL, in_real, false, false) },
-	{ "exception.fresh_64", "exceptions while nothing is mapped yet",
+	{ "exception.fresh_64",
+	    "exceptions are delivered when the EPT maps nothing yet",
 	    raised, SET(LONG64, in_64, true, false) },
-	{ "exception.fresh_soft_64", "INT while nothing is mapped yet",
+	{ "exception.fresh_soft_64",
+	    "INT is delivered when the EPT maps nothing yet",
 	    raised, SET(LONG64, in_64, true, true) },
-	{ "exception.fresh_real", "exceptions while nothing is mapped yet, "
-	    "real mode", raised, SET(REAL, in_real, true, false) },
-	{ "exception.fresh_soft_real", "INT while nothing is mapped yet, real "
-	    "mode", raised, SET(REAL, in_real, true, true) },
-	{ "exception.cr2", "a page fault's address is in CR2", cr2, NULL },
-	{ "exception.injected_64", "injected exceptions, 64-bit mode",
+	{ "exception.fresh_real", "exceptions in real mode are delivered when "
+	    "the EPT maps nothing yet", raised, SET(REAL, in_real, true,
+	    false) },
+	{ "exception.fresh_soft_real", "INT in real mode is delivered when the "
+	    "EPT maps nothing yet", raised, SET(REAL, in_real, true, true) },
+	{ "exception.cr2",
+	    "a page fault stores its address in CR2", cr2, NULL },
+	{ "exception.injected_64",
+	    "an injected exception is delivered in 64-bit mode",
 	    injected, IN(LONG64) },
-	{ "exception.injected_32", "injected exceptions, 32-bit mode",
+	{ "exception.injected_32",
+	    "an injected exception is delivered in 32-bit mode",
 	    injected, IN(PROT32) },
-	{ "exception.injected_real", "injected exceptions have no error code "
+	{ "exception.injected_real", "an injected exception has no error code "
 	    "in real mode", injected, IN(REAL) },
-	{ "exception.refused", "what cannot be injected", refused, NULL },
-	{ "exception.nested", "nested exceptions become double faults or not",
+	{ "exception.refused",
+	    "an invalid exception cannot be injected", refused, NULL },
+	{ "exception.nested",
+	    "nested exceptions become a double fault if the manual says so",
 	    nested, NULL },
 	{ "exception.intinfo", "bad event information is refused",
 	    intinfo_refused, NULL },
-	{ "exception.triple", "a fault in a double fault suspends the VM",
+	{ "exception.triple", "a fault during a double fault suspends the VM",
 	    triple, NULL },
-	{ "exception.nmi", "an NMI waits for the one before to return", nmi,
+	{ "exception.nmi",
+	    "an NMI waits until the previous one has returned", nmi,
 	    NULL },
 };
 

@@ -181,16 +181,20 @@ host_tables(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "state.fresh", "a new vCPU's debug registers and TPR", fresh, NULL },
-	{ "state.bases", "bases and TPR can be read", bases, NULL },
-	{ "state.fields", "what is no register cannot be written", fields,
+	{ "state.fresh", "a new vCPU's debug registers and TPR have their "
+	    "first values", fresh, NULL },
+	{ "state.bases",
+	    "a debugger can read segment bases and the TPR", bases, NULL },
+	{ "state.fields",
+	    "fields of the VMCS or VMCB cannot be written by number", fields,
 	    NULL },
-	{ "state.reset", "nothing outlives a vCPU's reset", reset, NULL },
+	{ "state.reset",
+	    "a vCPU's reset clears all that was set", reset, NULL },
 	{ "state.shadow", "an injected exception ends the interrupt shadow",
 	    shadow, NULL },
-	{ "state.open_reinit", "a VM that runs is not made new by opening it",
+	{ "state.open_reinit", "opening a running VM does not reinitialize it",
 	    open_reinit, NULL },
-	{ "state.host_tables", "the host's descriptor tables stay as they are",
+	{ "state.host_tables", "the host's descriptor tables stay the same",
 	    host_tables, NULL },
 };
 

@@ -253,12 +253,15 @@ canonical(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "paging.addresses", "linear addresses in every paging mode",
+	{ "paging.addresses",
+	    "linear addresses are translated in every paging mode",
 	    addresses, NULL },
-	{ "paging.bits", "accessed and dirty bits", bits, NULL },
-	{ "paging.faults", "what is not allowed is a page fault", faults,
+	{ "paging.bits",
+	    "accessed and dirty bits are set as the manual says", bits, NULL },
+	{ "paging.faults", "a forbidden access is a page fault", faults,
 	    NULL },
-	{ "paging.canonical", "addresses and tables that are none", canonical,
+	{ "paging.canonical",
+	    "non-canonical addresses and missing tables are refused", canonical,
 	    NULL },
 };
 

@@ -285,18 +285,25 @@ by_msi(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "hpet.registers", "registers and reset values", registers, NULL },
-	{ "hpet.halves", "registers of 64 bits by halves", halves, NULL },
-	{ "hpet.counter", "the counter runs, stands and wraps", counter,
+	{ "hpet.registers",
+	    "registers have their reset values", registers, NULL },
+	{ "hpet.halves",
+	    "registers of 64 bits can be accessed by halves", halves, NULL },
+	{ "hpet.counter", "the counter runs, stops and wraps", counter,
 	    NULL },
-	{ "hpet.one_shot", "a timer once", one_shot, NULL },
-	{ "hpet.periodic", "a timer again and again", periodic, NULL },
-	{ "hpet.level", "a level and its status", level, NULL },
-	{ "hpet.level_changed", "a level of a timer that is changed",
+	{ "hpet.one_shot", "a one-shot timer fires once", one_shot, NULL },
+	{ "hpet.periodic",
+	    "a periodic timer keeps its period", periodic, NULL },
+	{ "hpet.level", "a level-triggered timer asserts its pin until its "
+	    "status is cleared", level, NULL },
+	{ "hpet.level_changed",
+	    "a level ends when its timer is disabled or changed",
 	    level_changed, NULL },
-	{ "hpet.routes", "routes that there are", routes, NULL },
-	{ "hpet.stopped", "a timer while the counter stands", stopped, NULL },
-	{ "hpet.by_msi", "a timer's own MSI", by_msi, NULL },
+	{ "hpet.routes",
+	    "a timer accepts only the routes that it announces", routes, NULL },
+	{ "hpet.stopped", "a timer that was set while the counter was stopped "
+	    "starts with it", stopped, NULL },
+	{ "hpet.by_msi", "a timer can send an MSI", by_msi, NULL },
 };
 
 GROUP(hpet, tests);

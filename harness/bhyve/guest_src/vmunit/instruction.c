@@ -367,27 +367,31 @@ port_strings(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "instruction.xcr0", "XSETBV takes what SDM 1, 13.3 allows", xcr0,
+	{ "instruction.xcr0",
+	    "XSETBV accepts the values that SDM 1, 13.3 allows", xcr0,
 	    NULL },
-	{ "instruction.xcr0_without", "XSETBV without CR4.OSXSAVE is a #UD",
+	{ "instruction.xcr0_without", "XSETBV without CR4.OSXSAVE raises #UD",
 	    xcr0_without, NULL },
-	{ "instruction.xcr0_isolation", "XCR0 is a VM's own", xcr0_isolation,
+	{ "instruction.xcr0_isolation",
+	    "each VM has its own XCR0", xcr0_isolation,
 	    NULL },
-	{ "instruction.tsc", "the TSC is the host's", tsc, NULL },
-	{ "instruction.tsc_written", "the TSC goes on from where it is set, "
-	    "for that VM alone", tsc_written, NULL },
-	{ "instruction.rdtscp", "RDTSCP is there if CPUID says so", read_tscp,
+	{ "instruction.tsc", "a guest reads the host's TSC", tsc, NULL },
+	{ "instruction.tsc_written", "the TSC continues from a value that is "
+	    "set, in this VM only", tsc_written, NULL },
+	{ "instruction.rdtscp", "RDTSCP works if CPUID shows it", read_tscp,
 	    NULL },
-	{ "instruction.no_hypervisor", "VMX and SVM are a #UD", no_hypervisor,
+	{ "instruction.no_hypervisor",
+	    "VMX and SVM instructions raise #UD", no_hypervisor,
 	    NULL },
 	{ "instruction.caches", "WBINVD, INVD, CLTS and INVLPG are executed",
 	    caches, NULL },
-	{ "instruction.long_mode", "a guest enters 64-bit mode by itself",
+	{ "instruction.long_mode", "a guest can enter 64-bit mode by itself",
 	    long_mode, NULL },
-	{ "instruction.ports", "ports come out with all their details", ports,
+	{ "instruction.ports",
+	    "IN and OUT cause an exit with all details", ports,
 	    NULL },
-	{ "instruction.port_strings", "INS and OUTS come out with all their "
-	    "details", port_strings, NULL },
+	{ "instruction.port_strings",
+	    "INS and OUTS cause an exit with all details", port_strings, NULL },
 };
 
 GROUP(instruction, tests);

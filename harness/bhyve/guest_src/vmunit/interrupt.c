@@ -174,21 +174,25 @@ self_ipi(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "interrupt.after_sti", "an instruction after STI comes first",
+	{ "interrupt.after_sti", "STI delays interrupts by one instruction",
 	    after_sti, NULL },
-	{ "interrupt.after_emulated", "also when it is emulated",
+	{ "interrupt.after_emulated",
+	    "STI delays them also if this instruction is emulated",
 	    after_emulated, NULL },
-	{ "interrupt.pending_at_halt", "what is pending ends HLT",
+	{ "interrupt.pending_at_halt", "a pending interrupt ends HLT",
 	    pending_at_halt, NULL },
-	{ "interrupt.cr8_lowered", "lowering CR8 lets in what it held off",
+	{ "interrupt.cr8_lowered",
+	    "lowering CR8 delivers the interrupts that it held back",
 	    cr8_lowered, NULL },
-	{ "interrupt.cr8_raised", "raising CR8 holds off what is pending",
+	{ "interrupt.cr8_raised", "raising CR8 holds back pending interrupts",
 	    cr8_raised, NULL },
-	{ "interrupt.injected_twice", "one vector twice is one interrupt",
+	{ "interrupt.injected_twice",
+	    "a vector that is requested twice is one interrupt",
 	    injected_twice, NULL },
-	{ "interrupt.lint_while_off", "LINT1 while the APIC is off",
+	{ "interrupt.lint_while_off", "LINT1 is an NMI while the APIC is off",
 	    lint_while_off, NULL },
-	{ "interrupt.self_ipi", "the x2APIC's IPIs and EOI", self_ipi, NULL },
+	{ "interrupt.self_ipi",
+	    "the x2APIC's IPIs and EOI work", self_ipi, NULL },
 };
 
 GROUP(interrupt, tests);

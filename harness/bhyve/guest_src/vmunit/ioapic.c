@@ -282,21 +282,29 @@ divisors(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "ioapic.registers", "registers, reset values, read-only bits",
+	{ "ioapic.registers",
+	    "registers have their reset values, and read-only bits stay",
 	    registers, NULL },
-	{ "ioapic.bad_pins", "pins that are none", bad_pins, NULL },
-	{ "ioapic.edge", "edges", edge, NULL },
-	{ "ioapic.level", "levels, Remote IRR and EOI", level, NULL },
-	{ "ioapic.level_masked", "a level that is masked, or becomes an edge",
+	{ "ioapic.bad_pins",
+	    "pins that do not exist are refused", bad_pins, NULL },
+	{ "ioapic.edge", "an edge is one interrupt", edge, NULL },
+	{ "ioapic.level", "a level repeats after EOI, and Remote IRR follows "
+	    "it", level, NULL },
+	{ "ioapic.level_masked", "a level waits while it is masked, and Remote "
+	    "IRR ends with an edge",
 	    level_masked, NULL },
-	{ "ioapic.level_again", "a level that comes again before the EOI",
+	{ "ioapic.level_again",
+	    "a level that rises again before the EOI is one interrupt",
 	    level_again, NULL },
-	{ "ioapic.shared_pin", "two devices on one pin", shared_pin, NULL },
-	{ "timer.lapic_one_shot", "the local APIC's timer, once", one_shot,
+	{ "ioapic.shared_pin", "a pin stays asserted until both of its devices "
+	    "release it", shared_pin, NULL },
+	{ "timer.lapic_one_shot",
+	    "the local APIC's one-shot timer fires once", one_shot,
 	    NULL },
-	{ "timer.lapic_periodic", "the local APIC's timer, again and again",
+	{ "timer.lapic_periodic",
+	    "the local APIC's periodic timer keeps its period",
 	    periodic, NULL },
-	{ "timer.lapic_divisors", "the local APIC's timer at each divisor",
+	{ "timer.lapic_divisors", "the local APIC's timer obeys each divisor",
 	    divisors, NULL },
 };
 

@@ -299,18 +299,26 @@ isa_levels(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "library.kernel_devices", "the kernel's devices from outside",
+	{ "library.kernel_devices",
+	    "the host can use the kernel's devices as the guest does",
 	    kernel_devices, NULL },
-	{ "library.x2apic_state", "the mode of a vCPU's APIC", x2apic_state,
+	{ "library.x2apic_state",
+	    "the mode of a vCPU's APIC can be set and read", x2apic_state,
 	    NULL },
-	{ "library.names", "capabilities' names", names, NULL },
-	{ "statistic.by_parts", "statistics by parts", by_parts, NULL },
-	{ "smp.all_stopped", "a debugger stops all vCPUs", all_stopped, NULL },
-	{ "smp.set_sizes", "sets of vCPUs of every size", set_sizes, NULL },
-	{ "memory.page_entries", "the host's page tables for a guest",
+	{ "library.names", "every capability has its own name", names, NULL },
+	{ "statistic.by_parts",
+	    "statistics can be read in parts", by_parts, NULL },
+	{ "smp.all_stopped",
+	    "a debugger can stop all vCPUs at once", all_stopped, NULL },
+	{ "smp.set_sizes", "an exit's set of vCPUs fits buffers of every "
+	    "size", set_sizes, NULL },
+	{ "memory.page_entries",
+	    "the host's page tables for a guest can be read",
 	    page_entries, NULL },
-	{ "memory.domains", "memory from a NUMA domain", domains, NULL },
-	{ "ioapic.isa_levels", "ISA lines at the I/O APIC", isa_levels, NULL },
+	{ "memory.domains",
+	    "memory can come from a NUMA domain", domains, NULL },
+	{ "ioapic.isa_levels",
+	    "levels of ISA lines reach the I/O APIC", isa_levels, NULL },
 };
 
 GROUP(ioctl, tests);

@@ -330,23 +330,31 @@ msi(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "lapic.reset_values", "registers after a reset", reset_values,
+	{ "lapic.reset_values",
+	    "the local APIC's registers have their reset values", reset_values,
 	    NULL },
-	{ "lapic.lvt_bits", "the LVT's bits, and what software-disabling does "
-	    "to them", lvt_bits, NULL },
-	{ "lapic.read_only", "what cannot be written", read_only, NULL },
-	{ "lapic.other_sizes", "reads that are not 32 bits", other_sizes,
+	{ "lapic.lvt_bits", "the LVT's bits can be written, and disabling the "
+	    "APIC masks the LVT", lvt_bits, NULL },
+	{ "lapic.read_only", "read-only registers of the APIC cannot be "
+	    "written", read_only, NULL },
+	{ "lapic.other_sizes", "registers of the APIC can be read in other "
+	    "sizes than 32 bits", other_sizes,
 	    NULL },
-	{ "lapic.in_service", "IRR, ISR, PPR and EOI", in_service, NULL },
-	{ "lapic.priorities", "priorities and the TPR", priorities, NULL },
-	{ "lapic.errors", "illegal vectors and ESR", errors, NULL },
-	{ "lapic.from_outside", "interrupts from outside", from_outside,
+	{ "lapic.in_service",
+	    "IRR, ISR and PPR follow interrupts and EOIs", in_service, NULL },
+	{ "lapic.priorities", "interrupts come by priority, and the TPR holds "
+	    "them back", priorities, NULL },
+	{ "lapic.errors", "ESR shows illegal vectors", errors, NULL },
+	{ "lapic.from_outside",
+	    "the host can send interrupts to the APIC", from_outside,
 	    NULL },
-	{ "lapic.local_interrupts", "every local interrupt", local_interrupts,
+	{ "lapic.local_interrupts",
+	    "every local interrupt of the LVT is delivered", local_interrupts,
 	    NULL },
-	{ "lapic.illegal_lvt", "an LVT with an illegal vector", illegal_lvt,
+	{ "lapic.illegal_lvt", "an LVT with an illegal vector is an error "
+	    "without an interrupt", illegal_lvt,
 	    NULL },
-	{ "lapic.msi", "MSIs find whom they are for", msi, NULL },
+	{ "lapic.msi", "MSIs reach the APICs that they address", msi, NULL },
 };
 
 GROUP(lapic, tests);

@@ -353,21 +353,30 @@ pit_interrupts(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "pic.vectors", "every line comes at its vector", vectors, NULL },
-	{ "pic.masks", "IMR and IRR", masks, NULL },
-	{ "pic.priorities", "priorities, EOIs and rotation", priorities,
+	{ "pic.vectors",
+	    "every line interrupts with its vector", vectors, NULL },
+	{ "pic.masks", "IMR masks lines, and IRR shows requests", masks, NULL },
+	{ "pic.priorities",
+	    "priorities, EOIs and rotation follow the data sheet", priorities,
 	    NULL },
-	{ "pic.automatic", "automatic EOI", automatic, NULL },
-	{ "pic.spurious", "a request that has gone", spurious, NULL },
-	{ "pic.trigger", "levels, edges and ELCR", trigger, NULL },
-	{ "pic.special_modes", "special mask mode and polling", special_modes,
+	{ "pic.automatic",
+	    "automatic EOI leaves nothing in service", automatic, NULL },
+	{ "pic.spurious", "a request that ended before its acknowledgement is "
+	    "spurious", spurious, NULL },
+	{ "pic.trigger", "ELCR chooses levels or edges", trigger, NULL },
+	{ "pic.special_modes",
+	    "special mask mode and polling work", special_modes,
 	    NULL },
-	{ "pic.virtual_wire", "through the local APIC", virtual_wire, NULL },
-	{ "timer.pit_counts", "the PIT's counts and latches", pit_counts,
+	{ "pic.virtual_wire", "interrupts of the PICs pass through the local "
+	    "APIC", virtual_wire, NULL },
+	{ "timer.pit_counts",
+	    "the PIT counts down, and a latch holds a count", pit_counts,
 	    NULL },
-	{ "timer.pit_status", "the PIT's status and port 61", pit_status,
+	{ "timer.pit_status",
+	    "the PIT's status and port 61 show its output", pit_status,
 	    NULL },
-	{ "timer.pit_interrupts", "the PIT's interrupts", pit_interrupts,
+	{ "timer.pit_interrupts",
+	    "the PIT interrupts at its rate", pit_interrupts,
 	    NULL },
 };
 

@@ -193,14 +193,17 @@ host_state(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "library.sizes", "sizes of memory as they are typed", sizes, NULL },
+	{ "library.sizes", "sizes of memory are parsed", sizes, NULL },
 	{ "library.high_memory", "memory above 3 GiB goes above 4 GiB",
 	    high_memory, NULL },
-	{ "library.copies", "copies across pages that are apart", copies,
+	{ "library.copies",
+	    "copies across pages that are not adjacent work", copies,
 	    NULL },
-	{ "library.control", "/dev/vmmctl", control, NULL },
-	{ "library.statistics", "statistics that are none", statistics, NULL },
-	{ "library.host_state", "the host's registers outlive a guest's",
+	{ "library.control", "/dev/vmmctl makes and destroys VMs, and refuses "
+	    "wrong requests", control, NULL },
+	{ "library.statistics",
+	    "statistics that do not exist are refused", statistics, NULL },
+	{ "library.host_state", "the host's registers survive a guest's run",
 	    host_state, NULL },
 };
 

@@ -310,17 +310,22 @@ zeroed(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "memory.segments", "segments and their errors", segments, NULL },
-	{ "memory.mappings", "mappings, their order and errors", mappings,
+	{ "memory.segments", "memory segments are created, and wrong ones "
+	    "refused", segments, NULL },
+	{ "memory.mappings",
+	    "mappings are made and listed, and wrong ones refused", mappings,
 	    NULL },
-	{ "memory.too_many", "mappings up to the last", too_many, NULL },
-	{ "memory.file_edges", "reading and writing /dev/vmm/NAME at every "
-	    "edge", file_edges, NULL },
-	{ "memory.mmap_edges", "mapping /dev/vmm/NAME at every edge",
+	{ "memory.too_many", "mappings can be made until there is no more "
+	    "room", too_many, NULL },
+	{ "memory.file_edges", "/dev/vmm/NAME can be read and written up to "
+	    "every edge", file_edges, NULL },
+	{ "memory.mmap_edges", "/dev/vmm/NAME can be mapped up to every edge",
 	    mmap_edges, NULL },
-	{ "memory.guest_edges", "a guest's last byte", guest_edges, NULL },
-	{ "memory.device_memory", "device memory", device_memory, NULL },
-	{ "memory.zeroed", "memory is zero at first", zeroed, NULL },
+	{ "memory.guest_edges", "a guest can use its last byte and nothing "
+	    "after it", guest_edges, NULL },
+	{ "memory.device_memory",
+	    "host and guest share device memory", device_memory, NULL },
+	{ "memory.zeroed", "a guest's memory is zero at first", zeroed, NULL },
 };
 
 GROUP(memory, tests);

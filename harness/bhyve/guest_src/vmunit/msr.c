@@ -295,21 +295,26 @@ x2apic(const void *arg __unused)
 
 #define	ANSWER(a)	&(const enum answer){ a }
 static const struct test tests[] = {
-	{ "msr.fixed", "values that are fixed", values, ANSWER(VALUE) },
-	{ "msr.kept", "what is written is read again, reserved bits are a "
-	    "#GP(0)", values, ANSWER(KEPT) },
-	{ "msr.ignored", "writes that are ignored", values, ANSWER(IGNORED) },
-	{ "msr.readonly", "writes that are a #GP(0)", values,
+	{ "msr.fixed",
+	    "MSRs with fixed values have them", values, ANSWER(VALUE) },
+	{ "msr.kept", "an MSR returns what was written, and reserved bits "
+	    "raise #GP(0)", values, ANSWER(KEPT) },
+	{ "msr.ignored",
+	    "writes to some MSRs are ignored", values, ANSWER(IGNORED) },
+	{ "msr.readonly", "writes to read-only MSRs raise #GP(0)", values,
 	    ANSWER(READONLY) },
-	{ "msr.left", "what bhyve has to decide on comes out, with number and "
+	{ "msr.left", "an MSR for bhyve causes an exit with its number and "
 	    "value", values, ANSWER(LEFT) },
-	{ "msr.isolation", "a VM's MSRs are its own", isolation, NULL },
-	{ "msr.misc_enable", "MISC_ENABLE and PLATFORM_INFO", misc_enable,
+	{ "msr.isolation", "each VM has its own MSRs", isolation, NULL },
+	{ "msr.misc_enable",
+	    "MISC_ENABLE and PLATFORM_INFO have the right bits", misc_enable,
 	    NULL },
-	{ "msr.efer", "EFER's bits and consistency checks", efer, NULL },
-	{ "msr.microcode", "AMD's microcode update is ignored", microcode,
+	{ "msr.efer", "EFER's bits can be set, and its consistency is "
+	    "checked", efer, NULL },
+	{ "msr.microcode", "an update of AMD's microcode is ignored", microcode,
 	    NULL },
-	{ "msr.x2apic", "the x2APIC's registers", x2apic, NULL },
+	{ "msr.x2apic",
+	    "the x2APIC's MSRs work only in x2APIC mode", x2apic, NULL },
 };
 
 GROUP(msr, tests);

@@ -300,17 +300,23 @@ rtc_speed(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "rtc.formats", "BCD, binary, 12 and 24 hours", formats, NULL },
-	{ "rtc.control", "registers A to D", control, NULL },
-	{ "rtc.written", "a time that the guest sets", written, NULL },
-	{ "rtc.hours", "hours of a 12-hour clock that the guest sets", hours,
+	{ "rtc.formats",
+	    "the clock shows BCD, binary, 12 and 24 hours", formats, NULL },
+	{ "rtc.control",
+	    "registers A to D have the right bits", control, NULL },
+	{ "rtc.written",
+	    "the host sees the time that the guest sets", written, NULL },
+	{ "rtc.hours", "the guest can set hours in 12-hour mode", hours,
 	    NULL },
-	{ "rtc.dates", "dates at the ends of months and centuries", dates,
+	{ "rtc.dates",
+	    "dates at the ends of months and centuries are right", dates,
 	    NULL },
-	{ "rtc.nvram", "its memory, from inside and outside", nvram, NULL },
-	{ "rtc.interrupts", "periodic, update and alarm interrupts",
+	{ "rtc.nvram",
+	    "its memory can be used by guest and host", nvram, NULL },
+	{ "rtc.interrupts", "periodic, update and alarm interrupts come",
 	    interrupts, NULL },
-	{ "rtc.speed", "its seconds, and its divider", rtc_speed, NULL },
+	{ "rtc.speed", "its seconds are the host's, and its divider stops "
+	    "them", rtc_speed, NULL },
 };
 
 GROUP(rtc, tests);

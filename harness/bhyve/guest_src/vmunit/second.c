@@ -264,17 +264,24 @@ rendezvous(const void *arg)
 }
 
 static const struct test tests[] = {
-	{ "smp.startup", "INIT and SIPI come out", startup, NULL },
-	{ "smp.startup_old", "SIPI as an exit of old", startup_old, NULL },
-	{ "smp.to_nobody", "IPIs to ids that do not exist", to_nobody, NULL },
-	{ "smp.suspended_spinning", "a suspension, one vCPU spinning",
+	{ "smp.startup",
+	    "INIT and SIPI cause an exit to bhyve", startup, NULL },
+	{ "smp.startup_old",
+	    "SIPI causes the exit of old releases", startup_old, NULL },
+	{ "smp.to_nobody",
+	    "IPIs to ids that do not exist change nothing", to_nobody, NULL },
+	{ "smp.suspended_spinning",
+	    "a suspension ends all vCPUs while one spins",
 	    suspended, spin },
-	{ "smp.suspended_halted", "a suspension, one vCPU idle", suspended,
+	{ "smp.suspended_halted",
+	    "a suspension ends all vCPUs while one is idle", suspended,
 	    halt },
-	{ "smp.all_halted", "all vCPUs halted for good", all_halted, NULL },
-	{ "smp.rendezvous_spinning", "rendezvous and mappings, one vCPU "
-	    "spinning", rendezvous, spin },
-	{ "smp.rendezvous_halted", "rendezvous and mappings, one vCPU idle",
+	{ "smp.all_halted", "a VM ends when all its vCPUs halt with interrupts "
+	    "off", all_halted, NULL },
+	{ "smp.rendezvous_spinning", "memory and routes can change while one "
+	    "vCPU spins", rendezvous, spin },
+	{ "smp.rendezvous_halted",
+	    "memory and routes can change while one vCPU is idle",
 	    rendezvous, halt },
 };
 

@@ -162,13 +162,13 @@ asked(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "sleep.woken", "a halted vCPU wakes for what is above its TPR",
+	{ "sleep.woken", "a halted vCPU wakes only for a vector above its TPR",
 	    woken, NULL },
 	{ "sleep.woken_by_all", "a halted vCPU wakes for every interrupt",
 	    woken_by_all, NULL },
 	{ "sleep.debug", "a halted vCPU stops for a debugger", stopped,
 	    &(const bool){ true } },
-	{ "sleep.suspended", "a halted vCPU sees a suspension", stopped,
+	{ "sleep.suspended", "a suspension ends a halted vCPU", stopped,
 	    &(const bool){ false } },
 	{ "sleep.asked", "a halted vCPU's registers can be read", asked,
 	    NULL },

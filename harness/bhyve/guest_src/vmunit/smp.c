@@ -184,10 +184,12 @@ from_devices(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "smp.ids", "APIC ids are the vCPUs' numbers", ids, NULL },
-	{ "smp.fixed", "fixed IPIs are for whom they are for", fixed, NULL },
-	{ "smp.clusters", "logical ids in clusters", clusters, NULL },
-	{ "smp.from_devices", "MSIs are for whom they are for", from_devices,
+	{ "smp.ids", "each vCPU's APIC id is its number", ids, NULL },
+	{ "smp.fixed",
+	    "fixed IPIs reach the vCPUs that they address", fixed, NULL },
+	{ "smp.clusters", "logical ids work in clusters", clusters, NULL },
+	{ "smp.from_devices",
+	    "MSIs reach the vCPUs that they address", from_devices,
 	    NULL },
 };
 

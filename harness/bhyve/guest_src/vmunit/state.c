@@ -340,7 +340,8 @@ cr8(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "state.after_reset", "registers after a vCPU's reset", after_reset,
+	{ "state.after_reset",
+	    "a vCPU's registers have their reset values", after_reset,
 	    NULL },
 	{ "state.runs_after_reset", "a vCPU runs in real mode after a reset",
 	    runs_after_reset, NULL },
@@ -348,15 +349,19 @@ static const struct test tests[] = {
 	    "sets", set_and_got, NULL },
 	{ "state.seen", "a guest sees the registers that were set", seen,
 	    NULL },
-	{ "state.debug_registers", "debug registers are a VM's own",
+	{ "state.debug_registers", "each VM has its own debug registers",
 	    debug_registers, NULL },
-	{ "state.breakpoint", "a breakpoint is a VM's own", breakpoint, NULL },
-	{ "state.fpu", "XMM registers are a VM's own and begin as zero", fpu,
+	{ "state.breakpoint",
+	    "a breakpoint of one VM does not stop another", breakpoint, NULL },
+	{ "state.fpu",
+	    "each VM has its own XMM registers, which are zero at first", fpu,
 	    NULL },
-	{ "state.control_registers", "CR0 and CR4 read as written",
+	{ "state.control_registers",
+	    "a guest reads the CR0 and CR4 that it wrote",
 	    control_registers, NULL },
-	{ "state.cr0_pe", "CR0.PE stays while PG is set", cr0_pe, NULL },
-	{ "state.cr8", "CR8 is the TPR", cr8, NULL },
+	{ "state.cr0_pe",
+	    "CR0.PE cannot be cleared while PG is set", cr0_pe, NULL },
+	{ "state.cr8", "CR8 is the upper half of the TPR", cr8, NULL },
 };
 
 GROUP(state, tests);

@@ -205,11 +205,11 @@ mapped(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "stuck.killed_suspending", "killed while a suspension waits for a "
-	    "vCPU", killed, &(const bool){ true } },
-	{ "stuck.killed_rendezvous", "killed while a rendezvous waits for a "
-	    "vCPU", killed, &(const bool){ false } },
-	{ "stuck.mapped", "memory is mapped while another vCPU changes "
+	{ "stuck.killed_suspending", "a process can be killed while a "
+	    "suspension waits for a vCPU", killed, &(const bool){ true } },
+	{ "stuck.killed_rendezvous", "a process can be killed while a "
+	    "rendezvous waits for a vCPU", killed, &(const bool){ false } },
+	{ "stuck.mapped", "memory can be mapped while another vCPU changes "
 	    "routes", mapped, NULL },
 };
 

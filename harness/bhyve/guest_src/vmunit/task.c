@@ -116,7 +116,8 @@ switched(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "exception.task_switch", "task switches come out, with their reason",
+	{ "exception.task_switch",
+	    "a task switch causes an exit with its reason",
 	    switched, NULL },
 };
 

@@ -130,10 +130,12 @@ wired(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "wear.cycles", "VMs come and go and leave nothing", cycles, NULL },
-	{ "wear.race", "threads that make and destroy VMs at once", race,
+	{ "wear.cycles",
+	    "VMs that are made and destroyed leave nothing", cycles, NULL },
+	{ "wear.race",
+	    "threads can make and destroy VMs at the same time", race,
 	    NULL },
-	{ "wear.wired", "wired memory is counted and given back", wired,
+	{ "wear.wired", "wired memory is counted and released", wired,
 	    NULL },
 };
 

@@ -254,16 +254,21 @@ invalid(const void *arg __unused)
 }
 
 static const struct test tests[] = {
-	{ "lapic.x2_registers", "the x2APIC's registers after a reset",
+	{ "lapic.x2_registers",
+	    "the x2APIC's registers have their reset values",
 	    registers, NULL },
-	{ "lapic.x2_used", "timer, EOI and LVT of the x2APIC", used, NULL },
-	{ "lapic.x2_not_enabled", "its MSRs while it is not enabled",
+	{ "lapic.x2_used",
+	    "timer, EOI and LVT of the x2APIC work", used, NULL },
+	{ "lapic.x2_not_enabled",
+	    "the x2APIC's MSRs change nothing in xAPIC mode",
 	    not_enabled, NULL },
-	{ "smp.x2_sent", "the x2APIC's IPIs are for whom they are for", sent,
+	{ "smp.x2_sent",
+	    "the x2APIC's IPIs reach the vCPUs that they address", sent,
 	    NULL },
-	{ "smp.x2_msi", "MSIs find x2APICs", msi, NULL },
-	{ "smp.nmis", "IPIs that are NMIs", nmis, NULL },
-	{ "smp.invalid", "IPIs that are invalid", invalid, NULL },
+	{ "smp.x2_msi", "MSIs reach x2APICs by their ids", msi, NULL },
+	{ "smp.nmis",
+	    "NMIs as IPIs reach the vCPUs that they address", nmis, NULL },
+	{ "smp.invalid", "invalid IPIs change nothing", invalid, NULL },
 };
 
 GROUP(x2apic, tests);
