@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Who may do what: root, nobody, a jail with allow.vmm and one without. */
+/* Permissions of root, nobody, a jail with allow.vmm and a jail without. */
 
 #include <sys/param.h>
 #include <sys/ioctl.h>
@@ -39,7 +39,7 @@ put(struct iovec *iov, unsigned *used, const char *name, void *value,
 	iov[(*used)++] = (struct iovec){ value, size };
 }
 
-/* A jail for this process and those it makes; its root is the host's. */
+/* Put this process and its children into a jail whose root is the host's. */
 static void
 enter_jail(bool vmm)
 {
@@ -73,8 +73,8 @@ try_create(void)
 }
 
 /*
- * What is passed through to a VM of the actor's own.  There is no such device
- * here, so nothing happens to one.  Root is not asked: binding waits there.
+ * Pass a device through to a VM of this user.  The device does not exist, so
+ * nothing happens.  It is not tried as root, because it would block.
  */
 static int
 try_pass_through(void)
@@ -158,11 +158,11 @@ try_list(void)
 struct act {
 	const char	*what;
 	int		(*act)(void);
-	int		answers[ACTORS];	/* UNTRIED: not asked */
+	int		answers[ACTORS];	/* UNTRIED: not tried */
 };
 #define	UNTRIED	-1
 
-/* Destroying comes last: for root it works. */
+/* Destroying is last, because it works for root. */
 static const struct act acts[] = {
 	{ "opening /dev/vmmctl", try_control, { 0, EACCES, EPERM, 0 } },
 	{ "creating a VM", try_create, { 0, EPERM, EPERM, 0 } },

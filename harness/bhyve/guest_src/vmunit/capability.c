@@ -4,7 +4,10 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Capabilities: set, got, and in force.  Statistics: counted exactly. */
+/*
+ * Capabilities can be set, read, and have their effect.  Statistics count
+ * exactly.
+ */
 
 #include <errno.h>
 #include <string.h>
@@ -44,7 +47,7 @@ set_and_got(const void *arg __unused)
 			    0, "%s can be set", it->name);
 			continue;
 		}
-		/* What this processor does not have. */
+		/* The processor does not have this capability. */
 		if (vm_get_capability(vm->vcpu[0], it->type, &value) != 0 &&
 		    errno == ENOENT)
 			continue;
@@ -72,7 +75,7 @@ set_and_got(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* PAUSE comes out when asked for, and is executed when not. */
+/* PAUSE causes an exit if that is enabled; otherwise it is executed. */
 static void
 pause_exit(const void *arg __unused)
 {
@@ -92,13 +95,16 @@ pause_exit(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* INT3 comes out with its length; otherwise it is the guest's. */
+/* INT3 causes an exit with its length, or an exception in the guest. */
 static void
 bpt_exit(const void *arg __unused)
 {
 	struct vm *vm = vm_new();
 
-	/* An exception, so that what delivers one is mapped (fresh_soft_64). */
+	/*
+	 * Raise an exception first, so that all its memory is mapped
+	 * (fresh_soft_64).
+	 */
 	RUN(vm, 0x0f, 0x0b);
 	check(vm_set_capability(vm->vcpu[0], VM_CAP_BPT_EXIT, 1) == 0,
 	    "it cannot be set: %s", strerror(errno));
@@ -116,7 +122,7 @@ bpt_exit(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* One instruction at a time. */
+/* Step through one instruction at a time. */
 static void
 mtrap_exit(const void *arg __unused)
 {
@@ -144,7 +150,7 @@ mtrap_exit(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* RFLAGS.TF: one step, and the guest does not see it. */
+/* RFLAGS.TF causes one step, and the guest does not see it. */
 static void
 rflags_tf(const void *arg __unused)
 {
@@ -193,7 +199,7 @@ struct counter {
 	const char	*name;
 	uint8_t		code[8];
 	size_t		length;
-	uint64_t	by;		/* and the end of the code is one OUT */
+	uint64_t	by;		/* and one OUT at the end of the code */
 };
 
 static const struct counter counters[] = {
@@ -217,7 +223,7 @@ counted(const void *arg __unused)
 	struct vm *vm = vm_new();
 	uint64_t before, after, exits, all;
 
-	/* What is touched first is mapped then, which are exits of its own. */
+	/* In the first round memory is mapped, which causes more exits. */
 	for (int round = 0; round < 2; round++) {
 		for (size_t i = 0; i < nitems(counters); i++) {
 			before = statistic(vm, counters[i].name);
@@ -238,8 +244,8 @@ counted(const void *arg __unused)
 }
 
 /*
- * What the kernel does by itself does not count as bhyve's.  A signal or the
- * scheduler may send the thread out once more, so the best of some tries counts.
+ * Exits that the kernel handles do not count as exits to bhyve.  A signal or
+ * the scheduler may cause one more, so the best of several tries counts.
  */
 static void
 userspace_counted(const void *arg __unused)
@@ -251,7 +257,10 @@ userspace_counted(const void *arg __unused)
 	for (unsigned tries = 0; tries < 5 && made != 1; tries++) {
 		set_lapic(vm, L_ICR, 0x40000 | 0x61);
 		before = statistic(vm, name);
-		/* sti; hlt; cli, and ports of the PIC: all the kernel's. */
+		/*
+		 * sti; hlt; cli, and ports of the PIC: the kernel handles all
+		 * of them.
+		 */
 		RUN(vm, 0xfb, 0xf4, 0xfa, 0xe4, 0x21, 0xe4, 0x21);
 		expect_done(vm);
 		made = statistic(vm, name) - before;
@@ -268,7 +277,7 @@ devices_counted(const void *arg __unused)
 
 	before = statistic(vm, "EOI without any in-service interrupt");
 	set_lapic(vm, L_EOI, 0);
-	/* An EOI is no exit where the processor delivers interrupts. */
+	/* An EOI is not an exit if the processor delivers interrupts. */
 	if (!apicv)
 		equal("EOIs without an interrupt", statistic(vm,
 		    "EOI without any in-service interrupt") - before, 1);
@@ -285,7 +294,7 @@ devices_counted(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Every index has a name up to the last, none behind it. */
+/* Every index up to the last has a name, and none after it. */
 static void
 names(const void *arg __unused)
 {

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Every clock's speed against L1's own. */
+/* The rates of all clocks, compared with L1's clock. */
 
 #include "devices.h"
 
@@ -16,13 +16,13 @@
 #define	RATE_COUNT	(A_COUNTS + 4 * RATE_VECTOR)
 
 /*
- * A clock: code that leaves what it shows in EAX, ticks up to `span`.  What is
- * latched first can be read later, which takes no part of the time.
+ * A clock: its code puts the count into EAX, which goes up to `span`.  A count
+ * that was latched can be read later, which does not change the result.
  */
 struct clock {
 	const char	*name;
 	double		hz;
-	double		slow, fast;	/* allowed, as parts of one */
+	double		slow, fast;	/* allowed error, as a fraction */
 	double		span;
 	bool		down;
 	uint8_t		latch[8];
@@ -36,7 +36,8 @@ struct clock {
 #define	NO_LATCH	{ 0 }, 0
 static const struct clock clocks[] = {
 	/*
-	 * Stock's is fast: its period is cut to 2^-32 s, which is 0.0716 %.
+	 * The stock module's is fast, because its period is rounded to
+	 * 2^-32 s: 0.0716 %.
 	 * mov $0x408, %edx; in (%dx), %eax
 	 */
 	{ "the ACPI timer", 3579545.0, EXACT, 0.00080, 4294967296.0, false,
@@ -48,9 +49,8 @@ static const struct clock clocks[] = {
 	{ "the local APIC's timer", 1048576.0, EXACT, EXACT, 4294967296.0,
 	    true, NO_LATCH, CODE(0xb9, 0x90, 0x03, 0xe0, 0xfe, 0x8b, 0x01) },
 	/*
-	 * Channel 2 is latched: mov $0x80, %al; out %al, $0x43.  And read: in
-	 * $0x42, %al; mov %al, %cl; in $0x42, %al; mov %al, %ch; movzx %cx,
-	 * %eax
+	 * Latch channel 2: mov $0x80, %al; out %al, $0x43.  Read it: in $0x42,
+	 * %al; mov %al, %cl; in $0x42, %al; mov %al, %ch; movzx %cx, %eax
 	 */
 	{ "the PIT", 1193182.0, EXACT, EXACT, PIT_COUNT, true,
 	    CODE(0xb0, 0x80, 0xe6, 0x43), CODE(0xe4, 0x42, 0x88, 0xc1, 0xe4,
@@ -59,10 +59,10 @@ static const struct clock clocks[] = {
 
 struct reading {
 	uint64_t	shown;
-	double		before, after;	/* L1's time around it */
+	double		before, after;	/* L1's time before and after */
 };
 
-/* Run a piece of code, and note when it began and when it ended. */
+/* Run a piece of code, and record when it began and ended. */
 static void
 timed(struct vm *vm, const uint8_t *bytes, size_t length, struct reading *now)
 {
@@ -73,7 +73,7 @@ timed(struct vm *vm, const uint8_t *bytes, size_t length, struct reading *now)
 	expect_done(vm);
 }
 
-/* The shortest of some readings. */
+/* The shortest of several readings. */
 static struct reading
 look(struct vm *vm, const struct clock *clock)
 {
@@ -92,9 +92,10 @@ look(struct vm *vm, const struct clock *clock)
 }
 
 /*
- * How long a reading takes is allowed for: the ticks are at least those
- * between the end of the first and the beginning of the second.  In an
- * emulator that is long, but 20 s of idleness pass in one second.
+ * The duration of a reading is allowed for: the ticks are at least those
+ * between the end of the first reading and the beginning of the second.  A
+ * reading takes long in an emulator, but there 20 s of idle time take only one
+ * second.
  */
 static void
 speed(const void *arg __unused)
@@ -125,7 +126,7 @@ speed(const void *arg __unused)
 		    (1 - clock->slow) - 2;
 		most = (second.after - first[i].before) * clock->hz *
 		    (1 + clock->fast) + 2;
-		/* It may have begun again some times. */
+		/* The count may have wrapped several times. */
 		while (ticks < least)
 			ticks += clock->span;
 		check(ticks <= most, "%s: %.0f ticks in %.4f s, not %.0f to "
@@ -135,7 +136,7 @@ speed(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The ACPI timer is read by 32 bits alone. */
+/* The ACPI timer can be read only with 32 bits. */
 static void
 pmtimer(const void *arg __unused)
 {
@@ -151,10 +152,10 @@ pmtimer(const void *arg __unused)
 }
 
 /*
- * The PIT's interrupts keep the time, too: each is due a period after the one
- * before it, and not after the moment when that one came.  An interrupt may be
- * late, by a fraction of its period; over many of them that is little.  A host
- * that has much else to do may leave some out.
+ * The PIT's interrupts must follow the time, too: each is due one period after
+ * the previous one was due, not after it was delivered.  One interrupt may be
+ * late by a fraction of its period; over many interrupts this is little.  A
+ * busy host may lose some.
  */
 static void
 pit_rate(const void *arg __unused)

@@ -5,8 +5,8 @@
  */
 
 /*
- * Pieces of code for 64-bit mode, and instructions as functions: each is put
- * into the guest's memory, run there, and its result fetched.
+ * Pieces of code for 64-bit mode, and instructions as functions: each is
+ * written to the guest's memory and run there, and the result is read.
  */
 
 #include <sys/types.h>
@@ -18,7 +18,10 @@
 
 #include "vmunit.h"
 
-/* Put code at A_CODE and the end of a run behind it; the next run begins there. */
+/*
+ * Write code to A_CODE, followed by the end of a run; the next run starts
+ * there.
+ */
 void
 code(struct vm *vm, const uint8_t *bytes, size_t length)
 {
@@ -30,7 +33,10 @@ code(struct vm *vm, const uint8_t *bytes, size_t length)
 
 	memcpy(vm->mem + A_CODE, bytes, length);
 	memcpy(vm->mem + A_CODE + length, end, sizeof(end));
-	/* A run before may have ended in a handler, with its stack. */
+	/*
+	 * The previous run may have ended in a handler, with the handler's
+	 * stack.
+	 */
 	if (vm_set_register_set(vm->vcpu[vm->cpu], nitems(numbers), numbers,
 	    values) != 0)
 		fail("RIP, RSP and RFLAGS cannot be set");
@@ -118,7 +124,7 @@ g_write(struct vm *vm, uint64_t address, int size, uint64_t value)
 	expect_done(vm);
 }
 
-/* True with the MSR's value; false for #GP(0). */
+/* True, and the MSR's value; false after #GP(0). */
 bool
 g_rdmsr(struct vm *vm, uint32_t msr, uint64_t *value)
 {
@@ -129,7 +135,7 @@ g_rdmsr(struct vm *vm, uint32_t msr, uint64_t *value)
 	(void)run(vm);
 	if (vm->fault.vector == 13 && vm->fault.error == 0)
 		return (false);
-	/* Unknown ones are left to bhyve, which decides by its -w. */
+	/* The kernel leaves unknown ones to bhyve, whose -w decides. */
 	if (vm->exit.exitcode == VM_EXITCODE_RDMSR)
 		return (false);
 	expect_done(vm);
@@ -156,7 +162,7 @@ g_wrmsr(struct vm *vm, uint32_t msr, uint64_t value)
 	return (true);
 }
 
-/* RAX, RBX, RCX, RDX after CPUID, all 64 bits of them. */
+/* RAX, RBX, RCX, RDX after CPUID, with all 64 bits. */
 void
 g_cpuid(struct vm *vm, uint64_t rax, uint64_t rcx, uint64_t out[4])
 {
@@ -179,7 +185,7 @@ h_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 	cpuid_count(leaf, subleaf, out);
 }
 
-/* How often an interrupt's handler ran since `handlers`. */
+/* How often the handler of this vector has run since handlers(). */
 uint32_t
 count(struct vm *vm, int vector)
 {
@@ -189,7 +195,7 @@ count(struct vm *vm, int vector)
 	return (number);
 }
 
-/* Set what interrupt handlers do (H_*), and count again. */
+/* Set what interrupt handlers do (H_*), and clear the counts. */
 void
 handlers(struct vm *vm, uint32_t flags)
 {
@@ -197,7 +203,7 @@ handlers(struct vm *vm, uint32_t flags)
 	memcpy(vm->mem + A_FLAGS, &flags, sizeof(flags));
 }
 
-/* The interrupts that the handlers have counted, all vectors together. */
+/* The number of counted interrupts of all vectors. */
 static uint64_t
 counted(const struct vm *vm)
 {
@@ -213,11 +219,11 @@ counted(const struct vm *vm)
 }
 
 /*
- * sti; hlt; cli: until an interrupt wakes it.  False when none can.
+ * sti; hlt; cli: wait for an interrupt.  False if none can come.
  *
- * HLT also ends without one: vm_handle_hlt() goes back to the guest when its
- * thread should yield the processor.  Then it is halted again, a number of
- * times that no yielding reaches.
+ * HLT also ends without an interrupt: vm_handle_hlt() returns to the guest if
+ * its thread should yield the processor.  Then the guest halts again; the limit
+ * is far above the number of times that a thread yields.
  */
 bool
 g_halt(struct vm *vm)

@@ -5,8 +5,8 @@
  */
 
 /*
- * CPUID: what a guest may see of the host's, and what is its own.  References
- * are to Intel's SDM 2, "CPUID", and AMD's APM 3, appendix E.
+ * CPUID: what a guest sees of the host's, and what differs.  References are to
+ * Intel's SDM 2, "CPUID", and AMD's APM 3, appendix E.
  */
 
 #include <sys/types.h>
@@ -20,7 +20,7 @@
 
 enum { EAX, EBX, ECX, EDX };
 
-/* A bit that is as said whatever the host has. */
+/* A bit with a fixed value, whatever the host's is. */
 struct bit {
 	const char	*name;
 	uint32_t	leaf;
@@ -76,7 +76,7 @@ fixed_bits(const void *arg __unused)
 	}
 }
 
-/* The upper halves of RAX and RCX do not count, those of results are 0. */
+/* The upper halves of RAX and RCX are ignored, and those of results are 0. */
 static void
 upper_halves(const void *arg __unused)
 {
@@ -99,7 +99,7 @@ upper_halves(const void *arg __unused)
 	}
 }
 
-/* SDM 2: beyond the highest basic leaf, the highest one answers. */
+/* SDM 2: leaves beyond the highest basic one answer like the highest one. */
 static void
 beyond(const void *arg __unused)
 {
@@ -156,8 +156,8 @@ hypervisor(const void *arg __unused)
 }
 
 /*
- * How often vmm.ko has passed on a leaf that it does not know.  That shows what
- * is passed on also where this host's own leaf is empty.
+ * How often vmm.ko has passed an unknown leaf through.  This also finds leaves
+ * that are empty on this host.
  */
 static long
 unknown_leaves(void)
@@ -169,7 +169,7 @@ unknown_leaves(void)
 	return (number);
 }
 
-/* Nothing of these is a guest's business: all zero. */
+/* A guest needs none of these leaves: all are zero. */
 static void
 empty_leaves(const void *arg __unused)
 {
@@ -205,7 +205,7 @@ empty_leaves(const void *arg __unused)
 	}
 }
 
-/* Leaf 7: nothing the host lacks, nothing bhyve does not know to be safe. */
+/* Leaf 7: only features that the host has and that bhyve knows to be safe. */
 static void
 structured(const void *arg __unused)
 {
@@ -232,11 +232,13 @@ structured(const void *arg __unused)
 	for (int word = EBX; word <= EDX; word++) {
 		equal_at("bits the host lacks in word", (unsigned)word,
 		    out[word] & ~host[word], 0);
-		/* A new feature may come to be known; this is what was. */
+		/*
+		 * New features may be added; these are the ones known today.
+		 */
 		equal_at("unknown bits in word", (unsigned)word,
 		    out[word] & ~known[word], 0);
 	}
-	/* What is safe for every guest must not vanish. */
+	/* These are safe for every guest and must not disappear. */
 	equal("FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, SMAP", out[EBX] &
 	    0x1003a9, host[EBX] & 0x1003a9);
 }
@@ -261,7 +263,7 @@ osxsave(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Leaf D: only what XCR0 may hold; sizes follow the guest's XCR0. */
+/* Leaf D: only what XCR0 may contain; sizes follow the guest's XCR0. */
 static void
 extended_state(const void *arg __unused)
 {
@@ -292,7 +294,7 @@ extended_state(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The topology that VM_SET_TOPOLOGY gave: 1 package, 2 cores, 2 threads. */
+/* The topology set by VM_SET_TOPOLOGY: 1 package, 2 cores, 2 threads. */
 static void
 topology(const void *arg __unused)
 {
@@ -337,7 +339,10 @@ topology(const void *arg __unused)
 		for (uint32_t i = 0; out[EAX] >= 0xb && i < 2; i++) {
 			uint64_t leaf_b[4];
 
-			/* AMD's processors of vmm.ko's kind do not have it. */
+			/*
+			 * The AMD processors that vmm.ko shows do not have
+			 * this leaf.
+			 */
 			g_cpuid(vm, 0xb, i, leaf_b);
 			for (int word = EAX; word <= EDX; word++)
 				equal_at("leaf B", i, leaf_b[word], 0);
@@ -346,7 +351,9 @@ topology(const void *arg __unused)
 		for (uint32_t i = 0; out[EAX] >= 0x8000001d && i < 6; i++) {
 			uint64_t cache[4];
 
-			/* Also of the empty entry behind the last cache. */
+			/*
+			 * This includes the empty entry after the last cache.
+			 */
 			g_cpuid(vm, 0x8000001d, i, cache);
 			check((cache[EAX] >> 14 & 0xfff) < 4, "leaf 8000001D.%u:"
 			    " a cache is shared by %u processors of 4", i,
@@ -356,7 +363,7 @@ topology(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* What is passed through is the host's, word for word. */
+/* Leaves that are passed through equal the host's. */
 static void
 passed(const void *arg __unused)
 {

@@ -5,8 +5,8 @@
  */
 
 /*
- * Memory that is a device: an access comes out of VM_RUN as INST_EMUL, decoded
- * by the kernel, and the tree's code executes it, as it does in bhyve.
+ * Memory that is a device: an access ends VM_RUN with INST_EMUL, decoded by
+ * the kernel, and the tree's code executes it, as in bhyve.
  */
 
 #include <sys/param.h>
@@ -56,7 +56,7 @@ write_device(struct vcpu *vcpu __unused, uint64_t gpa, uint64_t value,
 	return (access_device(arg, gpa, &value, size, true));
 }
 
-/* What the tree's code wants of whoever compiles it in. */
+/* Functions that the tree's code needs. */
 void	vm_inject_fault(struct vcpu *, int, int, int);
 
 void
@@ -68,7 +68,7 @@ vm_inject_fault(struct vcpu *vcpu, int vector, int has_error, int error)
 		    strerror(errno));
 }
 
-/* What `struct vm` calls; 0 or an errno. */
+/* Called through `struct vm`; returns 0 or an errno. */
 int
 emulate_access(struct vm *vm)
 {

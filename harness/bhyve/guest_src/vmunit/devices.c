@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* How a guest reaches its devices. */
+/* Access to a guest's devices. */
 
 #include <time.h>
 
@@ -22,14 +22,14 @@ set_lapic(struct vm *vm, unsigned offset, uint32_t value)
 	g_write(vm, LAPIC + offset, 4, value);
 }
 
-/* A vector's bit in IRR, ISR or TMR. */
+/* The bit of a vector in IRR, ISR or TMR. */
 bool
 lapic_bit(struct vm *vm, unsigned set, unsigned vector)
 {
 	return ((lapic(vm, set + vector / 32 * 0x10) >> vector % 32 & 1) != 0);
 }
 
-/* A VM whose APIC is enabled; interrupts are handled as `flags` (H_*) say. */
+/* A VM whose APIC is enabled; `flags` (H_*) say what interrupt handlers do. */
 struct vm *
 vm_with_lapic(uint32_t flags)
 {
@@ -40,7 +40,9 @@ vm_with_lapic(uint32_t flags)
 	return (vm);
 }
 
-/* sti; nop; nop; cli: whatever is pending comes, one after the other. */
+/*
+ * sti; nop; nop; cli: all pending interrupts are delivered one after another.
+ */
 void
 window(struct vm *vm)
 {
@@ -61,7 +63,7 @@ set_ioapic(struct vm *vm, unsigned number, uint32_t value)
 	g_write(vm, IOAPIC + 0x10, 4, value);
 }
 
-/* A pin to the only APIC: vector, delivery mode, trigger, mask. */
+/* Route a pin to the only APIC: vector, delivery mode, trigger, mask. */
 void
 route(struct vm *vm, unsigned pin, uint32_t low)
 {

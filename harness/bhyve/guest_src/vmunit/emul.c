@@ -5,9 +5,9 @@
  */
 
 /*
- * An instruction is executed on memory, by the processor, and with the same
- * bytes and registers on a device, by emulation: registers, flags and memory
- * must be equal after it.  The page tables alone differ.
+ * An instruction is executed on memory by the processor, and by emulation on a
+ * device with the same bytes and registers: afterwards registers, flags and
+ * memory must be equal.  Only the page tables differ.
  */
 
 #include <machine/psl.h>
@@ -19,7 +19,7 @@
 
 #include "emul.h"
 
-#define	AROUND		64u	/* bytes that are compared, 32 below */
+#define	AROUND		64u	/* compared bytes, 32 below */
 #define	FAR		(2u * PAGE_SIZE)
 
 struct outcome {
@@ -53,7 +53,7 @@ set_segment(struct vm *vm, int number, uint64_t base, uint32_t limit,
 		fail("a segment cannot be set: %s", strerror(errno));
 }
 
-/* The mode, with the bases that the points count on. */
+/* Set the mode, with the segment bases that the points expect. */
 static void
 enter(struct vm *vm, enum mode mode, enum window window)
 {
@@ -63,7 +63,10 @@ enter(struct vm *vm, enum mode mode, enum window window)
 	static const uint32_t place[] = { A_DATA, DEVICE, HPET };
 
 	if (mode == REAL) {
-		/* No paging: the segment leads to memory or the device. */
+		/*
+		 * Without paging: the segment leads to memory or to the
+		 * device.
+		 */
 		if (vm->mode != REAL)
 			vm_mode(vm, REAL);
 		set_segment(vm, VM_REG_GUEST_CS, A_CODE, 0xffff, 0x9b);
@@ -96,8 +99,8 @@ append(uint8_t *at, unsigned used, uint64_t value, unsigned bytes)
 }
 
 /*
- * In front of the instruction its page tables are loaded, which only the
- * processor's own instruction does with all caches of translations emptied.
+ * Load the page tables before the instruction: only the processor's own
+ * instruction empties all translation caches.
  */
 static void
 lay_code(struct vm *vm, const struct point *point, enum window window)
@@ -125,7 +128,7 @@ lay_code(struct vm *vm, const struct point *point, enum window window)
 		used = append(at, used, point->gpr[AX], 4);
 	}
 	if (point->cross != 0) {
-		/* The window's two pages of code; jmp there. */
+		/* The two pages of code in the window; jmp there. */
 		to = WINDOW + 5 * PAGE_SIZE - point->cross;
 		used = append(at, used, 0xe9, 1);
 		used = append(at, used, to - (A_CODE + used + 4), 4);
@@ -155,7 +158,7 @@ filler(unsigned at)
 	return ((uint8_t)(at * 37 + 11));
 }
 
-/* Memory, device and HPET around the operand as they are before each run. */
+/* Set memory, device and HPET around the operand, before each run. */
 static void
 lay_data(struct vm *vm, const struct point *point, enum window window)
 {
@@ -167,7 +170,7 @@ lay_data(struct vm *vm, const struct point *point, enum window window)
 		bytes[i] = filler(i);
 	memcpy(bytes + 32, &point->operand, 8);
 	if (window == W_HPET) {
-		/* Two timers' FSB routes; that is all that is looked at. */
+		/* Only the FSB routes of two timers are compared. */
 		for (unsigned i = 32; i < 96; i += 32) {
 			memcpy(&value, bytes + i, 8);
 			if (vm_readwrite_kernemu_device(vm->vcpu[0],
@@ -181,7 +184,7 @@ lay_data(struct vm *vm, const struct point *point, enum window window)
 		memcpy(vm->mem + A_DATA + start, bytes, sizeof(bytes));
 	for (unsigned i = 0; i < AROUND; i++)
 		vm->mem[STACK_TOP - 32 + i] = (char)filler(i + 128);
-	/* Around the page boundary that a string's other end lies on. */
+	/* Around the page boundary where a string's other operand is. */
 	for (unsigned i = 0; i < AROUND / 2; i++) {
 		vm->mem[A_CODE2 + PAGE_SIZE - AROUND / 2 + i] =
 		    (char)filler(i + 50);
@@ -219,7 +222,7 @@ fetch_data(struct vm *vm, const struct point *point, enum window window,
 	memcpy(outcome->far + AROUND / 2, vm->mem + A_CODE2 + FAR, AROUND / 2);
 }
 
-/* One run; false when it came to no end, which is noted. */
+/* Do one run; false, and a note, if it does not end. */
 static bool
 execute(struct vm *vm, const struct point *point, enum window window,
     struct outcome *outcome)
@@ -262,7 +265,7 @@ execute(struct vm *vm, const struct point *point, enum window window,
 	outcome->reads = device.reads;
 	outcome->writes = device.writes;
 	fetch_data(vm, point, window, outcome);
-	/* The handler has its own CS: set all of it again. */
+	/* The handler has its own CS: set everything again. */
 	if (!done || point->access != 0)
 		vm->mode = NO_MODE;
 	return (true);
@@ -341,7 +344,7 @@ tell(const struct point *point)
 	    (uintmax_t)point->gpr[CX]);
 }
 
-/* Execute a point everywhere; whatever differs from memory is a miss. */
+/* Execute a point in all places; each difference from memory is an error. */
 void
 compare(const struct point *point)
 {

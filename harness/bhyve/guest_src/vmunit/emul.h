@@ -9,7 +9,7 @@
 
 #include "vmunit.h"
 
-/* The processor's numbers of registers. */
+/* The processor's register numbers. */
 enum gpr { AX, CX, DX, BX, SP, BP, SI, DI, R8, R9, R10, R11, R12, R13, R14,
 	R15, NONE, AH, CH, DH, BH };
 enum segment { ES, CS, SS, DS, FS, GS, SEGMENTS, PLAIN = SEGMENTS };
@@ -19,17 +19,17 @@ enum segment { ES, CS, SS, DS, FS, GS, SEGMENTS, PLAIN = SEGMENTS };
 #define	SIZE_4		0x04u
 #define	SIZE_8		0x08u
 
-/* An instruction with a memory operand, as the manuals' opcode maps have it. */
+/* An instruction with a memory operand, as in the manuals' opcode maps. */
 struct insn {
 	const char	*name;
 	uint8_t		op[2];
 	uint8_t		op_bytes;
 	int		digit;		/* /0 to /7, or REGISTER */
-	uint8_t		immediate;	/* bytes; WIDE: as the operand, up to 4 */
+	uint8_t		immediate;	/* bytes; WIDE: operand's, max 4 */
 	uint8_t		sizes;
 	uint8_t		mem_bytes;	/* 0: the operand's */
 	uint64_t	undefined;	/* flags */
-	bool		no_rex_w;	/* 64 bits without it */
+	bool		no_rex_w;	/* 64 bits without REX.W */
 };
 #define	REGISTER	(-1)
 #define	WIDE		0xffu
@@ -45,7 +45,7 @@ struct form {
 	bool		addr32;		/* 67 in 64-bit mode */
 };
 
-/* One execution, to be made on memory and on devices. */
+/* One execution, which is done on memory and on devices. */
 struct point {
 	enum mode	mode;
 	unsigned	size;
@@ -59,7 +59,7 @@ struct point {
 	uint64_t	undefined;	/* flags */
 	unsigned	cross;		/* bytes before a page's end; 0: none */
 	unsigned	reads, writes;	/* of the device; 0: not counted */
-	/* A data segment of its own; access 0: none. */
+	/* A data segment for this execution only; access 0: none. */
 	int		segment;
 	uint32_t	limit, access;
 	const char	*about;
@@ -67,7 +67,7 @@ struct point {
 
 #define	OPERAND		0x110u		/* HPET: timer 0's FSB route, 64 bits */
 #define	STACK_TOP	(A_STACK - 0x100u)
-#define	A_INSN		(A_CODE + 32u)	/* behind what loads the tables */
+#define	A_INSN		(A_CODE + 32u)	/* after the code that loads tables */
 
 extern const struct insn insns[];
 extern const size_t insn_count;

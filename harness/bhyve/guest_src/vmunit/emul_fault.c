@@ -5,9 +5,9 @@
  */
 
 /*
- * Emulated instructions that cannot be finished: the other operand, which is
- * memory, faults.  Vector, error code, CR2 and registers are those of the
- * processor, and the device has not been touched.
+ * Emulated instructions that cannot be completed: the other operand, which is
+ * in memory, faults.  Vector, error code, CR2 and registers are the
+ * processor's, and the device has not been accessed.
  */
 
 #include <machine/psl.h>
@@ -25,7 +25,7 @@ begin(struct point *point, enum mode mode, const char *about)
 	memset(point, 0, sizeof(*point));
 	point->mode = mode;
 	point->size = 4;
-	/* Where the HPET lies there is no difference to be seen. */
+	/* At the HPET's place the bytes cannot differ. */
 	point->mem_bytes = 1;
 	point->about = about;
 	point->rflags = 0x2;
@@ -48,7 +48,7 @@ put(struct point *point, const uint8_t *bytes, unsigned length)
 static const uint8_t movsl[] = { 0xa5 };
 static const uint8_t rep_movsl[] = { 0xf3, 0xa5 };
 
-/* From a device to where nothing can be written. */
+/* From a device to an address that cannot be written. */
 static void
 targets_64(const void *arg __unused)
 {
@@ -79,7 +79,7 @@ targets_64(const void *arg __unused)
 static void
 segments_32(const void *arg __unused)
 {
-	/* The target are bytes 0x100 to 0x103 of ES. */
+	/* The destination is bytes 0x100 to 0x103 of ES. */
 	static const struct { const char *what; uint32_t limit, access; }
 	    kinds[] = {
 		{ "movs within a limit", 0x103, 0x4093 },

@@ -4,7 +4,9 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Emulated instructions with a ModRM byte: all registers, forms and numbers. */
+/*
+ * Emulated instructions with a ModRM byte: all registers, forms and numbers.
+ */
 
 #include <machine/psl.h>
 #include <machine/specialreg.h>
@@ -16,11 +18,11 @@
 
 #define	WORDS	(SIZE_2 | SIZE_4 | SIZE_8)
 
-/* Undefined after them, by the manuals (SDM 2, "Flags Affected"). */
+/* Flags that are undefined afterwards (SDM 2, "Flags Affected"). */
 #define	LOGIC	PSL_AF
 #define	BITTEST	(PSL_V | PSL_N | PSL_AF | PSL_PF)
 
-/* Every opcode of the tree's tables but strings, moffs, stack and VEX. */
+/* Every opcode of the tree's tables except strings, moffs, stack and VEX. */
 const struct insn insns[] = {
 	{ "add_03", { 0x03 }, 1, REGISTER, 0, WORDS, 0, 0, false },
 	{ "or_0b", { 0x0b }, 1, REGISTER, 0, WORDS, 0, LOGIC, false },
@@ -71,7 +73,9 @@ fits(enum mode mode, unsigned size)
 	return (mode == LONG64 || size != 8);
 }
 
-/* All status flags set before, then all clear: what stays is seen, too. */
+/*
+ * First with all status flags set, then clear: flags that stay are found, too.
+ */
 static void
 both_flags(struct point *point)
 {
@@ -79,7 +83,7 @@ both_flags(struct point *point)
 	compare(point);
 }
 
-/* Each register as the operand, at each size. */
+/* Every register as the operand, with every size. */
 static void
 registers(enum mode mode, const struct insn *insn)
 {
@@ -103,7 +107,7 @@ registers(enum mode mode, const struct insn *insn)
 	}
 }
 
-/* Pairs of numbers on which flags differ. */
+/* Pairs of numbers that set different flags. */
 static void
 numbers(enum mode mode, const struct insn *insn)
 {
@@ -125,7 +129,7 @@ numbers(enum mode mode, const struct insn *insn)
 	}
 }
 
-/* Base registers, with each size of displacement. */
+/* Base registers, with every size of displacement. */
 static void
 bases(enum mode mode, const struct insn *insn)
 {
@@ -138,7 +142,7 @@ bases(enum mode mode, const struct insn *insn)
 		for (unsigned kind = 0; kind < 3; kind++) {
 			form.disp_bytes = kind == 0 ? 0 : kind == 1 ? 1 : 4;
 			form.disp = kind == 0 ? 0 : kind == 1 ? -8 : -0x12345;
-			/* RBP and R13 are none without a displacement. */
+			/* RBP and R13 always have a displacement. */
 			if (kind == 0 && (base & 7) == BP)
 				continue;
 			make_point(&point, mode, insn, size, DX, &form,
@@ -190,7 +194,7 @@ indices(enum mode mode, const struct insn *insn)
 	compare(&point);
 }
 
-/* Segments, the ones that a base register means and overrides. */
+/* The default segment of a base register, and overrides. */
 static void
 segments(enum mode mode, const struct insn *insn)
 {
@@ -199,7 +203,7 @@ segments(enum mode mode, const struct insn *insn)
 	struct point point;
 
 	for (int segment = ES; segment <= PLAIN; segment++) {
-		/* Nothing can be written through CS. */
+		/* CS is not writable. */
 		if (segment == CS && mode != LONG64 &&
 		    strcmp(insn->name, "mov_8b") != 0)
 			continue;
@@ -214,7 +218,7 @@ segments(enum mode mode, const struct insn *insn)
 	}
 }
 
-/* The instruction's bytes lie on two pages. */
+/* The instruction's bytes are on two pages. */
 static void
 crossings(enum mode mode, const struct insn *insn)
 {

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Emulated strings, absolute offsets, stacks and BEXTR. */
+/* Emulated string instructions, absolute offsets, stacks and BEXTR. */
 
 #include <machine/psl.h>
 #include <machine/specialreg.h>
@@ -60,8 +60,8 @@ linear(enum mode mode, enum segment segment, uint64_t address)
 enum way { TO_DEVICE, FROM_DEVICE, INSIDE };
 
 /*
- * MOVS (A4, A5): SDM 2, "MOVS"; the count is RCX, ECX or CX by address size,
- * and so are the index registers (SDM 2, "REP").
+ * MOVS (A4, A5): SDM 2, "MOVS".  The count is RCX, ECX or CX by address size,
+ * and the index registers have the same size (SDM 2, "REP").
  */
 static void
 movs(enum mode mode, unsigned size, enum way way, uint8_t rep, unsigned times,
@@ -72,8 +72,8 @@ movs(enum mode mode, unsigned size, enum way way, uint8_t rep, unsigned times,
 
 	begin(&point, mode, size, "movs");
 	/*
-	 * Memory in every window, on two pages that do not follow each other:
-	 * those of the code that other tests run.
+	 * Memory in every window, on two pages that are not adjacent: those of
+	 * the code that other tests run.
 	 */
 	far = WINDOW + 5 * PAGE_SIZE - (size == 1 ? 1 : size / 2);
 	source = way == TO_DEVICE ? far : WINDOW + OPERAND;
@@ -101,16 +101,16 @@ movs(enum mode mode, unsigned size, enum way way, uint8_t rep, unsigned times,
 	if (size == 8)
 		put(&point, 0x48);
 	put(&point, size == 1 ? 0xa4 : 0xa5);
-	/* Two timers of the HPET are looked at, no other bytes. */
+	/* Only two timers of the HPET are compared, no other bytes. */
 	if (times * size > 8)
 		point.mem_bytes = 1;
 	compare(&point);
 }
 
 /*
- * Whether to try 32-bit addresses in 64-bit mode.  Bochs 3.0 ends itself when a
+ * Whether to try 32-bit addresses in 64-bit mode.  Bochs 3.0 aborts if a
  * repeated string instruction has them ("failed assertion", faststring.cc), so
- * nothing that is emulated is asked that.
+ * emulators are not given such instructions.
  */
 static bool
 short_addresses(enum mode mode)
@@ -156,7 +156,7 @@ stos(enum mode mode, unsigned size, uint8_t rep, unsigned times, bool down,
 	    linear(mode, ES, target);
 	point.gpr[CX] = times;
 	if (mode == REAL) {
-		/* What 16 bits do not reach must stay. */
+		/* Bits above the 16 must not change. */
 		point.gpr[DI] |= 0x12340000;
 		point.gpr[CX] |= 0x43210000;
 	}
@@ -198,8 +198,8 @@ run_stos(const void *arg)
 }
 
 /*
- * A1 and A3: an offset as wide as addresses are, SDM 2, 2.2.1.4.  In real mode
- * the tree decodes strings alone.
+ * A1 and A3: an offset as wide as addresses (SDM 2, 2.2.1.4).  In real mode
+ * the tree decodes only string instructions.
  */
 static void
 run_moffs(const void *arg)
@@ -239,8 +239,8 @@ run_moffs(const void *arg)
 }
 
 /*
- * PUSH and POP of memory.  The stack pointer is 64 bits in 64-bit mode, and
- * 66 makes 16-bit operands, but none are 32 bits (SDM 1, 6.2.5).
+ * PUSH and POP of memory.  The stack pointer is 64 bits in 64-bit mode. 66
+ * makes 16-bit operands, but 32-bit operands do not exist (SDM 1, 6.2.5).
  */
 static void
 run_stack(const void *arg)
@@ -261,7 +261,10 @@ run_stack(const void *arg)
 			make_point(&point, mode, &both[b], sizes[i], NONE,
 			    &by_si, 0, 0x8899aabbccddeeff);
 			compare(&point);
-			/* An odd stack, on which the operand spans two lines. */
+			/*
+			 * An unaligned stack, so that the operand is in two
+			 * cache lines.
+			 */
 			point.gpr[SP] -= 5;
 			compare(&point);
 		}

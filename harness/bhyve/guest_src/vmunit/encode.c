@@ -4,15 +4,16 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Instructions are encoded as Intel's SDM, volume 2, chapter 2 has it. */
+/* Encodes instructions as in Intel's SDM, volume 2, chapter 2. */
 
 #include <string.h>
 
 #include "emul.h"
 
 /*
- * Every segment's base.  In 64-bit mode those of ES, CS, SS and DS must not
- * matter (SDM 1, 3.4.2.1); FS and GS count in every mode.
+ * The base of each segment.  In 64-bit mode the bases of ES, CS, SS and DS
+ * must have no effect (SDM 1, 3.4.2.1); those of FS and GS have one in every
+ * mode.
  */
 const uint64_t segment_base[SEGMENTS] = {
 	[ES] = 0x2000, [CS] = 0x100, [SS] = 0x3000, [DS] = 0x1000,
@@ -31,7 +32,7 @@ segment_of(const struct form *form)
 {
 	if (form->segment != PLAIN)
 		return (form->segment);
-	/* SDM 2, table 2-1: ESP and EBP as a base mean SS. */
+	/* SDM 2, table 2-1: with the base ESP or EBP the segment is SS. */
 	return (form->base == SP || form->base == BP ? SS : DS);
 }
 
@@ -57,7 +58,7 @@ put_prefixes(struct point *point, const struct insn *insn, enum gpr r,
 		put(point, override[form->segment], 1);
 	if (point->size == (point->mode == PROT16 ? 4 : 2))
 		put(point, 0x66, 1);
-	/* The tree decodes 32-bit addressing alone in 16-bit code. */
+	/* In 16-bit code the tree decodes only 32-bit addressing. */
 	if (point->mode == PROT16 || form->addr32)
 		put(point, 0x67, 1);
 	if (point->mode != LONG64)
@@ -70,7 +71,7 @@ put_prefixes(struct point *point, const struct insn *insn, enum gpr r,
 		rex |= 0x42;
 	if (form->base != NONE && form->base >= R8)
 		rex |= 0x41;
-	/* With it these are SPL, BPL, SIL and DIL, not AH, CH, DH and BH. */
+	/* With REX these are SPL, BPL, SIL and DIL, not AH, CH, DH and BH. */
 	if (insn->digit == REGISTER && point->size == 1 && r >= SP && r <= DI)
 		rex |= 0x40;
 	if (rex != 0)
@@ -113,7 +114,7 @@ put_address(struct point *point, unsigned field, const struct form *form,
 	put(point, (uint32_t)form->disp, (unsigned)form->disp_bytes);
 }
 
-/* Let the form's registers lead to the operand. */
+/* Set the form's registers so that they address the operand. */
 void
 aim(struct point *point, const struct form *form, unsigned offset)
 {
@@ -125,7 +126,7 @@ aim(struct point *point, const struct form *form, unsigned offset)
 		point->gpr[form->index] = 0x20;
 	address -= (uint64_t)(int64_t)form->disp;
 	if (form->index == form->base) {
-		/* base + base * scale; only scale 1 is asked for */
+		/* base + base * scale; only scale 1 is used */
 		point->gpr[form->base] = address / 2;
 		return;
 	}
@@ -133,15 +134,15 @@ aim(struct point *point, const struct form *form, unsigned offset)
 		address -= 0x20ul << form->scale;
 	if (form->addr32 || point->mode != LONG64)
 		address &= 0xffffffff;
-	/* What 67 makes the processor ignore. */
+	/* With 67 the processor ignores these bits. */
 	if (form->addr32)
 		address |= 0xdead00000000ul;
 	point->gpr[form->base] = address;
 }
 
 /*
- * One instruction: operand size, register and form; `first` is the register's
- * or the immediate's value, `second` memory's.
+ * One instruction with operand size, register and form.  `first` is the value
+ * of the register or the immediate, `second` is that of memory.
  */
 void
 make_point(struct point *point, enum mode mode, const struct insn *insn,
@@ -185,8 +186,8 @@ make_point(struct point *point, enum mode mode, const struct insn *insn,
 }
 
 /*
- * Numbers on which flags differ, by operand size, with something above the
- * operand that must not count.
+ * Numbers that set different flags, by operand size.  The bits above the
+ * operand must have no effect.
  */
 uint64_t
 pattern(unsigned size, unsigned number)

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* How a VM ends: each within 5 s, and then nothing of it is left. */
+/* The end of VMs: each ends within 5 s, and then nothing of it is left. */
 
 #include <sys/param.h>
 #include <sys/ioctl.h>
@@ -40,25 +40,25 @@ destroy(const char *name)
 	    strlen(name)) == 0 ? 0 : errno);
 }
 
-/* What the guest of another process is at. */
+/* What the guest of the other process does. */
 struct end {
 	const char	*what;
 	uint8_t		code[16];
 	size_t		length;
-	bool		stopped;	/* in a debugger's stop */
+	bool		stopped;	/* a debugger has stopped it */
 };
 
 /* sti; jmp .: in Bochs 2.7 nothing interrupts a guest without STI. */
 static const struct end spinning = { "spins", { 0xfb, 0xeb, 0xfe }, 3, false };
 static const struct end halted = { "is halted", { 0xfb, 0xf4, 0xeb, 0xfc },
 	4, false };
-/* cli; mov $0xff, %al; out to both PICs' masks; sti; hlt */
+/* cli; mov $0xff, %al; out to the masks of both PICs; sti; hlt */
 static const struct end masked = { "is halted with everything masked",
 	{ 0xfa, 0xb0, 0xff, 0xe6, 0x21, 0xe6, 0xa1, 0xfb, 0xf4, 0xeb, 0xfc },
 	11, false };
 static const struct end stopped = { "is in a debugger's stop",
 	{ 0xfb, 0xeb, 0xfe }, 3, true };
-/* A process with a VM that runs; the name comes over a pipe. */
+/* Start a process with a VM that runs; the VM's name comes through a pipe. */
 static pid_t
 other_process(const struct end *end, char *name, size_t size)
 {
@@ -93,7 +93,7 @@ other_process(const struct end *end, char *name, size_t size)
 	return (pid);
 }
 
-/* SIGKILL ends the process; the VM stays, and can be destroyed. */
+/* SIGKILL ends the process; the VM is still there and can be destroyed. */
 static void
 killed(const void *arg)
 {
@@ -117,7 +117,7 @@ killed(const void *arg)
 	check(!node(name), "its node is left");
 }
 
-/* Destroyed under a process that runs it. */
+/* Destroy a VM while a process runs it. */
 static void
 destroyed(const void *arg)
 {
@@ -135,7 +135,7 @@ destroyed(const void *arg)
 	(void)waitpid(pid, &status, 0);
 }
 
-/* SIGSTOP and SIGCONT reach a process whose vCPU sleeps or runs. */
+/* SIGSTOP and SIGCONT affect a process whose vCPU sleeps or runs. */
 static void
 held(const void *arg)
 {
@@ -157,7 +157,9 @@ held(const void *arg)
 	check(destroy(name) == 0, "it cannot be destroyed");
 }
 
-/* A second VM of the name is refused, and the first one stays. */
+/*
+ * A second VM with the same name is refused, and the first one is still there.
+ */
 static void
 same_name(const void *arg __unused)
 {
@@ -175,7 +177,7 @@ same_name(const void *arg __unused)
 	check(destroy(name) == EINVAL, "it can be destroyed twice");
 }
 
-/* After a suspension a VM can be made new, memory and devices apart. */
+/* After a suspension a VM can be reinitialized, except memory and devices. */
 static void
 reinit(const void *arg __unused)
 {
@@ -225,7 +227,7 @@ bad_suspensions(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* HLT with interrupts off and nobody else: the VM is halted. */
+/* HLT with interrupts off on the only vCPU: the VM is halted. */
 static void
 halts(const void *arg __unused)
 {
@@ -240,7 +242,7 @@ halts(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* An NMI wakes HLT even then. */
+/* An NMI ends this HLT, too. */
 static void
 nmi_wakes(const void *arg __unused)
 {
@@ -253,7 +255,9 @@ nmi_wakes(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A debugger's stop of a vCPU: DEBUG, and it goes on where it was. */
+/*
+ * A debugger stops a vCPU: exit DEBUG.  Then it continues at the same place.
+ */
 static void
 debug_stop(const void *arg __unused)
 {
@@ -278,7 +282,7 @@ debug_stop(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A VM without memory and registers: whatever it does, it comes out. */
+/* A VM without memory and registers: whatever happens, it exits. */
 static void
 empty(const void *arg __unused)
 {
@@ -297,7 +301,7 @@ empty(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* vCPUs and sets of them that are none. */
+/* vCPUs that do not exist, and sets of them. */
 static void
 bad_vcpus(const void *arg __unused)
 {

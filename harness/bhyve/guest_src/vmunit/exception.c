@@ -5,10 +5,10 @@
  */
 
 /*
- * Exceptions in 64-bit, 32-bit and real mode: vector, error code and the place
- * they came from, as in SDM 3, chapter 6, table 6-1.  In a fresh VM nothing is
- * mapped yet: delivery itself then faults in the host's tables, and what was
- * being delivered must be delivered again.
+ * Exceptions in 64-bit, 32-bit and real mode: vector, error code and place
+ * (SDM 3, chapter 6, table 6-1).  In a new VM the EPT maps nothing yet:
+ * delivering the exception itself causes an EPT violation, and then it must be
+ * delivered again.
  */
 
 #include <machine/psl.h>
@@ -27,12 +27,12 @@ struct exception {
 	size_t		length;
 	int		vector;
 	uint64_t	error;
-	unsigned	rip;		/* from the code's beginning */
+	unsigned	rip;		/* offset in the code */
 };
 
 #define	CODE(...)	{ __VA_ARGS__ }, sizeof((const uint8_t []){ __VA_ARGS__ })
 
-/* INT3, INTO and INT n ask for theirs. */
+/* INT3, INTO and INT n are software interrupts. */
 static bool
 is_soft(const struct exception *exception)
 {
@@ -63,14 +63,14 @@ static const struct exception in_64[] = {
 	    5 },
 	{ "int $0x1f", CODE(0xcd, 0x1f), 0x1f, 0, 2 },
 	/*
-	 * MONITOR and MWAIT are for no guest.  xor %eax, %eax: AMD's processors
-	 * look at MONITOR's address first (APM 2, table 15-7).
+	 * No guest has MONITOR and MWAIT.  xor %eax, %eax: AMD's processors
+	 * check MONITOR's address first (APM 2, table 15-7).
 	 */
 	{ "#UD of MONITOR", CODE(0x31, 0xc0, 0x0f, 0x01, 0xc8), 6, 0, 2 },
 	{ "#UD of MWAIT", CODE(0x0f, 0x01, 0xc9), 6, 0, 0 },
-	/* xor %ecx, %ecx; mov $0x51, %eax: LOCK is no prefix of MOV */
+	/* xor %ecx, %ecx; mov $0x51, %eax: MOV has no LOCK prefix */
 	{ "#UD of LOCK", CODE(0x31, 0xc9, 0xf0, 0xb8, 0x51, 0, 0, 0), 6, 0, 2 },
-	/* pushf; orl $0x100, (%rsp); popf; nop; nop: a trap, after the nop */
+	/* pushf; orl $0x100, (%rsp); popf; nop; nop: a trap after the nop */
 	{ "#DB", CODE(0x9c, 0x81, 0x0c, 0x24, 0x00, 0x01, 0x00, 0x00, 0x9d,
 	    0x90, 0x90), 1, 0, 10 },
 };
@@ -86,7 +86,7 @@ static const struct exception in_32[] = {
 	{ "int $0x1f", CODE(0xcd, 0x1f), 0x1f, 0, 2 },
 };
 
-/* Real mode pushes no error code. */
+/* In real mode exceptions have no error code. */
 static const struct exception in_real[] = {
 	{ "#DE", CODE(0x31, 0xc9, 0xf7, 0xf1), 0, 0, 2 },
 	{ "#BP", CODE(0xcc), 3, 0, 1 },
@@ -96,7 +96,7 @@ static const struct exception in_real[] = {
 	{ "int $0x1f", CODE(0xcd, 0x1f), 0x1f, 0, 2 },
 };
 
-/* A vCPU in a mode with code that it is about to run. */
+/* A vCPU in a mode, with code that it will run. */
 static uint64_t
 prepare(struct vm *vm, enum mode mode, const uint8_t *bytes, size_t length)
 {
@@ -137,7 +137,7 @@ struct set {
 	const struct exception *exceptions;
 	size_t		count;
 	bool		fresh;		/* each in a new VM */
-	bool		soft;		/* and there only those, or the others */
+	bool		soft;		/* only software interrupts, or none */
 };
 
 static void
@@ -147,8 +147,8 @@ raised(const void *arg)
 	struct vm *vm;
 
 	/*
-	 * The processor pushes the nRIP of the VMCB then (APM 2, 15.20), which
-	 * svm.c leaves as the exit had it.
+	 * The processor pushes the VMCB's nRIP then (APM 2, 15.20), which
+	 * svm.c leaves as it was at the exit.
 	 */
 	if (set->soft && !intel)
 		skip(N_A "on AMD vmm.ko repeats a software interrupt without "
@@ -159,8 +159,8 @@ raised(const void *arg)
 		uint64_t start;
 
 		/*
-		 * vmm delivers it again with the error code that the exit
-		 * had, which real mode's entry check refuses.
+		 * vmm delivers it again with the exit's error code, which the
+		 * check at VM entry refuses in real mode.
 		 */
 		if (set->fresh && set->mode == REAL && it->vector == 13)
 			continue;
@@ -171,7 +171,7 @@ raised(const void *arg)
 		start = prepare(vm, set->mode, it->code, it->length);
 		expect_fault(vm, it->name, it->vector, it->error,
 		    start + it->rip);
-		/* #NM's CR0.TS must not stay. */
+		/* CR0.TS of #NM must not stay set. */
 		vm->mode = NO_MODE;
 		if (set->fresh)
 			vm_free(vm);
@@ -180,7 +180,7 @@ raised(const void *arg)
 		vm_free(vm);
 }
 
-/* A page fault's address is in CR2. */
+/* CR2 contains the address of a page fault. */
 static void
 cr2(const void *arg __unused)
 {
@@ -194,7 +194,7 @@ cr2(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* VM_INJECT_EXCEPTION, as a fault: RIP stays where it is. */
+/* VM_INJECT_EXCEPTION, as a fault: RIP does not move. */
 static void
 injected(const void *arg)
 {
@@ -250,8 +250,9 @@ refused(const void *arg __unused)
 	((e) < 0 ? 0 : ERROR | (uint64_t)(e) << 32))
 
 /*
- * An exception while another event is delivered: SDM 3, table 6-5.  Twice
- * contributory, or anything but benign after #PF, is a double fault.
+ * An exception while another event is delivered: SDM 3, table 6-5.  Two
+ * contributory exceptions, or any but a benign one after #PF, are a double
+ * fault.
  */
 static void
 nested(const void *arg __unused)
@@ -325,15 +326,15 @@ triple(const void *arg __unused)
 }
 
 /*
- * NMI: vector 2; the next waits until IRET (SDM 3, 6.7.1).  The handler ends
- * the run and has not returned when the second comes.
+ * NMI: vector 2; the next one waits until IRET (SDM 3, 6.7.1).  The handler
+ * ends the run and has not returned when the second one comes.
  */
 static void
 nmi(const void *arg __unused)
 {
 	static const uint8_t nops[] = { 0x90, 0x90, 0x90, 0x90 };
 	static const uint8_t on[] = { 0x90, 0x90, 0xe6, PORT_DONE, 0xeb, 0xfc };
-	/* add $16, %rsp; iretq: behind what the handler pushed */
+	/* add $16, %rsp; iretq: drop what the handler has pushed */
 	static const uint8_t back[] = { 0x48, 0x83, 0xc4, 0x10, 0x48, 0xcf };
 	struct vm *vm = vm_new();
 	uint64_t rflags = 2 | PSL_I;
@@ -348,8 +349,9 @@ nmi(const void *arg __unused)
 	    "vector %d", exit_name(vm->exit.exitcode), vm->fault.vector);
 	memcpy(vm->mem + A_CODE + 0x200, back, sizeof(back));
 	/*
-	 * svm.c waits for the end of the shadow that it puts behind IRET as if
-	 * for an interrupt, so it gets there only with IF set.
+	 * svm.c waits for the end of the interrupt shadow that it puts after
+	 * IRET in the same way as for an interrupt, so this works only with IF
+	 * set.
 	 */
 	memcpy(vm->mem + reg(vm, VM_REG_GUEST_RSP) + 32, &rflags,
 	    sizeof(rflags));

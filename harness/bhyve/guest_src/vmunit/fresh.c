@@ -4,7 +4,9 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* A vCPU's registers from outside: fresh, by name, after a reset. */
+/*
+ * The host's access to a vCPU's registers: at first, by name, after a reset.
+ */
 
 #include <machine/psl.h>
 #include <machine/specialreg.h>
@@ -14,7 +16,7 @@
 
 #include "vmunit.h"
 
-/* Before anything is set: DR6 and DR7 have bits that are always 1. */
+/* Before anything is set: some bits of DR6 and DR7 are always 1. */
 static void
 fresh(const void *arg __unused)
 {
@@ -29,7 +31,7 @@ fresh(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* What a debugger asks for: bases of FS and GS, the kernel's GS, the TPR. */
+/* What a debugger reads: bases of FS and GS, the kernel's GS, the TPR. */
 static void
 bases(const void *arg __unused)
 {
@@ -50,7 +52,7 @@ bases(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The control structure's own fields cannot be written by number. */
+/* Fields of the VMCS or VMCB cannot be written by their numbers. */
 static void
 fields(const void *arg __unused)
 {
@@ -82,7 +84,7 @@ fields(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Nothing of what was set outlives vcpu_reset() (SDM 3, table 10-1). */
+/* vcpu_reset() clears everything that was set (SDM 3, table 10-1). */
 static void
 reset(const void *arg __unused)
 {
@@ -110,13 +112,13 @@ reset(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* An injected exception ends what STI and MOV SS hold off. */
+/* An injected exception ends the shadow of STI and MOV SS. */
 static void
 shadow(const void *arg __unused)
 {
 	struct vm *vm = vm_new();
 
-	/* sti; and the OUT that ends the run has not been executed. */
+	/* sti; the OUT that ends the run has not been executed. */
 	RUN(vm, 0xfb);
 	expect_done(vm);
 	check(reg(vm, VM_REG_GUEST_INTR_SHADOW) != 0, "there is none after STI");
@@ -126,7 +128,9 @@ shadow(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Opened to be made new while it runs: refused, and still there. */
+/*
+ * Open a VM to reinitialize it while it runs: refused, and it is still there.
+ */
 static void
 open_reinit(const void *arg __unused)
 {
@@ -155,9 +159,9 @@ open_reinit(const void *arg __unused)
 }
 
 /*
- * The host's descriptor tables are as large after a run as before.  A VM exit
- * leaves 0xffff as the limit of both (SDM 3, 28.5.2), which is no kernel's: it
- * may be so already, from the first VM since the host booted.
+ * The host's descriptor tables have the same limits after a run.  A VM exit
+ * sets both limits to 0xffff (SDM 3, 28.5.2), which no kernel uses.  Since the
+ * first VM after boot they may have been wrong already.
  */
 static void
 host_tables(const void *arg __unused)

@@ -5,8 +5,8 @@
  */
 
 /*
- * A guest's linear addresses, as the kernel translates them (VM_GLA2GPA): SDM
- * 3, chapter 4.  The same walk serves every emulated string and stack.
+ * Translation of a guest's linear addresses by the kernel (VM_GLA2GPA): SDM 3,
+ * chapter 4.  Every emulated string instruction and stack access uses it.
  */
 
 #include <sys/mman.h>
@@ -28,13 +28,13 @@ struct walk {
 	const char	*what;
 	enum vm_paging_mode paging;
 	uint64_t	gla;
-	/* The entries from the root down; further ones lead on. */
+	/* The entries from the root down. */
 	uint64_t	entry[5];
 	int		levels;
 	uint64_t	gpa;
 };
 
-/* Table n is at TOP + n pages; the last entry holds where it leads. */
+/* Table n is at TOP + n pages; the last entry contains the result. */
 #define	NEXT(n)		((TOP + 0x1000ul * (n)) | P | RW | US)
 
 static const struct walk walks[] = {
@@ -118,7 +118,7 @@ paging_of(const struct walk *walk, int cpl)
 	    CPU_MODE_PROTECTED, .paging_mode = walk->paging });
 }
 
-/* 0 with the address, 1 for a fault, -1 for an error. */
+/* 0 and the address; 1 for a fault; -1 for an error. */
 static int
 translate(struct vm *vm, const struct walk *walk, int cpl, int prot,
     uint64_t gla, bool quiet, uint64_t *gpa)
@@ -150,7 +150,7 @@ addresses(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Accessed on every level, dirty on the last and for writes (4.8). */
+/* Accessed on every level, dirty on the last one after writes (4.8). */
 static void
 bits(const void *arg __unused)
 {
@@ -183,7 +183,7 @@ bits(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* What is not allowed is a #PF with its error code and CR2 (4.7). */
+/* A forbidden access is a #PF with error code and CR2 (4.7). */
 static void
 faults(const void *arg __unused)
 {
@@ -223,14 +223,14 @@ faults(const void *arg __unused)
 			equal("the exception", two, 0x80000b0eul |
 			    (uint64_t)cases[j].code << 32);
 			equal("CR2", reg(vm, VM_REG_GUEST_CR2), walk->gla);
-			/* Delivered, so the next can come. */
+			/* Deliver it, so that the next one can be injected. */
 			RUN(vm, 0x90);
 		}
 		vm_free(vm);
 	}
 }
 
-/* An address that is not canonical is a #GP (64-bit mode alone). */
+/* A non-canonical address is a #GP (only in 64-bit mode). */
 static void
 canonical(const void *arg __unused)
 {
@@ -245,7 +245,7 @@ canonical(const void *arg __unused)
 		check(translate(vm, walk, 0, PROT_READ, bad[i], true, &gpa) ==
 		    1, "%#jx is translated", (uintmax_t)bad[i]);
 	}
-	/* A table that is not in memory is an error, not a fault. */
+	/* A table outside of memory is an error, not a fault. */
 	set_entry(vm, walk, 0, 0x7fff000ul | P | RW | US);
 	check(translate(vm, walk, 0, PROT_READ, walk->gla, true, &gpa) == -1,
 	    "a table that is not there is walked");

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The HPET, by IA-PC HPET Specification 1.0a. */
+/* The HPET, by the IA-PC HPET Specification 1.0a. */
 
 #include <errno.h>
 #include <string.h>
@@ -55,7 +55,7 @@ registers(const void *arg __unused)
 		equal_at("comparator of timer", n, hpet(vm, COMPARE(n), 8),
 		    0xffffffff);
 	}
-	/* What is read-only stays. */
+	/* Read-only registers do not change. */
 	set_hpet(vm, CAPABILITIES, 8, 0);
 	check(hpet(vm, CAPABILITIES, 8) != 0, "its capabilities changed");
 	set_hpet(vm, CONFIG, 4, 2);
@@ -67,7 +67,7 @@ registers(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Registers of 64 bits by halves. */
+/* Registers of 64 bits, accessed by halves. */
 static void
 halves(const void *arg __unused)
 {
@@ -114,7 +114,7 @@ counter(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* One-shot: when the counter passes the comparator, once. */
+/* One-shot: one interrupt, when the counter passes the comparator. */
 static void
 one_shot(const void *arg __unused)
 {
@@ -133,7 +133,7 @@ one_shot(const void *arg __unused)
 	wait_ms(30);
 	window(vm);
 	equal("interrupts later", count(vm, 0xa1), 1);
-	/* Disabled: none. */
+	/* No interrupt while it is disabled. */
 	set_hpet(vm, TIMER(0), 4, T_ROUTE(24));
 	set_hpet(vm, COMPARE(0), 4, hpet(vm, COUNTER, 4) +
 	    (uint64_t)(HZ / 100));
@@ -168,7 +168,7 @@ periodic(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Level-triggered: status bit and pin, until 1 is written. */
+/* Level-triggered: status bit and pin, until 1 is written to the status. */
 static void
 level(const void *arg __unused)
 {
@@ -193,8 +193,8 @@ level(const void *arg __unused)
 }
 
 /*
- * A level that is asserted goes when the timer is told to be silent, to give
- * edges or to use another pin; else it would last for ever.
+ * An asserted level ends if the timer is disabled, changed to edges, or routed
+ * to another pin; otherwise it would never end.
  */
 static void
 level_changed(const void *arg __unused)
@@ -226,7 +226,7 @@ level_changed(const void *arg __unused)
 	}
 }
 
-/* Only the routes that it announces can be chosen. */
+/* Only routes that it announces can be chosen. */
 static void
 routes(const void *arg __unused)
 {
@@ -237,13 +237,15 @@ routes(const void *arg __unused)
 		equal_at("route to pin", pin, hpet(vm, TIMER(0), 4) >> 9 & 0x1f,
 		    pin >= 24 ? pin : 0);
 	}
-	/* What cannot be: 32-bit mode of a 32-bit timer stays clear. */
+	/* The counter has 32 bits, so the bit for 32-bit mode stays clear. */
 	set_hpet(vm, TIMER(0), 4, 0x100);
 	equal("32-bit mode", hpet(vm, TIMER(0), 4) & 0x100, 0);
 	vm_free(vm);
 }
 
-/* A timer that was set while the counter stood runs when it is started. */
+/*
+ * A timer that was set while the counter was stopped runs when it is started.
+ */
 static void
 stopped(const void *arg __unused)
 {
@@ -269,7 +271,7 @@ stopped(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* By an MSI of its own: address in the upper half of FSB, data below. */
+/* An MSI: its address is the upper half of FSB, its data the lower half. */
 static void
 by_msi(const void *arg __unused)
 {

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* One test is run and judged, and its line of TAP written. */
+/* Runs and judges one test, and prints its line of TAP. */
 
 #include <sys/time.h>
 
@@ -21,7 +21,7 @@
 static jmp_buf leave;
 static pid_t judging;
 
-/* Away from the test; a process that it has started has nowhere to go. */
+/* Leave the test; in a process that the test has started, exit. */
 static void __dead2
 abandon(void)
 {
@@ -51,7 +51,7 @@ add(const char *format, va_list arguments)
 	(void)strlcat(shared->notes, "\n", sizeof(shared->notes));
 }
 
-/* Evidence, shown where the test fails. */
+/* Record evidence, which is printed if the test fails. */
 void
 note(const char *format, ...)
 {
@@ -62,7 +62,7 @@ note(const char *format, ...)
 	va_end(arguments);
 }
 
-/* The test fails, and goes on: the next thing may be wrong too. */
+/* The test fails but continues, because there may be more errors. */
 void
 miss(const char *format, ...)
 {
@@ -74,7 +74,7 @@ miss(const char *format, ...)
 	va_end(arguments);
 }
 
-/* The test fails here. */
+/* The test fails and ends here. */
 void
 fail(const char *format, ...)
 {
@@ -87,7 +87,7 @@ fail(const char *format, ...)
 	abandon();
 }
 
-/* The test says nothing here, for this reason. */
+/* The test does not apply here, for this reason. */
 void
 skip(const char *format, ...)
 {
@@ -119,11 +119,14 @@ equal_at(const char *what, uint64_t where, uint64_t got, uint64_t wanted)
 	return (false);
 }
 
-/* The test at hand may take so many seconds from now on. */
+/* Set the time that the current test may take from now on. */
 void
 patience(unsigned seconds)
 {
-	/* Repeated, as a signal between two system calls would be lost. */
+	/*
+	 * Repeated, because a signal between two system calls would have no
+	 * effect.
+	 */
 	struct itimerval timer = { .it_value = { .tv_sec = seconds },
 	    .it_interval = { .tv_usec = 500000 } };
 
@@ -149,7 +152,7 @@ judge(const struct test *test)
 	report(test, !atomic_load(&shared->failed), uptime() - began);
 }
 
-/* A line of TAP, with the evidence below it where the test failed. */
+/* Print a line of TAP, and below it the evidence if the test failed. */
 void
 report(const struct test *test, bool held, double seconds)
 {

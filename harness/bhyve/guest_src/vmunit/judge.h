@@ -13,12 +13,12 @@
 
 #define	NOTE_BYTES	4096
 
-/* What the process of a group shares with the one that watches it. */
+/* Data shared by the process of a group and the process that watches it. */
 struct shared {
-	_Atomic unsigned running;	/* the test at hand, + 1; 0: none */
+	_Atomic unsigned running;	/* the current test, + 1; 0: none */
 	_Atomic unsigned next;		/* the first test not begun */
 	_Atomic bool failed;
-	_Atomic unsigned patience;	/* seconds the test at hand may take */
+	_Atomic unsigned patience;	/* seconds for the current test */
 	char		notes[NOTE_BYTES];
 	char		skipped[256];
 	unsigned	number;		/* of the last line of TAP */
@@ -28,7 +28,7 @@ struct shared {
 extern struct shared *shared;
 extern volatile sig_atomic_t late;
 
-/* Everything there is, in order. */
+/* All groups, in order. */
 extern const struct group modrm_group, string_group, fault_group, cpuid_group,
     msr_group, exception_group, state_group, instruction_group, lapic_group,
     ioapic_group, legacy_group, hpet_group, rtc_group, clock_group, memory_group,

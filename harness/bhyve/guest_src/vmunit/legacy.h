@@ -9,7 +9,7 @@
 
 #include "devices.h"
 
-/* The two 8259A, and the vectors that init_pics() gives them. */
+/* The two 8259A, and the vectors that init_pics() sets. */
 #define	MASTER	0x20
 #define	SLAVE	0xa0
 #define	BASE1	0x30

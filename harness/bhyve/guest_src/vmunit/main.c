@@ -5,13 +5,13 @@
  */
 
 /*
- * Unit tests for vmm.ko: makes virtual machines, runs a few instructions in
- * each, and judges every exit.
+ * Unit tests for vmm.ko: it makes virtual machines, runs a few instructions in
+ * each, and checks every exit.
  *
- * The tests of a group run in a process of their own.  One that crashes, or
- * does not come to an end, costs that test alone: the process is ended, its
- * virtual machines destroyed, and the next test begun in another.  What even
- * SIGKILL does not end is left alone, and the next test begun all the same.
+ * A process runs the tests of a group.  If a test crashes or does not end,
+ * only this test fails: its process is killed, its virtual machines are
+ * destroyed, and a new process starts the next test.  If even SIGKILL does not
+ * end the process, it is left, and the next test starts nevertheless.
  */
 
 #include <sys/mman.h>
@@ -31,8 +31,8 @@
 
 #include "judge.h"
 
-#define	KILL_S		6		/* after a test was told to give up */
-#define	DESTROY_S	5		/* that the end of a VM may take */
+#define	KILL_S		6		/* time to stop after the limit */
+#define	DESTROY_S	5		/* time to destroy a VM */
 #define	TICK_US		20000
 #define	MAX_LEFT	16
 #define	MAX_WITHOUT	64
@@ -77,7 +77,7 @@ volatile sig_atomic_t late;
 bool intel, emulated, apicv;
 
 static int console = -1;
-/* Tests that are left out, since the machine broke down with them. */
+/* Tests that are left out, because the machine broke during them. */
 static const char *without[MAX_WITHOUT];
 static size_t left_out;
 
@@ -103,26 +103,26 @@ chosen(const char *name, char **prefixes)
 	return (false);
 }
 
-/* VMs that cannot be destroyed, which another try would wait for in vain. */
+/* VMs that cannot be destroyed; it is useless to try again. */
 static char left[MAX_LEFT][64];
 static size_t left_over;
 
-/* A process of its own: the tests from `shared->next` on. */
+/* Runs in a child process: the tests from `shared->next` on. */
 static void
 run_tests(const struct test *tests, size_t count, char **prefixes)
 {
 	struct sigaction alarm_action = { .sa_handler = on_alarm };
 
-	/* What it starts is ended with it. */
+	/* The processes that a test starts are in the same process group. */
 	(void)setpgid(0, 0);
-	/* No SA_RESTART: what sleeps in the kernel returns. */
+	/* No SA_RESTART: a system call that sleeps returns. */
 	(void)sigaction(SIGALRM, &alarm_action, NULL);
 	for (unsigned i = atomic_load(&shared->next); i < count; i++) {
 		atomic_store(&shared->next, i + 1);
 		if (!chosen(tests[i].name, prefixes))
 			continue;
 		atomic_store(&shared->running, i + 1);
-		/* If the kernel dies, this is what remains. */
+		/* If the kernel panics, this line is left on the console. */
 		if (console >= 0)
 			(void)dprintf(console, "VMUNIT %s\n", tests[i].name);
 		judge(&tests[i]);
@@ -132,7 +132,7 @@ run_tests(const struct test *tests, size_t count, char **prefixes)
 	_exit(0);
 }
 
-/* Wait for a process for so many seconds; false when it has not ended. */
+/* Wait for a process for some seconds; false if it has not ended. */
 static bool
 ends_within(pid_t pid, double seconds, int *status)
 {
@@ -147,9 +147,9 @@ ends_within(pid_t pid, double seconds, int *status)
 }
 
 /*
- * Destroy a VM that was left behind.  The kernel waits for its vCPUs, so a
- * process of its own asks for it: one vCPU that does not stop is not to hold up
- * the tests that follow.
+ * Destroy a VM that a test has left.  The kernel waits for the VM's vCPUs, so
+ * a child process does this: a vCPU that does not stop must not delay the
+ * following tests.
  */
 static void
 destroy(const char *name)
@@ -172,7 +172,7 @@ destroy(const char *name)
 		(void)strlcpy(left[left_over++], name, sizeof(left[0]));
 }
 
-/* Destroy what our processes left behind. */
+/* Destroy the VMs that our processes have left. */
 static void
 clean_up(void)
 {
@@ -189,7 +189,7 @@ clean_up(void)
 	(void)closedir(directory);
 }
 
-/* Wait for a process, which is killed when a test takes too long. */
+/* Wait for a process, and kill it if a test takes too long. */
 static void
 watch(pid_t pid, const struct test *tests)
 {
@@ -213,7 +213,7 @@ watch(pid_t pid, const struct test *tests)
 			break;
 		}
 	}
-	/* Nobody else would end what a test that crashed has started. */
+	/* Nothing else would end the processes of a test that crashed. */
 	(void)kill(-pid, SIGKILL);
 	running = atomic_load(&shared->running);
 	atomic_store(&shared->running, 0);
@@ -314,7 +314,8 @@ main(int argc, char **argv)
 	}
 	argv += optind;
 	if (access("/dev/vmmctl", F_OK) != 0)
-		errx(EX_UNAVAILABLE, "/dev/vmmctl is not there: vmm is not loaded");
+		errx(EX_UNAVAILABLE,
+		    "/dev/vmmctl is missing: vmm is not loaded");
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 	    MAP_ANON | MAP_SHARED, -1, 0);
 	if (shared == MAP_FAILED)

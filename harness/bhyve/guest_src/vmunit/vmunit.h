@@ -22,8 +22,8 @@
 #include <vmmapi.h>
 
 /*
- * A test.  The name is group.case; `what` is the claim in one sentence.  `arg`
- * lets one function serve many tests.
+ * A test.  The name is group.case; `what` is the claim in one sentence.  With
+ * `arg` one function can serve many tests.
  */
 struct test {
 	const char	*name;
@@ -32,7 +32,7 @@ struct test {
 	const void	*arg;
 };
 
-/* Tests that belong together; one process runs them in turn. */
+/* Tests that belong together; one process runs them one after another. */
 struct group {
 	const char	*name;
 	const struct test *(*tests)(size_t *);
@@ -48,12 +48,12 @@ _name##_tests(size_t *count)						\
 const struct group _name##_group = { #_name, _name##_tests }
 
 /* Judging; judge.c. */
-extern bool intel;		/* the processor's maker, else AMD */
+extern bool intel;		/* the processor's vendor; else AMD */
 extern bool emulated;		/* L1 runs in Bochs */
 extern bool apicv;		/* the processor delivers interrupts itself */
-/* What a guest's EFER has besides: AMD's processors want it there (APM 2, 15.5.1). */
+/* AMD's processors require this bit in a guest's EFER (APM 2, 15.5.1). */
 #define	EFER_HOST	(intel ? 0ul : (uint64_t)EFER_SVM)
-/* Begins the reason of a case that says nothing of this processor or release. */
+/* The first words of the reason if a case does not apply here. */
 #define	N_A	"does not apply: "
 
 void	note(const char *, ...) __printflike(1, 2);
@@ -70,8 +70,9 @@ double	uptime(void);
 void	patience(unsigned);
 
 /*
- * Where things are in the 2 MiB of a guest's memory.  Everything below 4 GiB is
- * mapped to itself, but for the window: its page tables are the test's own.
+ * The layout of the guest's 2 MiB of memory.  Everything below 4 GiB is mapped
+ * to the same address except the window, which has page tables of its own for
+ * the tests.
  */
 #define	MEM_BYTES	(2ul << 20)
 #define	A_IVT		0x00000u	/* real mode's vectors */
@@ -80,26 +81,26 @@ void	patience(unsigned);
 #define	A_IDT64		0x02000u
 #define	A_IDT32		0x03000u
 #define	A_PDPT_PAE	0x03800u
-#define	A_HANDLERS	0x04000u	/* 256 of 16 bytes, and what they share */
+#define	A_HANDLERS	0x04000u	/* 256 of 16 bytes, common code */
 #define	A_HANDLERS32	0x06000u
 #define	A_HANDLERS16	0x08000u
 #define	A_COUNTS	0x0a000u	/* uint32_t for each vector */
 #define	A_FLAGS		0x0a400u	/* what an interrupt's handler does */
-#define	A_LAST		0x0a404u	/* last vector */
+#define	A_LAST		0x0a404u	/* the last vector */
 #define	A_CODE		0x10000u
-#define	A_CODE2		0x12000u	/* behind the window; see paging.c */
+#define	A_CODE2		0x12000u	/* follows the window; see paging.c */
 #define	A_DATA		0x18000u	/* four pages */
 #define	A_STACK		0x1f000u	/* its top */
 #define	A_PAGES		0x20000u	/* page tables; see paging.c */
-#define	A_AP		0x0b000u	/* where a second vCPU starts */
+#define	A_AP		0x0b000u	/* start of the second vCPU */
 
-/* A handler of an interrupt: */
+/* What an interrupt handler does: */
 #define	H_EOI_LAPIC	0x01u
 #define	H_EOI_X2APIC	0x02u
 #define	H_EOI_PIC	0x04u
 #define	H_EXIT		0x08u		/* ... ends the run */
 
-/* Ports that nobody answers: a run ends there. */
+/* Ports without a device; OUT to them ends a run. */
 #define	PORT_DONE	0xf0u
 #define	PORT_FAULT	0xf1u
 #define	PORT_INTR	0xf2u
@@ -110,7 +111,7 @@ void	patience(unsigned);
 
 enum mode { REAL, PROT16, PROT32, LONG64, NO_MODE };
 
-/* Page tables: what the window shows. */
+/* Page tables: what the window maps. */
 #define	WINDOW		0x40000000u
 #define	WINDOW_BYTES	0x4000u
 enum window { W_RAM, W_DEVICE, W_HPET, WINDOWS };
@@ -128,7 +129,7 @@ struct vm {
 	char		name[32];
 	struct vmctx	*ctx;
 	struct vcpu	*vcpu[MAX_VCPUS];
-	int		cpu;		/* the one that is meant */
+	int		cpu;		/* the current one */
 	int		fd;
 	char		*mem;
 	enum mode	mode;
@@ -136,7 +137,7 @@ struct vm {
 	struct vm_exit	exit;
 	cpuset_t	cpus;
 	struct fault	fault;
-	/* What is called for an access to memory that is not there. */
+	/* Called for an access to an address without memory. */
 	int		(*emulate)(struct vm *);
 	void		*arg;
 };
@@ -182,10 +183,10 @@ bool	g_halt(struct vm *);
 void	make_tables(char *);
 uint64_t cr3_of(enum mode, enum window);
 
-/* The host's own answers. */
+/* The host's own CPUID. */
 void	h_cpuid(uint32_t, uint32_t, uint32_t [4]);
 
-/* The tree's instruction emulation, as bhyve has it; tree_emul.c. */
+/* The tree's instruction emulation, as in bhyve; device.c. */
 int	emulate_access(struct vm *);
 struct device {
 	uint8_t		bytes[WINDOW_BYTES];
