@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -42,7 +42,7 @@ values(void)
 	is("pci.0.31.0.device", "lpc");
 	is("memory.siz", NULL);
 	is("pci.0.30.0.device", NULL);
-	/* Set again it is the new one; "if unset" leaves it. */
+	/* Setting it again changes it; "if unset" does not. */
 	set_config_value("memory.size", "1G");
 	is("memory.size", "1G");
 	set_config_value_if_unset("memory.size", "2G");
@@ -111,7 +111,7 @@ booleans(void)
 	is("z", "false");
 }
 
-/* %(name) stands for another variable's value, also within one. */
+/* %(name) is replaced by another variable's value, also in a value. */
 static void
 references(void)
 {
@@ -129,7 +129,7 @@ references(void)
 	is("escaped", "%(name) is unit");
 	is("none", "ab");
 	is("open", "a%(name");
-	/* One that leads to itself comes to an end. */
+	/* A variable that refers to itself does not loop forever. */
 	set_config_value("loop", "%(loop)x");
 	if (get_config_value("loop") == NULL)
 		miss("a reference to itself has no value");
@@ -138,9 +138,10 @@ references(void)
 }
 
 const struct unit units[] = {
-	{ "config.values", "variables are as they were set", values },
-	{ "config.nodes", "nodes and their variables", nodes },
-	{ "config.booleans", "what is true and what is false", booleans },
-	{ "config.references", "variables within others", references },
+	{ "config.values", "variables have the values that were set", values },
+	{ "config.nodes", 
+	    "nodes can be made, found and have variables", nodes },
+	{ "config.booleans", "texts are parsed as true or false", booleans },
+	{ "config.references", "variables are replaced in values", references },
 };
 const size_t nunits = nitems(units);

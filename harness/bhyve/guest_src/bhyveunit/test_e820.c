@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -106,7 +106,7 @@ plain(void)
 	equal("entries", entries, 3);
 }
 
-/* Reserve [base, end), which must be granted exactly. */
+/* Reserve [base, end); exactly this range must be returned. */
 static void
 reserve(uint64_t base, uint64_t end, enum e820_memory_type type)
 {
@@ -199,7 +199,8 @@ const struct unit units[] = {
 	{ "e820.split", "a reserved range is cut out of memory", splits },
 	{ "e820.replace", "an entry may replace another completely", replaces },
 	{ "e820.merge", "adjacent entries of one type are merged", merges },
-	{ "e820.allocate", "the highest, the lowest, any address", allocates },
+	{ "e820.allocate", "the highest, the lowest or any address can be "
+	    "requested", allocates },
 	{ "e820.refuse", "ranges that are not memory are not granted", refuses },
 };
 const size_t nunits = nitems(units);

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* qemu_fwcfg.c: files for firmware, behind two ports. */
+/* qemu_fwcfg.c: files for firmware, read through two ports. */
 
 #include <sys/param.h>
 #include <sys/endian.h>
@@ -19,7 +19,7 @@
 
 #define	calloc(count, size)	guarded((count), (size))
 #define	free(pointer)		((void)(pointer))
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 #undef calloc
 #undef free
@@ -82,7 +82,7 @@ fixed(void)
 	equal("the number of processors", le16toh(cpus), 3);
 }
 
-/* The directory as a guest reads it. */
+/* The directory that a guest reads. */
 struct entry {
 	uint32_t size;
 	uint16_t item;
@@ -111,7 +111,7 @@ directory(void)
 	return (count);
 }
 
-/* Add files in the given order; they must be there, sorted and complete. */
+/* Add files in the given order; the directory must be complete and sorted. */
 static void
 order(unsigned count, unsigned step)
 {
@@ -181,11 +181,12 @@ long_name(void)
 const struct unit units[] = {
 	{ "fwcfg.fixed", "signature and number of processors", fixed },
 	{ "fwcfg.few", "files are found in the directory, sorted", few },
-	{ "fwcfg.forwards", "more than ten, each behind the last",
+	{ "fwcfg.forwards", "more than ten files, each added after the last",
 	    many_forwards },
-	{ "fwcfg.backwards", "more than ten, each before the first",
+	{ "fwcfg.backwards", "more than ten files, each added before the first",
 	    many_backwards },
-	{ "fwcfg.mixed", "more than ten, somewhere in the middle", many_mixed },
-	{ "fwcfg.name", "a name of 55 characters, not of 56", long_name },
+	{ "fwcfg.mixed", 
+	    "more than ten files, added in the middle", many_mixed },
+	{ "fwcfg.name", "a name can have 55 characters, not 56", long_name },
 };
 const size_t nunits = nitems(units);

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* amd64/fwctl.c: requests of bhyve's own firmware, over two ports. */
+/* amd64/fwctl.c: requests of bhyve's own firmware, through two ports. */
 
 #include <sys/param.h>
 #include <sys/wait.h>
@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -67,7 +67,7 @@ request(uint32_t type, const char *name, uint32_t length)
 	}
 }
 
-/* The answer: its error, and its data. */
+/* The answer: its error code and its data. */
 static uint32_t
 answer(uint32_t type, uint32_t *data, size_t words)
 {
@@ -115,7 +115,7 @@ odd(void)
 	uint32_t data[16];
 
 	start();
-	/* Shorter than a word: there is no such name, but there is an answer. */
+	/* Shorter than a word: no such name exists, but there is an answer. */
 	for (uint32_t length = 1; length <= 3; length++) {
 		request(GET, "cpu", length);
 		if (answer(GET, data, nitems(data)) == 0)
@@ -202,8 +202,9 @@ const struct unit units[] = {
 	{ "fwctl.odd", "a request may end in the middle of a word", odd },
 	{ "fwctl.unknown", "an unknown name or request is an error", unknown },
 	{ "fwctl.long", "a name that is too long is an error", too_long },
-	{ "fwctl.reset", "the signature can be asked for at any time", resets },
-	{ "fwctl.signature", "the signature begins again", signature_twice },
+	{ "fwctl.reset", "the signature can be requested at any time", resets },
+	{ "fwctl.signature", 
+	    "reading the signature can begin again", signature_twice },
 	{ "fwctl.idle", "without a request there is no answer", idle },
 };
 const size_t nunits = nitems(units);

@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"

@@ -4,14 +4,14 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* mem.c: which device an address belongs to. */
+/* mem.c: the device of each address. */
 
 #include <sys/param.h>
 
 #include <stdio.h>
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -28,7 +28,7 @@ vcpu_id(struct vcpu *vcpu __unused)
 	return (current);
 }
 
-/* Nobody's memory: the machine's own part of it is played here. */
+/* Memory without a device: this simulates the machine's part of it. */
 int
 mmio_handle_non_backed_mem(struct vcpu *vcpu __unused, uint64_t gpa __unused,
     struct mem_range **range __unused)
@@ -71,7 +71,7 @@ range(const char *name, uint64_t base, uint64_t size, int flags)
 	    .arg1 = __DECONST(char *, name), .arg2 = (long)(base & 0xfff) });
 }
 
-/* Whose an address is; "" for nobody's. */
+/* The name of an address's device; "" if it has none. */
 static const char *
 owner(uint64_t address)
 {
@@ -114,7 +114,7 @@ found(void)
 	equal("its direction", (uint64_t)hit_direction, MEM_F_WRITE);
 }
 
-/* Ranges that overlap are refused, and what was there stays. */
+/* Ranges that overlap are refused, and the existing ones stay. */
 static void
 overlaps(void)
 {
@@ -131,14 +131,19 @@ overlaps(void)
 		struct mem_range other = range("other", bad[i].base,
 		    bad[i].size, 0);
 
-		/* What begins within another is not always an error. */
+		/*
+		 * A range that begins within another is not always an error.
+		 */
 		(void)register_mem(&other);
 		same("the middle", owner(0x10c00), "one");
 		same("its first byte", owner(0x10000), "one");
 	}
 }
 
-/* After it has gone an address is nobody's, whoever used it last. */
+/*
+ * After a range is removed its addresses have no device, whichever was used
+ * last.
+ */
 static void
 gone(void)
 {
@@ -163,7 +168,9 @@ gone(void)
 	same("what is free now", owner(0x10100), "");
 }
 
-/* What is nobody's else is the fallback's; only then nobody's. */
+/*
+ * An address without a device goes to the fallback; without one it is unknown.
+ */
 static void
 fallback(void)
 {
@@ -206,10 +213,11 @@ emulated(void)
 const struct unit units[] = {
 	{ "mem.found", "a device is found from its first byte to its last",
 	    found },
-	{ "mem.overlaps", "a range over another takes nothing of it",
+	{ "mem.overlaps", "a range that overlaps another takes nothing of it",
 	    overlaps },
-	{ "mem.gone", "a range that has gone, or moved", gone },
-	{ "mem.fallback", "what is nobody's else", fallback },
+	{ "mem.gone", "a range can be removed or moved", gone },
+	{ "mem.fallback", 
+	    "an address without a device goes to the fallback", fallback },
 	{ "mem.emulated", "instructions reach the device of their address",
 	    emulated },
 };

@@ -4,14 +4,14 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* amd64/ps2kbd.c: the keyboard behind the keyboard controller. */
+/* amd64/ps2kbd.c: the keyboard of the keyboard controller. */
 
 #include <sys/param.h>
 
 #include <stdio.h>
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -37,7 +37,7 @@ console_kbd_register(kbd_event_func_t event __unused, void *arg __unused,
 
 static struct ps2kbd_softc *keyboard;
 
-/* Send bytes, and compare all that comes back. */
+/* Send bytes, and compare all answers. */
 static void
 talk(const char *what, const uint8_t *sent, size_t nsent, const uint8_t *wanted,
     size_t nwanted)

@@ -5,8 +5,8 @@
  */
 
 /*
- * uart_emul.c: the serial port, a 16550 by its data sheet (PC16550D).  The
- * other half of it, which keeps what was received, is played here.
+ * uart_emul.c: the serial port, a 16550 as in its data sheet (PC16550D).  The
+ * other half, which stores received bytes, is simulated here.
  */
 
 #include <sys/param.h>
@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -127,7 +127,7 @@ fresh(void)
 #define	get(port)	uart_ns16550_read(uart, (port))
 #define	put(port, v)	uart_ns16550_write(uart, (port), (v))
 
-/* Offsets and bits, by the data sheet and not by the tree's headers. */
+/* Offsets and bits are from the data sheet, not from the tree's headers. */
 enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR };
 #define	FCR	IIR
 #define	DLAB	0x80
@@ -154,7 +154,7 @@ registers(void)
 	equal("LSR, written", get(LSR) & 0x60, 0x60);
 }
 
-/* The divisor is behind DLAB, and shares no bit with data and IER. */
+/* The divisor is selected by DLAB, and shares no bit with data and IER. */
 static void
 divisor(void)
 {
@@ -203,7 +203,7 @@ received(void)
 	equal("data ready at the end", get(LSR) & 1, 0);
 }
 
-/* What is sent comes back, and too much is an overrun, once. */
+/* Sent bytes come back; too many are an overrun, which is reported once. */
 static void
 loopback(void)
 {
@@ -219,7 +219,7 @@ loopback(void)
 		put(DATA, (uint8_t)i);
 	equal("overrun", get(LSR) & 2, 2);
 	equal("overrun, read again", get(LSR) & 2, 0);
-	/* MCR's outputs are MSR's inputs then: RTS, DTR, OUT1, OUT2. */
+	/* Then MCR's outputs are MSR's inputs: RTS, DTR, OUT1, OUT2. */
 	put(MCR, LOOP | 2);
 	equal("RTS is CTS", get(MSR) & 0xf0, 0x10);
 	put(MCR, LOOP | 1);
@@ -233,7 +233,7 @@ loopback(void)
 	equal("CTS and DCD have changed", get(MSR) & 0x0b, 0x09);
 }
 
-/* IIR: the highest that is enabled; the line follows it. */
+/* IIR: the highest enabled cause; the interrupt line follows it. */
 static void
 interrupts(void)
 {
@@ -248,7 +248,7 @@ interrupts(void)
 	equal("the line after that", line_up, false);
 	put(DATA, 'x');
 	equal("the line after a byte", line_up, true);
-	/* Receiving is higher, and lasts while there is data. */
+	/* Receiving has a higher priority, and lasts while there is data. */
 	line.bytes[0] = 'r';
 	line.used = 1;
 	put(IER, 3);
@@ -259,7 +259,7 @@ interrupts(void)
 	put(IER, 0);
 	put(DATA, 'x');
 	equal("the line while all is disabled", line_up, false);
-	/* Modem status, by MCR in loopback. */
+	/* Modem status, by MCR in loopback mode. */
 	put(IER, 8);
 	put(MCR, LOOP | 2);
 	equal("modem status", get(IIR), 0xc0);
@@ -267,7 +267,7 @@ interrupts(void)
 	(void)get(MSR);
 	equal("modem status, read", get(IIR), 0xc1);
 	equal("the line", line_up, false);
-	/* An overrun is the highest. */
+	/* An overrun has the highest priority. */
 	put(IER, 0x0f);
 	for (int i = 0; i <= FIFO_BYTES; i++)
 		put(DATA, (uint8_t)i);
@@ -276,7 +276,7 @@ interrupts(void)
 	equal("and then what was received", get(IIR) & 0x0f & ~8u, 4);
 }
 
-/* FCR: FIFOs on and off empty them; their reset, too. */
+/* FCR: turning FIFOs on or off empties them; so does their reset. */
 static void
 fifos(void)
 {
@@ -298,7 +298,7 @@ fifos(void)
 	equal("IIR without FIFOs", get(IIR), 1);
 }
 
-/* COM1 to COM4, each once. */
+/* COM1 to COM4 can be taken once each. */
 static void
 places(void)
 {
@@ -322,14 +322,16 @@ places(void)
 }
 
 const struct unit units[] = {
-	{ "uart.registers", "registers and what of them can be written",
+	{ "uart.registers", "registers have their writable bits only",
 	    registers },
-	{ "uart.divisor", "the divisor is behind DLAB", divisor },
+	{ "uart.divisor", "DLAB selects the divisor", divisor },
 	{ "uart.sent", "bytes are sent", sent },
 	{ "uart.received", "bytes are received", received },
-	{ "uart.loopback", "loopback, overruns and modem lines", loopback },
-	{ "uart.interrupts", "interrupts and their order", interrupts },
+	{ "uart.loopback", "loopback connects data and modem lines, and "
+	    "overruns are reported", loopback },
+	{ "uart.interrupts", 
+	    "interrupts have the priorities of the data sheet", interrupts },
 	{ "uart.fifos", "FIFOs", fifos },
-	{ "uart.places", "COM1 to COM4", places },
+	{ "uart.places", "COM1 to COM4 can be taken once each", places },
 };
 const size_t nunits = nitems(units);

@@ -5,8 +5,8 @@
  */
 
 /*
- * virtio.c: rings and registers of a legacy virtio device, by the
- * specification 0.9.5.  The guest's memory and PCI are played here.
+ * virtio.c: rings and registers of a legacy virtio device (specification
+ * 0.9.5).  The guest's memory and PCI are simulated here.
  */
 
 #include <sys/param.h>
@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 
 #include "unit.h"
@@ -25,7 +25,7 @@
 int raw_stdio;
 
 #define	GUEST_BYTES	0x10000u
-#define	RING		0x1000u		/* of queue 0; 1's is two pages behind */
+#define	RING		0x1000u		/* of queue 0; 1's is two pages later */
 #define	QUEUE		8u
 #define	USED(ring)	((ring) + 0x1000u)
 #define	AVAIL(ring)	((ring) + QUEUE * 16)
@@ -180,7 +180,10 @@ enum { HOST_FEATURES = 0, FEATURES = 4, PFN = 8, NUM = 12, SELECT = 14,
 static void
 begin(uint64_t features)
 {
-	/* Rings are aligned in the host's memory as in the guest's. */
+	/*
+	 * Rings have the same alignment in the host's memory as in the
+	 * guest's.
+	 */
 	guest = aligned_alloc(PAGE_SIZE, GUEST_BYTES);
 	memset(guest, 0, GUEST_BYTES);
 	queues[0].vq_qsize = queues[1].vq_qsize = QUEUE;
@@ -229,7 +232,7 @@ descriptor(unsigned table, unsigned number, uint64_t address, uint32_t length,
 	put16(table + number * 16 + 14, next);
 }
 
-/* Offer a chain that begins at a descriptor. */
+/* Offer a chain that begins at this descriptor. */
 static void
 offer(unsigned head)
 {
@@ -257,7 +260,7 @@ registers(void)
 	equal("the size of a queue that is none", get(NUM, 2), 0);
 	put(STATUS, 1, 7);
 	equal("the status", get(STATUS, 1), 7);
-	/* Read-only, odd sizes, beyond the end: nothing happens. */
+	/* Read-only registers, wrong sizes, beyond the end: no effect. */
 	put(HOST_FEATURES, 4, 0);
 	equal("what it offers", get(HOST_FEATURES, 4), consts.vc_hv_caps);
 	equal("two bytes of a register of four", get(HOST_FEATURES, 2),
@@ -268,7 +271,7 @@ registers(void)
 	    0xffff);
 }
 
-/* A reset forgets queues, features and vectors. */
+/* A reset clears queues, features and vectors. */
 static void
 reset_device(void)
 {
@@ -288,7 +291,7 @@ reset_device(void)
 	equal("the queue's vector", get(QUEUE_VECTOR, 2), 0xffff);
 }
 
-/* The device's own registers are behind the vectors, if there are any. */
+/* The device's own registers come after the vectors, if there are any. */
 static void
 configuration(void)
 {
@@ -319,7 +322,7 @@ notifications(void)
 	equal("a queue that is none", notified, 0);
 }
 
-/* Chains: what is read comes before what is written; order and lengths. */
+/* Chains: read buffers before written ones; order and lengths. */
 static void
 chains(void)
 {
@@ -352,11 +355,14 @@ chains(void)
 	equal("its head", request.idx, 2);
 	equal("chains at the end", (uint64_t)vq_getchain(queue, iov, QUEUE,
 	    &request), 0);
-	/* Handed back, they come again. */
+	/* Chains that are returned can be taken again. */
 	vq_retchains(queue, 2);
 	equal("buffers of the first, again", (uint64_t)vq_getchain(queue, iov,
 	    QUEUE, &request), 3);
-	/* Less room than buffers: all are counted, none is written beyond. */
+	/*
+	 * Room for fewer buffers: all are counted, none is written beyond the
+	 * room.
+	 */
 	vq_retchains(queue, 1);
 	memset(iov, 0, sizeof(iov));
 	equal("buffers, with room for one", (uint64_t)vq_getchain(queue, iov,
@@ -384,7 +390,10 @@ indirect(void)
 	equal("the second's length", iov[1].iov_len, 100);
 }
 
-/* What no driver may do is an error, and never a loop or a stray access. */
+/*
+ * What a driver must not do is an error, and never an endless loop or a wrong
+ * access.
+ */
 static void
 bad_chains(void)
 {
@@ -406,7 +415,7 @@ bad_chains(void)
 		if (vq_getchain(queue, iov, QUEUE, &request) != -1)
 			miss("%s is taken", kinds[i].what);
 	}
-	/* Within an indirect table. */
+	/* In an indirect table. */
 	begin(C_INDIRECT);
 	descriptor(RING, 0, 0x9000, 32, F_INDIRECT, 0);
 	descriptor(0x9000, 0, 0x5000, 16, F_NEXT, 2);
@@ -424,14 +433,14 @@ bad_chains(void)
 	put16(AVAIL(RING) + 2, QUEUE + 1);
 	if (vq_getchain(queue, iov, QUEUE, &request) != -1)
 		miss("more chains than descriptors are taken");
-	/* A head that is none. */
+	/* A head that does not exist. */
 	begin(0);
 	offer(QUEUE);
 	if (vq_getchain(queue, iov, QUEUE, &request) != -1)
 		miss("a head that is none is taken");
 }
 
-/* Used elements go round the ring, and its index counts on. */
+/* Used elements fill the ring repeatedly, and its index goes on counting. */
 static void
 used(void)
 {
@@ -444,7 +453,7 @@ used(void)
 		equal("the element's length", get32(USED(RING) + 8 +
 		    i % QUEUE * 8), 100 + i);
 	}
-	/* Prepared, it is not seen; published, it is. */
+	/* A prepared element is invisible; a published one is visible. */
 	vq_relchain_prepare(queue, 5, 1);
 	equal("the used index", get16(USED(RING) + 2), 3 * QUEUE);
 	vq_relchain_publish(queue);
@@ -464,13 +473,13 @@ interrupts(void)
 	equal("ISR", get(ISR, 1), 1);
 	equal("the line after ISR was read", lintr, 0);
 	equal("ISR, read again", get(ISR, 1), 0);
-	/* The driver wants none. */
+	/* The driver wants no interrupts. */
 	put16(AVAIL(RING), 1);
 	vq_relchain(queue, 0, 1);
 	vq_endchains(queue, 1);
 	equal("interrupts that are not wanted", msi, 1);
 	put16(AVAIL(RING), 0);
-	/* With MSI-X it is the queue's vector, and no ISR. */
+	/* With MSI-X it is the queue's vector, and ISR stays clear. */
 	msix_on = true;
 	put(QUEUE_VECTOR, 2, 1);
 	vq_relchain(queue, 0, 1);
@@ -480,7 +489,7 @@ interrupts(void)
 	equal("others", msi, 1);
 }
 
-/* All is used: an interrupt though the driver wants none. */
+/* All buffers are used: an interrupt although the driver wants none. */
 static void
 on_empty(void)
 {
@@ -497,7 +506,7 @@ on_empty(void)
 static void
 event_index(void)
 {
-	/* Behind the ring of what is available. */
+	/* After the ring of available buffers. */
 	const unsigned event = AVAIL(RING) + 4 + QUEUE * 2;
 
 	begin(C_EVENT_IDX);
@@ -513,7 +522,7 @@ event_index(void)
 	vq_relchain(queue, 3, 1);
 	vq_endchains(queue, 0);
 	equal("behind the third", msi, 1);
-	/* Several at once, across it. */
+	/* Several at once, beyond it. */
 	put16(event, 5);
 	for (unsigned i = 0; i < 4; i++)
 		vq_relchain(queue, (uint16_t)i, 1);
@@ -522,18 +531,20 @@ event_index(void)
 }
 
 const struct unit units[] = {
-	{ "virtio.registers", "registers, features and queues", registers },
-	{ "virtio.reset", "a reset forgets all", reset_device },
-	{ "virtio.configuration", "a device's own registers", configuration },
+	{ "virtio.registers", "registers show features and queues", registers },
+	{ "virtio.reset", "a reset clears everything", reset_device },
+	{ "virtio.configuration", 
+	    "a device's own registers can be accessed", configuration },
 	{ "virtio.notifications", "a queue is notified", notifications },
-	{ "virtio.chains", "chains of descriptors", chains },
-	{ "virtio.indirect", "indirect descriptors", indirect },
-	{ "virtio.bad_chains", "chains that are none", bad_chains },
-	{ "virtio.used", "what was used goes round the ring", used },
-	{ "virtio.interrupts", "interrupts, and those that are not wanted",
+	{ "virtio.chains", "chains of descriptors are read", chains },
+	{ "virtio.indirect", "indirect descriptors are read", indirect },
+	{ "virtio.bad_chains", "wrong chains are errors", bad_chains },
+	{ "virtio.used", "used elements fill the ring repeatedly", used },
+	{ "virtio.interrupts", "an interrupt comes if the driver wants it",
 	    interrupts },
-	{ "virtio.on_empty", "an interrupt when all is used", on_empty },
-	{ "virtio.event_index", "an interrupt where the driver wants it",
+	{ "virtio.on_empty", 
+	    "an interrupt comes when all buffers are used", on_empty },
+	{ "virtio.event_index", "EVENT_IDX chooses when an interrupt comes",
 	    event_index },
 };
 const size_t nunits = nitems(units);

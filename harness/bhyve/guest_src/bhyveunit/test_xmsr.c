@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* amd64/xmsr.c: the MSRs that bhyve(8) answers for. */
+/* amd64/xmsr.c: the MSRs that bhyve(8) handles. */
 
 #include <sys/param.h>
 #include <sys/types.h>
@@ -32,7 +32,7 @@ pretend(u_int leaf __unused, u_int *answer)
 }
 
 #define	do_cpuid(leaf, answer)	pretend((leaf), (answer))
-/* The part itself, as the tree under test has it. */
+/* The part itself, from the tree under test. */
 #include "part.h"
 #undef do_cpuid
 
@@ -131,8 +131,9 @@ unknown(void)
 }
 
 const struct unit units[] = {
-	{ "xmsr.intel", "what guests of Intel processors ask for", intel },
-	{ "xmsr.amd", "what guests of AMD processors ask for", amd },
-	{ "xmsr.unknown", "others are unknown", unknown },
+	{ "xmsr.intel", 
+	    "MSRs that guests of Intel processors use are known", intel },
+	{ "xmsr.amd", "MSRs that guests of AMD processors use are known", amd },
+	{ "xmsr.unknown", "other MSRs are unknown", unknown },
 };
 const size_t nunits = nitems(units);

@@ -5,13 +5,13 @@
  */
 
 /*
- * What a guest runs when an exception or an interrupt comes.  It is copied to
- * A_HANDLERS, A_HANDLERS32 and A_HANDLERS16; the constants are vmunit.h's.
+ * The guest's handlers of exceptions and interrupts.  They are copied to
+ * A_HANDLERS, A_HANDLERS32 and A_HANDLERS16; the constants are in vmunit.h.
  *
- * An exception ends the run at PORT_FAULT: on the stack are then its vector, an
- * error code (0 if it has none) and what the processor pushed.  An interrupt is
- * counted, acknowledged as A_FLAGS says, and returned from, or ends the run at
- * PORT_INTR.
+ * An exception ends the run at PORT_FAULT: then its vector, an error code (0
+ * if it has none) and what the processor pushed are on the stack.  An
+ * interrupt is counted and acknowledged as A_FLAGS says; then its handler
+ * returns, or ends the run at PORT_INTR.
  */
 
 	.section .rodata
@@ -22,7 +22,7 @@
 	.set	FLAGS, 0xa400
 	.set	LAST, 0xa404
 
-	/* 8, 10 to 14, 17, 21, 29 and 30 push an error code of their own. */
+	/* 8, 10 to 14, 17, 21, 29 and 30 push an error code themselves. */
 	.macro	entry_points
 	.set	vec, 0
 	.rept	256

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Instructions that are a hypervisor's business: XSETBV, TSC, modes, VMX. */
+/* Instructions that a hypervisor handles: XSETBV, TSC, modes, VMX. */
 
 #include <sys/types.h>
 
@@ -35,7 +35,7 @@ set_osxsave(struct vm *vm)
 	expect_done(vm);
 }
 
-/* The vector XSETBV ends with, -1 if none. */
+/* The vector that XSETBV raises, or -1. */
 static int
 xsetbv(struct vm *vm, uint32_t number, uint64_t value)
 {
@@ -55,7 +55,7 @@ xgetbv(struct vm *vm)
 	return (reg(vm, VM_REG_GUEST_RAX) | reg(vm, VM_REG_GUEST_RDX) << 32);
 }
 
-/* SDM 2, "XSETBV"; SDM 1, 13.3: which bits go together. */
+/* SDM 2, "XSETBV"; SDM 1, 13.3: which bits must be set together. */
 static void
 xcr0(const void *arg __unused)
 {
@@ -131,7 +131,7 @@ guest_tsc(struct vm *vm)
 	return (reg(vm, VM_REG_GUEST_RAX) | reg(vm, VM_REG_GUEST_RDX) << 32);
 }
 
-/* The offset is 0 until it is written: a guest's TSC is the host's. */
+/* The offset is 0 until the guest writes it: its TSC is the host's. */
 static void
 tsc(const void *arg __unused)
 {
@@ -175,8 +175,8 @@ tsc_written(const void *arg __unused)
 }
 
 /*
- * RDTSCP and RDPID are there when the capability is; else they are a #UD, but
- * on AMD, where vmm.ko does not ask to see them.
+ * RDTSCP and RDPID work if the capability exists; otherwise they raise #UD,
+ * except on AMD, where vmm.ko does not intercept them.
  */
 static void
 read_tscp(const void *arg __unused)
@@ -208,7 +208,7 @@ read_tscp(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* No guest is a hypervisor: #UD at privilege level 0. */
+/* A guest is not a hypervisor: #UD at privilege level 0. */
 static void
 no_hypervisor(const void *arg __unused)
 {
@@ -253,8 +253,8 @@ caches(const void *arg __unused)
 }
 
 /*
- * From 32-bit code without paging to 64-bit code and back, by the guest alone
- * (SDM 3, 10.8.5): EFER.LMA follows LME and CR0.PG.
+ * The guest itself changes from 32-bit code without paging to 64-bit code and
+ * back (SDM 3, 10.8.5): EFER.LMA follows LME and CR0.PG.
  */
 static void
 long_mode(const void *arg __unused)
@@ -294,7 +294,7 @@ long_mode(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* IN and OUT of a port that is bhyve's come out with all that it needs. */
+/* IN and OUT for a port of bhyve exit with everything that bhyve needs. */
 static void
 ports(const void *arg __unused)
 {
@@ -322,14 +322,14 @@ ports(const void *arg __unused)
 		equal("RIP", vm->exit.rip, A_CODE);
 		equal("length", (unsigned)vm->exit.inst_length,
 		    kinds[i].length);
-		/* It goes on behind it. */
+		/* It continues after the instruction. */
 		(void)run(vm);
 		expect_done(vm);
 	}
 	vm_free(vm);
 }
 
-/* INS and OUTS with REP, from the segment and by the address size used. */
+/* INS and OUTS with REP, from the segment and with the address size used. */
 static void
 port_strings(const void *arg __unused)
 {

@@ -4,14 +4,14 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* When an interrupt comes: after STI and emulated instructions, out of HLT. */
+/* When interrupts are delivered: after STI, emulated instructions and HLT. */
 
 #include <errno.h>
 #include <string.h>
 
 #include "devices.h"
 
-/* Where the guest was when the interrupt came that ended the run (H_EXIT). */
+/* RIP at the interrupt that ended the run (H_EXIT). */
 static uint64_t
 interrupted_at(struct vm *vm)
 {
@@ -25,7 +25,7 @@ interrupted_at(struct vm *vm)
 	return (rip);
 }
 
-/* STI holds interrupts off for one instruction (SDM 2, "STI"). */
+/* STI delays interrupts by one instruction (SDM 2, "STI"). */
 static void
 after_sti(const void *arg __unused)
 {
@@ -34,7 +34,7 @@ after_sti(const void *arg __unused)
 	set_lapic(vm, L_ICR, 0x40000 | 0x61);
 	RUN(vm, 0x90, 0xfb, 0x90, 0x90, 0x90, 0xfa);
 	equal("interrupted at", interrupted_at(vm), A_CODE + 3);
-	/* So STI and CLI let none through. */
+	/* So none is delivered between STI and CLI. */
 	set_lapic(vm, L_EOI, 0);
 	set_lapic(vm, L_ICR, 0x40000 | 0x62);
 	RUN(vm, 0xfb, 0xfa, 0x90);
@@ -43,7 +43,7 @@ after_sti(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* ... also when that one is emulated. */
+/* The same if this instruction is emulated. */
 static void
 after_emulated(const void *arg __unused)
 {
@@ -54,7 +54,7 @@ after_emulated(const void *arg __unused)
 	/* sti; mov %eax, (%rcx); nop ... */
 	RUN(vm, 0xfb, 0x89, 0x01, 0x90, 0x90, 0x90, 0xfa);
 	equal("interrupted at", interrupted_at(vm), A_CODE + 3);
-	/* ... and when it is an exit that the kernel handles. */
+	/* The same if the kernel handles its exit. */
 	set_lapic(vm, L_EOI, 0);
 	set_lapic(vm, L_ICR, 0x40000 | 0x62);
 	set_reg(vm, VM_REG_GUEST_RAX, 0);
@@ -63,7 +63,7 @@ after_emulated(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* What came before HLT ends it; IF's and the TPR's say is kept. */
+/* An interrupt from before HLT ends it, if IF and the TPR allow it. */
 static void
 pending_at_halt(const void *arg __unused)
 {
@@ -73,7 +73,7 @@ pending_at_halt(const void *arg __unused)
 	check(g_halt(vm), "HLT does not end: exit %s",
 	    exit_name(vm->exit.exitcode));
 	equal("interrupts", count(vm, 0x61), 1);
-	/* RIP is behind HLT in the handler: the HLT is over. */
+	/* RIP in the handler is after HLT: the HLT has ended. */
 	handlers(vm, H_EXIT);
 	set_lapic(vm, L_ICR, 0x40000 | 0x62);
 	RUN(vm, 0xfb, 0xf4, 0x90, 0xfa);
@@ -82,8 +82,8 @@ pending_at_halt(const void *arg __unused)
 }
 
 /*
- * Lowering CR8 lets in what it held off: at once, but on AMD, where vmm.ko
- * looks at it after an exit.  CPUID is one.
+ * Lowering CR8 delivers what it held back: at once, but on AMD, where vmm.ko
+ * reads it only after an exit, here CPUID's.
  */
 static void
 cr8_lowered(const void *arg __unused)
@@ -102,7 +102,7 @@ cr8_lowered(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Raised in time, it holds off what is pending already. */
+/* If CR8 is raised in time, it holds back a pending interrupt. */
 static void
 cr8_raised(const void *arg __unused)
 {
@@ -134,7 +134,7 @@ injected_twice(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* With the APIC off LINT0 is INTR and LINT1 NMI (SDM 3, 11.4.7.1). */
+/* With the APIC off, LINT0 is INTR and LINT1 is NMI (SDM 3, 11.4.7.1). */
 static void
 lint_while_off(const void *arg __unused)
 {
@@ -147,7 +147,7 @@ lint_while_off(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The x2APIC's own way to itself, and its EOI. */
+/* The x2APIC's register for IPIs to itself, and its EOI. */
 static void
 self_ipi(const void *arg __unused)
 {
@@ -162,7 +162,7 @@ self_ipi(const void *arg __unused)
 		window(vm);
 		equal("interrupts", count(vm, 0x66), i);
 	}
-	/* By ICR, 64 bits of it at once. */
+	/* By ICR, all 64 bits at once. */
 	check(g_wrmsr(vm, 0x830, 0x67), "ICR cannot be written");
 	check(g_wrmsr(vm, 0x830, 0x40068), "ICR cannot be written");
 	check(g_wrmsr(vm, 0x830, 5ul << 32 | 0x69), "ICR cannot be written");

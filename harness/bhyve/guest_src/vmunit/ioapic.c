@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The I/O APIC (82093AA, SDM 3, 11.8.3.1) and the timers of the local APIC. */
+/* The I/O APIC (82093AA; SDM 3, 11.8.3.1) and the local APIC's timers. */
 
 #include <errno.h>
 #include <string.h>
@@ -19,7 +19,7 @@ registers(const void *arg __unused)
 
 	equal("version and pins", ioapic(vm, 1), 0x001f0011);
 	set_ioapic(vm, 0, 0xffffffff);
-	/* Bits 27 to 24; there may be more of them. */
+	/* Bits 27 to 24; there may be more bits. */
 	equal("the id", ioapic(vm, 0) & 0x0fffffff, 0x0f000000);
 	equal("the arbitration id", ioapic(vm, 2), ioapic(vm, 0));
 	set_ioapic(vm, 1, 0);
@@ -68,7 +68,7 @@ edge(const void *arg __unused)
 	check(vm_ioapic_pulse_irq(vm->ctx, 9) == 0, "a pulse is refused");
 	window(vm);
 	equal("after a pulse", count(vm, 0x91), 1);
-	/* Held, it is one; what was lost while masked stays lost. */
+	/* Held, it is one interrupt; what was lost while masked stays lost. */
 	check(vm_ioapic_assert_irq(vm->ctx, 9) == 0, "assert is refused");
 	window(vm);
 	window(vm);
@@ -81,14 +81,16 @@ edge(const void *arg __unused)
 	equal("after a pulse while masked", count(vm, 0x91), 2);
 	check((ioapic(vm, REDIR(9)) & REMOTE_IRR) == 0, "Remote IRR is set");
 	check(!lapic_bit(vm, L_TMR, 0x91), "TMR's bit is set");
-	/* Up while masked and when it is unmasked: no edge then, either. */
+	/*
+	 * High while masked and when it is unmasked: this is no edge, either.
+	 */
 	set_ioapic(vm, REDIR(9), MASKED | 0x91);
 	check(vm_ioapic_assert_irq(vm->ctx, 9) == 0, "assert is refused");
 	set_ioapic(vm, REDIR(9), 0x91);
 	window(vm);
 	equal("unmasked while it is up", count(vm, 0x91), 2);
 	check(vm_ioapic_deassert_irq(vm->ctx, 9) == 0, "deassert is refused");
-	/* Somebody else's. */
+	/* The interrupt of another APIC. */
 	set_ioapic(vm, REDIR(9) + 1, 5u << 24);
 	check(vm_ioapic_pulse_irq(vm->ctx, 9) == 0, "a pulse is refused");
 	window(vm);
@@ -96,7 +98,7 @@ edge(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A level: again until it goes, Remote IRR from acceptance to EOI. */
+/* A level repeats until it ends; Remote IRR is set from acceptance to EOI. */
 static void
 level(const void *arg __unused)
 {
@@ -135,7 +137,10 @@ level_masked(const void *arg __unused)
 	set_ioapic(vm, REDIR(21), LEVEL | 0x93);
 	window(vm);
 	equal("when unmasked", count(vm, 0x93), 1);
-	/* To edge and back clears Remote IRR: an EOI for those without one. */
+	/*
+	 * Changing to edge and back clears Remote IRR: an EOI for I/O APICs
+	 * without an EOI register.
+	 */
 	check((ioapic(vm, REDIR(21)) & REMOTE_IRR) != 0,
 	    "Remote IRR is not set");
 	set_ioapic(vm, REDIR(21), MASKED | 0x93);
@@ -145,7 +150,7 @@ level_masked(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Asserted again before the EOI, and gone: one interrupt. */
+/* Asserted again before the EOI, and released: one interrupt. */
 static void
 level_again(const void *arg __unused)
 {
@@ -164,7 +169,7 @@ level_again(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Two devices on one pin: it is asserted until both have gone. */
+/* Two devices on one pin: it is asserted until both have released it. */
 static void
 shared_pin(const void *arg __unused)
 {
@@ -185,7 +190,7 @@ shared_pin(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* One-shot, SDM 3, 11.5.4: once, and the count stays 0. */
+/* One-shot (SDM 3, 11.5.4): it fires once, and the count stays 0. */
 static void
 one_shot(const void *arg __unused)
 {
@@ -200,7 +205,7 @@ one_shot(const void *arg __unused)
 	check(first <= 0x7fffffff && second < first && second != 0,
 	    "the count goes from %#x to %#x", first, second);
 	equal("the initial count", lapic(vm, L_COUNT), 0x7fffffff);
-	set_lapic(vm, L_COUNT, 1000000);	/* some 7 ms */
+	set_lapic(vm, L_COUNT, 1000000);	/* about 7 ms */
 	check(g_halt(vm), "nothing ends HLT: exit %s",
 	    exit_name(vm->exit.exitcode));
 	equal("interrupts", count(vm, 0x61), 1);
@@ -208,7 +213,7 @@ one_shot(const void *arg __unused)
 	wait_ms(30);
 	window(vm);
 	equal("interrupts later", count(vm, 0x61), 1);
-	/* Masked, it counts and is silent; 0 stops it. */
+	/* Masked, it counts but does not interrupt; 0 stops it. */
 	set_lapic(vm, L_TIMER, MASKED | 0x61);
 	set_lapic(vm, L_COUNT, 1000000);
 	wait_ms(30);
@@ -240,7 +245,7 @@ periodic(const void *arg __unused)
 	equal("interrupts", count(vm, 0x62), 8);
 	check(took > 7.5 / 32 && took < 9.0 / 32 + 0.2,
 	    "8 periods of 1/32 s took %.4f s", took);
-	/* Software-disabled it stops. */
+	/* Disabling the APIC by software stops it. */
 	set_lapic(vm, L_SVR, 0xff);
 	handlers(vm, H_EOI_LAPIC);
 	wait_ms(100);
@@ -250,7 +255,7 @@ periodic(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Each divisor, 11.5.4, figure 11-10: the count falls so much slower. */
+/* Every divisor (11.5.4, figure 11-10): the count falls slower by it. */
 static void
 divisors(const void *arg __unused)
 {

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Calls of libvmmapi and ioctls that few use: what they answer. */
+/* Rarely used functions of libvmmapi and ioctls: their results. */
 
 #include <sys/param.h>
 #include <sys/domainset.h>
@@ -17,7 +17,7 @@
 #include "devices.h"
 #include "second.h"
 
-/* The kernel's devices from outside: as the guest sees them. */
+/* The host accesses the kernel's devices: it sees what the guest sees. */
 static void
 kernel_devices(const void *arg __unused)
 {
@@ -61,7 +61,7 @@ kernel_devices(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The mode of a vCPU's APIC is got as it was set; other modes are refused. */
+/* The mode of a vCPU's APIC is read as it was set; other modes are refused. */
 static void
 x2apic_state(const void *arg __unused)
 {
@@ -82,14 +82,14 @@ x2apic_state(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Every capability has a name, and the name is its own. */
+/* Every capability has a name, and no two have the same. */
 static void
 names(const void *arg __unused)
 {
 	for (int type = 0; type < VM_CAP_MAX; type++) {
 		const char *name = vm_capability_type2name(type);
 
-		/* The newest one's name may still be missing. */
+		/* The newest one may not have a name yet. */
 		if (name == NULL)
 			continue;
 		equal(name, (unsigned)vm_capability_name2type(name),
@@ -104,7 +104,9 @@ names(const void *arg __unused)
 	    "name");
 }
 
-/* Statistics by parts: from any index on, none behind the last. */
+/*
+ * Statistics can be read in parts: from any index on, and none after the last.
+ */
 static void
 by_parts(const void *arg __unused)
 {
@@ -164,7 +166,7 @@ all_stopped(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The set of vCPUs of an IPI, given room for less and for more. */
+/* The set of vCPUs of an IPI, in buffers that are too small and too large. */
 static void
 set_sizes(const void *arg __unused)
 {
@@ -177,7 +179,7 @@ set_sizes(const void *arg __unused)
 	check(vm_set_capability(vm->vcpu[0], VM_CAP_IPI_EXIT, 1) == 0,
 	    "no ipi_exit: %s", strerror(errno));
 	for (size_t i = 0; i < nitems(sizes); i++) {
-		/* An INIT to itself: every vCPU that it is for must be run. */
+		/* INIT to itself: all vCPUs that it addresses must run. */
 		set_lapic(vm, L_ICR_HIGH, 0);
 		memset(room, 0xff, sizeof(room));
 		set_reg(vm, VM_REG_GUEST_RCX, LAPIC + L_ICR);
@@ -220,7 +222,7 @@ page_entries(const void *arg __unused)
 	for (int i = 0; i < count && i < 4; i++)
 		check((entries[i] & 1) != 0, "entry %d is %#jx", i,
 		    (uintmax_t)entries[i]);
-	/* Nothing there: the walk ends at an entry that is none. */
+	/* Without memory the walk ends at an entry that is not valid. */
 	count = 0;
 	memset(entries, 0, sizeof(entries));
 	check(vm_get_gpa_pmap(vm->ctx, 1ul << 40, entries, &count) == 0,
@@ -231,7 +233,7 @@ page_entries(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Memory from a NUMA domain: sets of domains that are none are refused. */
+/* Memory from a NUMA domain; sets of domains that do not exist are refused. */
 static void
 domains(const void *arg __unused)
 {
@@ -272,7 +274,7 @@ domains(const void *arg __unused)
 #endif
 }
 
-/* ISA lines are pins of the I/O APIC as well: asserted, held and gone. */
+/* ISA lines are also pins of the I/O APIC: asserted, held and released. */
 static void
 isa_levels(const void *arg __unused)
 {

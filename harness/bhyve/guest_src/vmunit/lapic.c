@@ -39,7 +39,7 @@ reset_values(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Figure 11-8: what can be written of each LVT, what is reserved. */
+/* Figure 11-8: the writable and the reserved bits of each LVT entry. */
 static void
 lvt_bits(const void *arg __unused)
 {
@@ -67,7 +67,9 @@ lvt_bits(const void *arg __unused)
 		equal_at("LVT", bits[i].offset, lapic(vm, bits[i].offset),
 		    0x5a);
 	}
-	/* 11.4.7.2: software-disabled, they are masked and stay so. */
+	/*
+	 * 11.4.7.2: while the APIC is disabled by software they stay masked.
+	 */
 	set_lapic(vm, L_SVR, 0xff);
 	for (size_t i = 0; i < nitems(bits); i++) {
 		equal_at("LVT while disabled", bits[i].offset,
@@ -85,7 +87,7 @@ read_only(const void *arg __unused)
 	static const unsigned offsets[] = { L_ID, L_VERSION, L_PPR, L_ISR,
 	    L_TMR, L_IRR, L_CURRENT };
 	struct vm *vm = vm_with_lapic(0);
-	/* On AMD vmm.ko takes it over from V_TPR, which is four bits. */
+	/* On AMD vmm.ko copies it from V_TPR, which has four bits. */
 	uint32_t before, tpr = intel ? 0x34 : 0x30;
 
 	for (size_t i = 0; i < nitems(offsets); i++) {
@@ -104,7 +106,7 @@ read_only(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A read of 8 or 64 bits of a register is answered, too. */
+/* A register can also be read with 8 or 64 bits. */
 static void
 other_sizes(const void *arg __unused)
 {
@@ -115,14 +117,14 @@ other_sizes(const void *arg __unused)
 	RUN(vm, 0x8a, 0x01);			/* mov (%rcx), %al */
 	expect_done(vm);
 	equal("8 bits of the version", reg(vm, VM_REG_GUEST_RAX), 0x1114);
-	/* 64 bits are no access that a processor's own APIC page takes. */
+	/* A processor's own APIC page does not accept 64-bit accesses. */
 	if (!apicv)
 		equal("64 bits of SVR", (uint32_t)g_read(vm, LAPIC + L_SVR, 8),
 		    0x1ff);
 	vm_free(vm);
 }
 
-/* IRR, then ISR, then neither: 11.8.4. */
+/* In IRR, then in ISR, then in neither: 11.8.4. */
 static void
 in_service(const void *arg __unused)
 {
@@ -139,7 +141,7 @@ in_service(const void *arg __unused)
 	check(!lapic_bit(vm, L_IRR, 0x61), "IRR's bit stays");
 	check(lapic_bit(vm, L_ISR, 0x61), "ISR's bit is not set");
 	equal("PPR", lapic(vm, L_PPR), 0x60);
-	/* Lower and equal classes wait, a higher one comes. */
+	/* Lower and equal classes wait, a higher one is delivered. */
 	set_lapic(vm, L_ICR, 0x40000 | 0x6f);
 	window(vm);
 	equal("of the same class", count(vm, 0x6f), 0);
@@ -169,7 +171,7 @@ priorities(const void *arg __unused)
 	set_lapic(vm, L_TPR, 0x50);
 	window(vm);
 	equal("above the TPR", count(vm, 0x6e), 1);
-	/* The highest first, so the lowest is the last. */
+	/* The highest comes first, so the lowest is the last. */
 	for (unsigned vector = 0xf1; vector >= 0x31; vector -= 0x20)
 		set_lapic(vm, L_ICR, 0x40000 | vector);
 	set_lapic(vm, L_TPR, 0);
@@ -181,7 +183,7 @@ priorities(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* 11.5.3: illegal vectors; ESR shows them when it has been written. */
+/* 11.5.3: illegal vectors; a write to ESR makes it show them. */
 static void
 errors(const void *arg __unused)
 {
@@ -196,7 +198,9 @@ errors(const void *arg __unused)
 	equal("error interrupts", count(vm, 0x77), 1);
 	set_lapic(vm, L_ESR, 0);
 	equal("ESR written again", lapic(vm, L_ESR), 0);
-	/* Masked, there is no interrupt, but the error is there. */
+	/*
+	 * While it is masked there is no interrupt, but the error is recorded.
+	 */
 	set_lapic(vm, L_ERROR, MASKED | 0x77);
 	set_lapic(vm, L_ICR, 0x40000 | 0x05);
 	window(vm);
@@ -206,7 +210,7 @@ errors(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Vectors from outside: 16 to 255, and none while software-disabled. */
+/* Vectors from the host: 16 to 255, and none while disabled by software. */
 static void
 from_outside(const void *arg __unused)
 {
@@ -234,7 +238,7 @@ struct local {
 	int		pin;
 	unsigned	offset;
 };
-/* VM_LAPIC_LOCAL_IRQ's numbers are the LVT's, machine/apicreg.h. */
+/* VM_LAPIC_LOCAL_IRQ uses the LVT's numbers of machine/apicreg.h. */
 static const struct local locals[] = {
 	{ "LINT0", 0, L_LINT0 }, { "LINT1", 1, L_LINT1 },
 	{ "TIMER", 2, L_TIMER }, { "ERROR", 3, L_ERROR },
@@ -273,7 +277,7 @@ local_interrupts(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* An LVT with an illegal vector: send illegal vector, and no interrupt. */
+/* An LVT entry with an illegal vector: "send illegal vector", no interrupt. */
 static void
 illegal_lvt(const void *arg __unused)
 {
@@ -283,12 +287,15 @@ illegal_lvt(const void *arg __unused)
 	check(vm_lapic_local_irq(vm->vcpu[0], 4) == 0, "PMC is refused");
 	set_lapic(vm, L_ESR, 0);
 	equal("ESR", lapic(vm, L_ESR), 0x20);
-	/* The error's own LVT is illegal: no endless error of errors. */
+	/*
+	 * The vector of the error's own LVT entry is illegal: this must not
+	 * cause more and more errors.
+	 */
 	set_lapic(vm, L_ERROR, 0x02);
 	check(vm_lapic_local_irq(vm->vcpu[0], 4) == 0, "PMC is refused");
 	set_lapic(vm, L_ESR, 0);
 	equal("ESR", lapic(vm, L_ESR), 0x20);
-	/* ... nor for an IPI with an illegal vector. */
+	/* The same for an IPI with an illegal vector. */
 	set_lapic(vm, L_ICR, 0x40000 | 0x03);
 	set_lapic(vm, L_ESR, 0);
 	equal("ESR after an IPI", lapic(vm, L_ESR), 0x20);
@@ -306,7 +313,7 @@ msi(const void *arg __unused)
 	    "a broadcast is refused");
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x77000, 0x53) == 0,
 	    "an MSI to nobody is an error");
-	/* Bits 5 to 11 extend the destination: 0x100 is nobody, either. */
+	/* Bits 5 to 11 extend the destination: nothing has the id 0x100. */
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x20, 0x54) == 0,
 	    "an MSI to nobody is an error");
 	/* Logical: with RH and DM, and LDR 2. */

@@ -4,14 +4,14 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The two 8259A and the 8254, by their data sheets. */
+/* The two 8259A and the 8254, as in their data sheets. */
 
 #include <errno.h>
 #include <string.h>
 
 #include "legacy.h"
 
-/* ICW1 to ICW4 for both, all unmasked but what `masks` says. */
+/* Write ICW1 to ICW4 of both; all lines in `masks` are masked. */
 void
 init_pics(struct vm *vm, uint8_t icw4, uint16_t masks)
 {
@@ -27,7 +27,7 @@ init_pics(struct vm *vm, uint8_t icw4, uint16_t masks)
 	outb(vm, SLAVE + 1, (uint8_t)(masks >> 8));
 }
 
-/* A VM with the PICs wired straight to the vCPU: its APIC is disabled. */
+/* A VM with the PICs connected to the vCPU: its APIC is disabled. */
 struct vm *
 vm_with_pic(uint32_t flags, uint8_t icw4)
 {
@@ -59,7 +59,7 @@ isr(struct vm *vm, uint16_t port)
 	return (inb(vm, port));
 }
 
-/* Every line comes at its vector, the slave's through line 2. */
+/* Every line has its vector; the slave's lines pass through line 2. */
 static void
 vectors(const void *arg __unused)
 {
@@ -99,7 +99,7 @@ masks(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The lowest line is the highest priority; specific and other EOIs. */
+/* The lowest line has the highest priority; specific and other EOIs. */
 static void
 priorities(const void *arg __unused)
 {
@@ -123,7 +123,10 @@ priorities(const void *arg __unused)
 	window(vm);
 	equal("IRQ 6", count(vm, BASE1 + 6), 1);
 	outb(vm, MASTER, 0x20);
-	/* Rotation: after an EOI with it, line 6 is the lowest. */
+	/*
+	 * Rotation: after an EOI with rotation, line 6 has the lowest
+	 * priority.
+	 */
 	pulse(vm, 6);
 	window(vm);
 	outb(vm, MASTER, 0xa0);
@@ -150,7 +153,7 @@ automatic(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A request that is gone when it is acknowledged is line 7's. */
+/* A request that ends before its acknowledgement appears as line 7. */
 static void
 spurious(const void *arg __unused)
 {
@@ -165,7 +168,7 @@ spurious(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* ELCR: IRQ 0, 1, 2, 8 and 13 are edges for ever (PIIX). */
+/* ELCR: IRQ 0, 1, 2, 8 and 13 are always edges (PIIX). */
 static void
 trigger(const void *arg __unused)
 {
@@ -192,7 +195,7 @@ trigger(const void *arg __unused)
 	equal("ELCR2", inb(vm, 0x4d1), 0x08);
 	check(vm_isa_set_irq_trigger(vm->ctx, 16, EDGE_TRIGGER) != 0,
 	    "IRQ 16 is taken");
-	/* A level comes again and again while it lasts. */
+	/* A level interrupts repeatedly while it lasts. */
 	handlers(vm, H_EXIT);
 	(void)vm_isa_assert_irq(vm->ctx, 11, -1);
 	window(vm);
@@ -213,7 +216,7 @@ special_modes(const void *arg __unused)
 {
 	struct vm *vm = vm_with_pic(H_EXIT, 1);
 
-	/* Special mask mode: a masked line in service blocks nobody. */
+	/* Special mask mode: a masked line in service blocks no other line. */
 	pulse(vm, 3);
 	window(vm);
 	pulse(vm, 6);
@@ -224,7 +227,7 @@ special_modes(const void *arg __unused)
 	window(vm);
 	equal("IRQ 6 in special mask mode", count(vm, BASE1 + 6), 1);
 	outb(vm, MASTER, 0x48);
-	/* Poll: the line and acknowledgement by a read. */
+	/* Poll: a read returns the line and acknowledges it. */
 	init_pics(vm, 1, 0);
 	outb(vm, MASTER, 0x63);
 	outb(vm, MASTER, 0x66);
@@ -253,7 +256,7 @@ virtual_wire(const void *arg __unused)
 	window(vm);
 	equal("through LINT0", count(vm, BASE1 + 5), 1);
 	check(vm_isa_pulse_irq(vm->ctx, 16, -1) != 0, "IRQ 16 is taken");
-	/* An ISA line is an I/O APIC's pin, too. */
+	/* An ISA line is also a pin of the I/O APIC. */
 	route(vm, 11, 0x9b);
 	check(vm_isa_pulse_irq(vm->ctx, 11, 11) == 0, "IRQ 11 is refused");
 	handlers(vm, H_EOI_PIC | H_EOI_LAPIC);
@@ -280,7 +283,7 @@ load(struct vm *vm, unsigned channel, uint8_t mode, uint16_t value)
 	outb(vm, (uint16_t)(0x40 + channel), (uint8_t)(value >> 8));
 }
 
-/* Counts fall; a latched one stands until it is read. */
+/* The count falls; a latched one stays until it is read. */
 static void
 pit_counts(const void *arg __unused)
 {
@@ -293,7 +296,7 @@ pit_counts(const void *arg __unused)
 		second = latched(vm, channel);
 		check(first <= 0xf000 && second < first,
 		    "channel %u goes from %#x to %#x", channel, first, second);
-		/* 10 ms are some 11900 counts; a second latch is ignored. */
+		/* 10 ms are about 11900 counts; a second latch is ignored. */
 		load(vm, channel, 2, 0xf000);
 		outb(vm, 0x43, (uint8_t)(channel << 6));
 		wait_ms(10);
@@ -306,7 +309,9 @@ pit_counts(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Read-back: null count until loaded, OUT at the end of mode 0; port 61. */
+/*
+ * Read-back: null count until it is loaded, OUT at the end of mode 0; port 61.
+ */
 static void
 pit_status(const void *arg __unused)
 {
@@ -315,7 +320,7 @@ pit_status(const void *arg __unused)
 	outb(vm, 0x43, 0xb0);			/* channel 2, mode 0 */
 	outb(vm, 0x43, 0xe8);			/* status of channel 2 */
 	equal("null count before it is loaded", inb(vm, 0x42) & 0x40, 0x40);
-	load(vm, 2, 0, 60000);			/* some 50 ms */
+	load(vm, 2, 0, 60000);			/* about 50 ms */
 	outb(vm, 0x43, 0xe8);
 	equal("null count when loaded", inb(vm, 0x42) & 0x40, 0);
 	equal("OUT at port 61", inb(vm, 0x61) & 0x20, 0);
@@ -326,7 +331,7 @@ pit_status(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Mode 2 of channel 0 is IRQ 0 and pin 2, at 1193182 Hz over the count. */
+/* Mode 2 of channel 0: IRQ 0 and pin 2, at 1193182 Hz divided by the count. */
 static void
 pit_interrupts(const void *arg __unused)
 {
@@ -335,13 +340,13 @@ pit_interrupts(const void *arg __unused)
 
 	route(vm, 2, 0x95);
 	began = uptime();
-	load(vm, 0, 2, 29829);			/* 40 Hz, nearly */
+	load(vm, 0, 2, 29829);			/* about 40 Hz */
 	while (count(vm, 0x95) < 8 && g_halt(vm))
 		continue;
 	took = uptime() - began;
 	check(took > 7.9 / 40 && took < 8.5 / 40 + 0.2,
 	    "8 periods of 1/40 s took %.4f s", took);
-	/* Mode 0: once. */
+	/* Mode 0: one interrupt. */
 	handlers(vm, H_EOI_LAPIC);
 	load(vm, 0, 0, 5000);
 	check(g_halt(vm), "nothing ends HLT");

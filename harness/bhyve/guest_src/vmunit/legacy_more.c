@@ -4,14 +4,14 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* More of the 8259A and the 8254: what few guests use, by their data sheets. */
+/* More functions of the 8259A and the 8254, which few guests use. */
 
 #include <errno.h>
 #include <string.h>
 
 #include "legacy.h"
 
-/* OCW2's "set priority": the line behind the one named is the highest. */
+/* OCW2's "set priority": the line after the named one is the highest. */
 static void
 set_priority(const void *arg __unused)
 {
@@ -23,7 +23,7 @@ set_priority(const void *arg __unused)
 	window(vm);
 	equal("IRQ 4 before 1", count(vm, BASE1 + 4), 1);
 	equal("IRQ 1 meanwhile", count(vm, BASE1 + 1), 0);
-	/* 1 is lower than 4, so it waits for 4's EOI; 5 is, too. */
+	/* 1 is lower than 4, so it waits for 4's EOI; so does 5. */
 	pulse(vm, 5);
 	window(vm);
 	equal("IRQ 1 while 4 is in service", count(vm, BASE1 + 1), 0);
@@ -35,7 +35,7 @@ set_priority(const void *arg __unused)
 	window(vm);
 	equal("IRQ 1 at last", count(vm, BASE1 + 1), 1);
 	outb(vm, MASTER, 0x20);
-	/* A new initialization sets it back. */
+	/* A new initialization resets it. */
 	init_pics(vm, 1, 0);
 	pulse(vm, 1);
 	pulse(vm, 4);
@@ -44,7 +44,7 @@ set_priority(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* ICW1 clears IMR and requests, and reads give IRR again. */
+/* ICW1 clears IMR and requests, and reads return IRR again. */
 static void
 initialized(const void *arg __unused)
 {
@@ -53,7 +53,7 @@ initialized(const void *arg __unused)
 	outb(vm, MASTER + 1, 0xff);
 	pulse(vm, 6);
 	equal("IRR", irr(vm, MASTER), 0x40);
-	outb(vm, MASTER, 0x0b);			/* reads are of ISR */
+	outb(vm, MASTER, 0x0b);			/* reads return ISR */
 	outb(vm, MASTER, 0x11);
 	outb(vm, MASTER + 1, 0x40);		/* other vectors */
 	outb(vm, MASTER + 1, 4);
@@ -65,7 +65,7 @@ initialized(const void *arg __unused)
 	pulse(vm, 3);
 	window(vm);
 	equal("IRQ 3 at its new vector", count(vm, 0x43), 1);
-	/* Its low three bits are the line's. */
+	/* Its low three bits are the line's number. */
 	init_pics(vm, 1, 0);
 	outb(vm, MASTER, 0x11);
 	outb(vm, MASTER + 1, 0x4f);
@@ -79,8 +79,8 @@ initialized(const void *arg __unused)
 }
 
 /*
- * A slave's line in service holds off the slave's others at the master, but in
- * special fully nested mode (ICW4.SFNM) higher ones come.
+ * A slave's line in service holds back the slave's other lines at the master;
+ * in special fully nested mode (ICW4.SFNM) higher lines interrupt.
  */
 static void
 nested(const void *arg)
@@ -104,7 +104,7 @@ nested(const void *arg)
 	vm_free(vm);
 }
 
-/* Rotation with automatic EOI: what came last is the lowest. */
+/* Rotation with automatic EOI: the last line has the lowest priority. */
 static void
 rotating(const void *arg __unused)
 {
@@ -125,7 +125,7 @@ rotating(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A poll when nobody asks says so; lines that are masked do not count. */
+/* A poll without a request reports that; masked lines are not reported. */
 static void
 polled(const void *arg __unused)
 {
@@ -144,7 +144,7 @@ polled(const void *arg __unused)
 	window(vm);
 	equal("interrupts", count(vm, BASE1 + 4), 0);
 	equal("ISR", isr(vm, MASTER) & 0x10, 0x10);
-	/* The slave's too. */
+	/* The same for the slave. */
 	pulse(vm, 10);
 	outb(vm, SLAVE, 0x0e);
 	equal("a poll of the slave", inb(vm, SLAVE) & 0x87, 0x82);
@@ -167,7 +167,7 @@ two_reads(struct vm *vm, unsigned channel)
 	return ((uint16_t)(low | inb(vm, (uint16_t)(0x40 + channel)) << 8));
 }
 
-/* 0 is the longest count, 65536; every mode that guests use is taken. */
+/* 0 is the longest count, 65536; every mode that guests use is supported. */
 static void
 pit_modes(const void *arg __unused)
 {
@@ -185,7 +185,10 @@ pit_modes(const void *arg __unused)
 		second = two_reads(vm, 2);
 		check(first <= 0xff00 && first > 0xe000 && second < first,
 		    "mode %u: from %#x to %#x", modes[i], first, second);
-		/* The status says the mode, and that two bytes make a count. */
+		/*
+		 * The status contains the mode, and that a count has two
+		 * bytes.
+		 */
 		outb(vm, 0x43, 0xe8);
 		(void)inb(vm, 0x42);
 		load(vm, 2, modes[i], 0);
@@ -198,7 +201,7 @@ pit_modes(const void *arg __unused)
 }
 
 /*
- * Without a latch the count is read as it goes, low byte first; read-back
+ * Without a latch the running count is read, low byte first.  Read-back
  * latches status and count of several channels.
  */
 static void
@@ -214,7 +217,7 @@ pit_reads(const void *arg __unused)
 	check(first <= 0xf000 && first > 0xd000 && second < first &&
 	    second > 0xc000, "unlatched it goes from %#x to %#x", first,
 	    second);
-	/* Counts of channels 0 and 2: latched together. */
+	/* The counts of channels 0 and 2, latched together. */
 	load(vm, 0, 2, 0xf000);
 	load(vm, 2, 2, 0xf000);
 	outb(vm, 0x43, 0xda);
@@ -225,7 +228,7 @@ pit_reads(const void *arg __unused)
 	    first);
 	check(second <= 0xf000 && second > 0x8000,
 	    "channel 2 is latched as %#x", second);
-	/* Status first, then the count that was latched with it. */
+	/* The status comes first, then the count that was latched with it. */
 	load(vm, 2, 2, 0xf000);
 	outb(vm, 0x43, 0xc8);
 	wait_ms(40);

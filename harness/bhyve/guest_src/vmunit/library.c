@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* libvmmapi's own work, and the control device's manners. */
+/* Functions of libvmmapi itself, and the control device. */
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -39,13 +39,13 @@ sizes(const void *arg __unused)
 		bytes = 0;
 		error = vm_parse_memsize(cases[i].text, &bytes);
 		if (!cases[i].good)
-			continue;	/* not the same in every release */
+			continue;	/* differs between releases */
 		check(error == 0 && bytes == cases[i].bytes, "\"%s\" is %zu",
 		    cases[i].text, bytes);
 	}
 }
 
-/* Memory above 3 GiB goes above 4 GiB. */
+/* Memory above 3 GiB is mapped above 4 GiB. */
 static void
 high_memory(const void *arg __unused)
 {
@@ -64,7 +64,7 @@ high_memory(const void *arg __unused)
 	    "memory at 3 GiB can be mapped");
 	check(vm_map_gpa(vm->ctx, 4 * GIB + 2 * MIB - 1, 2) == NULL,
 	    "memory beyond the end can be mapped");
-	/* Lengths with which the end wraps around. */
+	/* Lengths with which the end of the range wraps around. */
 	check(vm_map_gpa(vm->ctx, 0x1000, (size_t)-0x800) == NULL,
 	    "a length that wraps can be mapped");
 	check(vm_map_gpa(vm->ctx, 4 * GIB + MIB, (size_t)-MIB) == NULL,
@@ -81,7 +81,7 @@ high_memory(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* vm_copy_setup: a run of addresses on two pages that are apart. */
+/* vm_copy_setup: a range of addresses on two pages that are not adjacent. */
 static void
 copies(const void *arg __unused)
 {
@@ -94,7 +94,7 @@ copies(const void *arg __unused)
 	struct iovec iov[2];
 	int fault = 1;
 
-	/* The window's second page is the third of A_DATA. */
+	/* The window's second page is the third page of A_DATA. */
 	if (vm_copy_setup(vm->vcpu[0], &paging, WINDOW + PAGE_SIZE - 10, 27,
 	    PROT_WRITE, iov, 2, &fault) != 0 || fault != 0)
 		fail("it cannot be set up: %s", strerror(errno));
@@ -110,14 +110,14 @@ copies(const void *arg __unused)
 	vm_copyin(iov, back, 27);
 	vm_copy_teardown(iov, 2);
 	check(memcmp(back, text, 27) == 0, "it reads as \"%.27s\"", back);
-	/* Into a device there is no copying. */
+	/* A device cannot be copied to. */
 	paging.cr3 = cr3_of(LONG64, W_DEVICE);
 	check(vm_copy_setup(vm->vcpu[0], &paging, WINDOW, 8, PROT_READ, iov,
 	    2, &fault) == EFAULT, "a device can be copied from");
 	vm_free(vm);
 }
 
-/* /dev/vmmctl: to be opened for writing, its reserved words are zero. */
+/* /dev/vmmctl must be opened for writing; reserved words must be zero. */
 static void
 control(const void *arg __unused)
 {
@@ -173,7 +173,7 @@ statistics(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The host's own registers: its floating point outlives a guest's. */
+/* The host's registers: its floating-point state survives a guest's run. */
 static void
 host_state(const void *arg __unused)
 {

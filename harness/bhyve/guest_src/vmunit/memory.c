@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* A VM's memory: segments, mappings, and every edge of /dev/vmm/NAME. */
+/* A VM's memory: segments, mappings, and the edges of /dev/vmm/NAME. */
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -119,7 +119,7 @@ mappings(const void *arg __unused)
 		    cases[i].error);
 	check(map(vm, (struct vm_memmap){ .gpa = 2 * MIB, .len = MIB,
 	    .prot = 7 }) != 0, "what is mapped can be mapped again");
-	/* In order of addresses. */
+	/* They are listed in the order of addresses. */
 	for (uint64_t gpa = 0; gpa <= 3 * MIB; gpa = next.gpa + next.len) {
 		next = (struct vm_memmap){ .gpa = gpa };
 		if (ioctl(vm->fd, VM_MMAP_GETNEXT, &next) != 0) {
@@ -135,7 +135,7 @@ mappings(const void *arg __unused)
 	next.gpa = 3 * MIB + 4096;
 	check(ioctl(vm->fd, VM_MMAP_GETNEXT, &next) != 0 && errno == ENOENT,
 	    "behind the last mapping: %s", strerror(errno));
-	/* Only whole mappings can be taken away. */
+	/* Only whole mappings can be removed. */
 	gone = (struct vm_munmap){ .gpa = MIB, .len = MIB };
 	check(ioctl(vm->fd, VM_MUNMAP_MEMSEG, &gone) != 0 && errno == EINVAL,
 	    "half a mapping: %s", strerror(errno));
@@ -147,7 +147,7 @@ mappings(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* As many as there is room for, then ENOSPC. */
+/* Mappings up to the limit, and then ENOSPC. */
 static void
 too_many(const void *arg __unused)
 {
@@ -164,14 +164,14 @@ too_many(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* read(2) and write(2) at and beyond the edges; a hole reads as zeros. */
+/* read(2) and write(2) at and beyond the edges; a hole contains zeros. */
 static void
 file_edges(const void *arg __unused)
 {
 	struct vm *vm = vm_bare();
 	char byte = 'a', bytes[64];
 
-	/* A page, a hole of a page, a page that is read-only. */
+	/* A page, a hole of one page, a read-only page. */
 	errors_of("3 pages", allocate(vm, 0, 3 * 4096, ""), 0);
 	errors_of("the first", map(vm, (struct vm_memmap){ .gpa = 0,
 	    .len = 4096, .prot = 7 }), 0);
@@ -242,7 +242,7 @@ mmap_edges(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A guest's last byte, and the first that is not its own. */
+/* A guest's last byte, and the first one after it. */
 static void
 guest_edges(const void *arg __unused)
 {
@@ -263,7 +263,7 @@ guest_edges(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Device memory: the host writes, the guest reads, and the other way. */
+/* Device memory: guest and host read what the other one writes. */
 static void
 device_memory(const void *arg __unused)
 {
@@ -279,7 +279,7 @@ device_memory(const void *arg __unused)
 	equal("what the guest reads", g_read(vm, 17 * MIB - 4, 4) >> 24, 0x77);
 	g_write(vm, 16 * MIB, 8, 0x1122334455667788);
 	equal("what the host reads", rom[7], 0x11);
-	/* Unmapped, it is a device that nobody emulates. */
+	/* When it is unmapped, an access is an exit that no device handles. */
 	check(vm_munmap_memseg(vm->ctx, 16 * MIB, MIB) == 0, "not unmapped");
 	set_reg(vm, VM_REG_GUEST_RCX, 16 * MIB);
 	RUN(vm, 0x8a, 0x01);
@@ -288,7 +288,7 @@ device_memory(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Memory is zero at first, whatever the host did with it before. */
+/* Memory is zero at first, whatever the host used it for. */
 static void
 zeroed(const void *arg __unused)
 {

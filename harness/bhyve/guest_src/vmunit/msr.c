@@ -5,8 +5,9 @@
  */
 
 /*
- * MSRs: values after a reset, what can be written, what is a #GP(0).  Numbers
- * and fields are those of Intel's SDM 4, chapter 2, and AMD's APM 2, appendix A.
+ * MSRs: values after a reset, which can be written, which raise #GP(0).
+ * Numbers and fields are those of Intel's SDM 4, chapter 2, and AMD's APM 2,
+ * appendix A.
  */
 
 #include <machine/specialreg.h>
@@ -21,10 +22,10 @@
 
 enum answer {
 	VALUE,			/* reads as `value` */
-	KEPT,			/* reads as `value`, then as what was written */
-	IGNORED,		/* ... and what is written is ignored */
-	READONLY,		/* ... and writing is a #GP(0) */
-	LEFT,			/* both come out of VM_RUN: bhyve decides */
+	KEPT,			/* reads `value`, then what was written */
+	IGNORED,		/* reads `value`; writes are ignored */
+	READONLY,		/* reads `value`; writing is a #GP(0) */
+	LEFT,			/* both end VM_RUN: bhyve decides */
 };
 
 struct msr {
@@ -40,14 +41,16 @@ struct msr {
 #define	NON_CANONICAL	0x0000800000000000ul
 
 static const struct msr msrs[] = {
-	/* The APIC: at fee00000, enabled, this is the BSP (SDM 3, 11.4.4). */
+	/* The APIC: at fee00000, enabled, on the BSP (SDM 3, 11.4.4). */
 	{ "APIC_BASE", 0x1b, BOTH, VALUE, 0xfee00900, 0, 0 },
 	{ "SYSENTER_CS", 0x174, BOTH, KEPT, 0, 0x1234, 0 },
 	{ "SYSENTER_ESP", 0x175, BOTH, KEPT, 0, 0x123456789a, 0 },
 	{ "SYSENTER_EIP", 0x176, BOTH, KEPT, 0, 0x123456789b, 0 },
 	{ "MCG_CAP", 0x179, BOTH, IGNORED, 0, 0xff, 0 },
 	{ "MCG_STATUS", 0x17a, BOTH, IGNORED, 0, 0xff, 0 },
-	/* 10 variable ranges, fixed ones, write-combining (SDM 3, 12.11.1). */
+	/*
+	 * 10 variable ranges, fixed ranges, write-combining (SDM 3, 12.11.1).
+	 */
 	{ "MTRRCAP", 0xfe, BOTH, READONLY, 0x50a, 0, 0x50a },
 	{ "MTRR_DEF_TYPE", 0x2ff, BOTH, KEPT, 0, 0xc06, 0x1000 },
 	{ "MTRR_PHYSBASE0", 0x200, BOTH, KEPT, 0, 0x80000006, 0x80000f06 },
@@ -73,7 +76,9 @@ static const struct msr msrs[] = {
 	    NON_CANONICAL },
 	{ "KERNEL_GS_BASE", 0xc0000102, BOTH, KEPT, 0, 0x123456789000,
 	    NON_CANONICAL },
-	/* Behind the last fixed and the last variable range is nothing. */
+	/*
+	 * There is nothing after the last fixed and the last variable range.
+	 */
 	{ "no MTRR 270", 0x270, BOTH, LEFT, 0, 0, 0 },
 	{ "no MTRR 214", 0x214, BOTH, LEFT, 0, 0, 0 },
 	{ "MISC_FEATURE_ENABLES", 0x140, INTEL, LEFT, 0, 0, 0 },
@@ -166,7 +171,7 @@ values(const void *arg)
 	vm_free(vm);
 }
 
-/* One VM's MSRs are not another's, nor do they become the host's. */
+/* A VM's MSRs are not another VM's, and not the host's. */
 static void
 isolation(const void *arg __unused)
 {
@@ -233,7 +238,7 @@ efer(const void *arg __unused)
 		(void)g_rdmsr(vm, 0xc0000080, &value);
 		equal("EFER with NXE", value & EFER_NXE, EFER_NXE);
 	}
-	/* LME while paging is on; bits that are reserved. */
+	/* LME while paging is on; reserved bits. */
 	check(!g_wrmsr(vm, 0xc0000080, value & ~(uint64_t)EFER_LME),
 	    "LME can be cleared while paging is on");
 	check(!g_wrmsr(vm, 0xc0000080, value | 1ul << 60),
@@ -246,7 +251,7 @@ efer(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* AMD's microcode is not a guest's to change; writing it is ignored. */
+/* A guest cannot change AMD's microcode; a write is ignored. */
 static void
 microcode(const void *arg __unused)
 {
@@ -258,7 +263,7 @@ microcode(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* x2APIC: SDM 3, table 11-6.  The MSRs answer in that mode only. */
+/* x2APIC: SDM 3, table 11-6.  The MSRs work only in this mode. */
 static void
 x2apic(const void *arg __unused)
 {
@@ -283,11 +288,11 @@ x2apic(const void *arg __unused)
 	check(g_wrmsr(vm, 0x808, 0x50), "TPR cannot be written");
 	check(g_rdmsr(vm, 0x808, &value), "TPR cannot be read");
 	equal("TPR", value, 0x50);
-	/* 64 bits of ICR; what is read is what was written. */
+	/* ICR has 64 bits; what was written is read. */
 	check(g_wrmsr(vm, 0x830, 0x0000000500000000ul | 0x000000c9),
 	    "ICR cannot be written");
 	check(g_rdmsr(vm, 0x830, &value), "ICR cannot be read");
-	/* A processor's own APIC page may keep the halves apart. */
+	/* A processor's own APIC page may store the halves separately. */
 	equal("ICR", value & (apicv ? 0xffffffff : ~0ul),
 	    apicv ? 0xc9 : 0x00000005000000c9ul);
 	vm_free(vm);

@@ -13,16 +13,18 @@
 #define	PTE		0x67ul		/* present, writable, user, A, D */
 #define	PTE_PS		0x80ul
 
-/* Shared page directories for 0, 2 and 3 GiB, then six pages a window. */
+/*
+ * Shared page directories for 0, 2 and 3 GiB, then six pages for each window.
+ */
 #define	PD(gib)		(A_PAGES + 0x1000u * ((gib) == 0 ? 0 : (gib) - 1))
 #define	OF(window)	(A_PAGES + 0x3000u + 0x6000u * (window))
 enum { PML4, PDPT, PD1, PT, PD32, PT32 };
 #define	TABLE(window, which) (OF(window) + 0x1000u * (which))
 
 /*
- * The window: four pages of data and two of code.  Pages of memory that follow
- * each other there do not in guest-physical memory, so whoever takes a run of
- * addresses for a run of pages is found out.
+ * The window: four pages of data and two of code.  Its adjacent pages are not
+ * adjacent in guest-physical memory, so code that confuses linear and physical
+ * addresses fails.
  */
 static uint64_t
 behind(enum window window, unsigned page)
@@ -80,7 +82,7 @@ gate(char *mem, unsigned vector, uint32_t offset32, uint32_t offset64)
 	    (uint64_t)(offset32 >> 16) << 48;
 }
 
-/* Fill a guest's memory with what every mode needs. */
+/* Fill a guest's memory with everything that the modes need. */
 void
 make_tables(char *mem)
 {
@@ -118,7 +120,7 @@ make_tables(char *mem)
 	}
 }
 
-/* The root of a mode's page tables that shows a window. */
+/* CR3 for a mode, with page tables that map a window. */
 uint64_t
 cr3_of(enum mode mode, enum window window)
 {

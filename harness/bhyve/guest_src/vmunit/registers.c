@@ -5,8 +5,8 @@
  */
 
 /*
- * Control registers by every general register, and registers that only the
- * host sees.
+ * Control registers with every general register, and registers that only the
+ * host can read.
  */
 
 #include <machine/psl.h>
@@ -24,8 +24,9 @@ static const int general[] = { VM_REG_GUEST_RAX, VM_REG_GUEST_RCX,
 	VM_REG_GUEST_R13, VM_REG_GUEST_R14, VM_REG_GUEST_R15 };
 
 /*
- * A MOV between a control register and a general one: SDM 2, "MOV - Move
- * to/from Control Registers".  Of the general ones only `which` has the value.
+ * A MOV between a control register and a general one (SDM 2, "MOV - Move
+ * to/from Control Registers").  Only the general register `which` has the
+ * value.
  */
 static bool
 move(struct vm *vm, unsigned cr, unsigned which, bool to, uint64_t value,
@@ -34,7 +35,9 @@ move(struct vm *vm, unsigned cr, unsigned which, bool to, uint64_t value,
 	uint8_t bytes[4];
 	unsigned used = 0;
 
-	/* REX.R is CR8's fourth bit, REX.B the general register's. */
+	/*
+	 * REX.R is the fourth bit of CR8, REX.B that of the general register.
+	 */
 	if (cr >= 8 || which >= 8)
 		bytes[used++] = (uint8_t)(0x40 | (cr >= 8 ? 4 : 0) |
 		    (which >= 8 ? 1 : 0));
@@ -53,8 +56,8 @@ struct control {
 };
 
 /*
- * What a bit that vmm.ko holds fast is set to reaches it by every register.
- * Bits 30 and 29 of CR0 are CD and NW; bit 16 is WP.
+ * A guest's value of a bit that vmm.ko controls is stored through every
+ * register.  Bits 30 and 29 of CR0 are CD and NW; bit 16 is WP.
  */
 static void
 every_register(const void *arg)
@@ -80,8 +83,8 @@ every_register(const void *arg)
 }
 
 /*
- * CR4.VMXE: a processor without VMX, which a guest's CPUID says it is, answers
- * with a #GP(0).  vmm.ko lets the guest have what it writes.
+ * CR4.VMXE: a processor without VMX, as CPUID shows it to the guest, raises
+ * #GP(0).  vmm.ko accepts what the guest writes.
  */
 static void
 vmxe(const void *arg __unused)
@@ -108,7 +111,7 @@ vmxe(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The entries of PAE's directory, which the processor loads by itself. */
+/* The entries of PAE's directory, which the processor loads itself. */
 static void
 pdptes(const void *arg __unused)
 {
@@ -128,7 +131,10 @@ pdptes(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Descriptors: base, limit and rights of each, set and got; none of others. */
+/*
+ * Descriptors: base, limit and access rights can be set and read; other
+ * registers have none.
+ */
 static void
 descriptors(const void *arg __unused)
 {
@@ -183,7 +189,7 @@ descriptors(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Numbers that are no register, alone and in sets. */
+/* Numbers that are not registers, alone and in sets. */
 static void
 no_registers(const void *arg __unused)
 {
@@ -210,7 +216,7 @@ no_registers(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The state that libvmmapi gives to a kernel of FreeBSD, 64 and 32 bits. */
+/* The state that libvmmapi sets up for a FreeBSD kernel, 64 and 32 bits. */
 static void
 freebsd(const void *arg)
 {

@@ -51,7 +51,7 @@ expect_time(struct vm *vm, const char *format, const uint8_t wanted[8])
 	for (size_t i = 0; i < nitems(offsets); i++) {
 		uint8_t value = get(vm, offsets[i]);
 
-		/* A second may pass meanwhile. */
+		/* A second may pass during the reads. */
 		check(value == wanted[i] || (i == 0 && value == wanted[0] + 1),
 		    "%s: %s is %#x, not %#x", format, names[i], value,
 		    wanted[i]);
@@ -80,7 +80,7 @@ formats(const void *arg __unused)
 	set(vm, B, B_BINARY);
 	expect_time(vm, "binary, 12 hours", (const uint8_t []){ 57, 58,
 	    0x80 + 11, 4, 25, 11, 26, 20 });
-	/* Midnight and noon are 12 in 12 hours. */
+	/* In 12-hour mode midnight and noon are 12. */
 	check(vm_rtc_settime(vm->ctx, MOMENT + 183) == 0, "not to be set");
 	equal("the hour after midnight", get(vm, 4), 12);
 	check(vm_rtc_settime(vm->ctx, MOMENT + 183 + 43200) == 0,
@@ -89,7 +89,7 @@ formats(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Registers A to D: A has no update in progress, D says the time is good. */
+/* Registers A to D: A shows no update in progress, D a valid time. */
 static void
 control(const void *arg __unused)
 {
@@ -105,7 +105,7 @@ control(const void *arg __unused)
 	set(vm, C, 0xff);
 	equal("register C", get(vm, C), 0);
 	equal("port 70", inb(vm, 0x70), 0xff);
-	/* Bit 7 of the index is the NMI mask, not the index's. */
+	/* Bit 7 of port 70 is the NMI mask and not part of the index. */
 	equal("register D by 8D", get(vm, 0x80 | D), 0x80);
 	vm_free(vm);
 }
@@ -133,7 +133,7 @@ written(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Hours of a 12-hour clock, as a guest writes them; BCD and binary. */
+/* Hours in 12-hour mode, written by a guest; BCD and binary. */
 static void
 hours(const void *arg __unused)
 {
@@ -190,9 +190,9 @@ dates(const void *arg __unused)
 		check(vm_rtc_gettime(vm->ctx, &now) == 0 &&
 		    now >= all[i].time && now <= all[i].time + 1,
 		    "%jd is %jd", (intmax_t)all[i].time, (intmax_t)now);
-		/* And back: what the host sets the guest reads. */
+		/* The other direction: the guest reads what the host sets. */
 		set(vm, B, B_24 | B_HALT);
-		set(vm, 9, 0x72);		/* a leap year, too */
+		set(vm, 9, 0x72);		/* also a leap year */
 		set(vm, B, B_24);
 		check(vm_rtc_settime(vm->ctx, all[i].time) == 0,
 		    "%jd cannot be set", (intmax_t)all[i].time);
@@ -235,7 +235,10 @@ nvram(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* IRQ 8: periodic at 64 Hz, updates each second; C says which, and clears. */
+/*
+ * IRQ 8: periodic at 64 Hz, updates each second; a read of C shows the cause
+ * and clears it.
+ */
 static void
 interrupts(const void *arg __unused)
 {
@@ -263,7 +266,7 @@ interrupts(const void *arg __unused)
 	check(g_halt(vm), "nothing ends HLT");
 	equal("register C after an update", get(vm, C), 0x90);
 	equal("register C, read again", get(vm, C), 0);
-	/* An alarm for every second: C0 and more mean any. */
+	/* An alarm each second: C0 and above match every value. */
 	set(vm, B, B_24);
 	(void)get(vm, C);
 	for (uint8_t i = 1; i < 6; i += 2)
@@ -274,7 +277,10 @@ interrupts(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The RTC's second is a second: it turns over at the same moment each time. */
+/*
+ * The RTC's second has the right length: it changes at the same moment each
+ * time.
+ */
 static void
 rtc_speed(const void *arg __unused)
 {
@@ -290,7 +296,7 @@ rtc_speed(const void *arg __unused)
 	check(first - MOMENT >= 4 && first - MOMENT <= after - before + 0.01,
 	    "%jd s passed in %.3f s", (intmax_t)(first - MOMENT),
 	    after - before);
-	/* With its divider held in reset (register A) it stands. */
+	/* With its divider reset (register A) it stops. */
 	set(vm, A, 0x60);
 	(void)vm_rtc_gettime(vm->ctx, &first);
 	wait_ms(2000);

@@ -5,8 +5,8 @@
  */
 
 /*
- * A second vCPU that runs: how it is started, and what both have to do
- * together.  It is run by a thread of its own.
+ * A second vCPU, which a thread runs: how it is started, and what needs both
+ * vCPUs.
  */
 
 #include <errno.h>
@@ -20,14 +20,14 @@
 #define	IPI_STARTUP	0x600
 
 /*
- * Code for it: sti and jmp .; sti and hlt; cli and hlt.  In Bochs 2.7 nothing
- * interrupts a guest that spins with interrupts off, not even its host.
+ * Code for it: sti and jmp .; sti and hlt; cli and hlt.  In Bochs 2.7 nothing,
+ * not even the host, interrupts a guest that spins with interrupts off.
  */
 static const uint8_t spin[] = { 0xfb, 0xeb, 0xfe, 0x90 };
 static const uint8_t halt[] = { 0xfb, 0xf4, 0xeb, 0xfc };
 static const uint8_t dead[] = { 0xfa, 0xf4, 0xeb, 0xfc };
 
-/* A second vCPU, run by a thread until something comes out. */
+/* A second vCPU, which a thread runs until an exit. */
 struct second {
 	struct vm	*vm;
 	struct vm_exit	exit;
@@ -51,7 +51,7 @@ run_second(void *arg)
 	return (NULL);
 }
 
-/* vCPU 1 in real mode at A_AP, with this code there. */
+/* Start vCPU 1 in real mode at A_AP, with this code. */
 static pthread_t
 start_second(struct vm *vm, struct second *second, const uint8_t *bytes,
     size_t length)
@@ -81,7 +81,7 @@ start(struct vm *vm, uint32_t mode, unsigned id, unsigned vector)
 	return (vm->exit.exitcode != VM_EXITCODE_INOUT);
 }
 
-/* INIT and SIPI come out as IPI with whom they are for (ipi_exit). */
+/* INIT and SIPI exit as IPI with their destinations (ipi_exit). */
 static void
 startup(const void *arg __unused)
 {
@@ -90,11 +90,11 @@ startup(const void *arg __unused)
 	pthread_t thread = start_second(vm, &second, halt, sizeof(halt));
 	cpuset_t wanted;
 
-	/* It has to be there: an INIT waits for whom it is for. */
+	/* vCPU 1 must be running: an INIT waits for its destination. */
 	wait_ms(20);
 	check(vm_set_capability(vm->vcpu[0], VM_CAP_IPI_EXIT, 1) == 0,
 	    "no ipi_exit: %s", strerror(errno));
-	/* A SIPI to one that waits for none is ignored. */
+	/* A SIPI is ignored by a vCPU that does not wait for one. */
 	check(!start(vm, IPI_STARTUP, 1, A_AP >> 12),
 	    "a SIPI without an INIT: exit %s",
 	    exit_name(vm->exit.exitcode));
@@ -118,7 +118,7 @@ startup(const void *arg __unused)
 	    vm->exit.u.ipi.vector);
 	(void)run(vm);
 	expect_done(vm);
-	/* The second SIPI, as manuals have it, is ignored. */
+	/* The second SIPI, which manuals recommend, is ignored. */
 	check(!start(vm, IPI_STARTUP, 1, A_AP >> 12),
 	    "a second SIPI: exit %s", exit_name(vm->exit.exitcode));
 	(void)vm_suspend(vm->ctx, VM_SUSPEND_POWEROFF);
@@ -127,7 +127,9 @@ startup(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The same for a bhyve that knows no IPI exit, and activates vCPUs then. */
+/*
+ * The same for a bhyve without ipi_exit, which activates vCPUs at this exit.
+ */
 static void
 startup_old(const void *arg __unused)
 {
@@ -148,7 +150,7 @@ startup_old(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* To ids that there are none of: nothing, in both ways. */
+/* IPIs to ids that do not exist change nothing, in both ways. */
 static void
 to_nobody(const void *arg __unused)
 {
@@ -178,14 +180,14 @@ to_nobody(const void *arg __unused)
 			set_lapic(vm, L_ICR, 0x400);
 		}
 	}
-	/* It is alive, and nothing came to it. */
+	/* It still runs, and nothing was delivered to it. */
 	window(vm);
 	expect_done(vm);
 	equal("interrupts", count(vm, 0x61), 0);
 	vm_free(vm);
 }
 
-/* Both see a suspension, whatever the second is at. */
+/* A suspension ends both, whatever the second one does. */
 static void
 suspended(const void *arg)
 {
@@ -215,7 +217,7 @@ suspended(const void *arg)
 	vm_free(vm);
 }
 
-/* All vCPUs halted with interrupts off are a VM that is halted. */
+/* If all vCPUs halt with interrupts off, the VM is halted. */
 static void
 all_halted(const void *arg __unused)
 {
@@ -233,7 +235,7 @@ all_halted(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A route that changes needs every vCPU (rendezvous); mappings beside it. */
+/* Changing a route needs every vCPU (rendezvous); memory is mapped as well. */
 static void
 rendezvous(const void *arg)
 {

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* A vCPU that sleeps in HLT, and what others do to it meanwhile. */
+/* A vCPU that sleeps in HLT, and actions of others during this time. */
 
 #include <errno.h>
 #include <pthread.h>
@@ -18,7 +18,7 @@ struct sleeper {
 	double		ended;
 };
 
-/* Runs vCPU 0 until something comes out. */
+/* Run vCPU 0 until an exit. */
 static void *
 sleep_there(void *arg)
 {
@@ -38,8 +38,8 @@ static pthread_t
 lay_down(struct sleeper *sleeper, struct vm *vm)
 {
 	/*
-	 * sti; hlt; jmp to hlt: vmm ends a HLT early when its thread has
-	 * something else to do.
+	 * sti; hlt; jmp to hlt: vmm ends a HLT early if its thread has other
+	 * work.
 	 */
 	static const uint8_t halt[] = { 0xfb, 0xf4, 0xeb, 0xfd };
 	pthread_t thread;
@@ -54,8 +54,8 @@ lay_down(struct sleeper *sleeper, struct vm *vm)
 }
 
 /*
- * A vector below the TPR leaves it asleep, a higher one wakes it: at once,
- * and not when it next looks by itself, which is each second.
+ * A vector below the TPR does not wake it, a higher one does: at once, and not
+ * at its own check, which it makes each second.
  */
 static void
 woken(const void *arg __unused)
@@ -116,7 +116,7 @@ woken_by_all(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A debugger's stop and a suspension reach it. */
+/* A debugger's stop and a suspension end the sleep. */
 static void
 stopped(const void *arg)
 {
@@ -141,7 +141,7 @@ stopped(const void *arg)
 	vm_free(vm);
 }
 
-/* An ioctl for a vCPU that sleeps gets through, and it sleeps on. */
+/* An ioctl for a sleeping vCPU works, and the vCPU continues to sleep. */
 static void
 asked(const void *arg __unused)
 {

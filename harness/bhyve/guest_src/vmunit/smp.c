@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Several vCPUs: who gets an IPI, how one is started, what all of them do. */
+/* Several vCPUs: the destinations of IPIs, and APIC ids. */
 
 #include <sys/sysctl.h>
 
@@ -14,7 +14,7 @@
 #include "devices.h"
 #include "second.h"
 
-/* A VM with so many vCPUs, their APICs enabled. */
+/* A VM with this number of vCPUs, whose APICs are enabled. */
 struct vm *
 vm_with(int vcpus)
 {
@@ -56,8 +56,8 @@ set_lapic_of(struct vm *vm, int vcpu, unsigned offset, uint32_t value)
 }
 
 /*
- * Asked by that vCPU itself: where the processor delivers interrupts, one is
- * in its IRR only when it runs.
+ * Read by this vCPU itself: if the processor delivers interrupts, one is in
+ * the IRR only while the vCPU runs.
  */
 static bool
 requested(struct vm *vm, int vcpu, unsigned vector)
@@ -84,7 +84,9 @@ ids(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Fixed IPIs from vCPU 0: destination, and the set of vCPUs that get it. */
+/*
+ * Fixed IPIs from vCPU 0: the destination, and the set of vCPUs that get it.
+ */
 struct ipi {
 	const char	*what;
 	uint32_t	high, low;
@@ -110,7 +112,7 @@ fixed(const void *arg __unused)
 {
 	struct vm *vm = vm_with(4);
 
-	/* Logical ids 10, 20, 40, 80, flat. */
+	/* Logical ids 10, 20, 40, 80, flat model. */
 	for (int i = 0; i < 4; i++)
 		set_lapic_of(vm, i, L_LDR, 0x10u << i << 24);
 	for (size_t i = 0; i < nitems(ipis); i++) {
@@ -127,7 +129,7 @@ fixed(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Cluster model: bits 7 to 4 of the logical id are a cluster (11.6.2.2). */
+/* Cluster model: bits 7 to 4 of the logical id are the cluster (11.6.2.2). */
 static void
 clusters(const void *arg __unused)
 {
@@ -155,7 +157,7 @@ clusters(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* MSIs and the I/O APIC to others than vCPU 0. */
+/* MSIs and the I/O APIC to vCPUs other than vCPU 0. */
 static void
 from_devices(const void *arg __unused)
 {
@@ -171,7 +173,7 @@ from_devices(const void *arg __unused)
 	for (int cpu = 0; cpu < 4; cpu++)
 		check(requested(vm, cpu, 0x82), "vCPU %d misses a broadcast",
 		    cpu);
-	/* Lowest priority, logical: one of them. */
+	/* Lowest priority, logical: one of them gets it. */
 	for (int i = 0; i < 4; i++)
 		set_lapic_of(vm, i, L_LDR, 1u << i << 24);
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0xeu << 12 | 0xc, 0x183) == 0,

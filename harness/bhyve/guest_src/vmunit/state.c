@@ -5,8 +5,8 @@
  */
 
 /*
- * A vCPU's registers: after a reset, beside another VM's, and what writing the
- * control registers does.
+ * A vCPU's registers: after a reset, compared with another VM's, and the
+ * effects of writing the control registers.
  */
 
 #include <machine/psl.h>
@@ -17,7 +17,7 @@
 
 #include "vmunit.h"
 
-/* SDM 3, table 10-1, after a reset; CR0 as libvmmapi says (no CD and NW). */
+/* SDM 3, table 10-1, after a reset; CR0 as in libvmmapi (no CD and NW). */
 static void
 after_reset(const void *arg __unused)
 {
@@ -53,7 +53,7 @@ after_reset(const void *arg __unused)
 	uint64_t base;
 	uint32_t limit, access;
 
-	/* Not what a vCPU begins with, but what has been in use. */
+	/* The values after use, not those of a new vCPU. */
 	RUN(vm, 0x48, 0xc7, 0xc0, 0x55, 0x55, 0x55, 0x55);
 	expect_done(vm);
 	set_reg(vm, VM_REG_GUEST_R15, 15);
@@ -77,7 +77,7 @@ after_reset(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* It runs after it, in real mode, at the vector. */
+/* After a reset it runs in real mode, at the reset vector. */
 static void
 runs_after_reset(const void *arg __unused)
 {
@@ -100,7 +100,7 @@ runs_after_reset(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* All registers that have names can be set and read again. */
+/* All named registers can be set and read. */
 static void
 set_and_got(const void *arg __unused)
 {
@@ -138,7 +138,7 @@ set_and_got(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* A guest sees what was set, and what it leaves is what is read. */
+/* A guest sees the registers that were set, and the host reads its values. */
 static void
 seen(const void *arg __unused)
 {
@@ -155,14 +155,17 @@ seen(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* Debug registers belong to a VM; a breakpoint of one is none of another. */
+/*
+ * Each VM has its own debug registers; a breakpoint has no effect on another
+ * VM.
+ */
 static void
 debug_registers(const void *arg __unused)
 {
 	/* mov %rax to %dr0, %rbx to %dr1, %rcx to %dr2, %rdx to %dr3 */
 	static const uint8_t set[] = { 0x0f, 0x23, 0xc0, 0x0f, 0x23, 0xcb,
 	    0x0f, 0x23, 0xd1, 0x0f, 0x23, 0xda };
-	/* ... and back */
+	/* the other direction */
 	static const uint8_t get[] = { 0x0f, 0x21, 0xc0, 0x0f, 0x21, 0xcb,
 	    0x0f, 0x21, 0xd1, 0x0f, 0x21, 0xda };
 	static const int numbers[] = { VM_REG_GUEST_RAX, VM_REG_GUEST_RBX,
@@ -193,7 +196,7 @@ debug_registers(const void *arg __unused)
 	vm_free(vms[1]);
 }
 
-/* DR0 is an instruction's address, DR7 says so: #DB before it, DR6.B0. */
+/* DR0 is an instruction's address, enabled in DR7: #DB before it, DR6.B0. */
 static void
 breakpoint(const void *arg __unused)
 {
@@ -220,7 +223,7 @@ breakpoint(const void *arg __unused)
 	vm_free(other);
 }
 
-/* XMM registers are a VM's own. */
+/* Each VM has its own XMM registers. */
 static void
 fpu(const void *arg __unused)
 {
@@ -236,7 +239,10 @@ fpu(const void *arg __unused)
 		code(vms[v], enable, sizeof(enable));
 		(void)run(vms[v]);
 		expect_done(vms[v]);
-		/* The first reads a fresh one: zero, not what the host had. */
+		/*
+		 * The first VM reads a new register: zero, not the host's
+		 * value.
+		 */
 		code(vms[v], store, sizeof(store));
 		(void)run(vms[v]);
 		expect_done(vms[v]);
@@ -256,7 +262,7 @@ fpu(const void *arg __unused)
 	vm_free(vms[1]);
 }
 
-/* What a guest writes to CR0 and CR4 it reads, also what VMX holds fast. */
+/* A guest reads the CR0 and CR4 that it wrote, also bits that VMX fixes. */
 static void
 control_registers(const void *arg __unused)
 {

@@ -5,9 +5,9 @@
  */
 
 /*
- * vCPUs that wait for another: a suspension and a rendezvous need all of them.
- * What waits for a vCPU that nobody runs can be killed, and mapping memory
- * meanwhile stops nobody.
+ * vCPUs that wait for another one: a suspension and a rendezvous need all of
+ * them.  A process that waits for a vCPU that does not run can be killed, and
+ * mapping memory during this time blocks nothing.
  */
 
 #include <sys/param.h>
@@ -37,7 +37,7 @@ static const uint8_t reroute[] = { 0xbe, 0x00, 0x00, 0xc0, 0xfe, 0xb8, 0x91,
 /* sti; jmp . */
 static const uint8_t spin[] = { 0xfb, 0xeb, 0xfe };
 
-/* A vCPU that a thread of its own runs, over and over. */
+/* A vCPU that a thread runs repeatedly. */
 struct runner {
 	struct vm	*vm;
 	int		number;
@@ -67,8 +67,9 @@ run_on(void *arg)
 
 /*
  * A process like bhyve: its first thread waits for events, another one runs
- * vCPU 0, which waits for vCPU 1, which nobody runs.  A signal is for the first
- * thread that takes it, and the kernel looks for none in VM_RUN.
+ * vCPU 0, which waits for vCPU 1, which nothing runs.  A signal goes to the
+ * first thread that accepts it, and the kernel does not check for signals in
+ * VM_RUN.
  */
 static void
 waiter(bool suspending, int name_to)
@@ -87,11 +88,13 @@ waiter(bool suspending, int name_to)
 		_exit(1);
 	(void)write(name_to, vm->name, sizeof(vm->name));
 	(void)pthread_join(thread, NULL);
-	/* It has come out without vCPU 1. */
+	/* It exited without vCPU 1. */
 	_exit(2);
 }
 
-/* Run vCPU 1 of another's VM, so that nobody waits for it any more. */
+/*
+ * Run vCPU 1 of another process's VM, so that nothing waits for it any more.
+ */
 static void
 release(const char *name)
 {
@@ -154,7 +157,10 @@ killed(const void *arg)
 	    strerror(errno));
 }
 
-/* vCPU 1 asks for one rendezvous after another, and memory comes and goes. */
+/*
+ * vCPU 1 requests one rendezvous after another, while memory is mapped and
+ * unmapped.
+ */
 static void
 mapped(const void *arg __unused)
 {
@@ -176,7 +182,7 @@ mapped(const void *arg __unused)
 		if (pthread_create(&threads[i], NULL, run_on, &runners[i]) != 0)
 			fail("no thread");
 	}
-	/* Both have to be at it. */
+	/* Both must have begun. */
 	wait_ms(50);
 	began = uptime();
 	for (int i = 0; i < ROUNDS; i++) {

@@ -5,8 +5,8 @@
  */
 
 /*
- * Task switches of 32-bit code: they come out of VM_RUN, with all that bhyve
- * needs to carry them out (SDM 3, 28.2, table 28-6).
+ * Task switches of 32-bit code: they end VM_RUN, with everything that bhyve
+ * needs to execute them (SDM 3, 28.2, table 28-6).
  */
 
 #include <machine/psl.h>
@@ -16,7 +16,7 @@
 
 #include "vmunit.h"
 
-#define	NEW_TASK	0x40u		/* behind the GDT's own entries */
+#define	NEW_TASK	0x40u		/* after the GDT's own entries */
 #define	A_NEW_TSS	0x01900u
 #define	GATE		0x50u
 #define	AVAILABLE	0x89ul
@@ -32,7 +32,7 @@ struct way {
 	int		ext;
 	bool		has_code;
 	uint32_t	errcode;
-	unsigned	at;		/* the instruction, in the code */
+	unsigned	at;		/* offset of the instruction */
 };
 
 #define	CODE(...)	{ __VA_ARGS__ }, sizeof((const uint8_t []){ __VA_ARGS__ })
@@ -101,7 +101,7 @@ switched(const void *arg __unused)
 		if (way->has_code)
 			equal(way->name, got->errcode, way->errcode);
 		equal(way->name, vm->exit.rip, A_CODE + way->at);
-		/* An event's switch returns to the instruction itself. */
+		/* The switch of an event returns to the instruction itself. */
 		equal(way->name, (unsigned)vm->exit.inst_length,
 		    way->ext ? 0 : way->length - way->at);
 		check(got->paging.paging_mode == PAGING_MODE_32 &&

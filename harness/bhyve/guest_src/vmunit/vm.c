@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* Virtual machines: made, put into a mode, run, destroyed. */
+/* Making, running and destroying virtual machines, and setting their mode. */
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -54,7 +54,7 @@ vm_bare(void)
 	return (vm);
 }
 
-/* The vCPU of a number, activated when it is first asked for. */
+/* The vCPU with this number, which is activated at its first use. */
 struct vcpu *
 vm_cpu(struct vm *vm, int number)
 {
@@ -78,7 +78,7 @@ vm_cpu(struct vm *vm, int number)
 	return (vcpu);
 }
 
-/* A VM with 2 MiB of memory, tables and handlers in it, in 64-bit mode. */
+/* A VM in 64-bit mode with 2 MiB of memory, tables and handlers. */
 struct vm *
 vm_new(void)
 {
@@ -99,7 +99,7 @@ vm_new(void)
 	return (vm);
 }
 
-/* The VM that tests of a group have in common, as a test left it. */
+/* The VM that the tests of a group share; it is as the last test left it. */
 struct vm *
 vm_shared(void)
 {
@@ -108,7 +108,9 @@ vm_shared(void)
 	return (common);
 }
 
-/* A test failed on it, or changed what others rely on: the next is fresh. */
+/*
+ * A test failed, or changed what others rely on: the next one gets a new VM.
+ */
 void
 vm_forget_shared(void)
 {
@@ -166,8 +168,8 @@ set_desc(struct vm *vm, int number, uint64_t base, uint32_t limit,
 #define	ACCESS_UNUSABLE	0x10000
 
 /*
- * Put the vCPU at hand into a mode, with paging but in real mode.  Selectors are those
- * of the GDT in paging.c.
+ * Set the mode of the current vCPU; paging is on except in real mode.
+ * Selectors are those of the GDT in paging.c.
  */
 void
 vm_mode(struct vm *vm, enum mode mode)
@@ -222,7 +224,7 @@ vm_mode(struct vm *vm, enum mode mode)
 	vm->mode = mode;
 }
 
-/* VM_RUN once; 0 or an errno. */
+/* One VM_RUN; 0 or an errno. */
 int
 step(struct vm *vm, struct vcpu *vcpu)
 {
@@ -233,7 +235,7 @@ step(struct vm *vm, struct vcpu *vcpu)
 	return (vm_run(vcpu, &vmrun) == 0 ? 0 : errno);
 }
 
-/* What the handlers of guest.S left on the stack. */
+/* Read what the handlers of guest.S left on the stack. */
 static void
 read_fault(struct vm *vm)
 {
@@ -259,8 +261,8 @@ read_fault(struct vm *vm)
 }
 
 /*
- * Run the vCPU at hand up to the next exit that says something; true when it is the end
- * of a piece of code (PORT_DONE).
+ * Run the current vCPU until the next exit that matters; true if this is the
+ * end of a piece of code (PORT_DONE).
  */
 bool
 run(struct vm *vm)
@@ -278,7 +280,7 @@ run(struct vm *vm)
 			return (false);
 		}
 		switch (vm->exit.exitcode) {
-		case VM_EXITCODE_BOGUS:		/* something for the host */
+		case VM_EXITCODE_BOGUS:		/* nothing for us to do */
 		case VM_EXITCODE_REQIDLE:
 			continue;
 		case VM_EXITCODE_INST_EMUL:
@@ -313,7 +315,7 @@ exit_name(int code)
 	return (names[code]);
 }
 
-/* The last run must have come to the end of its code. */
+/* The last run must have reached the end of its code. */
 void
 expect_done(struct vm *vm)
 {

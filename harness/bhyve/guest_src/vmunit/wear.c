@@ -4,7 +4,10 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* VMs that come and go, one after the other and at once; wired memory. */
+/*
+ * VMs that are made and destroyed, one after another and at the same time;
+ * wired memory.
+ */
 
 #include <sys/param.h>
 #include <sys/sysctl.h>
@@ -44,7 +47,7 @@ vms(void)
 	return (number);
 }
 
-/* Each runs, and nothing of the one before is in it. */
+/* Each VM runs, and contains nothing of the previous one. */
 static void
 cycles(const void *arg __unused)
 {
@@ -72,7 +75,7 @@ come_and_go(void *arg)
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		struct vmctx *ctx;
 
-		/* Every thread wants the last name, too. */
+		/* All threads also try to make a VM with the same name. */
 		int error = ask("hw.vmm.create", "vmunit-race");
 
 		if (error != 0 && error != EEXIST)
@@ -90,7 +93,7 @@ come_and_go(void *arg)
 	return (NULL);
 }
 
-/* Threads that make and destroy VMs, some of one name. */
+/* Threads that make and destroy VMs, some with the same name. */
 static void
 race(const void *arg __unused)
 {
@@ -108,7 +111,7 @@ race(const void *arg __unused)
 	equal("VMs that are left", vms(), 0);
 }
 
-/* Wired memory is there at once, counted, and given back. */
+/* Wired memory is allocated at once, counted, and released. */
 static void
 wired(const void *arg __unused)
 {

@@ -4,7 +4,7 @@
  * Copyright (c) 2026 The vmm-workbench authors
  */
 
-/* The x2APIC (SDM 3, 11.12), and IPIs that are not fixed. */
+/* The x2APIC (SDM 3, 11.12), and other than fixed IPIs. */
 
 #include <errno.h>
 #include <string.h>
@@ -14,7 +14,7 @@
 
 #define	MSR(offset)	(0x800u + (offset) / 0x10u)
 
-/* A VM with so many vCPUs in x2APIC mode, enabled. */
+/* A VM with this number of vCPUs in x2APIC mode, which are enabled. */
 static struct vm *
 vm_with_x2apics(int vcpus)
 {
@@ -42,7 +42,7 @@ x2(struct vm *vm, int vcpu, unsigned offset)
 	return (value);
 }
 
-/* Table 11-6: what each register holds after a reset. */
+/* Table 11-6: the values of the registers after a reset. */
 static void
 registers(const void *arg __unused)
 {
@@ -59,7 +59,7 @@ registers(const void *arg __unused)
 
 	for (int cpu = 0; cpu < 4; cpu++) {
 		equal("the id", x2(vm, cpu, L_ID), (unsigned)cpu);
-		/* 11.12.10.2: the cluster in the upper half. */
+		/* 11.12.10.2: the upper half contains the cluster. */
 		equal("the logical id", x2(vm, cpu, L_LDR), 1u << cpu);
 		for (size_t i = 0; i < nitems(wanted); i++)
 			equal_at("register", wanted[i].offset, x2(vm, cpu,
@@ -68,7 +68,7 @@ registers(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* The timer and an LVT by MSR; EOI and what is in service. */
+/* The timer and an LVT entry by MSR; EOI and ISR. */
 static void
 used(const void *arg __unused)
 {
@@ -91,7 +91,7 @@ used(const void *arg __unused)
 	check(g_wrmsr(vm, MSR(L_LINT0), 0x10700), "LINT0 is refused");
 	equal("LINT0", x2(vm, 0, L_LINT0), 0x10700);
 	check(g_wrmsr(vm, MSR(L_ESR), 0), "ESR is refused");
-	/* Its page is memory now, or nothing: not the APIC. */
+	/* Its page is now memory or nothing, but not the APIC. */
 	(void)g_wrmsr(vm, MSR(L_TPR), 0x20);
 	set_reg(vm, VM_REG_GUEST_RCX, LAPIC + L_TPR);
 	set_reg(vm, VM_REG_GUEST_RAX, 0x70);
@@ -100,7 +100,7 @@ used(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* In xAPIC mode the MSRs change nothing. */
+/* In xAPIC mode the MSRs have no effect. */
 static void
 not_enabled(const void *arg __unused)
 {
@@ -154,7 +154,7 @@ sent(const void *arg __unused)
 	vm_free(vm);
 }
 
-/* MSIs with more than 8 bits of destination find x2APIC ids (11.11.1). */
+/* MSIs with more than 8 bits of destination reach x2APIC ids (11.11.1). */
 static void
 msi(const void *arg __unused)
 {
@@ -184,7 +184,7 @@ nmi_comes(struct vm *vm, int cpu)
 	return (came);
 }
 
-/* Table 11-3: an NMI is for others, or for an id. */
+/* Table 11-3: an NMI can go to others or to an id. */
 static void
 nmis(const void *arg __unused)
 {
@@ -197,7 +197,7 @@ nmis(const void *arg __unused)
 	};
 
 	for (size_t i = 0; i < nitems(kinds); i++) {
-		/* New ones: an NMI that came waits for its IRET. */
+		/* New VMs, because a delivered NMI waits for its IRET. */
 		struct vm *vm = vm_with(4);
 
 		for (int cpu = 0; cpu < 4; cpu++) {
@@ -218,7 +218,7 @@ nmis(const void *arg __unused)
 	}
 }
 
-/* Combinations that are none change nothing, and come to nobody. */
+/* Invalid combinations have no effect, and are delivered nowhere. */
 static void
 invalid(const void *arg __unused)
 {
