@@ -19,7 +19,7 @@ TAP version 13
 ok 1 - iov.count: the length of a list
 not ok 2 - iov.truncate: a list is cut
 # cut to 4 bytes, 1 buffers are left, not 2
-# it died of signal 11
+# it was ended by signal 11
 ok 3 - iov.seek: a list goes on # SKIP there is no seek_iov()
 # verdict failed=1
 """
@@ -144,7 +144,7 @@ def test_what_a_program_says() -> None:
     assert skipped.skipped == "there is no seek_iov()"
     assert str(failed) == (
         "iov.truncate (a list is cut) failed: cut to 4 bytes, 1 buffers are left, not 2; "
-        "it died of signal 11"
+        "it was ended by signal 11"
     )
 
 
@@ -214,10 +214,10 @@ def test_our_side_of_a_program(tmp_path: Path) -> None:
     assert [(it.name, it.held, it.notes) for it in cases] == [
         ("t.holds", True, ()),
         ("t.differs", False, ("one is 0x1, not 0x2", "bytes ??", 'text is "a", not "b"')),
-        ("t.crashes", False, ("it died of signal 11",)),
+        ("t.crashes", False, ("it was ended by signal 11",)),
         ("t.exits", False, ("it exited with 4",)),
         ("t.hangs", False, ("no end within 10 s",)),
-        ("t.far", False, ("it died of signal 11",)),
+        ("t.far", False, ("it was ended by signal 11",)),
         ("t.skip", True, ()),
     ]
     assert cases[-1].skipped == "no reason"

@@ -114,6 +114,23 @@ def test_the_list_names_each_case_once_in_words_that_tap_takes() -> None:
         assert [f"{test.name}: {test.what}" for test in report.tests] == [line]
 
 
+def test_the_list_has_the_claims_of_the_program() -> None:
+    """The names of emulation's cases are made by the program, so only their claims are compared."""
+    sources = sorted((vmunit.SOURCES).glob("*.c"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    text = re.sub(r'"\s*\n\s*"', "", text)
+    cases = dict(re.findall(r'\{ "([a-z]+\.\w+)",\s*"([^"]+)",', text))
+    kinds = re.findall(r'\{ "\w+",\s*"(w[^"]+)",\s*\w+,\s*(?:true|false) \}', text)
+    [made] = re.findall(r'"(emulation gives [^"]+ %s)"', text)
+    listed = vmunit.read_list()
+    assert len(cases) > 200
+    assert len(kinds) == 6
+    for name, claim in listed.items():
+        assert cases.get(name, claim) == claim
+        assert name in cases or claim in {made % kind for kind in kinds}
+    assert cases.keys() <= listed.keys()
+
+
 def test_the_list_is_compared_by_name_and_claim() -> None:
     assert vmunit.differences({"a.b": "x", "a.c": "y"}, {"a.b": "x", "a.d": "z"}) == [
         "-a.c: y",

@@ -45,7 +45,7 @@ access_port(int in, int port, int bytes, uint32_t *value)
 			miss("port %#x refuses %d bytes", port, bytes);
 		return;
 	}
-	miss("nobody has asked for port %#x", port);
+	miss("port %#x has no handler", port);
 }
 
 uint32_t

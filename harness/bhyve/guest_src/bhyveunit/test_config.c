@@ -104,7 +104,7 @@ booleans(void)
 	}
 	if (!get_config_bool_default("y", true) ||
 	    get_config_bool_default("y", false))
-		miss("a default is not taken");
+		miss("a default is not used");
 	set_config_bool("z", true);
 	is("z", "true");
 	set_config_bool("z", false);
@@ -139,7 +139,7 @@ references(void)
 
 const struct unit units[] = {
 	{ "config.values", "variables have the values that were set", values },
-	{ "config.nodes", 
+	{ "config.nodes",
 	    "nodes can be made, found and have variables", nodes },
 	{ "config.booleans", "texts are parsed as true or false", booleans },
 	{ "config.references", "variables are replaced in values", references },

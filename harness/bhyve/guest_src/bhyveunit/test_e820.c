@@ -187,7 +187,7 @@ refuses(void)
 	    E820_ALLOCATE_SPECIFIC), 0);
 	equal("over the end", e820_alloc(LOW - 0x1000, 0x2000, 1,
 	    E820_TYPE_RESERVED, E820_ALLOCATE_SPECIFIC), 0);
-	equal("behind all", e820_alloc(FOUR_G + HIGH, 0x1000, 1,
+	equal("after all", e820_alloc(FOUR_G + HIGH, 0x1000, 1,
 	    E820_TYPE_RESERVED, E820_ALLOCATE_SPECIFIC), 0);
 	finish();
 	equal("entries", entries, 5);

@@ -129,7 +129,7 @@ order(unsigned count, unsigned step)
 	equal("the number of files", found, count);
 	for (unsigned i = 0; i < found; i++) {
 		if (i > 0 && strcmp(entries[i - 1].name, entries[i].name) >= 0)
-			miss("%s stands before %s", entries[i - 1].name,
+			miss("%s is before %s", entries[i - 1].name,
 			    entries[i].name);
 		equal("the size", be32toh(entries[i].size), 11);
 		item(be16toh(entries[i].item), said, 11);
@@ -185,7 +185,7 @@ const struct unit units[] = {
 	    many_forwards },
 	{ "fwcfg.backwards", "more than ten files, each added before the first",
 	    many_backwards },
-	{ "fwcfg.mixed", 
+	{ "fwcfg.mixed",
 	    "more than ten files, added in the middle", many_mixed },
 	{ "fwcfg.name", "a name can have 55 characters, not 56", long_name },
 };

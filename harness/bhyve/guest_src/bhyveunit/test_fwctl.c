@@ -119,7 +119,7 @@ odd(void)
 	for (uint32_t length = 1; length <= 3; length++) {
 		request(GET, "cpu", length);
 		if (answer(GET, data, nitems(data)) == 0)
-			miss("a name of %u bytes is there", length);
+			miss("a name of %u bytes exists", length);
 	}
 	/* A name and its NUL need not fill the last word. */
 	for (uint32_t length = 5; length <= 8; length++)
@@ -134,7 +134,7 @@ unknown(void)
 	start();
 	request(GET, "hw.nothing", 12);
 	if (answer(GET, data, nitems(data)) == 0)
-		miss("hw.nothing is there");
+		miss("hw.nothing exists");
 	request(77, "hw.ncpu", 8);
 	if (answer(77, data, nitems(data)) == 0)
 		miss("request 77 is known");
@@ -154,7 +154,7 @@ too_long(void)
 	for (int i = 0; i < 21; i++)
 		port_out(OUT, 4, 0x61616161);
 	if (answer(GET, data, nitems(data)) == 0)
-		miss("84 bytes are taken for a name");
+		miss("a name of 84 bytes is accepted");
 	gets(8);
 }
 
@@ -203,7 +203,7 @@ const struct unit units[] = {
 	{ "fwctl.unknown", "an unknown name or request is an error", unknown },
 	{ "fwctl.long", "a name that is too long is an error", too_long },
 	{ "fwctl.reset", "the signature can be requested at any time", resets },
-	{ "fwctl.signature", 
+	{ "fwctl.signature",
 	    "reading the signature can begin again", signature_twice },
 	{ "fwctl.idle", "without a request there is no answer", idle },
 };

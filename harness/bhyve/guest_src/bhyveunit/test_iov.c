@@ -86,7 +86,7 @@ seeks(void)
 		n = -1;
 		seek_iov(iov, PARTS, rest, &n, seek);
 		if (count_iov(rest, n) != 16 - seek)
-			miss("behind %zu bytes there are %zu", seek,
+			miss("after %zu bytes there are %zu", seek,
 			    count_iov(rest, n));
 	}
 }
@@ -102,11 +102,11 @@ copies(void)
 	equal("bytes in", (size_t)buf_to_iov(text, 16, iov, PARTS, 0), 16);
 	equal("bytes out", (size_t)iov_to_buf(iov, PARTS, &flat), 16);
 	if (memcmp(flat, text, 16) != 0)
-		miss("what came out is %.16s", (char *)flat);
+		miss("the copied text is %.16s", (char *)flat);
 	equal("bytes in at 6", (size_t)buf_to_iov("WXYZ", 4, iov, PARTS, 6), 4);
 	equal("bytes out", (size_t)iov_to_buf(iov, PARTS, &flat), 16);
 	if (memcmp(flat, "012345WXYZabcdef", 16) != 0)
-		miss("what came out is %.16s", (char *)flat);
+		miss("the copied text is %.16s", (char *)flat);
 }
 
 const struct unit units[] = {
@@ -115,6 +115,7 @@ const struct unit units[] = {
 	{ "iov.truncate_empty", "an empty buffer ends no list",
 	    truncates_empty_buffers },
 	{ "iov.seek", "a list continues after each offset", seeks },
-	{ "iov.copy", "bytes go in and come out, also in the middle", copies },
+	{ "iov.copy",
+	    "bytes are copied in and out, also in the middle", copies },
 };
 const size_t nunits = nitems(units);

@@ -98,9 +98,9 @@ found(void)
 	same("below the first", owner(0xffff), "");
 	same("its first byte", owner(0x10000), "one");
 	same("its last byte", owner(0x10fff), "one");
-	same("the byte behind it", owner(0x11000), "two");
+	same("the byte after it", owner(0x11000), "two");
 	same("the second's last byte", owner(0x117ff), "two");
-	same("behind the second", owner(0x11800), "");
+	same("after the second", owner(0x11800), "");
 	same("the last address", owner(~0ul), "last");
 	same("the first one again", owner(0x10000), "one");
 	equal("what is read", (read_mem(NULL, 0x11010, &value, 2), value),
@@ -156,15 +156,15 @@ gone(void)
 	for (current = 0; current < 2; current++)
 		same("before", owner(0x10900), "one");
 	one.name = name;
-	equal("it goes", (uint64_t)unregister_mem(&one), 0);
+	equal("it can be removed", (uint64_t)unregister_mem(&one), 0);
 	for (current = 0; current < 2; current++)
-		same("after it has gone", owner(0x10900), "");
+		same("after it was removed", owner(0x10900), "");
 	current = 0;
 	if (unregister_mem(&one) == 0)
-		miss("it goes twice");
+		miss("it can be removed twice");
 	if (register_mem(&moved) != 0)
 		miss("its place is not free");
-	same("what is there now", owner(0x10900), "moved");
+	same("the device there now", owner(0x10900), "moved");
 	same("what is free now", owner(0x10100), "");
 }
 
@@ -207,7 +207,7 @@ emulated(void)
 	    0);
 	same("its device", hit, "fixed");
 	if (emulate_mem(NULL, 0x30000, NULL, NULL) == 0)
-		miss("nobody's memory is emulated");
+		miss("memory without a device is emulated");
 }
 
 const struct unit units[] = {
@@ -216,7 +216,7 @@ const struct unit units[] = {
 	{ "mem.overlaps", "a range that overlaps another takes nothing of it",
 	    overlaps },
 	{ "mem.gone", "a range can be removed or moved", gone },
-	{ "mem.fallback", 
+	{ "mem.fallback",
 	    "an address without a device goes to the fallback", fallback },
 	{ "mem.emulated", "instructions reach the device of their address",
 	    emulated },

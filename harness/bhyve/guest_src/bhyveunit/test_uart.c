@@ -192,7 +192,7 @@ received(void)
 	struct uart_ns16550_softc *uart = fresh();
 
 	put(FCR, 1);
-	equal("data ready, of none", get(LSR) & 1, 0);
+	equal("data ready without data", get(LSR) & 1, 0);
 	line.bytes[0] = 'a';
 	line.bytes[1] = 'b';
 	line.used = 2;
@@ -273,7 +273,7 @@ interrupts(void)
 		put(DATA, (uint8_t)i);
 	equal("line status", get(IIR), 0xc6);
 	(void)get(LSR);
-	equal("and then what was received", get(IIR) & 0x0f & ~8u, 4);
+	equal("then received data", get(IIR) & 0x0f & ~8u, 4);
 }
 
 /* FCR: turning FIFOs on or off empties them; so does their reset. */
@@ -308,13 +308,13 @@ places(void)
 
 	for (int i = 0; i < 4; i++) {
 		if (uart_legacy_alloc(i, &base, &irq) != 0) {
-			miss("COM%d cannot be had", i + 1);
+			miss("COM%d cannot be taken", i + 1);
 			continue;
 		}
 		equal("its port", (uint64_t)base, (uint64_t)bases[i]);
 		equal("its IRQ", (uint64_t)irq, (uint64_t)irqs[i]);
 		if (uart_legacy_alloc(i, &base, &irq) == 0)
-			miss("COM%d can be had twice", i + 1);
+			miss("COM%d can be taken twice", i + 1);
 	}
 	if (uart_legacy_alloc(4, &base, &irq) == 0 ||
 	    uart_legacy_alloc(-1, &base, &irq) == 0)
@@ -329,7 +329,7 @@ const struct unit units[] = {
 	{ "uart.received", "bytes are received", received },
 	{ "uart.loopback", "loopback connects data and modem lines, and "
 	    "overruns are reported", loopback },
-	{ "uart.interrupts", 
+	{ "uart.interrupts",
 	    "interrupts have the priorities of the data sheet", interrupts },
 	{ "uart.fifos", "FIFOs", fifos },
 	{ "uart.places", "COM1 to COM4 can be taken once each", places },

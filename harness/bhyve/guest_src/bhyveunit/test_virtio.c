@@ -246,23 +246,23 @@ static void
 registers(void)
 {
 	begin(~0ul);
-	equal("what it offers", get(HOST_FEATURES, 4), consts.vc_hv_caps);
-	equal("what was agreed on, of all", get(FEATURES, 4),
+	equal("the offered features", get(HOST_FEATURES, 4), consts.vc_hv_caps);
+	equal("the accepted features, of all", get(FEATURES, 4),
 	    consts.vc_hv_caps);
 	put(FEATURES, 4, 4 | 1ul << 31);
-	equal("what was agreed on, of two", get(FEATURES, 4), 4);
+	equal("the accepted features, of two", get(FEATURES, 4), 4);
 	equal("the queue's size", get(NUM, 2), QUEUE);
 	equal("the queue's page", get(PFN, 4), RING >> 12);
 	put(SELECT, 2, 1);
 	equal("the queue that is selected", get(SELECT, 2), 1);
 	equal("another queue's page", get(PFN, 4), 0);
 	put(SELECT, 2, 2);
-	equal("the size of a queue that is none", get(NUM, 2), 0);
+	equal("the size of a queue that does not exist", get(NUM, 2), 0);
 	put(STATUS, 1, 7);
 	equal("the status", get(STATUS, 1), 7);
 	/* Read-only registers, wrong sizes, beyond the end: no effect. */
 	put(HOST_FEATURES, 4, 0);
-	equal("what it offers", get(HOST_FEATURES, 4), consts.vc_hv_caps);
+	equal("the offered features", get(HOST_FEATURES, 4), consts.vc_hv_caps);
 	equal("two bytes of a register of four", get(HOST_FEATURES, 2),
 	    0xffff);
 	equal("beyond its configuration", get(20 + sizeof(config), 4),
@@ -282,7 +282,7 @@ reset_device(void)
 	before = resets;
 	put(STATUS, 1, 0);
 	equal("resets", resets - before, 1);
-	equal("what was agreed on", get(FEATURES, 4), 0);
+	equal("the accepted features", get(FEATURES, 4), 0);
 	put(SELECT, 2, 0);
 	equal("the queue's page", get(PFN, 4), 0);
 	equal("ISR", get(ISR, 1), 0);
@@ -319,7 +319,7 @@ notifications(void)
 	equal("the queue that is notified", notified, 2);
 	notified = 0;
 	put(NOTIFY, 2, 2);
-	equal("a queue that is none", notified, 0);
+	equal("a queue that does not exist", notified, 0);
 }
 
 /* Chains: read buffers before written ones; order and lengths. */
@@ -331,7 +331,7 @@ chains(void)
 
 	begin(0);
 	memset(&request, 0, sizeof(request));
-	equal("chains at first", (uint64_t)vq_getchain(queue, iov, QUEUE,
+	equal("chains without an offer", (uint64_t)vq_getchain(queue, iov, QUEUE,
 	    &request), 0);
 	descriptor(RING, 3, 0x5000, 16, F_NEXT, 1);
 	descriptor(RING, 1, 0x6000, 512, F_NEXT | F_WRITE, 6);
@@ -367,7 +367,7 @@ chains(void)
 	memset(iov, 0, sizeof(iov));
 	equal("buffers, with room for one", (uint64_t)vq_getchain(queue, iov,
 	    1, &request), 3);
-	equal("what is behind the room", iov[1].iov_len, 0);
+	equal("the entry after the room", iov[1].iov_len, 0);
 }
 
 static void
@@ -400,7 +400,7 @@ bad_chains(void)
 	static const struct { const char *what; uint32_t length;
 	    unsigned flags, next; } kinds[] = {
 		{ "a loop", 16, F_NEXT, 0 },
-		{ "a next one that is none", 16, F_NEXT, QUEUE },
+		{ "a next descriptor that does not exist", 16, F_NEXT, QUEUE },
 		{ "an indirect table of 15 bytes", 15, F_INDIRECT, 0 },
 		{ "an indirect table of no bytes", 0, F_INDIRECT, 0 },
 	};
@@ -413,7 +413,7 @@ bad_chains(void)
 		    kinds[i].next);
 		offer(0);
 		if (vq_getchain(queue, iov, QUEUE, &request) != -1)
-			miss("%s is taken", kinds[i].what);
+			miss("%s is accepted", kinds[i].what);
 	}
 	/* In an indirect table. */
 	begin(C_INDIRECT);
@@ -421,23 +421,23 @@ bad_chains(void)
 	descriptor(0x9000, 0, 0x5000, 16, F_NEXT, 2);
 	offer(0);
 	if (vq_getchain(queue, iov, QUEUE, &request) != -1)
-		miss("a next one beyond the indirect table is taken");
+		miss("a next descriptor beyond the indirect table is accepted");
 	begin(C_INDIRECT);
 	descriptor(RING, 0, 0x9000, 32, F_INDIRECT, 0);
 	descriptor(0x9000, 0, 0x5000, 16, F_INDIRECT, 0);
 	offer(0);
 	if (vq_getchain(queue, iov, QUEUE, &request) != -1)
-		miss("an indirect table in another is taken");
+		miss("an indirect table in another is accepted");
 	/* More chains than there are descriptors. */
 	begin(0);
 	put16(AVAIL(RING) + 2, QUEUE + 1);
 	if (vq_getchain(queue, iov, QUEUE, &request) != -1)
-		miss("more chains than descriptors are taken");
+		miss("more chains than descriptors are accepted");
 	/* A head that does not exist. */
 	begin(0);
 	offer(QUEUE);
 	if (vq_getchain(queue, iov, QUEUE, &request) != -1)
-		miss("a head that is none is taken");
+		miss("a head that does not exist is accepted");
 }
 
 /* Used elements fill the ring repeatedly, and its index goes on counting. */
@@ -499,7 +499,7 @@ on_empty(void)
 	vq_endchains(queue, 0);
 	equal("while there is more", msi, 0);
 	vq_endchains(queue, 1);
-	equal("when there is no more", msi, 1);
+	equal("when none is left", msi, 1);
 }
 
 /* With EVENT_IDX only when the index passes the driver's. */
@@ -521,7 +521,7 @@ event_index(void)
 	equal("at the third", msi, 1);
 	vq_relchain(queue, 3, 1);
 	vq_endchains(queue, 0);
-	equal("behind the third", msi, 1);
+	equal("after the third", msi, 1);
 	/* Several at once, beyond it. */
 	put16(event, 5);
 	for (unsigned i = 0; i < 4; i++)
@@ -533,7 +533,7 @@ event_index(void)
 const struct unit units[] = {
 	{ "virtio.registers", "registers show features and queues", registers },
 	{ "virtio.reset", "a reset clears everything", reset_device },
-	{ "virtio.configuration", 
+	{ "virtio.configuration",
 	    "a device's own registers can be accessed", configuration },
 	{ "virtio.notifications", "a queue is notified", notifications },
 	{ "virtio.chains", "chains of descriptors are read", chains },
@@ -542,7 +542,7 @@ const struct unit units[] = {
 	{ "virtio.used", "used elements fill the ring repeatedly", used },
 	{ "virtio.interrupts", "an interrupt comes if the driver wants it",
 	    interrupts },
-	{ "virtio.on_empty", 
+	{ "virtio.on_empty",
 	    "an interrupt comes when all buffers are used", on_empty },
 	{ "virtio.event_index", "EVENT_IDX chooses when an interrupt comes",
 	    event_index },

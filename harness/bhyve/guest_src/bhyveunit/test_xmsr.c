@@ -131,7 +131,7 @@ unknown(void)
 }
 
 const struct unit units[] = {
-	{ "xmsr.intel", 
+	{ "xmsr.intel",
 	    "MSRs that guests of Intel processors use are known", intel },
 	{ "xmsr.amd", "MSRs that guests of AMD processors use are known", amd },
 	{ "xmsr.unknown", "other MSRs are unknown", unknown },

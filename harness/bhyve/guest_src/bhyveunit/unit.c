@@ -133,7 +133,7 @@ run(const struct unit *unit)
 		err(EX_OSERR, "%s", unit->name);
 	if (WIFSIGNALED(status))
 		miss(WTERMSIG(status) == SIGALRM ? "no end within %d s" :
-		    "it died of signal %d",
+		    "it was ended by signal %d",
 		    WTERMSIG(status) == SIGALRM ? LIMIT_S : WTERMSIG(status));
 	else if (WEXITSTATUS(status) != 0)
 		miss("it exited with %d", WEXITSTATUS(status));

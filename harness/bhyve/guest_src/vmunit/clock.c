@@ -146,7 +146,7 @@ pmtimer(const void *arg __unused)
 	wait_ms(10);
 	second = g_in(vm, 0x408, 4);
 	check(second - first >= 35000 && second > first,
-	    "it goes from %#jx to %#jx in 10 ms", (uintmax_t)first,
+	    "it changes from %#jx to %#jx in 10 ms", (uintmax_t)first,
 	    (uintmax_t)second);
 	vm_free(vm);
 }

@@ -195,7 +195,8 @@ empty_leaves(const void *arg __unused)
 	equal("leaf 80000007: EAX", out[EAX], 0);
 	equal("leaf 80000007: EBX", out[EBX], 0);
 	equal("leaf 80000007: ECX", out[ECX], 0);
-	equal("leaf 80000007: EDX but invariant TSC", out[EDX] & ~0x100ul, 0);
+	equal("leaf 80000007: EDX without invariant TSC",
+	    out[EDX] & ~0x100ul, 0);
 	if (basic[EAX] >= 6) {
 		g_cpuid(vm, 6, 0, out);
 		equal("leaf 6: EAX", out[EAX], 4);
@@ -285,7 +286,7 @@ extended_state(const void *arg __unused)
 	    "leaf D: ECX is %#jx, the host's %#x", (uintmax_t)out[ECX],
 	    host[ECX]);
 	g_cpuid(vm, 0xd, 1, out);
-	equal("leaf D.1: EAX but XSAVEOPT", out[EAX] & ~1ul, 0);
+	equal("leaf D.1: EAX without XSAVEOPT", out[EAX] & ~1ul, 0);
 	equal("leaf D.1: EBX", out[EBX], 0);
 	equal("leaf D.1: ECX", out[ECX], 0);
 	g_cpuid(vm, 0xd, 62, out);
@@ -333,7 +334,7 @@ topology(const void *arg __unused)
 		g_cpuid(vm, 0x80000008, 0, out);
 		equal("leaf 80000008: threads - 1", out[ECX] & 0xff, 3);
 		equal("leaf 80000008: id bits", out[ECX] >> 12 & 0xf, 2);
-		equal("leaf 80000008: EBX but CLZERO, IRPERF, XSAVEERPTR",
+		equal("leaf 80000008: EBX without CLZERO, IRPERF, XSAVEERPTR",
 		    out[EBX] & ~7ul, 0);
 		g_cpuid(vm, 0, 0, out);
 		for (uint32_t i = 0; out[EAX] >= 0xb && i < 2; i++) {

@@ -275,7 +275,7 @@ wanted(const struct insn *insn, const struct kind *kind, enum mode mode)
 {
 	if (kind->func == registers && insn->digit != REGISTER)
 		return (false);
-	/* 66, which 32 bits cost there, makes another instruction of it. */
+	/* There 32 bits need the prefix 66: another instruction. */
 	if (mode == PROT16 && strcmp(insn->name, "clflush_ae") == 0)
 		return (false);
 	if (kind->all)
@@ -308,7 +308,7 @@ add(enum mode mode, const struct insn *insn, const struct kind *kind)
 	used++;
 }
 
-/* Made out of instructions, modes and kinds, when first asked for. */
+/* Made from instructions, modes and kinds, at the first call. */
 static const struct test *
 modrm_tests(size_t *count)
 {

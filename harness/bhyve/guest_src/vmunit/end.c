@@ -170,7 +170,7 @@ same_name(const void *arg __unused)
 	errno = 0;
 	check(vm_create(name) != 0 && errno == EEXIST, "a second one: %s",
 	    strerror(errno));
-	check(node(name), "the first one is gone");
+	check(node(name), "the first one does not exist any more");
 	(void)kill(pid, SIGKILL);
 	(void)waitpid(pid, &status, 0);
 	check(destroy(name) == 0, "it cannot be destroyed");
@@ -198,7 +198,7 @@ reinit(const void *arg __unused)
 	check(step(vm, vm->vcpu[0]) == EINVAL,
 	    "a suspended vCPU can be run: exit %s",
 	    exit_name(vm->exit.exitcode));
-	check(vm_reinit(vm->ctx) == 0, "it is not made new: %s",
+	check(vm_reinit(vm->ctx) == 0, "it cannot be reinitialized: %s",
 	    strerror(errno));
 	equal("its memory", (uint8_t)vm->mem[A_DATA], 0x42);
 	check(vm_activate_cpu(vm->vcpu[0]) == 0, "vCPU 0 is active: %s",
@@ -272,11 +272,11 @@ debug_stop(const void *arg __unused)
 	check(vm->exit.exitcode == VM_EXITCODE_DEBUG &&
 	    vm->exit.rip == A_CODE, "exit %s at %#jx",
 	    exit_name(vm->exit.exitcode), (uintmax_t)vm->exit.rip);
-	check(vm_resume_cpu(vm->vcpu[0]) == 0, "it does not go on: %s",
+	check(vm_resume_cpu(vm->vcpu[0]) == 0, "it does not continue: %s",
 	    strerror(errno));
 	errno = 0;
 	check(vm_resume_cpu(vm->vcpu[0]) != 0 && errno == EINVAL,
-	    "it goes on twice: %s", strerror(errno));
+	    "it continues twice: %s", strerror(errno));
 	(void)run(vm);
 	expect_done(vm);
 	vm_free(vm);
@@ -289,7 +289,7 @@ empty(const void *arg __unused)
 	struct vm *vm;
 
 	if (emulated && !intel)
-		skip(N_A "Bochs as AMD does not come out of a guest's triple "
+		skip(N_A "Bochs as AMD does not exit at a guest's triple "
 		    "fault");
 	vm = vm_bare();
 	for (unsigned i = 0; i < 4; i++) {

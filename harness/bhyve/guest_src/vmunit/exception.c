@@ -301,7 +301,8 @@ intinfo_refused(const void *arg __unused)
 		    strerror(errno));
 	}
 	check(vm_set_intinfo(vm->vcpu[0], 0x12) == 0, "0x12 is refused");
-	check(vm_get_intinfo(vm->vcpu[0], &one, &two) == 0, "not to be read");
+	check(vm_get_intinfo(vm->vcpu[0], &one, &two) == 0,
+	    "it cannot be read");
 	equal("an event that is not valid", one, 0);
 	vm_free(vm);
 }

@@ -121,7 +121,8 @@ shadow(const void *arg __unused)
 	/* sti; the OUT that ends the run has not been executed. */
 	RUN(vm, 0xfb);
 	expect_done(vm);
-	check(reg(vm, VM_REG_GUEST_INTR_SHADOW) != 0, "there is none after STI");
+	check(reg(vm, VM_REG_GUEST_INTR_SHADOW) != 0,
+	    "there is no shadow after STI");
 	check(vm_inject_exception(vm->vcpu[0], 6, 0, 0, 1) == 0,
 	    "#UD is refused");
 	equal("the interrupt shadow", reg(vm, VM_REG_GUEST_INTR_SHADOW), 0);
@@ -147,7 +148,8 @@ open_reinit(const void *arg __unused)
 	if (again != NULL)
 		vm_close(again);
 	again = vm_openf(vm->name, 0);
-	check(again != NULL, "the VM is gone: %s", strerror(errno));
+	check(again != NULL,
+	    "the VM does not exist any more: %s", strerror(errno));
 	if (again != NULL)
 		vm_close(again);
 	RUN(vm, 0x90);

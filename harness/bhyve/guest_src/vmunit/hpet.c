@@ -261,7 +261,7 @@ stopped(const void *arg __unused)
 	stood = hpet(vm, COUNTER, 4);
 	wait_ms(80);
 	window(vm);
-	equal("interrupts while it stands", count(vm, 0xa5), 0);
+	equal("interrupts while it is stopped", count(vm, 0xa5), 0);
 	equal("the counter", hpet(vm, COUNTER, 4), stood);
 	set_hpet(vm, CONFIG, 4, 1);
 	check(hpet(vm, COUNTER, 4) - stood < HZ / 20, "it went on by %ju",

@@ -77,7 +77,7 @@ xcr0(const void *arg __unused)
 		skip(N_A "a guest has no XSAVE here");
 	g_cpuid(vm, 0xd, 0, out);
 	set_osxsave(vm);
-	equal("XCR0 at first", xgetbv(vm), 1);
+	equal("the first XCR0", xgetbv(vm), 1);
 	for (size_t i = 0; i < nitems(values); i++) {
 		bool taken = values[i].taken &&
 		    (values[i].value & ~out[0]) == 0;
@@ -86,7 +86,7 @@ xcr0(const void *arg __unused)
 		check(vector == (taken ? -1 : 13),
 		    "XCR0 %#jx: vector %d, it is %s",
 		    (uintmax_t)values[i].value, vector,
-		    taken ? "to be taken" : "bad");
+		    taken ? "accepted" : "bad");
 		if (taken)
 			now = values[i].value;
 		equal("XCR0", xgetbv(vm), now);

@@ -93,7 +93,7 @@ cr8_lowered(const void *arg __unused)
 	set_lapic(vm, L_TPR, 0x80);
 	set_lapic(vm, L_ICR, 0x40000 | 0x71);
 	window(vm);
-	equal("held off", count(vm, 0x71), 0);
+	equal("held back", count(vm, 0x71), 0);
 	/* xor %eax, %eax; sti; nop; mov %rax, %cr8; cpuid; nop; nop; cli */
 	RUN(vm, 0x31, 0xc0, 0xfb, 0x90, 0x44, 0x0f, 0x22, 0xc0, 0x0f, 0xa2,
 	    0x90, 0x90, 0xfa);
@@ -113,11 +113,11 @@ cr8_raised(const void *arg __unused)
 	RUN(vm, 0xb8, 5, 0, 0, 0, 0x44, 0x0f, 0x22, 0xc0, 0xfb, 0x90, 0x90,
 	    0xfa);
 	expect_done(vm);
-	equal("held off", count(vm, 0x31), 0);
+	equal("held back", count(vm, 0x31), 0);
 	/* xor %eax, %eax; mov %rax, %cr8; sti; nop; cpuid; nop; cli */
 	RUN(vm, 0x31, 0xc0, 0x44, 0x0f, 0x22, 0xc0, 0xfb, 0x90, 0x0f, 0xa2,
 	    0x90, 0xfa);
-	equal("let in", count(vm, 0x31), 1);
+	equal("delivered", count(vm, 0x31), 1);
 	vm_free(vm);
 }
 
@@ -169,7 +169,7 @@ self_ipi(const void *arg __unused)
 	window(vm);
 	equal("to id 0", count(vm, 0x67), 1);
 	equal("to itself", count(vm, 0x68), 1);
-	equal("to nobody", count(vm, 0x69), 0);
+	equal("without a destination", count(vm, 0x69), 0);
 	vm_free(vm);
 }
 

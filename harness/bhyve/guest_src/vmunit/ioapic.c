@@ -88,13 +88,13 @@ edge(const void *arg __unused)
 	check(vm_ioapic_assert_irq(vm->ctx, 9) == 0, "assert is refused");
 	set_ioapic(vm, REDIR(9), 0x91);
 	window(vm);
-	equal("unmasked while it is up", count(vm, 0x91), 2);
+	equal("unmasked while it is high", count(vm, 0x91), 2);
 	check(vm_ioapic_deassert_irq(vm->ctx, 9) == 0, "deassert is refused");
 	/* The interrupt of another APIC. */
 	set_ioapic(vm, REDIR(9) + 1, 5u << 24);
 	check(vm_ioapic_pulse_irq(vm->ctx, 9) == 0, "a pulse is refused");
 	window(vm);
-	equal("for somebody else", count(vm, 0x91), 2);
+	equal("for another APIC", count(vm, 0x91), 2);
 	vm_free(vm);
 }
 
@@ -121,7 +121,7 @@ level(const void *arg __unused)
 	check((ioapic(vm, REDIR(20)) & REMOTE_IRR) == 0,
 	    "Remote IRR stays after the EOI");
 	window(vm);
-	equal("when it has gone", count(vm, 0x92), 2);
+	equal("after its end", count(vm, 0x92), 2);
 	vm_free(vm);
 }
 
@@ -182,11 +182,11 @@ shared_pin(const void *arg __unused)
 	(void)vm_ioapic_deassert_irq(vm->ctx, 22);
 	set_lapic(vm, L_EOI, 0);
 	window(vm);
-	equal("while one is left", count(vm, 0x94), 2);
+	equal("while one device is left", count(vm, 0x94), 2);
 	(void)vm_ioapic_deassert_irq(vm->ctx, 22);
 	set_lapic(vm, L_EOI, 0);
 	window(vm);
-	equal("when none is left", count(vm, 0x94), 2);
+	equal("after both have ended", count(vm, 0x94), 2);
 	vm_free(vm);
 }
 

@@ -57,7 +57,7 @@ kernel_devices(const void *arg __unused)
 	check(vm_readwrite_kernemu_device(vcpu, LAPIC - 4, false, 4, &value) !=
 	    0, "below the local APIC");
 	check(vm_readwrite_kernemu_device(vcpu, LAPIC + PAGE_SIZE, false, 4,
-	    &value) != 0, "behind the local APIC");
+	    &value) != 0, "above the local APIC");
 	vm_free(vm);
 }
 
@@ -127,7 +127,7 @@ by_parts(const void *arg __unused)
 	    part.num_entries);
 	part.index = total;
 	check(ioctl(vm->fd, VM_STATS, &part) != 0 || part.num_entries == 0,
-	    "behind the last there are %d", part.num_entries);
+	    "after the last there are %d", part.num_entries);
 	part.index = -1;
 	errno = 0;
 	check(ioctl(vm->fd, VM_STATS, &part) != 0 && errno == EINVAL,
@@ -152,11 +152,11 @@ all_stopped(const void *arg __unused)
 		check(vm->exit.exitcode == VM_EXITCODE_DEBUG,
 		    "vCPU %d: exit %s", cpu, exit_name(vm->exit.exitcode));
 	}
-	check(vm_resume_cpu(vm->vcpu[1]) == 0, "vCPU 1 does not go on: %s",
+	check(vm_resume_cpu(vm->vcpu[1]) == 0, "vCPU 1 does not continue: %s",
 	    strerror(errno));
 	check(vm_debug_cpus(vm->ctx, &cpus) == 0 && CPU_COUNT(&cpus) == 2 &&
 	    !CPU_ISSET(1, &cpus), "%d are stopped, not 2", CPU_COUNT(&cpus));
-	check(vm_resume_all_cpus(vm->ctx) == 0, "they do not go on: %s",
+	check(vm_resume_all_cpus(vm->ctx) == 0, "they do not continue: %s",
 	    strerror(errno));
 	check(vm_debug_cpus(vm->ctx, &cpus) == 0 && CPU_COUNT(&cpus) == 0,
 	    "%d are stopped, not 0", CPU_COUNT(&cpus));
@@ -217,7 +217,7 @@ page_entries(const void *arg __unused)
 	RUN(vm, 0x90);
 	expect_done(vm);
 	check(vm_get_gpa_pmap(vm->ctx, A_CODE, entries, &count) == 0,
-	    "not to be had: %s", strerror(errno));
+	    "it cannot be read: %s", strerror(errno));
 	check(count >= 2 && count <= 4, "there are %d entries", count);
 	for (int i = 0; i < count && i < 4; i++)
 		check((entries[i] & 1) != 0, "entry %d is %#jx", i,
@@ -226,7 +226,7 @@ page_entries(const void *arg __unused)
 	count = 0;
 	memset(entries, 0, sizeof(entries));
 	check(vm_get_gpa_pmap(vm->ctx, 1ul << 40, entries, &count) == 0,
-	    "not to be had: %s", strerror(errno));
+	    "it cannot be read: %s", strerror(errno));
 	check(count < 4 && (count == 0 || (entries[count - 1] & 1) == 0),
 	    "there are %d entries, the last is %#jx", count,
 	    (uintmax_t)entries[count > 0 ? count - 1 : 0]);
@@ -246,8 +246,8 @@ domains(const void *arg __unused)
 
 	DOMAINSET_ZERO(&set);
 	errno = 0;
-	check(ioctl(vm->fd, VM_ALLOC_MEMSEG, &seg) != 0, "an empty set is "
-	    "taken");
+	check(ioctl(vm->fd, VM_ALLOC_MEMSEG, &seg) != 0,
+	    "an empty set is accepted");
 	DOMAINSET_SET(0, &set);
 	seg.ds_mask_size = 1;
 	errno = 0;
@@ -287,12 +287,12 @@ isa_levels(const void *arg __unused)
 	equal("interrupts", count(vm, 0x9b), 1);
 	set_lapic(vm, L_EOI, 0);
 	window(vm);
-	equal("interrupts while it is held", count(vm, 0x9b), 2);
+	equal("interrupts while it is asserted", count(vm, 0x9b), 2);
 	check(vm_isa_deassert_irq(vm->ctx, 11, 11) == 0, "refused: %s",
 	    strerror(errno));
 	set_lapic(vm, L_EOI, 0);
 	window(vm);
-	equal("interrupts when it has gone", count(vm, 0x9b), 2);
+	equal("interrupts after its end", count(vm, 0x9b), 2);
 	check(vm_isa_assert_irq(vm->ctx, 16, -1) != 0, "IRQ 16 is asserted");
 	check(vm_isa_deassert_irq(vm->ctx, 16, -1) != 0,
 	    "IRQ 16 is deasserted");

@@ -154,7 +154,7 @@ in_service(const void *arg __unused)
 	set_lapic(vm, L_EOI, 0);
 	check(!lapic_bit(vm, L_ISR, 0x61), "ISR's bit stays after EOI");
 	window(vm);
-	equal("that had waited", count(vm, 0x6f), 1);
+	equal("that waited", count(vm, 0x6f), 1);
 	vm_free(vm);
 }
 
@@ -312,26 +312,26 @@ msi(const void *arg __unused)
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0xff000, 0x52) == 0,
 	    "a broadcast is refused");
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x77000, 0x53) == 0,
-	    "an MSI to nobody is an error");
+	    "an MSI without a destination is an error");
 	/* Bits 5 to 11 extend the destination: nothing has the id 0x100. */
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x20, 0x54) == 0,
-	    "an MSI to nobody is an error");
+	    "an MSI without a destination is an error");
 	/* Logical: with RH and DM, and LDR 2. */
 	set_lapic(vm, L_LDR, 2u << 24);
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x200c, 0x55) == 0,
 	    "a logical MSI is refused");
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x400c, 0x56) == 0,
-	    "a logical MSI to nobody is an error");
+	    "a logical MSI without a destination is an error");
 	/* Lowest priority */
 	check(vm_lapic_msi(vm->ctx, LAPIC | 0x200c, 0x157) == 0,
 	    "an MSI of lowest priority is refused");
 	window(vm);
 	equal("physical", count(vm, 0x51), 1);
 	equal("broadcast", count(vm, 0x52), 1);
-	equal("to nobody", count(vm, 0x53), 0);
+	equal("without a destination", count(vm, 0x53), 0);
 	equal("to an extended id", count(vm, 0x54), 0);
 	equal("logical", count(vm, 0x55), 1);
-	equal("logical to nobody", count(vm, 0x56), 0);
+	equal("logical, no destination", count(vm, 0x56), 0);
 	equal("lowest priority", count(vm, 0x57), 1);
 	vm_free(vm);
 }

@@ -109,7 +109,7 @@ priorities(const void *arg __unused)
 	pulse(vm, 4);
 	window(vm);
 	equal("IRQ 4 of 4 and 6", count(vm, BASE1 + 4), 1);
-	equal("IRQ 6 meanwhile", count(vm, BASE1 + 6), 0);
+	equal("IRQ 6 while 4 is in service", count(vm, BASE1 + 6), 0);
 	equal("ISR", isr(vm, MASTER), 0x10);
 	equal("IRR", irr(vm, MASTER), 0x40);
 	pulse(vm, 3);
@@ -163,7 +163,7 @@ spurious(const void *arg __unused)
 	(void)vm_isa_assert_irq(vm->ctx, 5, -1);
 	(void)vm_isa_deassert_irq(vm->ctx, 5, -1);
 	window(vm);
-	equal("IRQ 5, which has gone", count(vm, BASE1 + 5), 0);
+	equal("IRQ 5, which has ended", count(vm, BASE1 + 5), 0);
 	equal("a spurious one", count(vm, BASE1 + 7), 1);
 	vm_free(vm);
 }
@@ -175,7 +175,7 @@ trigger(const void *arg __unused)
 	static const int edges[] = { 0, 1, 2, 8, 13 };
 	struct vm *vm = vm_with_pic(H_EOI_PIC, 1);
 
-	equal("ELCR1 at first", inb(vm, 0x4d0), 0);
+	equal("the first ELCR1", inb(vm, 0x4d0), 0);
 	outb(vm, 0x4d0, 0xff);
 	outb(vm, 0x4d1, 0xff);
 	equal("ELCR1", inb(vm, 0x4d0), 0xf8);
@@ -194,7 +194,7 @@ trigger(const void *arg __unused)
 	    "IRQ 11 cannot be a level");
 	equal("ELCR2", inb(vm, 0x4d1), 0x08);
 	check(vm_isa_set_irq_trigger(vm->ctx, 16, EDGE_TRIGGER) != 0,
-	    "IRQ 16 is taken");
+	    "IRQ 16 is accepted");
 	/* A level interrupts repeatedly while it lasts. */
 	handlers(vm, H_EXIT);
 	(void)vm_isa_assert_irq(vm->ctx, 11, -1);
@@ -207,7 +207,7 @@ trigger(const void *arg __unused)
 	outb(vm, SLAVE, 0x20);
 	outb(vm, MASTER, 0x20);
 	window(vm);
-	equal("a level that has gone", count(vm, BASE2 + 3), 2);
+	equal("a level that has ended", count(vm, BASE2 + 3), 2);
 	vm_free(vm);
 }
 
@@ -255,7 +255,7 @@ virtual_wire(const void *arg __unused)
 	pulse(vm, 5);
 	window(vm);
 	equal("through LINT0", count(vm, BASE1 + 5), 1);
-	check(vm_isa_pulse_irq(vm->ctx, 16, -1) != 0, "IRQ 16 is taken");
+	check(vm_isa_pulse_irq(vm->ctx, 16, -1) != 0, "IRQ 16 is accepted");
 	/* An ISA line is also a pin of the I/O APIC. */
 	route(vm, 11, 0x9b);
 	check(vm_isa_pulse_irq(vm->ctx, 11, 11) == 0, "IRQ 11 is refused");

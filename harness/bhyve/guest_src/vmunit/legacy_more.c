@@ -22,7 +22,7 @@ set_priority(const void *arg __unused)
 	pulse(vm, 4);
 	window(vm);
 	equal("IRQ 4 before 1", count(vm, BASE1 + 4), 1);
-	equal("IRQ 1 meanwhile", count(vm, BASE1 + 1), 0);
+	equal("IRQ 1 while 4 is in service", count(vm, BASE1 + 1), 0);
 	/* 1 is lower than 4, so it waits for 4's EOI; so does 5. */
 	pulse(vm, 5);
 	window(vm);
@@ -118,7 +118,7 @@ rotating(const void *arg __unused)
 	pulse(vm, 6);
 	window(vm);
 	memcpy(&last, vm->mem + A_LAST, sizeof(last));
-	equal("behind IRQ 3", last, BASE1 + 6);
+	equal("after IRQ 3", last, BASE1 + 6);
 	window(vm);
 	memcpy(&last, vm->mem + A_LAST, sizeof(last));
 	equal("and then", last, BASE1 + 3);
@@ -215,7 +215,7 @@ pit_reads(const void *arg __unused)
 	wait_ms(2);
 	second = two_reads(vm, 2);
 	check(first <= 0xf000 && first > 0xd000 && second < first &&
-	    second > 0xc000, "unlatched it goes from %#x to %#x", first,
+	    second > 0xc000, "unlatched it changes from %#x to %#x", first,
 	    second);
 	/* The counts of channels 0 and 2, latched together. */
 	load(vm, 0, 2, 0xf000);

@@ -219,12 +219,12 @@ watch(pid_t pid, const struct test *tests)
 	atomic_store(&shared->running, 0);
 	if (running != 0) {
 		if (!ended)
-			note("it does not end, not even by SIGKILL");
+			note("it does not end, even by SIGKILL");
 		else if (killed)
-			note("it did not come to an end within %u s",
+			note("it did not end within %u s",
 			    atomic_load(&shared->patience) + KILL_S);
 		else if (WIFSIGNALED(status))
-			note("it died of signal %d (%s)", WTERMSIG(status),
+			note("it was ended by signal %d (%s)", WTERMSIG(status),
 			    strsignal(WTERMSIG(status)));
 		else
 			note("it exited with %d", WEXITSTATUS(status));

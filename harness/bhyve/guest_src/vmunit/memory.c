@@ -106,7 +106,7 @@ mappings(const void *arg __unused)
 		    .len = MIB, .prot = 7 }, EINVAL },
 		{ "all of it", { .gpa = MIB, .len = 2 * MIB, .prot = 7 }, 0 },
 		{ "beside it", { .segoff = MIB, .len = MIB, .prot = 7 }, 0 },
-		{ "behind it, a page", { .gpa = 3 * MIB, .len = 4096,
+		{ "after it, a page", { .gpa = 3 * MIB, .len = 4096,
 		    .prot = 1 }, 0 },
 	};
 	struct vm *vm = vm_bare();
@@ -134,7 +134,7 @@ mappings(const void *arg __unused)
 	}
 	next.gpa = 3 * MIB + 4096;
 	check(ioctl(vm->fd, VM_MMAP_GETNEXT, &next) != 0 && errno == ENOENT,
-	    "behind the last mapping: %s", strerror(errno));
+	    "after the last mapping: %s", strerror(errno));
 	/* Only whole mappings can be removed. */
 	gone = (struct vm_munmap){ .gpa = MIB, .len = MIB };
 	check(ioctl(vm->fd, VM_MUNMAP_MEMSEG, &gone) != 0 && errno == EINVAL,
@@ -143,7 +143,7 @@ mappings(const void *arg __unused)
 	check(ioctl(vm->fd, VM_MUNMAP_MEMSEG, &gone) == 0,
 	    "a mapping stays: %s", strerror(errno));
 	check(ioctl(vm->fd, VM_MUNMAP_MEMSEG, &gone) != 0 && errno == EINVAL,
-	    "a mapping goes twice: %s", strerror(errno));
+	    "a mapping can be removed twice: %s", strerror(errno));
 	vm_free(vm);
 }
 
@@ -182,7 +182,7 @@ file_edges(const void *arg __unused)
 	check(pwrite(vm->fd, &byte, 1, 4095) == 1, "not written at 4095: %s",
 	    strerror(errno));
 	check(pread(vm->fd, bytes, 1, 4095) == 1 && bytes[0] == 'a',
-	    "what was written at 4095 is not there");
+	    "the bytes written at 4095 are not there");
 	memset(bytes, 'x', sizeof(bytes));
 	check(pread(vm->fd, bytes, 64, 4096) == 64 && bytes[0] == 0 &&
 	    bytes[63] == 0, "the hole is not zeros");
@@ -303,9 +303,9 @@ zeroed(const void *arg __unused)
 		continue;
 	check(i >= MEM_BYTES / 8, "word %zu is %#jx", i, (uintmax_t)words[i]);
 	check(vm_map_gpa(vm->ctx, MEM_BYTES - 1, 2) == NULL,
-	    "memory beyond its end can be had");
+	    "memory beyond its end can be mapped");
 	check(vm_map_gpa(vm->ctx, MEM_BYTES, 1) == NULL,
-	    "memory at its end can be had");
+	    "memory at its end can be mapped");
 	vm_free(vm);
 }
 

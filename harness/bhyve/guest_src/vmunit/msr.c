@@ -212,7 +212,8 @@ misc_enable(const void *arg __unused)
 	    vm->exit.exitcode == VM_EXITCODE_WRMSR,
 	    "another bit of it can be changed");
 	check(g_rdmsr(vm, 0xce, &value), "PLATFORM_INFO cannot be read");
-	equal("PLATFORM_INFO: all but two ratios", value & ~0xff000000ff00ul, 0);
+	equal("PLATFORM_INFO without the two ratios",
+	    value & ~0xff000000ff00ul, 0);
 	equal("PLATFORM_INFO: its ratios", value >> 40, value >> 8 & 0xff);
 	vm_free(vm);
 }
@@ -258,7 +259,7 @@ microcode(const void *arg __unused)
 	struct vm *vm = vm_new();
 
 	if (intel)
-		skip(N_A "Intel's microcode is bhyve's business");
+		skip(N_A "Intel's microcode is handled by bhyve");
 	check(g_wrmsr(vm, 0xc0010020, 0x12345678), "a write is not ignored");
 	vm_free(vm);
 }

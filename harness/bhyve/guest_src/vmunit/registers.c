@@ -104,9 +104,10 @@ vmxe(const void *arg __unused)
 		(void)move(vm, 4, which, false, 0, 0x5555);
 		equal_at("CR4 through register", which,
 		    reg(vm, general[which]), 0x20a0);
-		equal("CR4 but VMXE from outside",
+		equal("the host's CR4 without VMXE",
 		    reg(vm, VM_REG_GUEST_CR4) & ~0x2000ul, 0xa0);
-		check(move(vm, 4, 0, true, 0x20, 0x20a0), "not to be cleared");
+		check(move(vm, 4, 0, true, 0x20, 0x20a0),
+		    "it cannot be cleared");
 	}
 	vm_free(vm);
 }
@@ -230,7 +231,7 @@ freebsd(const void *arg)
 	memcpy(vm->mem + A_CODE, bytes, sizeof(bytes));
 	if (wide) {
 		vm_setup_freebsd_gdt(gdt);
-		check(gdt[0] == 0, "the null descriptor is none");
+		check(gdt[0] == 0, "the null descriptor is not zero");
 		check((gdt[1] >> 40 & 0x98) == 0x98 && (gdt[1] >> 53 & 1) == 1,
 		    "the code's descriptor is %#jx", (uintmax_t)gdt[1]);
 		memcpy(vm->mem + A_GDT, gdt, sizeof(gdt));

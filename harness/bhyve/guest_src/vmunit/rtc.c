@@ -81,10 +81,10 @@ formats(const void *arg __unused)
 	expect_time(vm, "binary, 12 hours", (const uint8_t []){ 57, 58,
 	    0x80 + 11, 4, 25, 11, 26, 20 });
 	/* In 12-hour mode midnight and noon are 12. */
-	check(vm_rtc_settime(vm->ctx, MOMENT + 183) == 0, "not to be set");
+	check(vm_rtc_settime(vm->ctx, MOMENT + 183) == 0, "it cannot be set");
 	equal("the hour after midnight", get(vm, 4), 12);
 	check(vm_rtc_settime(vm->ctx, MOMENT + 183 + 43200) == 0,
-	    "not to be set");
+	    "it cannot be set");
 	equal("the hour after noon", get(vm, 4), 12 | 0x80);
 	vm_free(vm);
 }

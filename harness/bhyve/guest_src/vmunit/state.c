@@ -64,8 +64,8 @@ after_reset(const void *arg __unused)
 		equal(wanted[i].name, reg(vm, wanted[i].number),
 		    wanted[i].value);
 	equal("EFER", reg(vm, VM_REG_GUEST_EFER), EFER_HOST);
-	equal("CR0 but NE and ET", reg(vm, VM_REG_GUEST_CR0) & ~0x30ul, 0);
-	equal("CR4 but VMXE", reg(vm, VM_REG_GUEST_CR4) & ~0x2000ul, 0);
+	equal("CR0 without NE and ET", reg(vm, VM_REG_GUEST_CR0) & ~0x30ul, 0);
+	equal("CR4 without VMXE", reg(vm, VM_REG_GUEST_CR4) & ~0x2000ul, 0);
 	for (size_t i = 0; i < nitems(segments); i++) {
 		if (vm_get_desc(vm->vcpu[0], segments[i].number, &base, &limit,
 		    &access) != 0)
@@ -118,9 +118,9 @@ set_and_got(const void *arg __unused)
 	for (size_t i = 0; i < nitems(numbers); i++)
 		values[i] = 0x111111111111ul * (i + 1) >> 1;
 	check(vm_set_register_set(vm->vcpu[0], nitems(numbers), numbers,
-	    values) == 0, "not to be set: %s", strerror(errno));
+	    values) == 0, "it cannot be set: %s", strerror(errno));
 	check(vm_get_register_set(vm->vcpu[0], nitems(numbers), numbers,
-	    got) == 0, "not to be read: %s", strerror(errno));
+	    got) == 0, "it cannot be read: %s", strerror(errno));
 	for (size_t i = 0; i < nitems(numbers); i++) {
 		equal_at("register", (unsigned)numbers[i], got[i], values[i]);
 		equal_at("register, alone,", (unsigned)numbers[i],
@@ -128,9 +128,11 @@ set_and_got(const void *arg __unused)
 	}
 	errno = 0;
 	check(vm_get_register(vm->vcpu[0], VM_REG_LAST, got) != 0 &&
-	    errno == EINVAL, "a register that is none: %s", strerror(errno));
+	    errno == EINVAL,
+	        "a register that does not exist: %s", strerror(errno));
 	check(vm_set_register(vm->vcpu[0], VM_REG_LAST + 100, 0) != 0 &&
-	    errno == EINVAL, "a register that is none: %s", strerror(errno));
+	    errno == EINVAL,
+	        "a register that does not exist: %s", strerror(errno));
 	check(vm_get_register_set(vm->vcpu[0], 0, numbers, got) == 0 ||
 	    errno == EINVAL, "an empty set: %s", strerror(errno));
 	check(vm_set_register_set(vm->vcpu[0], VM_REG_LAST + 1, numbers,
@@ -275,7 +277,7 @@ control_registers(const void *arg __unused)
 	struct vm *vm = vm_new();
 
 	RUN(vm, 0x0f, 0x20, 0xe1);
-	equal("CR4 at first, VMXE hidden", reg(vm, VM_REG_GUEST_RCX), 0x20);
+	equal("the first CR4, without VMXE", reg(vm, VM_REG_GUEST_RCX), 0x20);
 	for (size_t i = 0; i < nitems(cr0s); i++) {
 		set_reg(vm, VM_REG_GUEST_RAX, cr0s[i]);
 		code(vm, cr0, sizeof(cr0));
@@ -289,7 +291,7 @@ control_registers(const void *arg __unused)
 		(void)run(vm);
 		expect_done(vm);
 		equal("CR4", reg(vm, VM_REG_GUEST_RCX), cr4s[i]);
-		equal("CR4 but VMXE from outside",
+		equal("the host's CR4 without VMXE",
 		    reg(vm, VM_REG_GUEST_CR4) & ~0x2000ul, cr4s[i]);
 	}
 	/* PAE cannot be cleared in 64-bit mode. */

@@ -70,10 +70,10 @@ vm_cpu(struct vm *vm, int number)
 	vm->vcpu[number] = vcpu;
 	(void)vm_set_capability(vcpu, VM_CAP_UNRESTRICTED_GUEST, 1);
 	if (vm_set_capability(vcpu, VM_CAP_HALT_EXIT, 1) != 0)
-		fail("vCPU %d does not take hlt_exit: %s", number,
+		fail("vCPU %d does not accept hlt_exit: %s", number,
 		    strerror(errno));
 	if (vm_set_x2apic_state(vcpu, X2APIC_DISABLED) != 0)
-		fail("vCPU %d does not take the xAPIC: %s", number,
+		fail("vCPU %d does not accept the xAPIC: %s", number,
 		    strerror(errno));
 	return (vcpu);
 }
@@ -272,8 +272,8 @@ run(struct vm *vm)
 	vm->fault.vector = -1;
 	for (;;) {
 		if (late)
-			fail("the guest runs and does not come to an end, at "
-			    "%#jx", (uintmax_t)reg(vm, VM_REG_GUEST_RIP));
+			fail("the guest does not reach the end of its code; it "
+			    "is at %#jx", (uintmax_t)reg(vm, VM_REG_GUEST_RIP));
 		if ((error = step(vm, vm->vcpu[vm->cpu])) != 0) {
 			note("VM_RUN fails: %s", strerror(error));
 			vm->exit.exitcode = VM_EXITCODE_MAX;

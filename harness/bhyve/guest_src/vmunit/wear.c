@@ -121,7 +121,7 @@ wired(const void *arg __unused)
 	size_t size = sizeof(before);
 
 	if (sysctlbyname(count_name, &before, &size, NULL, 0) != 0)
-		skip("there is no %s", count_name);
+		skip("%s does not exist", count_name);
 	vm_set_memflags(vm->ctx, VM_MEM_F_WIRED);
 	if (vm_setup_memory(vm->ctx, MEM_BYTES, VM_MMAP_ALL) != 0)
 		fail("memory cannot be wired: %s", strerror(errno));

@@ -81,7 +81,7 @@ used(const void *arg __unused)
 	check(g_wrmsr(vm, MSR(L_COUNT), 0x7fffffff), "the count is refused");
 	first = x2(vm, 0, L_CURRENT);
 	check(first != 0 && x2(vm, 0, L_CURRENT) < first,
-	    "the count stands at %#jx", (uintmax_t)first);
+	    "the count stays at %#jx", (uintmax_t)first);
 	check(g_wrmsr(vm, MSR(L_COUNT), 1000000), "the count is refused");
 	(void)g_halt(vm);
 	equal("interrupts", count(vm, 0x61), 1);
@@ -121,12 +121,12 @@ struct ipi {
 
 static const struct ipi ipis[] = {
 	{ "physical, 3", 3ul << 32 | 0x61, 0x8 },
-	{ "physical, nobody", 9ul << 32 | 0x62, 0 },
-	{ "physical, 0xff is nobody", 0xfful << 32 | 0x63, 0 },
+	{ "physical, no destination", 9ul << 32 | 0x62, 0 },
+	{ "physical, no vCPU is 0xff", 0xfful << 32 | 0x63, 0 },
 	{ "physical, all", 0xfffffffful << 32 | 0x64, 0xf },
 	{ "logical, 1 and 3", 0xaul << 32 | 0x865, 0xa },
 	{ "logical, cluster 1", 0x1000ful << 32 | 0x866, 0 },
-	{ "logical, nobody", 0x10ul << 32 | 0x867, 0 },
+	{ "logical, no destination", 0x10ul << 32 | 0x867, 0 },
 	{ "to itself", 0x40068, 0x1 },
 	{ "to all", 0x80069, 0xf },
 	{ "to all others", 0xc006a, 0xe },
