@@ -171,8 +171,7 @@ def show_report(
         "file::name (may be given again; default: all)",
         "regressions": "a folder of patches that put real bugs back, instead of the mutants",
         "at-least": "with --regressions: fail below this rate, in per cent (default: 80)",
-        "guests": "with --regressions: in how many guests at once (default: as many as "
-        "fit into memory)",
+        "guests": "in how many guests at once (default: as many as fit into memory)",
         "table": "with --regressions: also write the result into the tables of this page",
         "topic": f"whose mutants to try: a folder of patches/ (default: {defaults.TOPIC})",
         "release": f"with --regressions: the FreeBSD release (default: {defaults.RELEASE})",
@@ -230,6 +229,7 @@ def mutation(
         offline=offline,
         full=full,
         cpu_vendor=cpu_vendor,
+        guests=guests,
     )
     if not regressions:
         result = mutants.mutation(options, only, every=all, only_checks=checks)
@@ -239,8 +239,6 @@ def mutation(
             mutants.show(result)
         return result.exit_code
     folder = Path(regressions).absolute()
-    if guests < 0:
-        raise UsageError(f"--guests {guests}: it must be at least 1")
     tried = bugs.regressions(options, folder, only, at_least=at_least, every=all, guests=guests)
     if table:
         regression_table.update(Path(table), tried)

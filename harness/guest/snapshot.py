@@ -330,6 +330,15 @@ def bring_up(
     return _boot(make(spec), access, attend), note
 
 
+def is_there(machine: Machine, image_sha256: str) -> bool:
+    """Whether a machine can probably be resumed from a snapshot; its checksums are not read."""
+    if not machine.traits.saves:
+        return False
+    disk, about = machine.spec.drive.path, facts(machine, image_sha256)
+    failure = failures.of(home(disk), key(about))
+    return not (failure and failure.settled) and isinstance(find(disk, about), Snapshot)
+
+
 def _boot(machine: Machine, access: Access, attend: Attend) -> Guest:
     guest = Guest(machine, access)
     with attend(guest), _stopped_on_error(machine):

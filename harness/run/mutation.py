@@ -1,16 +1,18 @@
 """`inv mutation`: what do the checks catch?  Each mutant of the series must fail a check.
 
-One guest is used for all.  First the checks run on the series itself; a check that does not pass
-there is not used.  Then, for each mutant, its module, library and command are loaded and the checks
-run until one fails, beginning with those that should notice the mutant.
+All guests that the machine has room for take part.  First the checks run on the series itself; a
+check that does not pass there is not used.  Then, for each mutant, its module, library and command
+are loaded and the checks run until one fails, beginning with those that should notice the mutant,
+and the one that caught it in the last run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +21,16 @@ from typing import Any, Literal
 from harness import defaults, progress
 from harness.errors import EXIT_CANNOT, EXIT_CHECK_FAILED, EXIT_OK
 from harness.files import write_atomic
-from harness.run import mutants
+from harness.run import catches, mutants, shards
 from harness.run.mutants import SERIES, Mutant
 from harness.run.options import Options, features_of
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
 from harness.run.stages import Imaged
-from harness.run.trials import Baseline, Trial, Trials
+from harness.run.trial_guests import Crew, Settings
+from harness.run.trial_work import Task
+from harness.run.trials import Baseline, Trial
 from harness.run.verify import CHECKS, is_suite
-from harness.run.workbench import Workbench
 
 Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 
@@ -107,7 +110,7 @@ def mutation(
     only_checks: Sequence[str] = (),
     tests: Path = CHECKS,
 ) -> Result:
-    """Build every variant, start a guest, and try them in turn; results go to the run's folder.
+    """Build every variant, and try them in several guests; results go to the run's folder.
 
     `every` runs all checks over each variant instead of stopping at the first that fails.
     `only_checks` are parts of names: besides the named ones only these checks are run.
@@ -116,49 +119,75 @@ def mutation(
     folder = mutants.folder_of(options.topic_name)
     # For another topic it is not known which checks notice that its patches are missing.
     known = mutants.load(folder, only, stock=options.topic_name == defaults.TOPIC)
-    chosen = [mutant for mutant in known if mutant is not SERIES]
+    chosen = {mutant.name: mutant for mutant in known if mutant is not SERIES}
     start = time.monotonic()
-    results: list[VariantResult] = []
+    results: dict[str, VariantResult] = {}
     with Session(options, new_run_dir("mutation")) as session:
         imaged = session.to_image()
         variant_builder = _variant_builder(session, imaged)
         with session.stage("apply") as stage:
-            variant_builder.apply_each(chosen)
+            variant_builder.apply_each(list(chosen.values()))
             stage.note = f"{len(chosen)} variants"
-        # One thread builds the next variant while the guest tries the current one.
-        with ThreadPoolExecutor(1, "build") as pool:
-            jobs = [pool.submit(variant_builder.build, mutant) for mutant in (SERIES, *chosen)]
+        settings = Settings(
+            tests,
+            every=every,
+            named=tuple(dict.fromkeys(it for mutant in chosen.values() for it in mutant.caught_by)),
+            chosen=tuple(only_checks),
+        )
+        last = catches.Last(session.backend, folder)
+        count = shards.wanted(session.backend, options.guests)
+        order = last.longest_first(it for it in chosen if chosen[it].expect == "caught")
+        order += [name for name in chosen if chosen[name].expect == "held"]
+        # The next variants are built while guests try the current ones.
+        with (
+            ThreadPoolExecutor(1, "build") as pool,
+            Crew(session, imaged, settings, count) as crew,
+        ):
+            right_job = pool.submit(variant_builder.build, SERIES)
+            jobs = {name: pool.submit(variant_builder.build, chosen[name]) for name in order}
             try:
-                bench = Workbench(session, session.boot(imaged))
-                named = tuple(dict.fromkeys(it for mutant in chosen for it in mutant.caught_by))
-                chosen_checks = tuple(only_checks)
-                trials = Trials(bench, tests, every=every, named=named, chosen=chosen_checks)
+                bench = crew.start()
                 with session.stage("baseline") as stage:
                     began = time.monotonic()
-                    right = jobs[0].result()
-                    if is_suite(options.topic_name):
-                        # The mutants change FreeBSD's own source, so they are compared with stock.
-                        trials = dataclasses.replace(trials, stock=right.build)
-                    baseline = trials.prove(right, stage)
-                    results.append(_series(baseline, time.monotonic() - began))
-                    stage.note = _said(results[0])
-                trials = dataclasses.replace(trials, named=())
-                pairs = zip(chosen, jobs[1:], strict=True)
-                for number, (mutant, job) in enumerate(pairs, 1):
-                    title = f"{number}/{len(chosen)} {mutant.name}"
+                    stage.live("building")
+                    right = right_job.result()
+                    # The mutants of a topic without patches change FreeBSD's own source, so they
+                    # are compared with stock.
+                    stock = right.build if is_suite(options.topic_name) else None
+                    baseline = crew.prove(bench, right, stage, stock)
+                    results[SERIES.name] = _series(baseline, time.monotonic() - began)
+                    stage.note = _said(results[SERIES.name])
+
+                def took(guest: int, name: str, trial: Trial) -> None:
+                    results[name] = _result_of(chosen[name], trial, baseline)
+                    last.note(name, trial)
+                    if guest > 1:
+                        said = _said(results[name])
+                        progress.say(f"guest {guest}: {name}: {results[name].verdict}: {said}")
+
+                @contextlib.contextmanager
+                def stage_of(name: str) -> Iterator[progress.Stage]:
+                    title = f"{min(len(results), len(chosen))}/{len(chosen)} {name}"
                     with session.stage(title) as stage:
-                        stage.live("building")
-                        trial = trials.judge(job.result(), baseline, stage)
-                        results.append(_result_of(mutant, trial, baseline))
-                        stage.note = _said(results[-1])
+                        yield stage
+                        if name in results:
+                            stage.note = _said(results[name])
+
+                tasks = [
+                    Task(name, last.wrapped(name, jobs[name].result), chosen[name].expect == "held")
+                    for name in order
+                ]
+                crew.judge(bench, tasks, baseline, stage_of=stage_of, took=took, stock=stock)
             finally:
-                for job in jobs:
-                    job.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
+                last.save()
+        for note in crew.notes:
+            progress.say(f"note: {note}")
     result = Result(
         options.release,
         session.backend,
         session.run_dir,
-        tuple(results),
+        tuple(results[name] for name in (SERIES.name, *chosen)),
         baseline.without,
         time.monotonic() - start,
     )

@@ -8,24 +8,21 @@ module; a check that does not pass there is not used.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import progress
-from harness.errors import (
-    DiskFull,
-    GuestError,
-    MachineDied,
-    PatchError,
-)
+from harness.errors import PatchError
 from harness.files import write_atomic
-from harness.run import mutants, regression_guests, shards
+from harness.run import catches, mutants, shards
 from harness.run.mutants import STOCK
 from harness.run.mutation import show_outside_baseline
 from harness.run.options import Options
@@ -33,7 +30,9 @@ from harness.run.regression_data import Regression, Result, VariantResult, Verdi
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
 from harness.run.stages import Imaged
-from harness.run.trials import Baseline, Trial, Trials, Variant
+from harness.run.trial_guests import Crew, Settings
+from harness.run.trial_work import Task
+from harness.run.trials import Baseline, Trial, Variant
 from harness.run.verify import CHECKS
 from harness.run.workbench import Workbench
 from harness.series.staging import staged
@@ -60,14 +59,32 @@ def regressions(
     start = time.monotonic()
     judged: dict[str, VariantResult] = {}
     writing = threading.Lock()
-    # Correct patches take longest, because every check runs on them, and missed bugs matter more.
-    order = sorted(chosen.values(), key=lambda it: it.mutant.expect == "held")
-    todo = regression_guests.Todo([it.mutant.name for it in order])
-    options = dataclasses.replace(options, topic="", stock=False)
+    options = dataclasses.replace(options, topic="", stock=False, guests=guests)
     with Session(options, new_run_dir("regressions")) as session:
         imaged = session.to_image()
+        variant_builder = _variant_builder(imaged)
+        settings = Settings(tests, general=True, every=every)
+        last = catches.Last(session.backend, folder)
+        order = last.longest_first(it for it in chosen if not _is_right(chosen[it]))
+        # All guests share the checks of a correct patch; it comes last, as a missed bug matters
+        # more.
+        order += [name for name in chosen if _is_right(chosen[name])]
+        baseline, processor = Baseline({}, {}), ""
 
-        def took(guest: int, tried: VariantResult) -> None:
+        def so_far() -> Result:
+            return Result(
+                options.release,
+                session.backend,
+                processor,
+                folder,
+                session.run_dir,
+                tuple(judged[name] for name in chosen if name in judged),
+                baseline.without,
+                at_least,
+                time.monotonic() - start,
+            )
+
+        def note(guest: int, tried: VariantResult) -> None:
             with writing:
                 judged[tried.name] = tried
                 if guest > 1:
@@ -76,154 +93,94 @@ def regressions(
                 text = json.dumps(so_far().to_data(), indent=2) + "\n"
                 write_atomic(session.run_dir / "regressions.json", text)
 
-        def so_far() -> Result:
-            return Result(
-                options.release,
-                session.backend,
-                judge.processor,
-                folder,
-                session.run_dir,
-                tuple(judged[name] for name in chosen if name in judged),
-                {**judge.baseline.without, **others.without},
-                at_least,
-                time.monotonic() - start,
-            )
+        def took(guest: int, name: str, trial: Trial) -> None:
+            last.note(name, trial)
+            note(guest, _result_of(chosen[name], trial))
 
+        @contextlib.contextmanager
+        def stage_of(name: str) -> Iterator[progress.Stage]:
+            title = f"{len(judged) + 1}/{len(chosen)} {name}"
+            with session.stage(title) as stage:
+                yield stage
+                if name in judged:
+                    stage.note = _said(judged[name])
+
+        count = shards.wanted(session.backend, guests)
+        # The next patches are built while guests try the current ones.
         with (
-            Judge(session, imaged, tests, every=every) as judge,
-            regression_guests.Others(todo, took) as others,
+            ThreadPoolExecutor(1, "build") as pool,
+            Crew(session, imaged, settings, count) as crew,
         ):
-            judge.build_ahead(order)
-            bench = Workbench(session, session.boot(imaged))
-            count = min(shards.wanted(bench, guests), len(chosen))
-            others.start(bench, count - 1, folder, tests, every)
-            judge.prove(bench)
-            name = todo.next(done=False)
-            while name is not None:
-                title = f"{len(judged) + 1}/{len(chosen)} {name}"
-                took(1, judge.judge(chosen[name], title))
-                name = todo.next(done=True)
-            others.wait()
-            for note in others.notes:
-                progress.say(f"note: {note}")
-        if lost := [name for name in chosen if name not in judged]:
-            raise GuestError(f"without a result, because their guests ended: {', '.join(lost)}")
+            stock_job = pool.submit(variant_builder.build, STOCK)
+            jobs = {
+                name: pool.submit(_build, variant_builder, imaged, chosen[name]) for name in order
+            }
+            try:
+                bench = crew.start()
+                with session.stage("baseline") as stage:
+                    stage.live("building")
+                    stock = dataclasses.replace(stock_job.result(), caught_by=())
+                    baseline = crew.prove(bench, stock, stage, stock.build)
+                    stage.note = _baseline_note(baseline)
+                processor = _processor(bench)
+
+                def built(name: str) -> Variant | None:
+                    variant = jobs[name].result()
+                    if isinstance(variant, Variant):
+                        return variant
+                    note(1, _untried(chosen[name], variant.verdict, variant.why))
+                    return None
+
+                tasks = []
+                for name in order:
+                    about = chosen[name].processor
+                    if about in ("", processor):
+                        build = last.wrapped(name, functools.partial(built, name))
+                        tasks.append(Task(name, build, _is_right(chosen[name])))
+                        continue
+                    why = f"the bug is about {about}, but this guest's processor is {processor}"
+                    note(1, _untried(chosen[name], "not run", why))
+                crew.judge(bench, tasks, baseline, stage_of=stage_of, took=took, stock=stock.build)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                last.save()
+        for line in crew.notes:
+            progress.say(f"note: {line}")
         return so_far()
 
 
-class Judge:
-    """Tries patches in one guest: builds them, runs the checks, and knows the results on stock."""
+def _is_right(regression: Regression) -> bool:
+    return regression.mutant.expect == "held"
 
-    def __init__(self, session: Session, imaged: Imaged, tests: Path, *, every: bool) -> None:
-        self._session = session
-        self._imaged = imaged
-        self._variant_builder = _variant_builder(imaged)
-        self._tests = tests
-        self._every = every
-        self._trials: Trials
-        self._pool = ThreadPoolExecutor(1, "build")
-        self._stock: Future[Variant] | None = None
-        self._jobs: dict[str, Future[Variant | _Unbuilt]] = {}
-        self.baseline = Baseline({}, {})
-        self.processor = ""
 
-    def __enter__(self) -> Judge:
-        return self
+def _untried(regression: Regression, verdict: Verdict, why: str) -> VariantResult:
+    return VariantResult(
+        regression.mutant.name,
+        regression.title,
+        regression.year,
+        regression.area,
+        regression.does,
+        _is_right(regression),
+        verdict,
+        (),
+        why,
+        0.0,
+    )
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
-    def build_ahead(self, chosen: Sequence[Regression]) -> None:
-        """Start to build the next patch while the guest tries the current one."""
-        self._stock = self._pool.submit(self._variant_builder.build, STOCK)
-        for it in chosen:
-            self._jobs[it.mutant.name] = self._pool.submit(
-                _build, self._variant_builder, self._imaged, it
-            )
-
-    def prove(self, bench: Workbench) -> None:
-        """Run the checks on the stock module; those that do not pass there are not used."""
-        with self._session.stage("baseline") as stage:
-            stage.live("building")
-            stock = self._stock.result() if self._stock else self._variant_builder.build(STOCK)
-            built = dataclasses.replace(stock, caught_by=())
-            self._trials = Trials(
-                bench, self._tests, general=True, every=self._every, stock=built.build
-            )
-            self.baseline = self._trials.prove(built, stage)
-            stage.note = _baseline_note(self.baseline)
-        self.processor = _processor(bench)
-
-    def judge(self, regression: Regression, title: str) -> VariantResult:
-        """Try one patch, in a stage of its own."""
-        with self._session.stage(title) as stage:
-            stage.live("building")
-            tried = self._try(regression, stage)
-            stage.note = _said(tried)
-        return tried
-
-    def _try(self, regression: Regression, stage: progress.Stage) -> VariantResult:
-        mutant = regression.mutant
-        right = mutant.expect == "held"
-        judged = VariantResult(
-            mutant.name,
-            regression.title,
-            regression.year,
-            regression.area,
-            regression.does,
-            right,
-            "not run",
-            (),
-            "",
-            0.0,
-        )
-        if regression.processor not in ("", self.processor):
-            why = (
-                f"the bug is about {regression.processor}, but this guest's processor "
-                f"is {self.processor}"
-            )
-            return dataclasses.replace(judged, why=why)
-        job = self._jobs.get(mutant.name)
-        built = job.result() if job else _build(self._variant_builder, self._imaged, regression)
-        if isinstance(built, _Unbuilt):
-            return dataclasses.replace(judged, verdict=built.verdict, why=built.why)
-        trial = self._trial(built, stage)
-        if trial.caught and all(_CHECK in name for name in trial.caught):
-            # What the bug changed in the kernel or the processor must not fail the next patch.  A
-            # guest that broke was restarted already.
-            self._trials.bench.restart_guest(load=False)
-        verdict: Verdict
-        if right:
-            verdict = "WRONGLY CAUGHT" if trial.caught else "held"
-        else:
-            verdict = "caught" if trial.caught else "MISSED"
-        return dataclasses.replace(
-            judged, verdict=verdict, why=trial.why, caught_by=trial.caught, seconds=trial.seconds
-        )
-
-    def _trial(self, built: Variant, stage: progress.Stage) -> Trial:
-        """Run the checks; the end of the emulator counts only if it happens twice."""
-        start = time.monotonic()
-        for last in (False, True):
-            try:
-                return self._trials.judge(built, self.baseline, stage)
-            except DiskFull:
-                raise
-            except MachineDied as error:
-                self._trials.bench.restart_guest(load=False)
-                if last:
-                    seconds = time.monotonic() - start
-                    return Trial(("the emulator's end, twice",), error.message, 0, seconds)
-        raise AssertionError("it was tried")
+def _result_of(regression: Regression, trial: Trial) -> VariantResult:
+    verdict: Verdict
+    if _is_right(regression):
+        verdict = "WRONGLY CAUGHT" if trial.caught else "held"
+    else:
+        verdict = "caught" if trial.caught else "MISSED"
+    tried = _untried(regression, verdict, trial.why)
+    return dataclasses.replace(tried, caught_by=trial.caught, seconds=trial.seconds)
 
 
 def _variant_builder(imaged: Imaged) -> mutants.VariantBuilder:
     sysroot = imaged.sysroot("the patches are built with their library")
     return mutants.VariantBuilder(imaged.source, sysroot, None, imaged.record.release)
-
-
-_CHECK = "::"
-"""In the name of a check; what else a catch is called, such as a panic, is plain words."""
 
 
 @dataclass(frozen=True)

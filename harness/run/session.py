@@ -228,6 +228,11 @@ class Session:
         """The machine that `boot` starts, not yet started."""
         return machine.make(imaged.backend, spec or self.spec(imaged))
 
+    def resumes(self, imaged: Imaged) -> bool:
+        """Whether `boot` can probably resume a snapshot, so that several guests can do it now."""
+        machine = self.make_machine(imaged)
+        return not self.options.cold and snapshot.is_there(machine, imaged.record.disk_sha256)
+
     def boot(self, imaged: Imaged) -> Booted:
         """Resume or start the machine, and wait for SSH; GuestError if it does not come up."""
         with self.stage("boot") as step:

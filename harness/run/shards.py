@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import log, process, progress
+from harness import log, machine, process, progress
 from harness.errors import GuestError, WorkbenchError
 from harness.guest.panic_report import Panic
 from harness.host.survey import available_memory_bytes
@@ -49,14 +50,14 @@ def how_many(memory_available_bytes: int, cpus: int) -> int:
     return max(1, min(cpus, room))
 
 
-def wanted(bench: Workbench, asked: int) -> int:
+def wanted(backend: str, asked: int) -> int:
     """The number of guests to use: the option's, or if that is 0, what this machine has room
     for.
     """
     # TCG has no VMX, so hardly any check runs there.
-    if asked or bench.backend == "tcg":
+    if asked or backend == "tcg":
         return max(asked, 1)
-    cpus = len(os.sched_getaffinity(0)) // bench.spec.cpus
+    cpus = len(os.sched_getaffinity(0)) // machine.traits(backend).processors
     return how_many(available_memory_bytes(), cpus)
 
 
@@ -88,19 +89,21 @@ class DistributedLoop:
         self,
         next_group: Callable[[list[pytest.Item]], tuple[str, ...]],
         begun: Callable[[str], None],
-        bench: Workbench,
+        usable: Callable[[], bool],
     ) -> None:
+        """`begun` gets the node id of each check before it runs; the loop ends when the guest is
+        not `usable`.
+        """
         self._next = next_group
         self._begun = begun
-        self._bench = bench
+        self._usable = usable
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object:
         if session.testsfailed and not session.config.option.continue_on_collection_errors:
             raise session.Interrupted("errors during collection")
         items = {item.nodeid: item for item in session.items}
-        # The plugin resets go_on if a broken guest does not come up again.
-        while self._bench.options.go_on and (names := self._next(session.items)):
+        while self._usable() and (names := self._next(session.items)):
             for name, after in itertools.zip_longest(names, names[1:]):
                 self._begun(name)
                 item = items[name]
@@ -112,6 +115,13 @@ class DistributedLoop:
                 if session.shouldstop:
                     raise session.Interrupted(session.shouldstop)
         return True
+
+
+def goes_on(bench: Workbench) -> bool:
+    """Whether the guest can run more checks; the plugin resets go_on if a broken guest does not
+    come up again.
+    """
+    return bench.options.go_on
 
 
 def key(item: pytest.Item) -> str:
@@ -190,7 +200,9 @@ class Phase:
     def plugin(self) -> DistributedLoop:
         """The plugin for this process's own pytest."""
         return DistributedLoop(
-            self._next, lambda name: self._the_distributor().begun(1, name), self._pool.bench
+            self._next,
+            lambda name: self._the_distributor().begun(1, name),
+            functools.partial(goes_on, self._pool.bench),
         )
 
     def _the_distributor(self) -> distribution.Distributor:
@@ -297,7 +309,11 @@ def _work(line: process.Line) -> None:
             if failed or bench is None:
                 line.send(("done", Done(error=failed)))
                 continue
-            distributed = DistributedLoop(ask, lambda name: line.send(("begun", name)), bench)
+            distributed = DistributedLoop(
+                ask,
+                lambda name: line.send(("begun", name)),
+                functools.partial(goes_on, bench),
+            )
             checks = _Sent(line.send)
             error_text = ""
             try:

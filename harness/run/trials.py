@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +27,16 @@ from harness.errors import (
 )
 from harness.run import plugin, shards
 from harness.run.stages import Built
+from harness.run.trial_work import Planned
 from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
 from harness.run.workbench import Workbench
 from harness.series.load import Series
 
 _MINUTES = "minutes"
 _LONGEST_REASON = 300
+
+Share = Callable[[Sequence[Planned]], tuple[str, ...]]
+"""Gives the node ids of the checks that this guest runs next; it gets all that could run."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,13 @@ class Baseline:
     seconds: Mapping[str, float]
     without: Mapping[str, str]
     failed: tuple[str, ...] = ()
+
+    def require_some(self, name: str, run_dir: Path) -> None:
+        """Raise CannotError if no check passes."""
+        if not self.seconds:
+            raise CannotError(
+                f"no check passes on {name}, so none can catch anything; see {run_dir}"
+            )
 
     def lacks(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of `names` (FILE::NAME, possibly parametrized) of which no check passed."""
@@ -96,40 +107,47 @@ class Trials:
     chosen: tuple[str, ...] = ()
     stock: Build | None = None
 
-    def prove(self, variant: Variant, stage: progress.Stage) -> Baseline:
-        """Run all checks on correct code.
+    def prove(
+        self, variant: Variant, stage: progress.Stage, share: Share | None = None
+    ) -> Baseline:
+        """Run all checks on correct code, or the guest's share of them.
 
         A check that times out is not in the baseline, like one that fails.  Raises CannotError if
         none passes.  A panic or a reboot is raised too, because then there is no baseline.
         """
-        recorder = _Recorder(self, variant, stage, None)
+        recorder = _Recorder(self, variant, stage, None, share)
         if refusal := self._bring_in(variant):
             raise CannotError(f"virtual machines cannot be made here: {refusal}")
         try:
             _run(recorder, every=True)
             _clean(self.bench)
         except WaitTimeout:
-            if not recorder.seconds:
+            if not recorder.seconds and share is None:
                 raise
             self.bench.restart_guest(load=False)
         failed = tuple(dict.fromkeys(recorder.failed))
         baseline = Baseline(recorder.seconds, recorder.without, failed)
-        if not baseline.seconds:
-            raise CannotError(
-                f"no check passes on {variant.name}, so none can catch anything; "
-                f"see {self.bench.run_dir}"
-            )
+        if share is None:
+            baseline.require_some(variant.name, self.bench.run_dir)
         return baseline
 
-    def judge(self, variant: Variant, baseline: Baseline, stage: progress.Stage) -> Trial:
+    def judge(
+        self,
+        variant: Variant,
+        baseline: Baseline,
+        stage: progress.Stage,
+        share: Share | None = None,
+    ) -> Trial:
         """Run the checks of the baseline on one variant, the related and the fastest first.
+
+        With `share` these are the guest's share of the checks, which may be none.
 
         A variant also counts as caught if the kernel refuses its module, if it panics, reboots or
         hangs, or if it cannot be unloaded; then the guest is started again.  Raises MachineDied if
         the emulator ended, which says nothing about the variant, and CannotError if no check ran.
         """
         start = time.monotonic()
-        recorder = _Recorder(self, variant, stage, baseline)
+        recorder = _Recorder(self, variant, stage, baseline, share)
         caught: list[str] = []
         try:
             refusal = self._bring_in(variant)
@@ -147,7 +165,7 @@ class Trials:
             if refusal:
                 caught, recorder.why = ["loading"], f"no virtual machine can be made: {refusal}"
             caught += self._leave(recorder)
-        if not caught and not recorder.ran:
+        if not caught and not recorder.ran and share is None:
             raise CannotError(f"{variant.name}: no check was run; see {self.bench.run_dir}")
         seconds = time.monotonic() - start
         return Trial(tuple(dict.fromkeys(caught)), recorder.why, recorder.ran, seconds)
@@ -209,13 +227,22 @@ def _run(recorder: _Recorder, *, every: bool) -> None:
     topic = "" if trials.general else trials.bench.options.topic_name
     arguments = [*check_folders(topic, trials.tests), *PYTEST_OPTIONS, "-q"]
     arguments += [] if every else ["-x"]
+    plugins: list[object] = [recorder]
+    if recorder.share is not None:
+        plugins.append(
+            shards.DistributedLoop(recorder.shared, lambda _name: None, recorder.is_usable)
+        )
     with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
-        code = pytest.main(arguments, plugins=[recorder])
+        code = pytest.main(arguments, plugins=plugins)
     if recorder.interrupted:
         raise KeyboardInterrupt
     if recorder.broke is not None:
         raise recorder.broke
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+    fine = [pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED]
+    if recorder.share is not None:
+        # The others may have run all of them.
+        fine.append(pytest.ExitCode.NO_TESTS_COLLECTED)
+    if code not in fine:
         raise CannotError(f"{recorder.variant.name}: pytest ended with {int(code)}; see {log}")
 
 
@@ -227,6 +254,7 @@ class _Recorder:
     variant: Variant
     stage: progress.Stage
     baseline: Baseline | None
+    share: Share | None = None
     names: dict[str, str] = field(default_factory=dict)
     quick: set[str] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
@@ -270,6 +298,15 @@ class _Recorder:
                 rank[key] = min(rank.get(key, self._rank(item)), self._rank(item))
             rest.sort(key=lambda it: (rank[key := shards.key(it)], cost[key], key))
         items[:] = first + rest
+
+    def shared(self, items: list[pytest.Item]) -> tuple[str, ...]:
+        """The node ids of the next checks of a shared variant."""
+        assert self.share is not None
+        return self.share([(shards.key(it), it.nodeid, _short(it)) for it in items])
+
+    def is_usable(self) -> bool:
+        """Whether more checks can run in this guest."""
+        return self.broke is None
 
     def _is_asked(self, item: pytest.Item) -> bool:
         named = self._is_named(item, (*self.variant.caught_by, *self.trials.named))

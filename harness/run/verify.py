@@ -161,7 +161,7 @@ def _pool(bench: Workbench, tests: Path) -> Iterator[shards.Pool | None]:
     if bench.options.coverage:
         # Each guest has its own counters, and only one guest's are read.
         count = 1
-    count = shards.wanted(bench, count)
+    count = shards.wanted(bench.backend, count)
     if count <= 1:
         yield None
         return

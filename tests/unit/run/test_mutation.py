@@ -106,7 +106,7 @@ def run(played: Played, checks: Path, stock: Mutant, monkeypatch: pytest.MonkeyP
     ) -> mutation.Result:
         monkeypatch.setattr(mutants, "load", lambda _folder, only, stock: (SERIES, *chosen))
         return mutation.mutation(
-            Options(**options), every=every, only_checks=only_checks, tests=checks
+            Options(guests=1, **options), every=every, only_checks=only_checks, tests=checks
         )
 
     return go

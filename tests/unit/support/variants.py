@@ -15,7 +15,7 @@ from harness.bhyve import vmm, vmm_module
 from harness.build import builder
 from harness.errors import PatchError
 from harness.machine import Backend
-from harness.run import mutants
+from harness.run import mutants, trial_guests
 from harness.run.options import Options
 from harness.run.session import Session
 from harness.run.stages import Booted, Imaged
@@ -42,6 +42,7 @@ class Played:
         self.loaded: list[str] = []
         self.series: Any = lambda: SimpleNamespace(release="15.1", topic="meminfo", patches=())
         monkeypatch.setenv("HARNESS_RUNS", str(runs))
+        monkeypatch.setenv("HARNESS_CACHE", str(runs.with_name("cache")))
         outer = self
 
         class PlayedSession(Session):
@@ -62,6 +63,9 @@ class Played:
             def series(self, tree: Path | None = None) -> Any:
                 return outer.series()
 
+            def resumes(self, imaged: Imaged) -> bool:
+                return False
+
             def boot(self, imaged: Imaged) -> Booted:
                 self.boots += 1
                 return Booted(imaged, outer.guest)
@@ -78,7 +82,8 @@ class Played:
                 self.session.replace_machine(self.booted)
 
         monkeypatch.setattr(module, "Session", PlayedSession)
-        monkeypatch.setattr(module, "Workbench", PlayedWorkbench)
+        monkeypatch.setattr(trial_guests, "Workbench", PlayedWorkbench)
+
         monkeypatch.setattr(mutants, "_parts", lambda made: made)
         monkeypatch.setattr(builder, "build", self._build)
         monkeypatch.setattr(mutants, "compile_vmtool", lambda *_a: Path("vmtool"))
