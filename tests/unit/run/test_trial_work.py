@@ -36,14 +36,14 @@ def board(*tasks: Task, took: list[Any] | None = None, **more: Any) -> Board:
         tasks,
         BASELINE,
         lambda guest, name, result: found.append((guest, name, result)),
-        lambda parts, _seconds: Trial(
-            tuple(it for part in parts for it in part.caught),  # type: ignore[union-attr]
-            "",
-            sum(part.checks_run for part in parts),  # type: ignore[union-attr]
-            0.0,
-        ),
+        _together,
         **more,
     )
+
+
+def _together(parts: Any, _seconds: float) -> Trial:
+    caught = tuple(it for part in parts for it in part.caught)
+    return Trial(caught, "", sum(part.checks_run for part in parts), 0.0)
 
 
 def single(name: str) -> Task:
@@ -205,8 +205,9 @@ def test_the_last_run_s_catch_is_tried_early(folder: Path) -> None:
     first = again.wrapped("a", lambda: variant("a"))()
     assert first is not None
     assert first.related == ("test_x.py::a[1]",)
-    for name, build in (("b", lambda: variant("b")), ("new", lambda: variant("new"))):
-        assert again.wrapped(name, build)() == build()
+    for name in ("b", "new"):
+        plain = variant(name)
+        assert again.wrapped(name, lambda plain=plain: plain)() is plain  # type: ignore[misc]
     assert again.wrapped("a", lambda: None)() is None
     # Another backend or folder has its own.
     assert catches.Last("kvm", folder).longest_first(["a", "b"]) == ["a", "b"]
