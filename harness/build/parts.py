@@ -111,6 +111,7 @@ _DIRECTIVE = re.compile(
     rb"^[ \t]*#[ \t]*(?:(include)[ \t]*([<\"])([^>\"\n]+)|(if|ifdef|ifndef|elif|else|endif)\b(.*))",
     re.M,
 )
+_LIBADD = re.compile(r"^[ \t]*LIBADD[.\w${}]*[ \t]*[+?:]?=([^\n#]*)", re.M)
 _MOST_BYTES = 4 << 20
 
 
@@ -145,6 +146,17 @@ def reach(source: Path, paths: Iterable[str]) -> Reached:
             parts.append((part.name, tuple(sorted(own))))
             left -= own
     return Reached(tuple(parts), tuple(sorted(left)))
+
+
+def libraries(source: Path, name: str) -> tuple[str, ...]:
+    """The libraries of a part that its Makefile in the tree `source` links.
+
+    The list in PARTS is the newest release's; an older one does not have each of them.
+    """
+    part = PARTS[name]
+    text = (source / part.folder / "Makefile").read_text(errors="replace").replace("\\\n", " ")
+    linked = {word for line in _LIBADD.findall(text) for word in line.split()}
+    return tuple(it for it in part.libraries if it in linked)
 
 
 def why_untested(path: str, reached: Reached, left_out: Mapping[str, str]) -> str:

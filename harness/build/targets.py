@@ -71,7 +71,8 @@ def make_all(job: Job) -> Made:
             tool, more = _program(job, parts.COMMAND, include, library)
             warnings += more
         for name in wanted:
-            if missing := _missing_libraries(job.sysroot, name, job.wanted.libraries):
+            more_libraries = job.wanted.libraries
+            if missing := _missing_libraries(job.source, job.sysroot, name, more_libraries):
                 left_out[name] = f"the sysroot lacks {', '.join(missing)}"
                 continue
             program, more = _program(job, name, include, library)
@@ -315,9 +316,11 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     )
 
 
-def _missing_libraries(sysroot: Path, program: str, more: Sequence[str]) -> list[str]:
-    """The libraries of a program that the sysroot lacks."""
-    names = (f"lib{name}.so" for name in (*PARTS[program].libraries, *more))
+def _missing_libraries(
+    source: Path, sysroot: Path, program: str, more: Sequence[str]
+) -> list[str]:
+    """The libraries that a program of this source tree is linked with and the sysroot lacks."""
+    names = (f"lib{name}.so" for name in (*parts.libraries(source, program), *more))
     return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
 
 

@@ -82,12 +82,29 @@ def test_a_program_that_is_touched_finds_what_it_includes(tmp_path: Path, tree: 
     assert (folder / "usr.sbin/bhyve/../../contrib/lib9p/lib9p.h").read_text() == "1\n"
 
 
-def test_what_the_sysroot_lacks_for_a_program_is_named(tmp_path: Path) -> None:
-    libraries = tmp_path / "usr/lib"
+@pytest.mark.parametrize(
+    ("linked", "missing"),
+    [
+        ("LIBADD+= vmmapi md nv uvmem pthread z util sbuf cam 9p\n", ["libuvmem.so"]),
+        ("LIBADD=\tvmmapi md nv pthread \\\n\tutil # uvmem\n", []),  # FreeBSD 14 has no uvmem
+        ("LIBADD.bhyve= util\nLIBADD+=\tcrypto\n", ["libcrypto.so"]),
+        ("PROG=\tbhyve\n", []),
+    ],
+)
+def test_what_the_sysroot_lacks_for_a_program_is_named(
+    tmp_path: Path, linked: str, missing: list[str]
+) -> None:
+    makefile = tmp_path / "src/usr.sbin/bhyve/Makefile"
+    makefile.parent.mkdir(parents=True)
+    makefile.write_text(linked)
+    libraries = tmp_path / "root/usr/lib"
     libraries.mkdir(parents=True)
-    (libraries / "libutil.so").touch()
-    assert targets._missing_libraries(tmp_path, "bhyvectl", ()) == []
-    assert "libuvmem.so" in targets._missing_libraries(tmp_path, "bhyve", ())
+    for name in ("md", "nv", "pthread", "z", "util", "sbuf", "cam", "9p"):
+        (libraries / f"lib{name}.so").touch()
+    needs = targets._missing_libraries(tmp_path / "src", tmp_path / "root", "bhyve", ())
+    assert needs == missing
+    more = targets._missing_libraries(tmp_path / "src", tmp_path / "root", "bhyve", ("xo",))
+    assert more == [*missing, "libxo.so"]
 
 
 def test_removed_files_are_not_there(tmp_path: Path, tree: Path) -> None:

@@ -56,7 +56,7 @@ fill_memseg(struct thread *self, void *arg)
 		    sizeof(seg->name));
 	else if (one_in(rng, 4))
 		bytes(rng, seg->name, sizeof(seg->name));
-#ifdef DOMAINSET_POLICY_INVALID
+#ifdef VM_MAXMEMDOM
 	if (one_in(rng, 4)) {
 		seg->ds_mask = pointer(rng, sizeof(domainset_t));
 		seg->ds_mask_size = number(rng, 64);

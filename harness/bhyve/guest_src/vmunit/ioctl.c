@@ -237,7 +237,8 @@ page_entries(const void *arg __unused)
 static void
 domains(const void *arg __unused)
 {
-#ifdef DOMAINSET_POLICY_PREFER
+/* In FreeBSD 14 a host has such policies, but a VM's memory has none. */
+#ifdef VM_MAXMEMDOM
 	struct vm *vm = vm_bare();
 	domainset_t set;
 	struct vm_memseg seg = { .segid = 0, .len = 1ul << 20,
