@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness import release as releases
 from harness.build.builder import Build, compile_program
 from harness.errors import CannotError, GuestError, UsageError
 from harness.guest.freebsd import Guest
@@ -132,7 +133,12 @@ def beyond(backend: str, cpu_vendor: str) -> tuple[str, ...]:
 
 
 def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
-    """The known faults in `folder` that concern a release; UsageError if a file cannot be read."""
+    """The known faults in `folder` that concern a release; UsageError if a file cannot be read.
+
+    A file names releases like 15.1, or whole branches like 14.
+    """
+    parsed = releases.read(release)
+    names = {release} if parsed is None else {release, parsed.version, parsed.branch}
     found = []
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -150,7 +156,7 @@ def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
             raise UsageError(f"{path}: this does not describe a known fault: {error!r}") from error
-        if release in known.releases:
+        if not names.isdisjoint(known.releases):
             found.append(known)
     return tuple(found)
 

@@ -111,6 +111,17 @@ def test_the_stories_that_ship() -> None:
     assert fuzz.recognize(Finding("panic", "page fault", 1), stories) == ""
 
 
+def test_known_faults_are_those_of_a_release_or_of_its_branch() -> None:
+    """FreeBSD 14 frees a device memory segment's name once."""
+    in_14 = {story.name for story in fuzz.load_known("14.2-STABLE")}
+    assert "lapic-msi" in in_14
+    assert "devmem-name" not in in_14
+    assert in_14 == {story.name for story in fuzz.load_known("14.4")}
+    names = {story.name for story in fuzz.load_known("15.0")}
+    assert names == {story.name for story in fuzz.load_known("15.1")} == in_14 | {"devmem-name"}
+    assert fuzz.load_known("15.9") == ()
+
+
 @pytest.mark.parametrize(
     "text",
     [
