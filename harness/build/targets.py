@@ -316,9 +316,7 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     )
 
 
-def _missing_libraries(
-    source: Path, sysroot: Path, program: str, more: Sequence[str]
-) -> list[str]:
+def _missing_libraries(source: Path, sysroot: Path, program: str, more: Sequence[str]) -> list[str]:
     """The libraries that a program of this source tree is linked with and the sysroot lacks."""
     names = (f"lib{name}.so" for name in (*parts.libraries(source, program), *more))
     return [name for name in names if not (sysroot / "usr/lib" / name).exists()]
