@@ -1,4 +1,7 @@
-"""A FreeBSD release as a value: read from its text or from __FreeBSD_version, and compared."""
+"""A FreeBSD release, or one build of a snapshot, as a value.
+
+It is read from its text or from __FreeBSD_version, and compared, in this place only.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ from harness import defaults
 from harness.errors import UsageError
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,2})"
-TEXT = rf"{_NUMBER}\.{_NUMBER}(?:-[A-Za-z0-9]{{1,20}})?"
-"""A regular expression without groups for the text of a release."""
+_KIND = r"[A-Za-z0-9]{1,20}"
+_BUILD = r"[0-9]{8}(?:-[0-9a-f]{7,40}-[0-9]{1,9})?"
+TEXT = rf"{_NUMBER}\.{_NUMBER}(?:-{_KIND}(?:-{_BUILD})?)?"
+"""A regular expression without groups for the text of a release, or of a build of a snapshot."""
 EXAMPLES = f"{defaults.RELEASE} or 16.0-CURRENT"
 
-_PARTS = re.compile(rf"({_NUMBER})(?:\.({_NUMBER}))?(?:-([A-Za-z0-9]{{1,20}}))?")
+_PARTS = re.compile(rf"({_NUMBER})(?:\.({_NUMBER}))?(?:-({_KIND})(?:-({_BUILD}))?)?")
 _DEFINED = re.compile(r"^#define\s+__FreeBSD_version\s+(\d{6,8})\b", re.MULTILINE)
+MAIN = "main"
+"""The folder of a topic with the patches for FreeBSD's main, whichever number it has now."""
 _PER_MAJOR = 100_000
 _PER_MINOR = 1_000
 # In chronological order; a release without a kind is a RELEASE.
@@ -25,18 +32,34 @@ _KINDS = ("CURRENT", "PRERELEASE", "ALPHA", "BETA", "RC", "RELEASE", "STABLE")
 class Release:
     """15.1, 16.0-CURRENT, or a whole branch, which has no `minor`.
 
-    `kind` is the text after the numbers, or empty.  `osversion` is its __FreeBSD_version, or 0 if
-    unknown; it is not used in comparisons.
+    `kind` is the text after the numbers, or empty.  `build` names one build of a snapshot as its
+    files are named, DATE-HASH-COUNT, or by its date alone; it is empty for anything else.
+    `osversion` is its __FreeBSD_version, or 0 if unknown; it is not used in comparisons.
     """
 
     major: int
     minor: int | None = None
     kind: str = ""
     osversion: int = field(default=0, compare=False)
+    build: str = ""
 
     def __str__(self) -> str:
         """The text that it was read from."""
+        return f"{self.line}-{self.build}" if self.build else self.line
+
+    @property
+    def line(self) -> str:
+        """Its text without the build: 16.0-CURRENT, for each build of it."""
         return f"{self.version}-{self.kind}" if self.kind else self.version
+
+    @property
+    def series_folders(self) -> tuple[str, ...]:
+        """The names of a topic's folders that may have the patches for it, the closest first.
+
+        A patch for a whole branch is in a folder named after its major version, or `main`.
+        """
+        names = (str(self), self.line, self.branch, *((MAIN,) if self.kind == "CURRENT" else ()))
+        return tuple(dict.fromkeys(names))
 
     @property
     def version(self) -> str:
@@ -49,12 +72,24 @@ class Release:
         return str(self.major)
 
     @property
-    def order(self) -> tuple[int, int, int, int]:
-        """A sort key, the oldest first: by version, then CURRENT, BETA1, BETA2, RC1, RELEASE."""
+    def order(self) -> tuple[int, int, int, int, int, int]:
+        """A sort key, the oldest first: by version, then CURRENT, BETA1, BETA2, RC1, RELEASE.
+
+        Builds of one snapshot are ordered by their date, and on one day by the number of commits.
+        """
         word = self.kind.rstrip("0123456789").upper()
         number = self.kind[len(word) :]
         rank = _KINDS.index(word if word in _KINDS else "RELEASE")
-        return self.major, self.minor or 0, rank, int(number or 0)
+        date, _, rest = self.build.partition("-")
+        count = rest.rpartition("-")[2]
+        return (
+            self.major,
+            self.minor or 0,
+            rank,
+            int(number or 0),
+            int(date or 0),
+            int(count or 0),
+        )
 
     def __lt__(self, other: Release) -> bool:
         """Whether it is older."""
@@ -78,8 +113,10 @@ def read(text: str) -> Release | None:
     found = _PARTS.fullmatch(text)
     if found is None:
         return None
-    major, minor, kind = found.groups()
-    return Release(int(major), int(minor) if minor else None, kind or "")
+    major, minor, kind, build = found.groups()
+    if build and minor is None:
+        return None
+    return Release(int(major), int(minor) if minor else None, kind or "", build=build or "")
 
 
 def parse(text: str, more: str = "") -> Release:

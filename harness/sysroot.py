@@ -30,15 +30,20 @@ def require(root: Path, major: int = 0, given: Path | None = None) -> Path:
             )
     if not major:
         return root.absolute()
-    osversion = releases.defined_osversion((root / _HEADER).read_text(errors="replace"))
-    if osversion is None:
+    found = osversion(root)
+    if found is None:
         raise UsageError(
             f"{named}: {_HEADER} does not say which FreeBSD it is of; give base.txz of the release"
         )
-    if releases.major_of(osversion) != major:
+    if releases.major_of(found) != major:
         raise UsageError(
-            f"{named}: this sysroot is of FreeBSD {releases.major_of(osversion)} ({osversion}), "
+            f"{named}: this sysroot is of FreeBSD {releases.major_of(found)} ({found}), "
             f"but FreeBSD {major} is needed; programs built with it would not fit the guest; "
             "give base.txz of that release (--sysroot)"
         )
     return root.absolute()
+
+
+def osversion(root: Path) -> int | None:
+    """The __FreeBSD_version of a sysroot; None if its headers do not say it."""
+    return releases.defined_osversion((root / _HEADER).read_text(errors="replace"))

@@ -71,6 +71,7 @@ class Subject:
 
 def find(backend: Backend, release: str) -> Subject:
     """The prepared release, or the stand-in if there is none."""
+    release = store.resolve(release)
     if store.has_record(release):
         record = store.find(release)
         spec = Spec(

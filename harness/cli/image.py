@@ -53,6 +53,7 @@ def image_import(
         "backend": "the backend that boots it for preparation: auto, kvm or tcg",
         "offline": "fetch nothing; use only files fetched before",
         "download-only": "fetch and verify, but do not prepare",
+        "refresh": "fetch the newest build of a snapshot; older builds stay",
     },
 )
 @run_task
@@ -62,11 +63,12 @@ def image_fetch(
     backend: str = "auto",
     offline: bool = False,
     download_only: bool = False,
+    refresh: bool = False,
 ) -> int:
     """Fetch a release's official image, source and base, verify them, and prepare the image."""
     from harness.cli import image_commands
 
-    return image_commands.fetch_release(release, backend, offline, download_only)
+    return image_commands.fetch_release(release, backend, offline, download_only, refresh)
 
 
 @task(name="list", help={"json": "print it as JSON"})

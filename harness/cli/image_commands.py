@@ -44,6 +44,7 @@ def import_bundle(file: str, release: str, sha256: str) -> int:
 
 def write_bundle(release: str, out: str) -> int:
     """`image.bundle`: write a prepared release as one file."""
+    release = store.resolve(release)
     path = Path(out or f"freebsd-{release}.bundle.tar").expanduser()
     with progress.stage(f"bundle {release}") as step:
         made = bundle.write(release, path, step.live)
@@ -64,28 +65,50 @@ def _path(given: str) -> Path | None:
     return Path(given).expanduser() if given else None
 
 
-def fetch_release(release: str, backend: str, offline: bool, download_only: bool) -> int:
-    """`image.fetch`: get the official files, verified, and prepare the image."""
+def fetch_release(
+    release: str, backend: str, offline: bool, download_only: bool, refresh: bool = False
+) -> int:
+    """`image.fetch`: get the official files, verified, and prepare the image.
+
+    With `refresh` the newest published build of a snapshot is fetched, even if there is one here.
+    """
     known = manifest.find(release)
+    if refresh and known and not known.is_snapshot:
+        raise UsageError(
+            f"--refresh: FreeBSD {release} does not change; it is for snapshots like 16.0-CURRENT"
+        )
+    if refresh and offline:
+        raise UsageError("--refresh looks for a newer build; leave out --offline or --refresh")
     for note in known.notes if known else ():
         progress.say(f"FreeBSD {release}: {note}")
+    build = store.resolve(release)
+    if known and known.is_snapshot and not refresh and store.has_record(build):
+        progress.say(f"FreeBSD {build} is prepared; --refresh looks for a newer build")
+        return 0
     with progress.stage(f"fetch {release}") as step:
         try:
-            brought = obtain.fetch_official(release, offline=offline, live=step.live)
+            brought = obtain.fetch_official(
+                release, offline=offline, newest=refresh, live=step.live
+            )
         except FetchError as error:
             remedy = f"{error.message}; bring your own: {store.import_line(release)}"
             raise CannotError(remedy, detail=error.detail) from error
-        step.note = f"{brought.disk}"
+        step.note = f"{brought.files.disk}"
     if download_only:
         return 0
-    with progress.stage(f"prepare {release}") as step:
-        record = obtain.import_files(release, brought, backend=backend, live=step.live)
+    with progress.stage(f"prepare {brought.release}") as step:
+        record = obtain.import_files(
+            brought.release, brought.files, backend=backend, live=step.live
+        )
         step.note = _short(record) if record else ""
     return 0
 
 
 def show_list(as_json: bool) -> int:
-    """`image.list`: show every known release, and what the cache has of it."""
+    """`image.list`: show every known release and build, and what the cache has of each.
+
+    The row of a snapshot's own name shows the build that it means now.
+    """
     rows = [_row(release) for release in store.known()]
     if as_json:
         progress.print_json(rows)
@@ -107,6 +130,7 @@ def _row(release: str) -> dict[str, str]:
         "disk": "",
     }
     try:
+        release = store.resolve(release)
         trees = store.trees(release)
         row["source"] = "yes" if trees.source and trees.source.is_dir() else "no"
         row["sysroot"] = "yes" if trees.sysroot and trees.sysroot.is_dir() else "no"
@@ -128,13 +152,15 @@ def _official(release: str) -> str:
         return "broken"
     if known is None:
         return "no"
+    if known.is_snapshot:
+        return "the newest build"
     size = known.image.about_bytes
     return f"about {human_bytes(size)}" if size else "yes"
 
 
 def show_info(release: str, as_json: bool) -> int:
     """`image.info`: show where a prepared image came from, and what was changed in it."""
-    record = store.find(release)
+    record = store.find(store.resolve(release))
     data = store.flat(record)
     for name in ("disk", "private_key", "source", "sysroot"):
         data[name] = str(data[name]) if data[name] else None
@@ -158,6 +184,10 @@ def remove(release: str) -> int:
     """`image.rm`: remove a release; the user's own files stay where they are."""
     if not release:
         raise UsageError("--release is missing; run ./inv image.rm --release RELEASE")
+    if (meant := store.resolve(release)) != release and not store.folder(release).is_dir():
+        raise UsageError(
+            f"--release {release}: name the build to remove: ./inv image.rm --release {meant}"
+        )
     taken = prune.size(store.folder(release))
     store.remove(release)
     progress.say(f"removed {release}: {human_bytes(taken)} freed")
@@ -176,7 +206,7 @@ def prune_all() -> int:
 
 def verify(release: str, as_json: bool) -> int:
     """`image.verify`: compute digests again and compare them with the records; 1 if one differs."""
-    names = [release] if release else store.cached()
+    names = [store.resolve(release)] if release else store.cached()
     with progress.stage("verify the cache") as step:
         findings = [found for name in names for found in check.release(name, step.live)]
         findings += [

@@ -28,7 +28,7 @@ def run(asked: matrix.Asked, options: Options, jobs: int, sandbox: bool, as_json
 
 def plan(asked: matrix.Asked, options: Options, form: str) -> None:
     """Print the jobs for a CI engine on one line, which its variables can hold."""
-    cells = asked.cells(asked.releases or manifest.available())
+    cells = asked.cells(asked.releases or manifest.published_releases())
     jobs = matrix_plan.plan(cells, options, form, named=bool(asked.backends))
     sys.stdout.write(json.dumps(jobs) + "\n")
 

@@ -34,6 +34,7 @@ def sources(release: str, src: str, sysroot: str) -> tuple[Path, Path | None]:
     given = Path(sysroot) if sysroot else None
     if src:
         return Path(src), given
+    release = store.resolve(release)
     try:
         return store.source(release), given or store.trees(release).sysroot
     except CannotError as error:
@@ -91,7 +92,8 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
     has = load.releases(folder) if isinstance(folder, Path) else ()
     wanted: Sequence[str] = (release,) if release else has
     if tree and not release:
-        wanted = (_closest(source_tree.revision(Path(tree)), has),)
+        found = source_tree.read(Path(tree)).release
+        wanted = (_closest(found.line if found.kind == "CURRENT" else found.version, has),)
     reports = []
     for each in wanted or (defaults.RELEASE,):
         source = Path(tree) if tree else _source(each)
@@ -111,7 +113,7 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
 def _closest(release: str, has: Sequence[str]) -> str:
     """The release of a topic whose series is for `release`, or else the nearest of its branch."""
     wanted = releases.read(release)
-    if wanted is None or release in has or wanted.branch in has:
+    if wanted is None or not set(has).isdisjoint(wanted.series_folders):
         return release
     known = [found for it in has if (found := releases.read(it))]
     near = [it for it in known if it.major == wanted.major]
@@ -222,7 +224,9 @@ def _guest_builder(by: str, release: str) -> in_guest.GuestBuilder | None:
         return None
     decision = host.decide(host.gather(), "auto")
     run_dir = files.cache_dir() / "builds" / "guest"
-    return in_guest.choose(by, store.find(release), decision.backend or Backend("tcg"), run_dir)
+    return in_guest.choose(
+        by, store.find(store.resolve(release)), decision.backend or Backend("tcg"), run_dir
+    )
 
 
 def run_build(

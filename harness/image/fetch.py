@@ -167,10 +167,8 @@ def _from_mirror(
     limits: Limits,
 ) -> Fetched:
     base = urljoin(mirror, remote.folder)
-    with requests.Session() as session, _named(base + remote.checksums):
-        text = network.read_text(
-            session, base + remote.checksums, limits, most_bytes=_CHECKSUM_LIMIT_BYTES
-        )
+    with requests.Session() as session:
+        text = read_text(session, base + remote.checksums, limits)
     try:
         found = next(
             ((name, it) for name in remote.names if (it := published_digest(text, name, remote))),
@@ -184,8 +182,49 @@ def _from_mirror(
         )
     url, published = base + found[0], found[1]
     _compare(remote, url, target, published, noted)
+    return _verified(url, target, published, remote, progress, limits)
+
+
+def fetch_listed(
+    remote: RemoteFile,
+    urls: Sequence[str],
+    folder: Path,
+    *,
+    progress: Progress = lambda _done, _total: None,
+    limits: Limits = LIMITS,
+) -> Fetched:
+    """The file in `folder` whose digest is `remote.pin`, fetched unless it is already there.
+
+    Unlike `fetch` it does not ask what is published now: the caller has read that.  The addresses
+    are tried in turn.  Raises FetchError, whose line names the last address and the reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / remote.file
+    with locked(folder / f"{remote.file}.lock", f"fetching {remote.file}"):
+        noted = pin_of(target)
+        if noted is not None and target.exists() and noted.digest == remote.pin:
+            return noted
+        failures: list[FetchError] = []
+        for url in urls:
+            try:
+                return _verified(url, target, remote.pin, remote, progress, limits)
+            except FetchError as error:
+                failures.append(error)
+        others = "\n".join(error.message for error in failures[:-1])
+        raise FetchError(failures[-1].url, failures[-1].reason, detail=others)
+
+
+def _verified(
+    url: str,
+    target: Path,
+    published: str,
+    remote: RemoteFile,
+    progress: Progress,
+    limits: Limits,
+) -> Fetched:
+    """Download a file, verify it, and record it as `target`."""
     partial = target.with_name(f"{target.name}.partial")
-    with _named(url), requests.Session() as session:
+    with named(url), requests.Session() as session:
         _download(session, url, partial, published, progress, _most_bytes(remote), limits)
     digest = _digest(partial, remote.algorithm)
     if digest != published:
@@ -200,6 +239,12 @@ def _from_mirror(
     partial.replace(target)
     sync(target.parent)
     return Fetched(target, url, digest, at)
+
+
+def read_text(session: requests.Session, url: str, limits: Limits = LIMITS) -> str:
+    """A checksum file or another short text; FetchError if it cannot be read."""
+    with named(url):
+        return network.read_text(session, url, limits, most_bytes=_CHECKSUM_LIMIT_BYTES)
 
 
 def write_note(fetched: Fetched) -> None:
@@ -237,7 +282,7 @@ def _compare(
 
 
 @contextmanager
-def _named(url: str) -> Iterator[None]:
+def named(url: str) -> Iterator[None]:
     """Turn a failure in the block into an error that names `url`."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The files that FreeBSD publishes for a release: reads and checks
+"""The files that FreeBSD publishes for a release or a snapshot: reads and checks
 `images/freebsd-RELEASE.toml`.
 """
 
@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness import defaults
 from harness import release as releases
@@ -25,6 +25,7 @@ _RELEASE = re.compile(releases.TEXT)
 _HEX = {"sha256": 64, "sha512": 128}
 
 Algorithm = Literal["sha256", "sha512"]
+Kind = Literal["release", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class RemoteFile:
 class Manifest:
     """A release's published files; `osversion` is its `__FreeBSD_version`.
 
-    `room_bytes` is the room in the cache for fetching, unpacking and preparing it; `notes` are
-    lines of information about the release.
+    `kind` is `snapshot` for a branch of which new builds replace the published one: then `image` is
+    its newest build's, under the name without the build, and nothing is pinned.  `room_bytes` is
+    the room in the cache for fetching, unpacking and preparing it; `notes` are lines of information
+    about the release.
     """
 
     release: str
@@ -69,6 +72,12 @@ class Manifest:
     image_filesystem: str
     source: RemoteFile
     base: RemoteFile
+    kind: Kind = "release"
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether the published build is replaced from time to time."""
+        return self.kind == "snapshot"
 
     @property
     def major(self) -> int:
@@ -83,23 +92,45 @@ def check_release(release: str) -> str:
 
 
 def available(folder: Path = FOLDER) -> tuple[str, ...]:
-    """The releases that have a manifest, newest first."""
+    """The releases and snapshots that have a manifest, newest first."""
     names = (path.stem.removeprefix("freebsd-") for path in folder.glob("freebsd-*.toml"))
     found = [release for name in names if (release := releases.read(name))]
     return tuple(map(str, sorted(found, key=lambda it: it.order, reverse=True)))
 
 
+def published_releases(folder: Path = FOLDER) -> tuple[str, ...]:
+    """The releases that have a manifest, newest first, without snapshots.
+
+    It is what is meant where no release was named: a release is the same next week.
+    """
+    return tuple(it for it in available(folder) if not is_snapshot(it, folder))
+
+
+def is_snapshot(release: str, folder: Path = FOLDER) -> bool:
+    """Whether this is a snapshot, or a build of one; False where there is no usable manifest."""
+    try:
+        found = find(release, folder)
+    except UsageError:
+        return False
+    return found is not None and found.is_snapshot
+
+
 def find(release: str, folder: Path = FOLDER) -> Manifest | None:
-    """The release's manifest, or None if it has none; UsageError if it is invalid."""
-    path = folder / f"freebsd-{check_release(release)}.toml"
+    """The release's manifest, or None if it has none; UsageError if it is invalid.
+
+    All builds of a snapshot have the same one.
+    """
+    check_release(release)
+    line = releases.parse(release).line
+    path = folder / f"freebsd-{line}.toml"
     if not path.exists():
         return None
     manifest = read(path)
-    if manifest.release != release:
+    if manifest.release != line:
         raise UsageError(
-            f"{path}: release: it is {manifest.release}, but the file's name says {release}"
+            f"{path}: release: it is {manifest.release}, but the file's name says {line}"
         )
-    return manifest
+    return manifest if line == release or manifest.is_snapshot else None
 
 
 def read(path: Path) -> Manifest:
@@ -125,8 +156,21 @@ def read(path: Path) -> Manifest:
         image_filesystem=image.choice("filesystem", "ufs", "zfs"),
         source=_remote(top.table("source"), "sha256"),
         base=_remote(top.table("base"), "sha256"),
+        kind=top.choice("kind", *get_args(Kind), default="release"),
     )
     top.done()
+    tables = {"image": manifest.image, "source": manifest.source, "base": manifest.base}
+    for name, remote in tables.items():
+        if manifest.is_snapshot and remote.pin:
+            raise UsageError(
+                f"{path}: {name}.{remote.algorithm}: a snapshot has no digest that stays; each "
+                "build's digests are recorded when it is fetched"
+            )
+    if manifest.is_snapshot and manifest.base.folder != manifest.source.folder:
+        raise UsageError(
+            f"{path}: base.folder: a snapshot's base is beside its source: "
+            f"{manifest.source.folder!r}"
+        )
     return manifest
 
 
@@ -190,7 +234,9 @@ class _Table:
             raise self._wrong(key, f"must be from {least} to {most}, not {value}")
         return value
 
-    def choice(self, key: str, *allowed: Any) -> Any:
+    def choice(self, key: str, *allowed: Any, default: Any = None) -> Any:
+        if default is not None and key not in self._rest:
+            return default
         value = self._take(key, str, f"one of {', '.join(allowed)}")
         if value not in allowed:
             raise self._wrong(key, f"must be one of {', '.join(allowed)}, not {value!r}")

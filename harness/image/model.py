@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from harness import release as releases
 from harness.checked import Count, Line, Osversion, Release, Sha256
 from harness.guest.freebsd import Access
 
@@ -92,5 +93,9 @@ class ImageRecord:
 
     @property
     def system(self) -> str:
-        """The system's name and version from uname: FreeBSD 15.1-RELEASE-p1."""
-        return " ".join(self.uname.split()[:3:2])
+        """The system's name and version from uname: FreeBSD 15.1-RELEASE-p1; with a snapshot's
+        build.
+        """
+        build = releases.parse(self.release).build
+        name = " ".join(self.uname.split()[:3:2])
+        return f"{name}, build {build}" if build else name

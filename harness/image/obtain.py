@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,14 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from harness import host
+from harness import host, source_tree
+from harness import release as releases
+from harness import sysroot as sysroots
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.files import human_bytes, require_room, sha256_file
 from harness.image import disk as disks
-from harness.image import fetch, manifest, prepare, store, trees
+from harness.image import fetch, manifest, prepare, snapshots, store, trees
 from harness.image.model import ImageRecord, Imported, Login, Prepared
 from harness.image.store import Live, Trees
 from harness.machine.models import BOCHS_RUNS, Backend
+from harness.release import Release
+
+# A kernel's own version, as newvers.sh writes it: main-n287654-0123456789ab.
+_KERNEL = re.compile(r"-n[0-9]+-([0-9a-f]{7,40})\b")
 
 Preparer = Callable[[Imported, Path, Backend, Live], Prepared]
 
@@ -61,6 +68,7 @@ def import_files(
             if brought.sysroot
             else None
         )
+        _require_one_build(release, source, sysroot)
         store.set_trees(release, Trees(source, sysroot))
         if looked_at is None or brought.disk is None:
             return store.find(release) if store.has_record(release) else None
@@ -104,37 +112,123 @@ def _unknown(release: str) -> UsageError:
     )
 
 
+@dataclass(frozen=True)
+class Official:
+    """The published files of a release, verified in the cache.
+
+    `release` is the build's own name if it is a snapshot.
+    """
+
+    release: str
+    files: Files
+
+
 def fetch_official(
-    release: str, *, offline: bool = False, live: Live = lambda _line: None
-) -> Files:
+    release: str,
+    *,
+    offline: bool = False,
+    newest: bool = False,
+    live: Live = lambda _line: None,
+) -> Official:
     """The release's published files, verified in the cache: image, source, base.
 
-    Raises UsageError for a release without a manifest, fetch.FetchError if a file cannot be
-    fetched.
+    Of a snapshot the newest build in the cache is used, or the named one; it is fetched if there is
+    none, or if the `newest` published one is asked for.  Raises UsageError for a release without a
+    manifest, fetch.FetchError if a file cannot be fetched.
     """
     known = manifest.find(release)
     if known is None:
         raise _unknown(release)
     if known.image_filesystem == "zfs":
-        raise UsageError(f"images/freebsd-{release}.toml: image.filesystem: {disks.ZFS_REFUSED}")
-    folder = store.folder(release) / "downloads"
-    remotes = (known.image, known.source, known.base)
-    if not offline and not all((folder / remote.file).exists() for remote in remotes):
-        # Check this before the first byte, not when the disk is full an hour later.
-        folder.mkdir(parents=True, exist_ok=True)
-        require_room(folder, known.room_bytes, f"fetching and preparing FreeBSD {release}")
-
-    def get(remote: manifest.RemoteFile) -> fetch.Fetched:
-        def progress(done: int, total: int | None) -> None:
-            of = f" of {human_bytes(total)}" if total else ""
-            live(f"fetching {remote.file}: {human_bytes(done)}{of}")
-
-        return fetch.fetch(
-            remote, fetch.mirrors(known.mirrors), folder, offline=offline, progress=progress
+        raise UsageError(
+            f"images/freebsd-{known.release}.toml: image.filesystem: {disks.ZFS_REFUSED}"
         )
 
-    image, source, base = map(get, remotes)
-    return Files(disk=image.path, src=source.path, sysroot=base.path, origin=image.url)
+    def reporter(name: str) -> fetch.Progress:
+        def progress(done: int, total: int | None) -> None:
+            of = f" of {human_bytes(total)}" if total else ""
+            live(f"fetching {name}: {human_bytes(done)}{of}")
+
+        return progress
+
+    if known.is_snapshot:
+        return _fetch_build(known, release, offline, newest, reporter)
+    folder = _downloads(release)
+    remotes = (known.image, known.source, known.base)
+    if not offline and not all((folder / remote.file).exists() for remote in remotes):
+        _require_room(known, folder)
+
+    def get(remote: manifest.RemoteFile) -> fetch.Fetched:
+        return fetch.fetch(
+            remote,
+            fetch.mirrors(known.mirrors),
+            folder,
+            offline=offline,
+            progress=reporter(remote.file),
+        )
+
+    return _official(release, *map(get, remotes))
+
+
+def _fetch_build(
+    known: manifest.Manifest,
+    asked: str,
+    offline: bool,
+    newest: bool,
+    reporter: snapshots.Reporter,
+) -> Official:
+    """The files of one build of a snapshot."""
+    wanted = releases.parse(asked)
+    if newest and wanted.build:
+        raise UsageError(f"--release {asked}: --refresh takes the newest build; leave out the build's name")
+    if not newest and (here := _build_here(known, wanted)) is not None:
+        return _official(str(here.release), here.image, here.source, here.base)
+    mirrors = fetch.mirrors(known.mirrors)
+    if offline:
+        raise fetch.FetchError(
+            mirrors[0] + known.image.folder,
+            f"--offline was given and no build of {asked} is complete in the cache",
+        )
+
+    def folder_of(release: Release) -> Path:
+        folder = _downloads(str(release))
+        if snapshots.stored(known, release, folder) is None:
+            _require_room(known, folder)
+        return folder
+
+    found = snapshots.get(
+        known, mirrors, folder_of, wanted=wanted if wanted.build else None, reporter=reporter
+    )
+    return _official(str(found.release), found.image, found.source, found.base)
+
+
+def _build_here(known: manifest.Manifest, wanted: Release) -> snapshots.Files | None:
+    """The newest build that was fetched completely before, and that `wanted` means."""
+    names = [it for name in store.cached() if (it := releases.read(name)) and it.build]
+    for release in sorted(names, reverse=True):
+        if snapshots.means(wanted, release):
+            found = snapshots.stored(known, release, _downloads(str(release)))
+            if found is not None:
+                return found
+    return None
+
+
+def _downloads(release: str) -> Path:
+    return store.folder(release) / "downloads"
+
+
+def _require_room(known: manifest.Manifest, folder: Path) -> None:
+    """Check this before the first byte, not when the disk is full an hour later."""
+    folder.mkdir(parents=True, exist_ok=True)
+    require_room(folder, known.room_bytes, f"fetching and preparing FreeBSD {known.release}")
+
+
+def _official(
+    release: str, image: fetch.Fetched, source: fetch.Fetched, base: fetch.Fetched
+) -> Official:
+    return Official(
+        release, Files(disk=image.path, src=source.path, sysroot=base.path, origin=image.url)
+    )
 
 
 def obtain(
@@ -146,9 +240,11 @@ def obtain(
 ) -> ImageRecord:
     """The prepared release: the one in the cache, or the official one, fetched and prepared.
 
-    If neither is possible, CannotError's line says what is missing, where it was looked for, why it
-    could not be fetched, and the remedy.
+    The name of a snapshot means its newest build in the cache.  If neither is possible,
+    CannotError's line says what is missing, where it was looked for, why it could not be fetched,
+    and the remedy.
     """
+    asked, release = release, store.resolve(release)
     missing: CannotError | None = None
     try:
         record = store.find(release)
@@ -166,7 +262,13 @@ def obtain(
                 f"again: ./inv image.import --release {release} --disk {record.origin}"
             )
     try:
-        brought = fetch_official(release, offline=offline, live=live)
+        try:
+            brought = fetch_official(release, offline=offline, live=live)
+        except snapshots.OtherBuild:
+            if releases.parse(asked).build:
+                raise
+            # No build was named, and the one that must be prepared again is not published now.
+            brought = fetch_official(asked, newest=True, live=live)
     except WorkbenchError as error:
         own = f"import your own: {store.import_line(release)}"
         raise CannotError(
@@ -176,7 +278,7 @@ def obtain(
             f"{error.message if own in error.message else f'{error.message}; {own}'}",
             detail=error.detail,
         ) from missing
-    made = import_files(release, brought, backend=_for_preparing(backend), live=live)
+    made = import_files(brought.release, brought.files, backend=_for_preparing(backend), live=live)
     assert made is not None
     return made
 
@@ -203,7 +305,45 @@ def _preparing_backend(asked: str) -> Backend:
 def _prepare(
     preparer: Preparer, imported: Imported, folder: Path, *, backend: Backend, live: Live
 ) -> Prepared:
-    return preparer(imported, folder, backend, live)
+    made = preparer(imported, folder, backend, live)
+    _require_kernel(imported, made)
+    return made
+
+
+def _require_one_build(release: str, source: Path | None, sysroot: Path | None) -> None:
+    """Raise UsageError if source and sysroot of a build of a snapshot are of two versions.
+
+    Main's version is raised for each change that matters to modules.
+    """
+    if not source or not sysroot or not releases.parse(release).build:
+        return
+    found = source_tree.read(source).osversion, sysroots.osversion(sysroot)
+    if found[0] != found[1]:
+        raise UsageError(
+            f"{source}: it is FreeBSD {found[0]}, but {sysroot} is {found[1]}: they are of two "
+            "builds; import both of one build"
+        )
+
+
+def _require_kernel(imported: Imported, made: Prepared) -> None:
+    """Raise CannotError if the kernel that booted says that it is of another build."""
+    build = releases.parse(imported.release).build
+    said = _KERNEL.search(made.uname)
+    if "-" not in build or said is None:
+        return
+    commit = build.split("-")[1]
+    length = min(len(commit), len(said[1]))
+    if commit[:length] != said[1][:length]:
+        raise CannotError(
+            f"{imported.disk.name}: its kernel is of commit {said[1]}, but it was published as "
+            f"build {build}; fetch again: ./inv image.fetch --release {imported.release}"
+        )
+    found = source_tree.read(imported.source).osversion if imported.source else made.osversion
+    if found != made.osversion:
+        raise CannotError(
+            f"{imported.source}: it is FreeBSD {found}, but the image's kernel is "
+            f"{made.osversion}: they are of two builds; import both of one build"
+        )
 
 
 def _digest(path: Path, live: Live) -> str:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import release as releases
 from harness.files import cache_dir, locked
 from harness.image import store
 from harness.image.model import ImageRecord
@@ -23,6 +24,10 @@ def release(name: str) -> int:
     home = store.folder(name)
     if not home.is_dir():
         return 0
+    if releases.parse(name).build and not store.has_anything(name):
+        # A build that was never complete is replaced by the next one, and its pins are of no use.
+        with store.lock(name):
+            return remove(home)
     with store.lock(name):
         rubbish = list(_rubbish(home, store.read(name), store.trees(name)))
         return sum(remove(path) for path in rubbish)

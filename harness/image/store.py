@@ -169,6 +169,40 @@ def cached() -> list[str]:
     )
 
 
+def resolve(release: str) -> str:
+    """The build that a snapshot's name means: the newest in the cache; any other text is unchanged.
+
+    What was imported under exactly this name comes first.  A build may be named by its date.  The
+    name is returned as it is if no build of it is here.  Raises UsageError if a date means two.
+    """
+    asked = releases.read(release)
+    if asked is None or asked.minor is None or not asked.kind or has_anything(release):
+        return release
+    found = [
+        it
+        for name in cached()
+        if (it := releases.read(name))
+        and it.build
+        and it.line == asked.line
+        and (not asked.build or it.build.startswith(f"{asked.build}-"))
+    ]
+    found = [it for it in found if has_record(str(it))] or [
+        it for it in found if has_anything(str(it))
+    ]
+    if not found:
+        return release
+    if asked.build and len(found) > 1:
+        names = ", ".join(str(it) for it in sorted(found))
+        raise UsageError(f"--release {release}: there are several builds of that day; use {names}")
+    return str(max(found))
+
+
+def has_anything(release: str) -> bool:
+    """Whether a disk or a tree was imported for it; downloads alone do not count."""
+    home = folder(release)
+    return (home / _RECORD).exists() or (home / _TREES).exists()
+
+
 def known() -> list[str]:
     """Releases that have a manifest or anything in the cache."""
     return sorted({*cached(), *available()}, reverse=True)

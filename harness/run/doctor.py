@@ -15,7 +15,7 @@ from harness.host.facts import Emulator, Folder, HostFacts, Image, Processor, to
 from harness.host.refusal import Refusal
 from harness.host.requirements import Need, lacking
 from harness.image import store
-from harness.image.manifest import available
+from harness.image.manifest import published_releases
 from harness.machine import forward
 from harness.machine.models import BOCHS_MODELS
 
@@ -376,7 +376,7 @@ def _prepared() -> tuple[Image, ...]:
 
 def _images(facts: HostFacts) -> Row:
     # The newest release that has a manifest here.
-    release = (*available(), "RELEASE")[0]
+    release = (*published_releases(), "RELEASE")[0]
     remedy = (
         f"{store.import_line(release)} (or ./inv image.fetch --release {release}, with a network)"
     )

@@ -143,7 +143,13 @@ def run(options: Options, order: Order) -> FuzzReport:
         name = bench.series.topic if bench.series else "stock"
         sides.append(_side(bench, name, order, known, avoided))
         report = FuzzReport(
-            order, options.release, bench.backend, bench.run_dir, tuple(sides), known, avoided
+            order,
+            session.options.release,
+            bench.backend,
+            bench.run_dir,
+            tuple(sides),
+            known,
+            avoided,
         )
     write_atomic(report.run_dir / "fuzz.json", json.dumps(report.to_data(), indent=2) + "\n")
     return report

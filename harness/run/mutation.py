@@ -184,7 +184,7 @@ def mutation(
         for note in crew.notes:
             progress.say(f"note: {note}")
     result = Result(
-        options.release,
+        session.options.release,
         session.backend,
         session.run_dir,
         tuple(results[name] for name in (SERIES.name, *chosen)),

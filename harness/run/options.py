@@ -114,7 +114,7 @@ def load_series(options: Options, tree: Path | None = None) -> patches.Series | 
 def known_source(options: Options) -> Path | None:
     """The source tree that was imported for the release; None if there is none."""
     try:
-        return store.source(options.release)
+        return store.source(store.resolve(options.release))
     except CannotError:
         return None
 

@@ -8,6 +8,7 @@ The result of a stage is a value of stages.py, which the next stage takes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
 from harness.guest import panic_report, snapshot
 from harness.guest.freebsd import Guest
-from harness.image import obtain
+from harness.image import obtain, store
 from harness.probe import run
 from harness.report import EMPTY_COMMAND, NOT_TESTED
 from harness.run import tested
@@ -42,7 +43,8 @@ class Session:
     """
 
     def __init__(self, options: Options, run_dir: Path) -> None:
-        self.options = options
+        # From here on a snapshot's name is that of one build, also if another one arrives.
+        self.options = dataclasses.replace(options, release=store.resolve(options.release))
         self.run_dir = run_dir
         self.stages: list[progress.Stage] = []
         self.properties: dict[str, str] = {}
@@ -139,6 +141,8 @@ class Session:
                 offline=self.options.offline,
                 live=step.live,
             )
+            # It may be a build that was fetched just now.
+            self.options = dataclasses.replace(self.options, release=record.release)
             imaged = Imaged(backend, record)
             if self.options.module:
                 # Without it nothing can be built, which must be reported before a boot.

@@ -85,7 +85,7 @@ def verify(
 
     def so_far() -> Report:
         return Report(
-            release=options.release,
+            release=session.options.release,
             backend=f"{session.backend} as AMD" if options.cpu_vendor == "amd" else session.backend,
             stock=options.stock,
             series=_series_name(options) if error else named,

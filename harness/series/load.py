@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import files
+from harness import release as releases_known
 from harness.errors import PatchError, UsageError
-from harness.release import branch_of
 from harness.series import arrange, diffs, git, kinds, listing, mails
 from harness.series.arrange import Tags
 from harness.series.listing import COMMON, Entry, Listing
@@ -196,15 +196,17 @@ def _load(where: Path | str | Sequence[Path], release: str, place: Place) -> Ser
             f"verify --topic "
             f"{given.name}` on the stock module, with --series PATCHES on yours"
         )
-    # A patch for a whole branch is in a folder named after its major version.
-    for name in dict.fromkeys((release, branch_of(release))):
+    wanted = releases_known.read(release)
+    for name in wanted.series_folders if wanted else (release,):
         if (given / name / listing.SERIES).is_file():
             found = listing.from_file(given / name / listing.SERIES)
             return _series(given.absolute().name, release, given / name, found, place)
     if has := releases(given):
+        place_for = wanted.series_folders[-1] if wanted and wanted.build else release
         raise UsageError(
             f"{given.name}: no series for FreeBSD {release}, only for {', '.join(has)}; "
-            f"put one for {release} into {given / release}/, its patches named in a file `series`"
+            f"put one for {place_for} into {given / place_for}/, its patches named in a file "
+            "`series`"
         )
     return _series(given.absolute().name, release, given, listing.from_folder(given), place)
 

@@ -21,6 +21,12 @@ from harness.release import Release
         ("16.0-CURRENT", Release(16, 0, "CURRENT"), "16.0"),
         ("14", Release(14), "14"),
         ("14.2-RC1", Release(14, 2, "RC1"), "14.2"),
+        ("16.0-CURRENT-20260720", Release(16, 0, "CURRENT", build="20260720"), "16.0"),
+        (
+            "16.0-CURRENT-20260720-abcdef012345-287654",
+            Release(16, 0, "CURRENT", build="20260720-abcdef012345-287654"),
+            "16.0",
+        ),
     ],
 )
 def test_a_text_and_its_value(text: str, value: Release, version: str) -> None:
@@ -32,7 +38,23 @@ def test_a_text_and_its_value(text: str, value: Release, version: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "15.", "15.1.2", "015.1", "x", "15.1-", "15.1-a/b", "15.1\n", "15.٣", "../15.1"]
+    "text",
+    [
+        "",
+        "15.",
+        "15.1.2",
+        "015.1",
+        "x",
+        "15.1-",
+        "15.1-a/b",
+        "15.1\n",
+        "15.٣",
+        "../15.1",
+        "16-CURRENT-20260720",
+        "16.0-20260720-abcdef0-1",
+        "16.0-CURRENT-2026",
+        "16.0-CURRENT-20260720-x",
+    ],
 )
 def test_what_is_no_release(text: str) -> None:
     assert releases.read(text) is None
@@ -53,6 +75,16 @@ def test_the_order() -> None:
     assert values[-1].has(values[2])
     assert values[2].has(releases.parse("15.0"))
     assert not values[1].has(values[2])
+
+
+def test_builds_of_a_snapshot() -> None:
+    texts = ["15.0", "16.0-CURRENT", "16.0-CURRENT-20260720-f000000-287654"]
+    texts += ["16.0-CURRENT-20260720-a000000-1287654", "16.0-CURRENT-20260727-0000000-1"]
+    values = [releases.parse(text) for text in texts]
+    assert sorted([values[-1], *values[:-1]]) == values
+    assert {it.line for it in values[1:]} == {"16.0-CURRENT"}
+    assert values[-1].series_folders == (texts[-1], "16.0-CURRENT", "16", "main")
+    assert values[0].series_folders == ("15.0", "15")
 
 
 def test_versions_of_the_kernel() -> None:

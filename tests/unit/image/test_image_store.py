@@ -287,7 +287,7 @@ def test_nothing_here_and_no_network_make_one_line(cache: Path) -> None:
     with pytest.raises(CannotError, match="--offline was given"):
         obtain.obtain("15.1", offline=True)
     with pytest.raises(CannotError, match="there is no manifest for it"):
-        obtain.obtain("16.0-CURRENT")
+        obtain.obtain("17.0-CURRENT")
 
 
 def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_the_official_files_all_the_way(tmp_path: Path, monkeypatch: pytest.Monk
     assert (ok, remedy) == (False, f"rm {base}, then ./inv image.fetch --release 15.1")
     base.write_bytes(good)
     # All of it is here now: no server is needed any more, until it is pruned.
-    assert obtain.fetch_official("15.1", offline=True).src is not None
+    assert obtain.fetch_official("15.1", offline=True).files.src is not None
     assert prune.release("15.1") > 0
     with pytest.raises(CannotError, match="--offline"):
         obtain.fetch_official("15.1", offline=True)
