@@ -180,7 +180,9 @@ def _fetch_build(
     """The files of one build of a snapshot."""
     wanted = releases.parse(asked)
     if newest and wanted.build:
-        raise UsageError(f"--release {asked}: --refresh takes the newest build; leave out the build's name")
+        raise UsageError(
+            f"--release {asked}: --refresh takes the newest build; leave out the build's name"
+        )
     if not newest and (here := _build_here(known, wanted)) is not None:
         return _official(str(here.release), here.image, here.source, here.base)
     mirrors = fetch.mirrors(known.mirrors)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import host, progress, report
+from harness import release as releases
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.host.survey import available_memory_bytes
 from harness.image import manifest, obtain, store
@@ -99,8 +100,8 @@ def here(asked: Asked, options: Options) -> tuple[Cell, ...]:
     none is; every other one with a manifest is a column that is not run.  UsageError where there is
     no series for any of them.
     """
-    ready = [record.release for record in store.prepared()]
-    named = asked.releases or tuple(ready) or (options.release,)
+    ready = _newest_builds(record.release for record in store.prepared())
+    named = tuple(map(store.resolve, asked.releases)) or tuple(ready) or (options.release,)
     for release in asked.releases:
         obtain.require_known(release)
     refused = _without_series(named, options)
@@ -117,7 +118,8 @@ def here(asked: Asked, options: Options) -> tuple[Cell, ...]:
     by_name, facts = bool(asked.backends or asked.vendors), host.gather()
     cells = [cell if cell.reason else _placed(cell, facts, named=by_name) for cell in cells]
     if not asked.releases:
-        others = [release for release in manifest.available() if release not in named]
+        here = {releases.parse(release).line for release in named}
+        others = [release for release in manifest.available() if release not in here]
         cells += [
             dataclasses.replace(
                 cell,
@@ -128,6 +130,23 @@ def here(asked: Asked, options: Options) -> tuple[Cell, ...]:
             for cell in asked.cells(others)
         ]
     return tuple({(cell.key, cell.reason): cell for cell in cells}.values())
+
+
+def guest_name(keep_as: str, cell: Cell) -> str:
+    """The name of a column's guest that stays; a build's whole name would be too long for it."""
+    release = releases.parse(cell.release)
+    if release.build:
+        short = f"{release.branch}-{release.build.partition('-')[0]}"
+        cell = dataclasses.replace(cell, release=short)
+    return f"{keep_as}-{cell.slug.replace('.', '-')}"
+
+
+def _newest_builds(found: Iterable[str]) -> list[str]:
+    """The releases, with only the newest build of each snapshot."""
+    newest: dict[str, releases.Release] = {}
+    for release in map(releases.parse, found):
+        newest[release.line] = max(release, newest.get(release.line, release))
+    return list(map(str, newest.values()))
 
 
 def require_series(options: Options) -> None:
@@ -197,7 +216,7 @@ def run(
     given = {}
     for cell in todo:
         (run_dir / cell.slug).mkdir(mode=0o700)
-        name = f"{keep_as}-{cell.slug.replace('.', '-')}" if keep_as else ""
+        name = guest_name(keep_as, cell) if keep_as else ""
         given[cell.label] = Job(_options(options, cell, guests), run_dir / cell.slug, name)
     runs = _Runs(given)
     done: dict[str, Cell] = {}

@@ -73,7 +73,7 @@ def regressions(
 
         def so_far() -> Result:
             return Result(
-                options.release,
+                session.options.release,
                 session.backend,
                 processor,
                 folder,

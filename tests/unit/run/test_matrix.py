@@ -184,6 +184,9 @@ def test_a_guest_that_stays_has_its_columns_name(played: Path) -> None:
     options = Options(backend="bochs")
     matrix.run(matrix.both(options), options, keep_as="mine")
     assert " mine-15-1-bochs-amd " in (played / "began.amd.False").read_text()
+    options = Options(release="16.0-CURRENT-20260720-abcdef012345-287654", backend="bochs")
+    names = [matrix.guest_name("mine", cell) for cell in matrix.both(options)]
+    assert names == ["mine-16-20260720-bochs-intel", "mine-16-20260720-bochs-amd"]
 
 
 def test_with_stock_each_place_has_a_run_of_its_own_without_the_series(played: Path) -> None:
@@ -220,6 +223,20 @@ def test_what_this_machine_cannot_do_is_said_and_fails_only_where_it_was_named(
     assert asked.exit_code == 3
     nothing = matrix.run(matrix.here(Asked(backends=("kvm",)), options), options)
     assert (nothing.exit_code, nothing.ran) == (3, ())
+
+
+def test_only_the_newest_build_of_a_snapshot_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = (f"16.0-CURRENT-2026072{day}-abcdef012345-28765{day}" for day in (0, 7))
+    prepare(monkeypatch, newer, "15.1", older)
+    cells = matrix.here(Asked(), Options(stock=True))
+    ready = {cell.release for cell in cells if not cell.reason}
+    assert ready == {newer, "15.1"}
+    # It is prepared, so its column says nothing of fetching it.
+    assert "16.0-CURRENT" not in {cell.release for cell in cells}
+    prepare(monkeypatch, "15.1")
+    cells = matrix.here(Asked(), Options(stock=True))
+    missing = next(cell for cell in cells if cell.release == "16.0-CURRENT")
+    assert "./inv image.fetch --release 16.0-CURRENT" in missing.reason
 
 
 def test_a_release_without_a_series_is_a_gap_and_a_misspelt_one_a_mistake(
