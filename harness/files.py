@@ -227,7 +227,7 @@ def checksum_sparse(path: Path) -> str:
     """A checksum of a file that skips long runs of zeros quickly, whether holes or written zeros.
 
     SHA-256 over the CRC-32 of each MiB: four times as fast as SHA-256 alone.  It detects damage,
-    not forgery: whoever could forge the file could also write its checksum again.
+    not forgery: an attacker who could forge the file could also write its checksum again.
     """
     sums = hashlib.sha256()
     zeros = bytes(_CHUNK_BYTES)

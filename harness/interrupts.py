@@ -22,7 +22,7 @@ _AGAIN_S = 0.01
 def never_lost() -> None:
     """Send this process a SIGINT again if the KeyboardInterrupt of one was ignored.
 
-    For the main thread, which alone runs handlers.  Whoever replaces sys.unraisablehook later (as
+    For the main thread, which alone runs handlers.  Code that replaces sys.unraisablehook later (as
     pytest does) must be followed by another call.
     """
     before = sys.unraisablehook

@@ -1,16 +1,16 @@
-# What preparation changes in an image, besides the key and sshd's settings: run once as root by the
-# guest's /bin/sh.  $1 is the new password for the serial line.  Every change prints a line
+# Changes an image when it is prepared; the key and sshd's settings are changed elsewhere.  The
+# guest's /bin/sh runs it once as root.  $1 is the new password for the serial line.  Every change prints a line
 # "changed: ..."; `inv image.info` shows them.
 set -eu
 
 password=$1
 changed() { echo "changed: $*"; }
 
-# root's password: only the serial line takes it, and only who holds the prepared image knows it.
+# root's password: it works only on the serial line, and only the prepared image's owner knows it.
 printf '%s\n' "$password" | pw usermod root -h 0
 changed "root has a random password, for the serial line only"
 
-# The loader: straight on, everything on the serial line, no module of bhyve's before ours.
+# The loader: no countdown, all output on the serial line, no vmm.ko before ours.
 loader=/boot/loader.conf
 touch $loader
 sed -i '' -e '/# vmm-workbench$/d' -e '/^[[:space:]]*vmm_load=/d' $loader
@@ -35,11 +35,11 @@ hw.apic.timer_tsc_deadline="0"
 SETTINGS
 changed "loader.conf: no countdown, no menu, serial console; 100 Hz, the default in a VM that FreeBSD recognizes"
 changed "loader.conf: no keyboard, mouse, floppy, parallel port: probing them takes minutes in an emulator"
-# Bochs compares TSC deadlines with ticks since its start, and a reset sets the TSC alone to 0: from
-# then on every deadline has passed, and a guest that reboots is interrupted without end.
+# Bochs compares TSC deadlines with ticks since its start, and a reset sets only the TSC to 0: from
+# then on every deadline has passed, and a guest that reboots gets interrupts without end.
 changed "loader.conf: the local APIC's timer counts down, without TSC deadlines: in Bochs no reboot survives them"
 
-# rc.conf: a network on whatever card there is, and nothing that a test bench does not use.
+# rc.conf: a network on any card, and no service that a test bench does not use.
 for name in $(sysrc -aqN 2>/dev/null | grep '^ifconfig_'); do
 	sysrc -qx "$name" || true
 done
@@ -55,7 +55,7 @@ sysrc -q hostname=vmm-workbench ifconfig_DEFAULT=SYNCDHCP sshd_enable=YES kld_li
     entropy_save_num=1 rc_startmsgs=YES >/dev/null
 changed "rc.conf: DHCP on any card; no cron, mail, syslog, crash dumps, device matching, growfs"
 
-# rc reads a service's own settings from here; what an image has there stays and comes first.
+# rc reads a service's settings from here; those of the image stay and are read first.
 own_settings() {
 	mkdir -p /etc/rc.conf.d
 	if [ -d "/etc/rc.conf.d/$1" ]; then
@@ -65,9 +65,9 @@ own_settings() {
 	fi
 }
 
-# A line on the console as soon as sshd listens, which is when it writes its pid file: in Bochs, whoever
-# connects earlier costs the guest its network.  sshd's own check of its settings, and of keys that are
-# there, costs an emulator a second.
+# A line on the console as soon as sshd listens, which is when it writes its pid file: in Bochs an
+# earlier connection breaks the guest's network.  sshd's own check of its settings and of existing
+# keys would take an emulator a second.
 own_settings sshd <<'READY'
 start_precmd='rm -f /var/run/sshd.pid'
 start_postcmd=vmm_workbench_up
@@ -82,16 +82,16 @@ vmm_workbench_up() {
 READY
 changed "rc.conf.d/sshd: a line on the console once sshd listens; its settings are not checked before"
 
-# The rules that hide devices from jails: rc.d/devfs starts devfs(8) for each of fifty, which takes an
-# emulator as long as the kernel takes to start.  FreeBSD's own file becomes the same rules by five
-# times devfs(8); where an image has rules of its own, rc.d/devfs does as ever.
+# The rules that hide devices from jails: rc.d/devfs starts devfs(8) for each of the fifty rules,
+# which takes an emulator as long as the start of the kernel.  Here five starts of devfs(8) load the
+# same rules; if an image has rules of its own, rc.d/devfs loads them as usual.
 own_settings devfs <<'RULES'
 start_cmd=vmm_workbench_devfs
 vmm_workbench_devfs() {
 	local number rules
 	if [ ! -e /etc/devfs.rules ] && [ -z "$devfs_system_ruleset$devfs_set_rulesets" ] &&
 	    checkyesno devfs_load_rulesets; then
-		# Not by a file: the root file system may not be writable yet.
+		# Not with a file: the root file system may not be writable yet.
 		rules=$(awk '/^\[.*=[0-9]+\]/ { split(substr($0, 2), it, /[]=]/); set[it[1]] = number = it[2]; next }
 		    /^add / { gsub("\047", ""); if ($2 == "include") $3 = set[substr($3, 2)]; $1 = number; print }' \
 		    "${devfs_rulesets%% *}")
@@ -126,17 +126,17 @@ esac
 # Disks that another machine does not have would stop the boot.
 sed -i '' -E '/^\/dev\/(vtbd|ada|da|nda|nvd)[^[:space:]]*[[:space:]]+(none|\/)[^[:space:]]*/s/^/#/' /etc/fstab
 
-# A script that runs only to find that its service is off costs an emulator a third of a second.
+# A script that only finds that its service is off takes an emulator a third of a second.
 mkdir -p /etc/rc.d.off
 service -e >/tmp/enabled
 for script in /etc/rc.d/*; do
-	# netif calls dhclient's, whatever its rcvar says.
+	# netif calls dhclient's script even if its rcvar is off.
 	[ "$script" = /etc/rc.d/dhclient ] && continue
 	if grep -q '^rcvar=' "$script" && ! grep -qxF "$script" /tmp/enabled; then
 		mv "$script" /etc/rc.d.off/
 	fi
 done
-# So do scripts that have nothing to do in such a machine, unless fstab or rc.conf has something for them.
+# So does a script that has nothing to do in this machine, unless fstab or rc.conf has settings for it.
 while read -r name sign; do
 	if [ -e "/etc/rc.d/$name" ] && ! grep -qsE "^[^#]*($sign)" /etc/fstab /etc/rc.conf /etc/rc.conf.local; then
 		mv "/etc/rc.d/$name" /etc/rc.d.off/

@@ -1,4 +1,4 @@
-"""What every test begins with, whoever runs them and by which command."""
+"""Set-up for every test, independent of the user and the command."""
 
 from __future__ import annotations
 

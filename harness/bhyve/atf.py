@@ -40,7 +40,7 @@ _SLIP = re.compile(rb"^(\s*if ! )(-c \S+)(; then)$", re.M)
 class Program:
     """A test program; `of_series` if the series adds it.
 
-    `mended` marks a copy with a fix for the mistake that makes all its cases skip themselves.
+    `corrected` marks a copy with a fix for the mistake that makes all its cases skip themselves.
     """
 
     name: str
@@ -119,8 +119,8 @@ def install(
             programs.append(Program(name, name not in own))
             _put_script(guest, Path(made) / name, text, home)
             if (corrected := _SLIP.sub(rb"\1[ \2 ]\3", text)) != text:
-                programs.append(Program(f"{name}_mended", name not in own, corrected=True))
-                _put_script(guest, Path(made) / f"{name}_mended", corrected, home)
+                programs.append(Program(f"{name}_corrected", name not in own, corrected=True))
+                _put_script(guest, Path(made) / f"{name}_corrected", corrected, home)
         for name in _names(makefile, "PACKAGEFILES"):
             guest.put(folder / name, f"{home}/{name}")
         return tuple(programs)

@@ -135,22 +135,22 @@ def collect(console: Console, symbols: Symbols, time_scale: float = 1.0) -> Pani
     try:
         console.check_panic()
     except GuestPanic as error:
-        story = error.detail.splitlines()
+        text = error.detail.splitlines()
     else:
         return None
     answers = _interrogate(console, time_scale)
-    return from_console(story, answers, symbols)
+    return from_console(text, answers, symbols)
 
 
-def from_console(story: Sequence[str], answers: Mapping[str, str], symbols: Symbols) -> Panic:
+def from_console(text: Sequence[str], answers: Mapping[str, str], symbols: Symbols) -> Panic:
     """Make a Panic from the console's lines and the debugger's output."""
-    frames = parse_frames(story) or parse_frames(answers.get("bt", "").splitlines())
-    registers = dict(_registers(story))
+    frames = parse_frames(text) or parse_frames(answers.get("bt", "").splitlines())
+    registers = dict(_registers(text))
     registers |= dict(_registers(answers.get("show registers", "").splitlines()))
     frames = _with_trap(frames, registers.get("instruction pointer", ""))
     return Panic(
-        message=story[0] if story else "the kernel panicked without a message",
-        console=tuple(story),
+        message=text[0] if text else "the kernel panicked without a message",
+        console=tuple(text),
         frames=symbolize(frames, symbols),
         registers=tuple(registers.items()),
         debugger=tuple(answers.items()),

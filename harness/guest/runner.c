@@ -18,11 +18,11 @@
  * bytes of its errors, as they come, and at the end with "x CODE\n": the exit
  * code, or the negative number of the signal that ended the command.
  *
- * The command PUT, with a path and a mode in octal, is its own: it writes what
- * comes as standard input to a file, which has its name once it is whole.
+ * This program itself executes the command PUT, with a path and an octal mode:
+ * it writes standard input to a file, which gets its name when it is complete.
  *
- * When its standard input ends, so does it; a command that still runs is left
- * alone, as sshd would leave it.
+ * The program exits when its standard input ends; a command that still runs
+ * goes on, as it would with sshd.
  */
 
 #include <sys/types.h>
@@ -62,7 +62,7 @@ child_ended(int sig __attribute__((unused)))
 	errno = saved;
 }
 
-/* Write all of it, or end: there is nobody left to tell. */
+/* Write everything, or exit: then nothing reads this program's output. */
 static void
 say(const char *data, size_t size)
 {
@@ -152,7 +152,7 @@ start(char **argv, int *input, int *output, int *errors)
 	*input = in[1];
 	*output = out[0];
 	*errors = fail[0];
-	/* The command reads as it pleases; this program does not wait for it. */
+	/* This program does not wait until the command reads its input. */
 	(void)fcntl(in[1], F_SETFL, O_NONBLOCK);
 	return (pid);
 }

@@ -1,8 +1,8 @@
 """Commands over one SSH channel that stays open, run by a small program in the guest (runner.c).
 
 For each command of its own channel sshd sets up a login session and starts a shell; in Bochs that
-is two thirds of what a small command costs.  The program is started once for a connection.  It
-runs one command at a time; whoever comes meanwhile takes a channel of their own.
+takes two thirds of the time of a small command.  The program is started once for each connection.
+It runs one command at a time; commands from other threads get a channel each during this time.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
 
     "auto" takes KVM where a guest truly gets what vmm.ko asks for, else Bochs; it never takes TCG,
     which can run no virtual machines, nor KVM in Bochs, which is slow.  A
-    backend asked for by name is that one or none.  Raises UsageError for a name that is none of
-    ASKED.
+    backend that is asked for by name is never replaced by another one.  Raises UsageError if the
+    name is not in ASKED.
     """
     if asked not in ASKED:
         raise UsageError(f"--backend {asked}: no such backend; use one of {', '.join(ASKED)}")

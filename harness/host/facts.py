@@ -99,7 +99,7 @@ class Kvm:
 class Emulator:
     """An installed emulator; `cpu_models` is empty if it does not list them quickly.
 
-    Only for Bochs: `debugger` says whether it runs in its own debugger ("always", "when told",
+    Only for Bochs: `debugger` says whether it runs in its own debugger ("always", "on request",
     "never", or empty if unknown), `unpacked` which other versions are in the cache.
     """
 

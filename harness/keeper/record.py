@@ -35,9 +35,9 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STEP_S = 0.05
 
 
-def module_fields(told: Mapping[str, Any]) -> dict[str, Any]:
+def module_fields(message: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a record for the loaded module; ValueError if they have the wrong type."""
-    changes = {name: told[name] for name in MODULE_FIELDS if name in told}
+    changes = {name: message[name] for name in MODULE_FIELDS if name in message}
     checked.convert(_Module, changes)
     return changes
 

@@ -49,7 +49,7 @@ class Debugger(Enum):
     """
 
     ALWAYS = "always"
-    ON_REQUEST = "when told"
+    ON_REQUEST = "on request"
     NEVER = "never"
 
 

@@ -192,21 +192,21 @@ class Console:
                 quiet_at = min(
                     self._arrived_s + _PANIC_QUIET_S, self._panic_seen_s + _PANIC_SETTLES_S
                 )
-                story_at = max(0, at - self._dropped)
-                if now >= quiet_at or STORY_ENDS.search(self._data, story_at):
+                lines_at = max(0, at - self._dropped)
+                if now >= quiet_at or STORY_ENDS.search(self._data, lines_at):
                     break
                 self._arrived.wait(quiet_at - now)
-        story = clean_lines(self.since(at))
-        what = f"panicked: {story[0] if story else 'no message'}"
-        prompt = next((it for begin, it in PROMPTS.items() if story[0:1] and begin in story[0]), "")
+        lines = clean_lines(self.since(at))
+        what = f"panicked: {lines[0] if lines else 'no message'}"
+        prompt = next((it for begin, it in PROMPTS.items() if lines[0:1] and begin in lines[0]), "")
         if prompt:
-            before = clean_lines(self.since(max(0, at - _REASON_BYTES)))[: -len(story)][-3:]
+            before = clean_lines(self.since(max(0, at - _REASON_BYTES)))[: -len(lines)][-3:]
             # The loader's spinner precedes its text.
             reason = before[-1].lstrip("|/-\\") if before else "no reason was given"
             what = f"did not boot, it stopped at {prompt}: {reason}"
-            story = [*before, *story]
+            lines = [*before, *lines]
         raise GuestPanic(
-            f"the guest {what}; the console's log is {self.log}", detail="\n".join(story[:60])
+            f"the guest {what}; the console's log is {self.log}", detail="\n".join(lines[:60])
         )
 
     def send(self, text: str | bytes, deadline: Deadline | None = None) -> None:

@@ -52,7 +52,7 @@ class Report:
 
     `comments` are the lines before the plan (processor, capability registers), `verdict` the values
     of its closing line, empty when it never came; `followed` is how many of the tests came after
-    it; `bail` why it gave up, if it did.
+    it; `bail` the reason if it stopped early.
     """
 
     plan: int | None = None
@@ -66,7 +66,7 @@ class Report:
     def problem(self) -> str:
         """Why this report is incomplete; empty if it is complete."""
         if self.bail is not None:
-            return f"it gave up: {self.bail}"
+            return f"it stopped early: {self.bail}"
         if self.plan is None:
             return "it printed nothing" if not self.comments else "it ended before its first test"
         if [test.number for test in self.tests] != list(range(1, len(self.tests) + 1)):

@@ -343,7 +343,7 @@ class Session:
                 progress.say(f"panic: {self.panic.summary}")
                 folder = self.guest_dir if self.breaks else self.run_dir
                 progress.say(
-                    f"panic: the whole story is in {panic_report.save(self.panic, folder)}"
+                    f"panic: the full report is in {panic_report.save(self.panic, folder)}"
                 )
         return self.panic
 

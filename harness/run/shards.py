@@ -341,8 +341,8 @@ def require_unbroken(bench: Workbench, done: Mapping[int, Done], broken: str = "
     if times:
         bench.properties["guest broke"] = "; ".join(times)
         if not bench.options.go_on:
-            story = f": {bench.panic.summary}" if bench.panic else ""
-            raise GuestError(f"a guest broke, and its check with it: {'; '.join(times)}{story}")
+            cause = f": {bench.panic.summary}" if bench.panic else ""
+            raise GuestError(f"a guest broke, and its check with it: {'; '.join(times)}{cause}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from harness.errors import CannotError, PatchError
 from harness.series import diffs, places
 
 JOURNAL_FOLDER = ".vmm-workbench-apply"
-"""The folder of old versions' journal in the user's tree; no patch may use this name."""
+"""The folder of earlier versions' journal in the user's tree; no patch may use this name."""
 
 _FAILED = re.compile(r"^error: patch failed: (?P<path>.*):(?P<line>\d+)$", re.M)
 _CORRUPT = re.compile(

@@ -36,18 +36,18 @@ class _Hunk:
 
 
 def doubtful(
-    told: str, data: bytes, folder: Path, *, reverse: bool, bare: bool = False
+    output: str, data: bytes, folder: Path, *, reverse: bool, bare: bool = False
 ) -> Doubt | None:
     """The first hunk of a patch that may belong elsewhere in its file; None if all are certain.
 
-    `told` is the output of `git apply --check -v` for the patch `data` in `folder`, with
+    `output` is what is printed of `git apply --check -v` for the patch `data` in `folder`, with
     --unidiff-zero if `bare`.  There is doubt only if the file is known to be another version than
     the one the patch was made from: its name in git's `index` line differs, or hunks moved.  A hunk
     is certain if it fits in only one place, or moved exactly as far as the nearest one that does.
     """
     lines = data.splitlines(keepends=True)
     found = {_path(it, reverse): it for it in diffs.sections(lines)}
-    for path, moved in _moved(told):
+    for path, moved in _moved(output):
         section = found.get(path)
         if section is None or not _is_other(folder / path, section, reverse, bool(moved)):
             continue
@@ -82,10 +82,10 @@ def _is_other(file: Path, section: diffs.Section, reverse: bool, moved: bool) ->
     return not is_blob(file, section.blobs[1 if reverse else 0])
 
 
-def _moved(told: str) -> Iterator[tuple[str, dict[int, int]]]:
+def _moved(output: str) -> Iterator[tuple[str, dict[int, int]]]:
     """Each file that git examined, with its moved hunks and their distances."""
     found: list[tuple[str, dict[int, int]]] = []
-    for line in told.splitlines():
+    for line in output.splitlines():
         if checking := CHECKING.match(line):
             found.append((_before(checking["path"]), {}))
         elif (offset := OFFSET.match(line)) and found:

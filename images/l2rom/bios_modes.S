@@ -5,9 +5,9 @@
  */
 
 /*
- * Between a boot sector's real mode and the ROM's 32-bit mode.  What is between
- * bios_stub and bios_stub_end is copied to 9000:f000, so it is written for that
- * place; the rest stays in the ROM.
+ * Switches between a boot sector's real mode and the ROM's 32-bit mode.  The
+ * code from bios_stub to bios_stub_end is copied to 9000:f000 and runs there;
+ * the rest stays in the ROM.
  */
 
 #define	HERE(label)	((label) - bios_stub + 0xf000)

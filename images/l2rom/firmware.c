@@ -69,9 +69,9 @@ firmware(void)
 	equal("an odd length's error", fwctl(4, name, 7, value), 0);
 	equal("hw.ncpu, odd", value[2], 4);
 	if (fwctl(4, "hw.none", 8, 0) == 0)
-		wrong("the error of a name that is none", 0, 2);
+		wrong("the error of an unknown name", 0, 2);
 	if (fwctl(99, name, 8, 0) == 0)
-		wrong("the error of an operation that is none", 0, 2);
+		wrong("the error of an unknown operation", 0, 2);
 }
 
 #define	PM1_STATUS	0x400

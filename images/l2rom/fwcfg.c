@@ -85,7 +85,7 @@ open_file(const char *name)
 	return (0);
 }
 
-/* Its signature, its revision, the processors. */
+/* Its signature, its revision, and the number of processors. */
 void
 fwcfg_items(void)
 {
@@ -101,7 +101,7 @@ fwcfg_items(void)
 	select(0);
 	equal("QEMU, again", number(4, true), 0x51454d55);
 	select(0x3f0);
-	equal("an item that is none", inb(DATA), 0);
+	equal("an unknown item", inb(DATA), 0);
 }
 
 /* The directory is sorted, and each file has its own selector. */

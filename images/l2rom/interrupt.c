@@ -228,7 +228,9 @@ msrs(void)
 		/* MSR_BIOS_SIGN, NB_CFG1, 0xc0011029, PERF_CTL0 */
 		{ { 0x8b, 0 }, { 0xc001001f, 0 }, { 0xc0011029, 1 },
 		    { 0xc0010000, 0 } },
-		/* MSR_BIOS_SIGN, FEATURE_CONTROL, RAPL_POWER_UNIT, PKG_ENERGY */
+		/*
+		 * MSR_BIOS_SIGN, FEATURE_CONTROL, RAPL_POWER_UNIT, PKG_ENERGY
+		 */
 		{ { 0x8b, 0 }, { 0x3a, 1 }, { 0x606, 0xa1003 }, { 0x611, 0 } },
 	};
 	static const uint32_t ignored[2] = { 0xc0010015, 0x8b };
@@ -248,8 +250,8 @@ msrs(void)
 		wrong("a #GP for a write of the MSR", ignored[intel], 0);
 	for (uint32_t i = 0; i < 3; i++) {
 		if (read_msr(none[i], &low, &high))
-			wrong("an MSR that is none", none[i], 0);
+			wrong("an unknown MSR", none[i], 0);
 		if (write_msr(none[i], 0))
-			wrong("an MSR that is none, written,", none[i], 0);
+			wrong("a write to an unknown MSR", none[i], 0);
 	}
 }

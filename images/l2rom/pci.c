@@ -118,7 +118,7 @@ pci_writes(void)
 		    line >> 8 & 0xff);
 		set_config(slot, 0x3c, line);
 		equal("identification", config(slot, 0), before);
-		/* Odd ways to write a BAR change nothing. */
+		/* Unusual ways to write a BAR change nothing. */
 		before = config(slot, 0x10);
 		address(slot, 0, 0x10);
 		outb(CONFIG_DATA + 1, 0xff);
@@ -133,7 +133,7 @@ power_of_two(uint32_t value)
 	return (value != 0 && (value & (value - 1)) == 0);
 }
 
-/* Every BAR can be sized, and comes back. */
+/* Every BAR can be sized, and is restored. */
 void
 pci_bars(void)
 {
@@ -181,7 +181,7 @@ pci_bars(void)
 	}
 }
 
-/* virtio-rnd's registers move with its BAR, and go with its decoding. */
+/* virtio-rnd's registers move with its BAR, and end with its decoding. */
 void
 pci_moved(void)
 {
@@ -220,7 +220,7 @@ pci_memory(void)
 
 	equal("a 64-bit BAR", before & 7, 4);
 	set_config(4, 4, config(4, 4) | 2);
-	/* Wherever it is, it is put below 4 GiB. */
+	/* Wherever it was, it is moved below 4 GiB. */
 	set_config(4, 0x10, other);
 	set_config(4, 0x14, 0);
 	version = *(volatile uint32_t *)(uintptr_t)(other + 8);
@@ -235,7 +235,7 @@ pci_memory(void)
 	set_config(4, 0x14, high);
 }
 
-/* Lists of capabilities end, and MSI-X tables lie in a BAR. */
+/* Lists of capabilities end, and MSI-X tables are in a BAR. */
 void
 pci_capabilities(void)
 {

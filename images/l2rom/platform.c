@@ -7,9 +7,9 @@
 /*
  * bhyve's own platform as a guest sees it, reported as TAP: one claim per line,
  * followed by its errors. The machine is defined in harness/bhyve/l2.py: a host
- * bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5, a disk of AHCI at 6,
- * virtio-blk at 7, the LPC bridge at 31, four vCPUs.  Another machine has QEMU's
- * fw_cfg.
+ * bridge at 0, virtio-rnd at 3, nvme at 4, xhci at 5, an AHCI disk at 6,
+ * virtio-blk at 7, the LPC bridge at 31, and four vCPUs.  Another machine has
+ * QEMU's fw_cfg.
  */
 
 #include "rom.h"
@@ -48,9 +48,9 @@ struct claim {
 
 static const struct claim claims[] = {
 	/*
-	 * First: until its SIPI, bhyve asks a processor's thread what to do
-	 * every millisecond, which in an emulator takes most of the time there
-	 * is.  After this it is halted.
+	 * This is first: until its SIPI, a processor's thread in bhyve polls
+	 * every millisecond, which takes most of an emulator's time.  After
+	 * this it is halted.
 	 */
 	{ "second_processor: it starts where its SIPI says",
 	    second_processor },

@@ -49,9 +49,9 @@ second_processor(void)
 }
 
 /*
- * All others at once: each marks the byte of its APIC id.  mov $1, %eax; cpuid;
- * shr $24, %ebx; movb $0x5a, %cs:0x110(%bx); cli; hlt.  Interrupts are off,
- * as the PIC's are offered to each whose local APIC is off.
+ * Start all others at once: each marks the byte of its APIC id.  mov $1, %eax;
+ * cpuid; shr $24, %ebx; movb $0x5a, %cs:0x110(%bx); cli; hlt.  Interrupts are
+ * off, because the PIC's are offered to each whose local APIC is off.
  */
 void
 all_processors(void)

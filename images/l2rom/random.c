@@ -5,7 +5,7 @@
  */
 
 /*
- * A virtio device that is driven: virtio-rnd at slot 3, by its legacy
+ * A driver for a virtio device: virtio-rnd at slot 3, by its legacy
  * registers (virtio 1.0, 4.1.4.8), with a ring in memory and MSI-X.
  */
 
@@ -90,7 +90,7 @@ buffer(uint32_t slot)
 	    slot * BUFFER_BYTES));
 }
 
-/* A buffer for random bytes is put into the ring. */
+/* Put a buffer for random bytes into the ring. */
 static void
 post(uint32_t number, uint32_t size)
 {
@@ -108,7 +108,7 @@ post(uint32_t number, uint32_t size)
 	avail_of(size)[1] = (uint16_t)(number + 1);
 }
 
-/* The buffer came back, filled exactly to its length. */
+/* The device returned the buffer, filled exactly to its length. */
 static void
 filled(uint32_t number, uint32_t size)
 {
@@ -126,7 +126,7 @@ filled(uint32_t number, uint32_t size)
 		equal("a byte behind them", buffer(slot)[i], 0);
 }
 
-/* Requests from one number to another, asked for at once: one MSI. */
+/* The requests with these numbers, offered at once: one MSI. */
 static void
 requests(uint32_t from, uint32_t to, uint32_t size)
 {
@@ -142,7 +142,7 @@ requests(uint32_t from, uint32_t to, uint32_t size)
 		filled(number, size);
 }
 
-/* The device fills all buffers, all round its ring. */
+/* The device fills all buffers, through its whole ring. */
 void
 random_device(void)
 {
@@ -162,7 +162,7 @@ random_device(void)
 	size = inw(PORT + R_SIZE);
 	equal("the queue's size", size, 64);
 	outw(PORT + R_SELECT, 7);
-	equal("a queue that is none", inw(PORT + R_SIZE), 0);
+	equal("a queue that does not exist", inw(PORT + R_SIZE), 0);
 	outw(PORT + R_SELECT, 0);
 	for (uint32_t i = 0; i < 3 * 4096 / 4; i++)
 		ring[i] = 0;

@@ -16,7 +16,10 @@
 start:
 	cli
 	cld
-	/* The table's address as this CS sees it: its offset in the top 64 KiB. */
+	/*
+	 * The table's address as this CS sees it: its offset in the top 64
+	 * KiB.
+	 */
 	movl	$(gdtr - 0xffff0000), %ebx
 	lgdtl	%cs:(%ebx)
 	movl	%cr0, %eax
@@ -31,7 +34,10 @@ flat:
 	movw	%ax, %es
 	movw	%ax, %ss
 	movl	$0x9000, %esp
-	/* The variables are in RAM, whose contents are undefined after a reset. */
+	/*
+	 * The variables are in RAM, whose contents are undefined after a
+	 * reset.
+	 */
 	movl	$bss_start, %edi
 	movl	$bss_end, %ecx
 	subl	%edi, %ecx
@@ -41,7 +47,10 @@ flat:
 1:	hlt
 	jmp	1b
 
-	/* An interrupt table without entries turns any exception into a triple fault. */
+	/*
+	 * An interrupt table without entries turns any exception into a triple
+	 * fault.
+	 */
 	.globl	triple_fault
 triple_fault:
 	lidtl	no_idt

@@ -81,7 +81,9 @@ void	interrupts_begin(void);
 uint32_t interrupts_of(uint32_t);
 void	halt_for(uint32_t, uint32_t);
 
-/* Its claims: pci.c, firmware.c, interrupt.c, random.c, storage.c and fwcfg.c. */
+/*
+ * Its claims: pci.c, firmware.c, interrupt.c, random.c, storage.c and fwcfg.c.
+ */
 void	pci_devices(void);
 void	pci_widths(void);
 void	pci_writes(void);

@@ -5,7 +5,7 @@
  */
 
 /*
- * Disks that are driven: virtio-blk at slot 7 by its ring, an AHCI disk at slot
+ * Drivers for disks: virtio-blk at slot 7 by its ring, an AHCI disk at slot
  * 6 by command lists (AHCI 1.3.1, ATA8-ACS), the NVMe at slot 4 by queues (NVM
  * Express 1.4).  Each has 1 MiB of zeros.  All are polled.
  */
@@ -59,7 +59,7 @@ expect_pattern(const char *what, volatile uint8_t *at, uint32_t bytes,
 	}
 }
 
-/* Let a slot's memory BAR be decoded below 4 GiB; where it is then. */
+/* Have a slot's memory BAR decoded below 4 GiB; returns its address. */
 static uint32_t
 memory_bar(uint32_t slot, uint32_t bar, uint32_t place)
 {
@@ -116,7 +116,7 @@ virtio_disk(void)
 	equal("reading 2 of them", block_request(&disk, 0, 9, other,
 	    2 * SECTOR, true), 0);
 	equal("its first byte", other[0], buffer[SECTOR]);
-	equal("reading what nobody wrote", block_request(&disk, 0, 7, other,
+	equal("reading unwritten sectors", block_request(&disk, 0, 7, other,
 	    SECTOR, true), 0);
 	equal("its first byte", get32(other), 0);
 	equal("the last sector", block_request(&disk, 0,
@@ -126,11 +126,11 @@ virtio_disk(void)
 	equal("its name", block_request(&disk, 8, 0, other, 20, true), 0);
 	if (other[0] == 0)
 		wrong("the name's first letter", 0, 'B');
-	equal("a request that is none", block_request(&disk, 77, 0, other,
+	equal("an unknown request", block_request(&disk, 77, 0, other,
 	    SECTOR, true), 2);
 }
 
-/* AHCI: a list of commands of which the first is used, and what it points to. */
+/* AHCI: a list of commands, whose first entry is used, and its data. */
 #define	AHCI_BAR	0xd6000000u
 #define	LIST		0x260000u
 #define	RECEIVED	0x261000u
@@ -237,7 +237,7 @@ ahci_disk(void)
 	equal("its first bytes", get32(other), 0);
 	equal("FLUSH CACHE EXT", ata(0xea, 0, 0, buffer, 0, false) & 0xff,
 	    0x50);
-	/* What is no command is aborted, and the port can go on. */
+	/* An unknown command is aborted, and the port works afterwards. */
 	equal("command 99", ata(0x99, 0, 0, buffer, 0, false) & 0x401, 0x401);
 	put32(ahci + P_COMMAND, get32(ahci + P_COMMAND) & ~1u);
 	put32(ahci + P_COMMAND, get32(ahci + P_COMMAND) | 1);
@@ -246,7 +246,7 @@ ahci_disk(void)
 	equal("its first byte", other[0], buffer[0]);
 }
 
-/* NVMe: an administrator's queue and one for data, of eight entries each. */
+/* NVMe: an admin queue and one for data, of eight entries each. */
 #define	NVME_BAR	0xd4000000u
 #define	QUEUES		0x270000u		/* a page each: SQ0 CQ0 SQ1 CQ1 */
 #define	ENTRIES		8u
@@ -281,7 +281,7 @@ command(uint32_t queue, uint32_t opcode, uint32_t space, volatile uint8_t *data,
 	    queue * 0x2000 + number % ENTRIES * 64);
 	volatile uint8_t *end = (volatile uint8_t *)(QUEUES + 0x1000 +
 	    queue * 0x2000 + number % ENTRIES * 16);
-	/* The phase changes each time the queue has gone round. */
+	/* The phase changes each time the queue wraps. */
 	uint32_t phase = number / ENTRIES % 2 == 0;
 
 	clear(entry, 64);
@@ -322,7 +322,7 @@ start_nvme(void)
 	put32(nvme + N_SUBMISSION + 4, 0);
 	put32(nvme + N_COMPLETION, QUEUES + 0x1000);
 	put32(nvme + N_COMPLETION + 4, 0);
-	/* Entries of 64 and of 16 bytes, and on. */
+	/* Entries of 64 and 16 bytes, and the enable bit. */
 	put32(nvme + N_CONFIG, 4u << 20 | 6u << 16 | 1);
 	return (ready(1));
 }
@@ -350,7 +350,7 @@ nvme_disk(void)
 	equal("IDENTIFY of the list", command(0, 6, 0, buffer, 2, 0, 0), 0);
 	equal("its only number", get32(buffer), 1);
 	equal("the end of it", get32(buffer + 4), 0);
-	equal("a command that is none", command(0, 0x77, 0, buffer, 0, 0, 0),
+	equal("an unknown command", command(0, 0x77, 0, buffer, 0, 0, 0),
 	    1);
 	equal("a completion queue", command(0, 5, 0,
 	    (volatile uint8_t *)(QUEUES + 0x3000), (ENTRIES - 1) << 16 | 1, 1,
@@ -370,7 +370,7 @@ nvme_disk(void)
 	}
 	equal("a flush", command(1, 0, 1, buffer, 0, 0, 0), 0);
 	equal("the last block", command(1, 2, 1, other, blocks - 1, 0, 0), 0);
-	equal("behind the last block", command(1, 2, 1, other, blocks, 0, 0),
+	equal("after the last block", command(1, 2, 1, other, blocks, 0, 0),
 	    0x80);
 	equal("another name space", command(1, 2, 2, other, 0, 0, 0), 0x0b);
 	put32(nvme + N_CONFIG, 0);

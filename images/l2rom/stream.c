@@ -79,7 +79,7 @@ stream_in(uint32_t bytes)
 				__asm__ volatile("pause");
 		}
 		sum = sum * 31 + inb(COM1);
-		/* The time until somebody sends is not the console's. */
+		/* The time until the first byte is not the console's. */
 		if (i == 0)
 			began = rdtsc();
 	}
@@ -114,7 +114,7 @@ stream_virtio(uint32_t bytes)
 		piece = (struct piece){ buffer, length, false };
 		began = rdtsc();
 		if (!virtio_use(&device, &piece, 1)) {
-			put("L2ROM error: the virtio console takes nothing\n");
+			put("L2ROM error: the virtio console accepts nothing\n");
 			return;
 		}
 		took += rdtsc() - began;

@@ -58,7 +58,10 @@ virtio_open(struct virtio *device, uint16_t number, uint16_t queue)
 	if ((bar & 1) == 0)
 		return (false);
 	if ((bar & ~3u) == 0) {
-		/* bhyve has assigned its ports; in QEMU the firmware does that. */
+		/*
+		 * bhyve has assigned its ports; in QEMU the firmware does
+		 * that.
+		 */
 		bar = PORTS | 1;
 		pci_set_config(slot, 0x10, bar);
 	}
@@ -87,7 +90,7 @@ virtio_config(const struct virtio *device, uint32_t offset)
 	return (inl((uint16_t)(device->port + REG_CONFIG + offset)));
 }
 
-/* Give the device some pieces of memory, and wait until it has used them. */
+/* Offer pieces of memory to the device, and wait until it has used them. */
 bool
 virtio_use(struct virtio *device, const struct piece *pieces, uint32_t count)
 {
@@ -116,7 +119,9 @@ virtio_use(struct virtio *device, const struct piece *pieces, uint32_t count)
 				return (true);
 			__asm__ volatile("pause");
 		}
-		/* bhyve's thread may wait for the processor; this is an exit. */
+		/*
+		 * bhyve's thread may wait for the processor; this is an exit.
+		 */
 		(void)inb((uint16_t)(device->port + REG_ISR));
 	}
 	return (false);

@@ -99,7 +99,7 @@ load:
 	addw	$0x20, packet_seg
 	loop	4b
 
-	/* The last four bytes tell that all of it came, and in order. */
+	/* The last four bytes show that everything was loaded, and in order. */
 	movw	$tail_seg, %ax
 	movw	%ax, %es
 	cmpl	$TAIL_MAGIC, %es:tail_off

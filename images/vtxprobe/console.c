@@ -50,7 +50,7 @@ say(const char *fmt, ...)
 }
 
 /*
- * QEMU leaves at isa-debug-exit, with a code that tells the result; Bochs
+ * QEMU leaves at isa-debug-exit, with a code for the result; Bochs
  * when "Shutdown" was written to its port 0x8900.  What has neither gets
  * ACPI's soft-off (PM1a_CNT SLP_EN with SLP_TYP 0): 0xb004 is where Bochs
  * has the PIIX4's register, 0x604 where QEMU has it.

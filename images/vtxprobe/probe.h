@@ -107,7 +107,7 @@ enum exit_kind {
 	EXIT_CALL,		/* VMCALL or VMMCALL */
 	EXIT_INTERRUPT,
 	EXIT_HLT,
-	EXIT_SILENT,		/* none, until the watchdog gave up */
+	EXIT_SILENT,		/* none until the watchdog's limit */
 };
 
 struct vexit {

@@ -424,11 +424,11 @@ vmx_vmcs(const struct row *r)
 }
 
 /*
- * External-interrupt exiting has to work whatever L2's IF says.  Should it
- * not, only the VMX-preemption timer gets us back: every slice of it ends
- * with a look at the 8259, whether an interrupt is pending in vain.  A
- * hypervisor beneath that makes this timer out of interrupts of its own
- * hangs then, and all with it: under KVM in Bochs, it does.
+ * External-interrupt exiting must work whatever L2's IF is.  If it does not,
+ * only the VMX-preemption timer returns here: after each slice the 8259 is read
+ * for an interrupt that is pending and was not delivered.  A lower hypervisor
+ * that makes this timer from its own interrupts hangs in that case, as KVM in
+ * Bochs does.
  */
 int
 vmx_interrupt_masked(const struct row *r)

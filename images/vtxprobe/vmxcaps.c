@@ -6,7 +6,7 @@
 
 /*
  * What IA32_VMX_* say, compared with what vmm.ko asks for: one row for each
- * control, so that whoever reads the result learns the name of what is
+ * control, so that the result contains the name of what is
  * missing.  SDM volume 3, appendix "VMX Capability Reporting Facility".
  */
 
@@ -57,7 +57,7 @@ vmx_cpuid(const struct row *r)
 }
 
 /*
- * Unlocked, the register may be set by whoever comes first (vmm.ko, or
+ * Unlocked, the register may be set by the first program (vmm.ko, or
  * vmxon() here); locked without the bit, VMXON is forbidden until reset.
  */
 static int
@@ -235,7 +235,7 @@ const struct row vmx_rows[] = {
 };
 const size_t vmx_nrows = nitems(vmx_rows);
 
-/* The raw capability registers, for whoever doubts a line above. */
+/* The raw capability registers, to verify the lines above. */
 void
 vmx_describe(void)
 {

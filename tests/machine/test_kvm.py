@@ -106,13 +106,13 @@ def read(folder: Path) -> Mapping[str, Any]:
     results = folder / "results"
     for line in results.read_text(errors="replace").splitlines() if results.exists() else ():
         try:
-            told = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if "test" in told:
-            found["phases"].setdefault(told["test"], []).append(told)
+        if "test" in record:
+            found["phases"].setdefault(record["test"], []).append(record)
         else:
-            found["about"].update(told)
+            found["about"].update(record)
     return found
 
 

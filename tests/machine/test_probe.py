@@ -191,7 +191,7 @@ def test_capability_lines_can_fail(fault: str, cpu: str) -> None:
 
 @pytest.mark.usefixtures("each_bochs")
 def test_a_probe_that_gives_up(tmp_path: Path) -> None:
-    with pytest.raises(GuestError, match="it gave up: unexpected exception 6") as caught:
+    with pytest.raises(GuestError, match="it stopped early: unexpected exception 6") as caught:
         probe.run_probe(Backend("bochs"), fault="trap", run_dir=tmp_path / "run")
     assert caught.value.exit_code == 4
     assert "Bail out!" in caught.value.detail

@@ -187,7 +187,10 @@ linger(const char *name, size_t bytes)
 	if ((pid = fork()) == -1)
 		undo(vm, name, "fork");
 	if (pid == 0) {
-		/* Otherwise a reader of this program's output would wait for its end. */
+		/*
+		 * Otherwise a reader of this program's output would wait for
+		 * its end.
+		 */
 		(void)close(STDIN_FILENO);
 		(void)close(STDOUT_FILENO);
 		(void)close(STDERR_FILENO);

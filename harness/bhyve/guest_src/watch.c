@@ -124,7 +124,7 @@ judge_line(const char *line, size_t bytes, size_t *stood, size_t *met)
 	if (sscanf(line, "%255s\t%63s\t%15s\t%31s\t%31s\t%31s\t%31s%n", name,
 	    owner, vcpus, state, sizes[0], sizes[1], sizes[2], &end) != 7 ||
 	    line[end] != '\0')
-		return ("a line that is none");
+		return ("a line in the wrong form");
 	if (strcmp(owner, "root") != 0 || strcmp(vcpus, "1") != 0 ||
 	    strcmp(state, "created") != 0)
 		return ("another VM than was made");

@@ -5,15 +5,15 @@
  */
 
 /*
- * What each kind of VM exit costs.  A guest of our own executes the instruction
- * between two readings of its time-stamp counter, many times; what it stored is
- * sorted here.  A line for each kind:
+ * Measures the cost of each kind of VM exit.  A small guest executes the
+ * instruction many times between two readings of its time-stamp counter and
+ * stores the differences, which are sorted here.  A line for each kind:
  *
  *	NAME MEDIAN LOW HIGH ROUNDS EXITS
  *
  * Cycles of the guest's time-stamp counter; LOW and HIGH are the 10th and the
- * 90th of a hundred.  EXITS is how often the guest was left meanwhile, by
- * vmm.ko's own count, or 0 where it was not asked.
+ * 90th of a hundred.  EXITS is the number of VM exits during this, as
+ * vmm.ko counts them, or 0 if that was not read.
  *
  * The virtual machine is vmunit's (vm.c, paging.c), which is linked with this.
  */
@@ -35,24 +35,24 @@
 
 #include "vmunit.h"
 
-/* Where the rounds' cycles are stored, and what is touched for the first time. */
+/* The place of the rounds' cycles, and the memory that is touched first. */
 #define	A_RESULTS	0x00200000u
 #define	A_FRESH		0x00400000u
 #define	ROUNDS_MAX	0x80000u
 #define	BENCH_BYTES	(16ul << 20)
 #define	FRESH_PAGES	((BENCH_BYTES - A_FRESH) / PAGE_SIZE)
-#define	A_PIECES	0x14000u	/* handlers of ours */
+#define	A_PIECES	0x14000u	/* our own handlers */
 #define	V_WAKE		0x50
 #define	V_PING		0x51
 #define	V_PONG		0x52
 #define	A_ANSWERED	0x18000u
 #define	A_STOP		0x18004u
-#define	PORT_USER	0xe0u		/* nobody answers but this program */
+#define	PORT_USER	0xe0u		/* only this program handles it */
 #define	PORT_KERNEL	0x21u		/* the PIC's mask */
 #define	MSR_KERNEL	0x2ffu		/* MTRRdefType, vmm.ko answers */
-#define	MSR_USER	0x12345u	/* nobody does */
+#define	MSR_USER	0x12345u	/* nothing handles it */
 
-/* What vm.c wants of whoever uses it. */
+/* Functions that vm.c needs. */
 volatile sig_atomic_t late;
 bool intel, emulated, apicv;
 
@@ -94,8 +94,8 @@ static const struct kind {
 	const char	*name;
 	const uint8_t	*begin, *end;
 	uint64_t	argument;
-	unsigned	divisor;	/* of the rounds that were asked for */
-	unsigned	exits;		/* each round has at least so many */
+	unsigned	divisor;	/* of the requested rounds */
+	unsigned	exits;		/* the least number in each round */
 } kinds[] = {
 #define	KIND(_name, _code, _argument, _divisor, _exits)			\
 	{ _name, _code, _code##_end, _argument, _divisor, _exits }
@@ -147,7 +147,7 @@ bench_vm(void)
 	return (vm);
 }
 
-/* How often the vCPU was left, by vmm.ko's own statistics. */
+/* The number of the vCPU's exits, from vmm.ko's statistics. */
 static uint64_t
 left(struct vm *vm)
 {
@@ -170,7 +170,7 @@ left(struct vm *vm)
 	return (stats[index]);
 }
 
-/* Put a handler of ours into the guest, and lead a vector to it. */
+/* Put our handler into the guest, and let a vector point to it. */
 static void
 handler(struct vm *vm, unsigned vector, const uint8_t *begin,
     const uint8_t *end, uint32_t where)
@@ -182,7 +182,7 @@ handler(struct vm *vm, unsigned vector, const uint8_t *begin,
 	memcpy(vm->mem + A_IDT64 + vector * 16, gate, sizeof(gate));
 }
 
-/* Run up to PORT_DONE; what a program has to answer is passed over. */
+/* Run up to PORT_DONE; exits for this program are skipped. */
 static void
 finish(struct vm *vm, struct vcpu *vcpu)
 {
@@ -242,7 +242,7 @@ run_other(void *arg)
 	return (NULL);
 }
 
-/* A second vCPU, halted, that answers IPIs in a thread of its own. */
+/* A second vCPU, which a thread runs; it halts, and answers IPIs. */
 static pthread_t
 second(struct vm *vm, struct other *other)
 {
@@ -290,12 +290,12 @@ measure(const struct kind *kind, unsigned wanted)
 	handler(vm, V_WAKE, h_wake, h_wake_end, A_PIECES);
 	handler(vm, V_PING, h_ping, h_ping_end, A_PIECES + 0x100);
 	handler(vm, V_PONG, h_pong, h_pong_end, A_PIECES + 0x200);
-	/* The pages of the results are there before they are written to. */
+	/* Touch the pages of the results before the guest writes to them. */
 	memset(vm->mem + A_RESULTS, 0, rounds * sizeof(cycle));
 	set_lapic_on(vm);
 	if (kind->begin == p_ping)
 		thread = second(vm, &other);
-	/* Once for nothing: what is made at the first time is there then. */
+	/* Run once without measuring, so that first-time work is done. */
 	if (kind->divisor != 0) {
 		begin(vm, kind->begin, kind->end, 16, kind->argument);
 		finish(vm, vm->vcpu[0]);
@@ -305,8 +305,8 @@ measure(const struct kind *kind, unsigned wanted)
 	finish(vm, vm->vcpu[0]);
 	exits = left(vm) - before;
 	if (exits < (uint64_t)rounds * kind->exits)
-		fail("%s: %u rounds took %ju exits, at least %u each are "
-		    "meant", kind->name, rounds, (uintmax_t)exits,
+		fail("%s: %u rounds took %ju exits, not at least %u "
+		    "each", kind->name, rounds, (uintmax_t)exits,
 		    kind->exits);
 	if ((cycles = calloc(rounds, sizeof(*cycles))) == NULL)
 		fail("no memory");
@@ -319,7 +319,7 @@ measure(const struct kind *kind, unsigned wanted)
 	free(cycles);
 	if (thread != NULL) {
 		memcpy(vm->mem + A_STOP, &stop, sizeof(stop));
-		/* Its next interrupt lets it look. */
+		/* Its next interrupt makes it look. */
 		if (vm_lapic_irq(other.vcpu, V_PING) != 0)
 			fail("the second vCPU takes no interrupt: %s",
 			    strerror(errno));

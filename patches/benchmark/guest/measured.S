@@ -7,7 +7,7 @@
 /*
  * What is measured, in the guest's 64-bit mode.  Each piece of code runs R12D
  * rounds and stores the cycles of each at R13.  It is copied to A_CODE, so it
- * uses relative addresses alone.  R14 is what the instruction needs: a port, an
+ * uses relative addresses alone.  R14 is the instruction's operand: a port, an
  * MSR, an address.
  */
 
@@ -39,7 +39,7 @@
 	orq	%rdx, %rax
 	.endm
 
-	/* The cycles since BEFORE are stored, and the next round begins. */
+	/* Store the cycles since BEFORE, and begin the next round. */
 	.macro	ROUND
 	subq	%r8, %rax
 	movl	%eax, (%r13)
@@ -93,7 +93,7 @@ p_mmio_end:
 	ROUND
 p_msr_end:
 
-	/* A page that was never touched, each round another. */
+	/* In each round another page that was never touched. */
 	PIECE	p_page
 	BEFORE
 	movb	$1, (%r14)

@@ -5,7 +5,7 @@
  */
 
 /*
- * A boot sector: it checks what a BIOS has promised, prints a line by INT 10h,
+ * A boot sector: it checks what a BIOS must provide, prints a line by INT 10h,
  * reads the sector behind its own by INT 13h, prints the text there, and powers
  * the machine off.  At the end of a run of sectors it is one, too.
  */
@@ -68,7 +68,7 @@ failed:
 drive:
 	.byte	0
 	.org	504, 0
-	/* Whoever makes the disk says where the text is. */
+	/* The program that makes the disk sets the text's place. */
 lba:
 	.long	1
 	.word	0

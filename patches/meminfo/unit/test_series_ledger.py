@@ -382,7 +382,7 @@ TRIES = 10
 
 
 def unhappy(source_file: Path | None) -> str:
-    """What the script or the threads find wrong with a ledger, or nothing."""
+    """The errors that the script or the threads find in the accounting, or nothing."""
     program = source.compile_ledger("ledger_driver.c", source.PLAIN, source_file)
     result = ask(program, list(SCRIPT), {"hw.vmm.mem_limit": "1g"})
     found = result.stdout.splitlines()

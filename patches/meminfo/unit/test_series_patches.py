@@ -37,7 +37,7 @@ def test_what_is_common_is_in_more_than_one_series() -> None:
 
 
 def test_no_patch_changes_the_date_of_a_manual_that_is_there() -> None:
-    """Whoever commits a patch sets the date; and the line differs from release to release."""
+    """The committer sets the date, and the line differs between releases."""
     for patch in ALL:
         assert not re.search(r"^-\.Dd ", patch.read_text(), re.MULTILINE), patch
 

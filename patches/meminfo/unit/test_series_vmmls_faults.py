@@ -141,7 +141,7 @@ def _wrong_list(host: Host, program: Path) -> bool:
 
 
 def _wrong_failure(host: Host, program: Path) -> bool:
-    """Whether what cannot be is told wrongly."""
+    """Whether a wrong figure is reported."""
     bad = Host(host.folder / "bad")
     bad.add("bad", [f"fail 1 {EIO}"])
     failing = bad.run("-H", program=program)

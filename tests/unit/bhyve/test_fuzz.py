@@ -98,7 +98,7 @@ def test_the_stories_that_ship() -> None:
     for story in stories:
         assert story.calls == (f'"{story.name}"' in source)
         assert story.title
-        # Who could do harm with it, and whether FreeBSD knows of it, stands beside the story.
+        # The entry also says who could do harm with it, and whether it was reported to FreeBSD.
         assert "root" in story.who
         assert story.reported
         assert len(story.story) > 100

@@ -150,7 +150,7 @@ def test_a_processor_that_is_not_up_to_it_is_no_fault_of_the_module(
 
 
 def test_a_load_that_succeeds_proves_no_virtualization(loading: Loading) -> None:
-    """15.1 succeeds without VT-x; only /dev/vmmctl tells."""
+    """15.1 loads without VT-x; only the missing /dev/vmmctl shows it."""
     loading.guest.answers["test -e /dev/vmmctl"] = (1, "", "")
     assert loading.run().refusal == "/dev/vmmctl is missing"
     loading.loaded = False

@@ -65,16 +65,6 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_the_words_are_plain(page: Path) -> None:
-    """Words of a dialect of ours; each has a common one: fix, again, linked tree, result."""
-    ours = (
-        r"\b(mend(s|ed|ing)?|anew|farm|ledger|came of|at hand|footing|jury|fingertips|"
-        r"logged no fear)\b"
-    )
-    assert [found[0] for found in re.finditer(ours, page.read_text(), re.I)] == []
-
-
 def test_every_check_that_a_page_names_exists() -> None:
     files = [it for top in ("tests", "patches") for it in (PROJECT / top).rglob("test_*.py")]
     known = {it.stem for it in files}

@@ -1,4 +1,4 @@
-"""What CI's files and the docs tell people to type: every task and option in it exists."""
+"""Commands in CI's files and the docs: every task and option in them exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What messages tell people to type or to set: each task, option and variable in them exists."""
+"""Commands and variables in messages: each task, option and variable in them exists."""
 
 from __future__ import annotations
 

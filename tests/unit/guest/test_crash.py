@@ -1,4 +1,4 @@
-"""A panic's story is read from what a kernel prints, asked of its debugger, and given its lines."""
+"""A panic is read from the kernel's output and its debugger, and source lines are added."""
 
 from __future__ import annotations
 

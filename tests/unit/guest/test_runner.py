@@ -49,7 +49,7 @@ def ssh(sshd: Sshd, program: Path) -> Iterator[Ssh]:
     with Ssh(sshd.address(), runner=str(program)) as connection:
         connection.connect(soon())
         yield connection
-        # It has run them all, and no command took a channel of its own for want of it.
+        # It has run all of them: no command needed a channel of its own.
         assert connection.runner == str(program)
 
 

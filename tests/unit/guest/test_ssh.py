@@ -74,7 +74,7 @@ def test_a_script_gets_odd_arguments_too(ssh: Ssh) -> None:
 
 def test_ten_megabytes_both_ways_at_once(ssh: Ssh) -> None:
     data = os.urandom(1000) * (TEN_MB // 1000)
-    # tee fills both outputs while it still reads its input: whoever drains one at a time hangs.
+    # tee fills both outputs while it still reads its input: reading one after the other hangs.
     command = ["sh", "-c", "tee /dev/stderr | sha256sum >/dev/null; echo done"]
     result = ssh.run(command, soon(60), stdin=data)
     assert result.ok

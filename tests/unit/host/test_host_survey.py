@@ -60,7 +60,7 @@ def test_bochs() -> None:
     assert found.problem == ""
 
 
-@pytest.mark.parametrize(("version", "debugger"), [("2.7", "always"), ("3.0", "when told")])
+@pytest.mark.parametrize(("version", "debugger"), [("2.7", "always"), ("3.0", "on request")])
 def test_bochs_says_whether_it_runs_in_its_debugger(version: str, debugger: str) -> None:
     raised = (DATA / f"bochs-{version}-help.txt").read_text()
     assert survey.parse_bochs("/usr/bin/bochs", BOCHS, raised).debugger == debugger

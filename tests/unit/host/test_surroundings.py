@@ -88,7 +88,7 @@ def test_the_group_of_a_device(tmp_path: Path) -> None:
         found = survey.device_group(device)
         assert found["group_id"] == own[0]
         assert found["group"]
-        # It counts already: whoever is in the group now need not log in again.
+        # It has an effect already: a member of the group need not log in again.
         assert not found["member"]
 
 

@@ -246,7 +246,7 @@ def test_an_alarm_tells_its_story_and_no_other_mirror_stills_it(
         assert said in caught.value.detail
     assert caught.value.exit_code == 3
     assert ("/rel/disk.raw.xz", "") not in server.asked[2:]
-    # Whoever has compared and agrees removes the note, as the message says.
+    # A user who has compared them removes the note, as the message says.
     (tmp_path / "disk.raw.xz.json").unlink()
     assert fetch(REMOTE, mirrors, tmp_path, limits=QUICK).path.read_bytes() == b"another file"
 

@@ -240,7 +240,7 @@ def test_a_sparse_file_stays_sparse(tmp_path: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_long_header_is_not_read(tmp_path: Path, out: Path, kind: bytes) -> None:
-    """It says 700 MiB, and none of them are there: asking for them all would tell."""
+    """Its header says 700 MiB, but it contains nothing: reserving 700 MiB would fail the test."""
     info = tarfile.TarInfo("././@Header")
     info.type, info.size = kind, 700 << 20
     path = tmp_path / "a.tar"

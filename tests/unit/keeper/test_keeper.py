@@ -232,8 +232,8 @@ def test_down_ends_what_is_coming_up() -> None:
 
 def test_a_module_of_another_kind_is_not_taken_down() -> None:
     """A record with it could not be read again, and its guest not be ended."""
-    told = {"module": "stock", "module_address": 4096, "owner": 1, "stage": "ended"}
-    assert keeper.record.module_fields(told) == {"module": "stock", "module_address": 4096}
+    message = {"module": "stock", "module_address": 4096, "owner": 1, "stage": "ended"}
+    assert keeper.record.module_fields(message) == {"module": "stock", "module_address": 4096}
     others: list[dict[str, object]] = [
         {"module": [1]}, {"module_address": "x"}, {"module_address": -1}, {"kernel_file": None},
     ]  # fmt: skip

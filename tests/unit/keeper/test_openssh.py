@@ -1,4 +1,4 @@
-"""OpenSSH's programs get into a kept guest, wherever its files lie."""
+"""OpenSSH's programs get into a guest that stays, wherever its files are."""
 
 from __future__ import annotations
 

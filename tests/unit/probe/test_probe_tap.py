@@ -82,7 +82,7 @@ def test_every_truncation_is_a_problem() -> None:
         ("ok 3 - vmxon", "not ok 3 - vmxon", "its verdict counts 0 failed, its lines 1"),
         ("failed=0", "failed=1", "its verdict counts 1 failed, its lines 0"),
         ("failed=0 ", "", "its verdict counts nothing failed, its lines 0"),
-        ("ok 5 - vmxoff: VMXOFF", "Bail out! exception 13", "it gave up: exception 13"),
+        ("ok 5 - vmxoff: VMXOFF", "Bail out! exception 13", "it stopped early: exception 13"),
         ("TAP version 13", "TAP version", "it printed nothing"),
     ],
 )

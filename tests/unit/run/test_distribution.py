@@ -1,4 +1,4 @@
-"""Dealing checks out: nothing is lost, nothing runs twice, what is long goes first."""
+"""Distribution of checks: none is lost, none runs twice, long ones start first."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def bochs_row(**about: object) -> doctor.Row:
             "runs in its debugger",
             "Bochs 3.0 is faster by a third and more: HARNESS_BOCHS=3.0 uses the one",
         ),
-        ({"version": "3.0", "debugger": "when told"}, "a third faster and more than 2.7", ""),
+        ({"version": "3.0", "debugger": "on request"}, "a third faster and more than 2.7", ""),
         # Built by somebody without a debugger: as fast.
         ({"version": "2.8", "debugger": "never"}, "runs whole traces", ""),
         ({"version": "2.8", "debugger": ""}, "saves and resumes guests", ""),

@@ -42,8 +42,8 @@ HERE = Path({folder!r})
 def verify(options, tests, keep_as, run_dir):
     (HERE / f"began.{{options.cpu_vendor}}.{{options.stock}}").write_text(
         f"{{options.guests}} {{keep_as}} {{[str(it) for it in options.series]}}")
-    told = HERE / options.cpu_vendor
-    behaviour = told.read_text() if told.exists() else ""
+    script = HERE / options.cpu_vendor
+    behaviour = script.read_text() if script.exists() else ""
     with progress.stage("boot") as step:
         progress.say("  1 of 2: passed, 0.1 s: test_x.py::test_y")
     if behaviour == "dies":

@@ -62,7 +62,7 @@ def test_without_a_module(bench: Workbench) -> None:
 
 
 def test_one_that_was_given_up_is_asked_again(bench: Workbench) -> None:
-    """For whoever restarts it outside pytest, as the trials of real bugs do."""
+    """A restart outside of pytest, as the trials of real bugs do it."""
     bench.guest.given_up = "it broke: the guest panicked"
     bench.restart_guest(load=False)
     assert bench.guest.given_up == ""

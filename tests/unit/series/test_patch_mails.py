@@ -98,7 +98,7 @@ def test_what_is_lacking_is_named(tmp_path: Path, tree: Path) -> None:
     other = tmp_path / "y.mbox"
     other.write_bytes(mail(tmp_path, 2, "[PATCH v2 2/2]"))
     assert not load.load_series([where, other], "15.1", tree).notes
-    # Whoever lists patches means those.
+    # A list of patches means exactly those.
     (tmp_path / "series").write_text("x.mbox\n")
     assert absent not in load.load_series(tmp_path, "15.1", tree).notes
 

@@ -1,4 +1,4 @@
-"""A real sshd on 127.0.0.1, run as whoever runs the tests, for the tests of harness.ssh."""
+"""A real sshd on 127.0.0.1, run as the user who runs the tests, for the tests of harness.ssh."""
 
 from __future__ import annotations
 

@@ -202,7 +202,10 @@ main(int argc, char **argv)
 		if ((control = open("/dev/vmmctl", O_RDWR)) < 0)
 			err(EX_UNAVAILABLE, "/dev/vmmctl");
 	}
-	/* The bound is the number of requested calls, not of calls that were made. */
+	/*
+	 * The bound is the number of requested calls, not of calls that were
+	 * made.
+	 */
 	for (uint64_t left = calls; left > 0 && hung < 8; round_number++) {
 		uint32_t now = (uint32_t)MIN(left, per_round);
 

@@ -56,7 +56,9 @@ is_avoided(unsigned long cmd, void *arg)
 		    cmd == VM_GET_SEGMENT_DESCRIPTOR) &&
 		    ((const struct vm_seg_desc *)arg)->regnum < 0)
 			return (true);
-		/* Their numbers are in memory that another thread may change. */
+		/*
+		 * Their numbers are in memory that another thread may change.
+		 */
 		if (cmd == VM_SET_REGISTER_SET || cmd == VM_GET_REGISTER_SET)
 			return (true);
 	}
@@ -209,7 +211,10 @@ make_call(struct thread *self)
 		memcpy(self->arg + 4 * below(rng, 16),
 		    &(uint64_t){ odd_number(rng) }, 8);
 	}
-	/* The system's own ioctls, which any file accepts: FIOASYNC and the like. */
+	/*
+	 * The system's own ioctls, which any file accepts: FIOASYNC and the
+	 * like.
+	 */
 	if (op->kind == RAW && IOCGROUP(cmd) != 'v' && IOCGROUP(cmd) != 'V')
 		cmd = _IO('v', below(rng, 128));
 	skip = is_avoided(cmd, self->arg);

@@ -61,7 +61,9 @@ struct op {
 	unsigned long	cmd;
 	void		(*fill)(struct thread *, void *);
 	int		weight;
-	/* The answer depends only on the calls before it; -a makes only these. */
+	/*
+	 * The answer depends only on the calls before it; -a makes only these.
+	 */
 	bool		steady;
 	/* So does the output, and it contains no address of ours. */
 	bool		shown;

@@ -269,7 +269,7 @@ static const struct test tests[] = {
 	{ "smp.startup",
 	    "INIT and SIPI cause an exit to bhyve", startup, NULL },
 	{ "smp.startup_old",
-	    "SIPI causes the exit of old releases", startup_old, NULL },
+	    "SIPI causes the exit that earlier releases had", startup_old, NULL },
 	{ "smp.to_nobody",
 	    "IPIs to ids that do not exist change nothing", to_nobody, NULL },
 	{ "smp.suspended_spinning",
