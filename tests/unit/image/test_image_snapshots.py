@@ -256,7 +256,7 @@ def test_a_file_that_disappears_is_fetched_from_the_new_listing(
     mirror.once(image if lost == "image" else SETS + lost, move_on)
     assert fetch_it() == second.name
     assert {it.release for it in store.prepared()} == {second.name}
-    # What came of the first build is of no use, and its pins neither.
+    # The files of the first build cannot be used, nor can its pins.
     assert prune.release(first.name) > 0
     assert not store.folder(first.name).exists()
     assert store.find(second.name).release == second.name
