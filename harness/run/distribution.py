@@ -75,6 +75,12 @@ class Distributor:
             self._held[worker] = list(names)
             return names
 
+    @property
+    def left(self) -> bool:
+        """Whether there is a group that no worker has taken."""
+        with self._changed:
+            return bool(self._todo)
+
     def begun(self, worker: int, name: str) -> None:
         """A worker has begun a check: the check does not come back if that worker ends."""
         with self._changed, contextlib.suppress(KeyError, ValueError):

@@ -133,7 +133,7 @@ def run(options: Options, order: Order) -> FuzzReport:
     avoided = () if order.with_known else tuple(story.name for story in known if story.calls)
     sides = []
     with Session(options, new_run_dir("fuzz")) as session:
-        bench = session.up(stock_first=True)
+        bench = session.up(lambda built: built.first)
         if bench.stock_build is not None:
             sides.append(_side(bench, "stock", order, known, avoided))
             # The patched module gets a new guest, without the damage from the calls to stock.

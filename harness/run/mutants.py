@@ -12,6 +12,8 @@ import dataclasses
 import email.parser
 import email.policy
 import functools
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from harness.files import PROJECT
 from harness.run.related import related
 from harness.run.trials import Variant
 from harness.series.load import Patch, Series, read_patch
-from harness.series.staging import staged
+from harness.series.staging import apply_patch, copy_touched, staged
 
 PATCHES = PROJECT / "patches"
 MUTANTS = PATCHES / defaults.TOPIC / "mutants"
@@ -140,10 +142,18 @@ class VariantBuilder:
 
     def apply_each(self, chosen: Sequence[Mutant]) -> None:
         """Try to apply each variant to the source; PatchError names the one that does not apply."""
-        for mutant in chosen:
-            if (series := mutant.series(self._base, self._release)) is not None:
-                with _named(mutant), staged(series, self._source):
-                    pass
+        if self._base is None:
+            for mutant in chosen:
+                if (series := mutant.series(None, self._release)) is not None:
+                    with _named(mutant), staged(series, self._source):
+                        pass
+            return
+        # The series is applied once, and each variant to a copy of the result.
+        with staged(self._base, self._source) as (folder, _):
+            for mutant in chosen:
+                if mutant.patch is not None:
+                    with _named(mutant):
+                        _try_on(folder, mutant.patch, self._base, self._source)
 
     def build(self, mutant: Mutant) -> Variant:
         """Build a variant; for a mutant only the part that its patch touches is built again.
@@ -154,7 +164,7 @@ class VariantBuilder:
             series = mutant.series(self._base, self._release)
             maker = targets.make_all
             if mutant.patch is not None:
-                before = _parts(self._make(self._base, maker))
+                before = self._base_parts
                 touched = mutant.patch.touched
                 maker = functools.partial(targets.make_again, before=before, touched=touched)
             made = self._make(series, maker)
@@ -162,6 +172,11 @@ class VariantBuilder:
             paths = map(str, mutant.patch.touched) if mutant.patch is not None else ()
             used = self._base or series
             return Variant(mutant.name, made, tool, mutant.caught_by, related(paths), used)
+
+    @functools.cached_property
+    def _base_parts(self) -> Made:
+        """The parts that a mutant has in common with the series."""
+        return _parts(self._make(self._base, targets.make_all))
 
     def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
         return builder.build(
@@ -175,6 +190,15 @@ def _named(mutant: Mutant) -> Iterator[None]:
         yield
     except PatchError as error:
         raise PatchError(f"{mutant.name}: {error.message}", detail=error.detail) from error
+
+
+def _try_on(folder: Path, patch: Patch, base: Series, source: Path) -> None:
+    """Apply a patch to a copy of `folder`, which has the files of `source` that `base` touches."""
+    with tempfile.TemporaryDirectory(prefix="vmm-stage-") as name:
+        copy = Path(name) / "tree"
+        shutil.copytree(folder, copy)
+        copy_touched([path for path in patch.touched if path not in base.touched], source, copy)
+        apply_patch(copy, patch)
 
 
 def _parts(built: builder.Build) -> Made:

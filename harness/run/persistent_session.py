@@ -15,7 +15,7 @@ from harness.guest.freebsd import Guest
 from harness.image import store
 from harness.machine import Backend
 from harness.run.options import Options
-from harness.run.session import Session
+from harness.run.session import BeforeBoot, Session
 from harness.run.stages import Booted, Built, Imaged, Loaded
 from harness.run.workbench import Workbench
 
@@ -111,10 +111,10 @@ class PersistentSession(_InKeeper):
         self._reserved = False
         self._kept = False
 
-    def up(self, *, stock_first: bool = False) -> Workbench:
+    def up(self, before_boot: BeforeBoot = lambda built: built.build) -> Workbench:
         """Do every stage, in order; UsageError if a guest of that name already exists."""
         self._reserve()
-        return super().up(stock_first=stock_first)
+        return super().up(before_boot)
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[progress.Stage]:
         """A stage; until there is a guest, `inv status` shows which one it is."""

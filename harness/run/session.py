@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +34,9 @@ from harness.series import load as patches
 
 _MEMORY_BYTES = 1 << 30
 _GOODBYE_S = 10.0
+
+BeforeBoot = Callable[[Built], builder.Build]
+"""Called when everything is built and before the guest boots; returns the build to load first."""
 
 
 class Session:
@@ -58,10 +61,10 @@ class Session:
         self._up: Booted | None = None
         self._running: builder.Build | None = None
 
-    def up(self, *, stock_first: bool = False) -> Workbench:
+    def up(self, before_boot: BeforeBoot = lambda built: built.build) -> Workbench:
         """Every stage, in order.
 
-        `stock_first`: if the stock module is tried too, load that one first.
+        `before_boot` gets the builds, and returns the one to load first.
         """
         # The series is read before anything is booted, so that a misspelt name costs no boot.
         if self.options.module:
@@ -71,8 +74,8 @@ class Session:
         if not self.options.module:
             return Workbench(self, self.boot(imaged))
         built = self.make(imaged)
+        first = before_boot(built)
         booted = self.boot(imaged)
-        first = built.first if stock_first else built.build
         return Workbench(self, booted, self.load(booted, built, first))
 
     def up_without_module(self) -> Workbench:

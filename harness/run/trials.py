@@ -25,7 +25,7 @@ from harness.errors import (
     PatchError,
     WaitTimeout,
 )
-from harness.run import plugin, shards
+from harness.run import group_loop, plugin
 from harness.run.stages import Built
 from harness.run.trial_work import Planned
 from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
@@ -230,7 +230,7 @@ def _run(recorder: _Recorder, *, every: bool) -> None:
     plugins: list[object] = [recorder]
     if recorder.share is not None:
         plugins.append(
-            shards.DistributedLoop(recorder.shared, lambda _name: None, recorder.is_usable)
+            group_loop.DistributedLoop(recorder.shared, lambda _name: None, recorder.is_usable)
         )
     with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
         code = pytest.main(arguments, plugins=plugins)
@@ -293,16 +293,16 @@ class _Recorder:
             cost: dict[str, float] = {}
             rank: dict[str, int] = {}
             for item in rest:
-                key = shards.key(item)
+                key = group_loop.key(item)
                 cost[key] = cost.get(key, 0.0) + self.baseline.seconds[_short(item)]
                 rank[key] = min(rank.get(key, self._rank(item)), self._rank(item))
-            rest.sort(key=lambda it: (rank[key := shards.key(it)], cost[key], key))
+            rest.sort(key=lambda it: (rank[key := group_loop.key(it)], cost[key], key))
         items[:] = first + rest
 
     def shared(self, items: list[pytest.Item]) -> tuple[str, ...]:
         """The node ids of the next checks of a shared variant."""
         assert self.share is not None
-        return self.share([(shards.key(it), it.nodeid, _short(it)) for it in items])
+        return self.share([(group_loop.key(it), it.nodeid, _short(it)) for it in items])
 
     def is_usable(self) -> bool:
         """Whether more checks can run in this guest."""

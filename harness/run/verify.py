@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import defaults, process, progress, report
+from harness.build.builder import Build
 from harness.deadline import Deadline
 from harness.errors import (
     EXIT_CHECK_FAILED,
@@ -28,12 +29,13 @@ from harness.errors import (
 from harness.files import PROJECT
 from harness.report import Check, Report
 from harness.run import coverage, distribution, shards
+from harness.run.group_loop import DistributedLoop
 from harness.run.options import Options
 from harness.run.outcomes import Recorder
 from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
-from harness.run.stages import STAGES
+from harness.run.stages import STAGES, Built
 from harness.run.workbench import Workbench
 from harness.series import load
 from harness.series.load import TESTS
@@ -101,29 +103,35 @@ def verify(
             topic=options.topic_name if is_suite(options.topic_name) else "",
         )
 
-    with session:
+    pool: shards.Pool | None = None
+
+    def before_boot(built: Built) -> Build:
+        """Start the other guests; say which module this process's guest gets first."""
+        nonlocal pool
+        pool = stack.enter_context(_pool(session, tests))
+        if pool is None:
+            return built.first
+        pool.start_early(built.imaged)
+        return built.build
+
+    with session, contextlib.ExitStack() as stack:
         try:
             try:
-                bench = session.up(stock_first=True)
+                bench = session.up(before_boot)
             except CannotError:
                 if session.stages and session.stages[-1].name == "image":
                     _without_guest(session)
                 raise
             if bench.series is not None:
                 named = f"series {bench.series.topic}"
-            with _pool(bench, tests) as pool:
-                if bench.stock_build is not None:
-                    if run_checks(bench, tests, stock, stock=True, pool=pool):
-                        bench.restart_guest()
-                    bench.use(bench.build)
-                collector = _collector(bench)
-                try:
-                    run_checks(bench, tests, checks, pool=pool, collector=collector)
-                finally:
-                    if collector is not None:
-                        coverage.conclude(bench, collector)
-                for note in pool.notes if pool else ():
+            if pool is None:
+                _in_one_guest(bench, tests, checks, stock)
+            else:
+                _in_all_guests(bench, tests, checks, stock, pool)
+                for note in pool.notes:
                     progress.say(f"note: {note}")
+            if isinstance(session, PersistentSession) and bench.running is not bench.build:
+                bench.use(bench.build)
         except WorkbenchError as caught:
             error = caught
             if error.detail:
@@ -146,6 +154,45 @@ def verify(
     return result
 
 
+def _in_one_guest(bench: Workbench, tests: Path, checks: list[Check], stock: list[Check]) -> None:
+    """The checks on stock, if they are asked for, and those on the series."""
+    if bench.stock_build is not None:
+        if run_checks(bench, tests, stock, stock=True):
+            bench.restart_guest()
+        bench.use(bench.build)
+    collector = _collector(bench)
+    try:
+        run_checks(bench, tests, checks, collector=collector)
+    finally:
+        if collector is not None:
+            coverage.conclude(bench, collector)
+
+
+def _in_all_guests(
+    bench: Workbench, tests: Path, checks: list[Check], stock: list[Check], pool: shards.Pool
+) -> None:
+    """The same in several guests: stock and series at the same time."""
+    of_series = shards.Phase(bench.built, stock=False, backend=bench.backend)
+    phases = [of_series]
+    if bench.stock_build is not None:
+        phases.append(shards.Phase(bench.built, stock=True, backend=bench.backend))
+    rounds = shards.Rounds(pool, bench, phases)
+    rounds.start()
+    try:
+        broken = run_checks(bench, tests, checks, shared=(rounds, of_series))
+    except BaseException:
+        for phase in phases[1:]:
+            phase.attach(lambda _nodeid, check: stock.append(check))
+        raise
+    for phase in phases[1:]:
+        if phase.left:
+            if broken:
+                bench.restart_guest()
+            assert bench.stock_build is not None
+            bench.use(bench.stock_build)
+        run_checks(bench, tests, stock, stock=True, shared=(rounds, phase))
+
+
 def _collector(bench: Workbench) -> coverage.Collector | None:
     """The reader of the counters, if the module has some."""
     if not bench.options.coverage:
@@ -155,17 +202,17 @@ def _collector(bench: Workbench) -> coverage.Collector | None:
 
 
 @contextlib.contextmanager
-def _pool(bench: Workbench, tests: Path) -> Iterator[shards.Pool | None]:
+def _pool(session: Session, tests: Path) -> Iterator[shards.Pool | None]:
     """The further guests of a run, if more than one is asked for or worth it."""
-    count = bench.options.guests
-    if bench.options.coverage:
+    count = session.options.guests
+    if session.options.coverage:
         # Each guest has its own counters, and only one guest's are read.
         count = 1
-    count = shards.wanted(bench.backend, count)
+    count = shards.wanted(session.backend, count)
     if count <= 1:
         yield None
         return
-    with shards.Pool(bench, tests, count) as pool:
+    with shards.Pool(session, tests, count) as pool:
         yield pool
 
 
@@ -241,15 +288,15 @@ def run_checks(
     stock: bool = False,
     what: str = "checks",
     collector: coverage.Collector | None = None,
-    pool: shards.Pool | None = None,
-    distributed: shards.DistributedLoop | None = None,
+    shared: tuple[shards.Rounds, shards.Phase] | None = None,
+    distributed: DistributedLoop | None = None,
 ) -> bool:
     """Run pytest in this process, in the running guest; pytest's output goes to pytest.log.
 
-    `stock` says that the stock module is loaded, for comparison; `what` names the stage.  `pool`
-    has further guests that take part; in a further guest `distributed` chooses the checks.
-    Returns whether the machine is broken now.  Raises GuestError if it is and `go_on` is not set,
-    and CannotError if pytest itself could not run.
+    `stock` says that the stock module is loaded, for comparison; `what` names the stage.  `shared`
+    is the round in which further guests take part; in a further guest `distributed` chooses the
+    checks.  Returns whether the machine is broken now.  Raises GuestError if it is and `go_on` is
+    not set, and CannotError if pytest itself could not run.
     """
     recorder = Recorder(bench, checks, tests, beside=bench.stock_build is not None and not stock)
     plugins: list[object] = [recorder]
@@ -268,17 +315,18 @@ def run_checks(
             progress.following(step, recorder.now),
             our_pytest(),
         ):
-            phase = pool.phase(stock=stock, took=recorder.took) if pool else None
-            if shared := phase.plugin() if phase else distributed:
-                plugins.append(shared)
-            with _going_on(bench) if phase else contextlib.nullcontext():
+            if shared:
+                plugins.append(shared[0].plugin(shared[1], recorder.took))
+            elif distributed:
+                plugins.append(distributed)
+            with _going_on(bench) if shared else contextlib.nullcontext():
                 code = pytest.main(arguments, plugins=plugins)
-            if phase and not recorder.ended_early:
-                phase.end()
+            if shared and not recorder.ended_early:
+                shared[0].end(shared[1], recorder.took)
         recorder.complete(begun_only=distributed is not None)
         if recorder.interrupted:
             raise KeyboardInterrupt
-        if recorder.broken and phase is None and not bench.options.go_on:
+        if recorder.broken and shared is None and not bench.options.go_on:
             under = "with the stock module: " if stock else ""
             raise GuestError(f"the guest broke: {under}{recorder.broken}")
         if bench.options.only and code == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -302,8 +350,9 @@ def run_checks(
             bench.properties[report.LEFT_OUT] = left
         if bench.breaks:
             bench.properties["guest broke"] = f"{bench.breaks} times, and was brought up again"
-        if phase is not None:
-            step.note += f"; in {pool.guests} guests" if pool and pool.guests > 1 else ""
+        if shared is not None:
+            rounds, phase = shared
+            step.note += f"; in {rounds.guests} guests" if rounds.guests > 1 else ""
             shards.require_unbroken(bench, phase.done, recorder.broken or "")
         return recorder.broken is not None
 

@@ -25,6 +25,7 @@ from harness.keeper.record import Process
 from harness.run.options import Options
 from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.run_folder import new_run_dir
+from harness.run.session import BeforeBoot
 from harness.run.stages import Imaged
 from harness.run.workbench import Workbench
 
@@ -49,7 +50,7 @@ class StandinSession(PersistentSession):
 
     standin: Any
 
-    def up(self, *, stock_first: bool = False) -> Workbench:
+    def up(self, before_boot: BeforeBoot = lambda built: built.build) -> Workbench:
         self._reserve()
         nothing: Any = None
         return Workbench(self, self.boot(nothing))

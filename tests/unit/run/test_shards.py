@@ -17,7 +17,7 @@ from harness import progress
 from harness.errors import GuestError
 from harness.files import PROJECT
 from harness.report import Check
-from harness.run import shards, verify
+from harness.run import shard_process, shards, verify
 from harness.run.options import Options
 
 # A further guest's process, with the guest played: everything but the guest is the real thing.
@@ -27,26 +27,29 @@ sys.path[:0] = [{project!r}, {support!r}]
 from multiprocessing.connection import Connection
 from fakes import FakeGuest, bench
 from harness import progress
-from harness.run import shards
+from harness.errors import GuestError
+from harness.run import shard_process
 
 class Workbench:
     def __init__(self, session, imaged):
         if "no-guest" in imaged.record:
-            raise shards.GuestError("nothing boots here")
+            raise GuestError("nothing boots here")
         self.__dict__.update(vars(bench(FakeGuest())), run_dir=session.run_dir,
                              options=session.options, stages=session.stages,
                              module=None, running=None)
     def load(self, built, build):
+        self.loaded.path = build
         self.module = self.running = build
         self.stock_build = built.stock
-    def restart_guest(self):
+    def restart_guest(self, load=True):
+        self.module = self.module if load else None
         self.guest.machine.console.panic = ""
         self.breaks += 1
     def collect_panic(self): return None
 
-shards.Session.boot = lambda self, imaged: imaged
-shards.Workbench = Workbench
-shards._work(Connection(int(sys.argv[1])))
+shard_process.Session.boot = lambda self, imaged: imaged
+shard_process.Workbench = Workbench
+shard_process._work(Connection(int(sys.argv[1])))
 """
 
 # Checks wait until as many processes as there are guests have begun one.
@@ -79,7 +82,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     script = tmp_path / "process.py"
     support = str(PROJECT / "tests" / "unit" / "support")
     script.write_text(PROCESS.format(project=str(PROJECT), support=support))
-    monkeypatch.setattr(shards, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(shard_process, "COMMAND", (sys.executable, str(script)))
     played = fake_bench(FakeGuest())
     (tmp_path / "run").mkdir()
     played.__dict__.update(
@@ -109,7 +112,7 @@ def run(bench: Any, tmp_path: Path, text: str, guests: int = 2) -> tuple[list[Ch
     tests.write_text(text)
     checks: list[Check] = []
     with shards.Pool(bench, tests, guests) as pool, contextlib.suppress(GuestError):
-        verify.run_checks(bench, tests, checks, pool=pool)
+        verify._in_all_guests(bench, tests, checks, [], pool)
     return checks, pool
 
 
@@ -204,7 +207,7 @@ def test_a_guest_that_breaks_loses_its_check_and_the_run_says_so(
         shards.Pool(bench, tests, 2) as pool,
         pytest.raises(GuestError, match=r"a guest broke, and its check with it: guest [12] broke"),
     ):
-        verify.run_checks(bench, tests, checks, pool=pool)
+        verify._in_all_guests(bench, tests, checks, [], pool)
     assert [check.message for check in checks if check.message] == ["the emulator ended"]
     assert len(checks) == 6
 
@@ -220,6 +223,63 @@ def test_a_guest_that_does_not_come_up_is_named_and_the_others_do_its_work(
     assert {check.guest for check in checks} == {1}
     assert len(pool.notes) == 1
     assert pool.notes[0].startswith("guest 2: ")
+
+
+SIDE_BY_SIDE = """
+import os, time, pytest
+from pathlib import Path
+HERE = Path({folder!r})
+
+@pytest.mark.parametrize("number", range(8))
+def test_each(guest, workbench, number):
+    module = str(workbench.loaded.path)
+    (HERE / f"{{module}} {{number}} {{os.getpid()}}").touch()
+    # Both modules are tried at the same time, in different guests.
+    while len({{it.name.split()[0] for it in HERE.iterdir()}}) < 2:
+        time.sleep(0.02)
+    assert module == "series"
+"""
+
+
+def test_stock_and_series_are_tried_at_the_same_time(bench: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    bench.stock_build = bench.built.stock = "stock"
+    bench.loaded.path = "series"
+    bench.use = lambda build: setattr(bench.loaded, "path", build)
+    tests = tmp_path / f"test_{uuid.uuid4().hex}.py"
+    tests.write_text(SIDE_BY_SIDE.format(folder=str(folder)))
+    checks: list[Check] = []
+    stock: list[Check] = []
+    with shards.Pool(bench, tests, 2) as pool:
+        verify._in_all_guests(bench, tests, checks, stock, pool)
+    assert pool.notes == []
+    assert [check.outcome for check in checks] == ["passed"] * 8
+    assert [check.outcome for check in stock] == ["failed"] * 8
+    ran = [path.name.split() for path in folder.iterdir()]
+    assert sorted(module for module, _, _ in ran) == ["series"] * 8 + ["stock"] * 8
+    begun_by = {module: pid for module, _, pid in ran}
+    assert len(set(begun_by.values())) == 2
+    assert [stage.name for stage in bench.stages][1:] == ["checks", "checks on stock"]
+
+
+def test_where_one_guest_does_not_come_up_the_other_tries_both(bench: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    (folder / "nobody 0 0").touch()
+    bench.built.imaged.record = "no-guest"
+    bench.stock_build = bench.built.stock = "stock"
+    bench.loaded.path = "series"
+    bench.use = lambda build: setattr(bench.loaded, "path", build)
+    tests = tmp_path / f"test_{uuid.uuid4().hex}.py"
+    tests.write_text(SIDE_BY_SIDE.format(folder=str(folder)))
+    checks: list[Check] = []
+    stock: list[Check] = []
+    with shards.Pool(bench, tests, 2) as pool:
+        verify._in_all_guests(bench, tests, checks, stock, pool)
+    assert [check.outcome for check in checks] == ["passed"] * 8
+    assert [check.outcome for check in stock] == ["failed"] * 8
+    assert len(pool.notes) == 1
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_the_stages_in_their_order(run: Run) -> None:
 @pytest.mark.parametrize("alone", [True, False])
 def test_where_both_are_tried_stock_comes_first(run: Run, alone: bool) -> None:
     with run.session(series=(run.patch,), alone=alone) as session:
-        bench = session.up(stock_first=True)
+        bench = session.up(lambda built: built.first)
         assert bench.running is (bench.build if alone else bench.stock_build)
         bench.use(bench.build)
         assert bench.running is bench.build

@@ -92,7 +92,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 self.__dict__.update(vars(played), run_dir=run_dir, options=asked, stages=[])
                 self.build = "series"
                 self.stock_build = "stock" if asked.side_by_side else None
-                self.loaded.path = self.stock_build or self.build
+                self.loaded.path = self.running = self.stock_build or self.build
                 topic = asked.series[0].stem if asked.series else asked.topic_name
                 self.series = None if asked.stock else SimpleNamespace(topic=topic)
 
@@ -101,10 +101,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 self.breaks += 1
 
             def use(self, build: str) -> None:
-                self.loaded.path = build
+                self.loaded.path = self.running = build
 
-            def up(self, *, stock_first: bool) -> Bench:
-                assert stock_first
+            def up(self, before_boot: Callable[[Any], str]) -> Bench:
+                built = SimpleNamespace(first=self.stock_build or self.build)
+                assert stops or before_boot(built) == built.first
                 with progress.stage("host", self.stages):
                     pass
                 if stops:

@@ -96,10 +96,10 @@ class Played:
             vmm, "Vmm", lambda _guest, loaded, *_a: SimpleNamespace(variant=loaded.name)
         )
 
-    def _staged(self, series: Any, *_a: Any) -> contextlib.AbstractContextManager[None]:
+    def _staged(self, series: Any, *_a: Any) -> contextlib.AbstractContextManager[Any]:
         if _name(series) in self.unapplied:
             raise PatchError("vmm.c: hunk 1 does not fit")
-        return contextlib.nullcontext()
+        return contextlib.nullcontext((Path("tree"), ()))
 
     def _build(self, _src: Path, _root: Path, series: Any, *_a: Any, **_k: Any) -> Any:
         name = _name(series)
