@@ -46,7 +46,9 @@ def build(subject: Subject, rounds: int, live: Live) -> Result:
             for name, what in ((_SCRATCH, series), (_ONE, both), (_NOTHING, both)):
                 live(f"round {number + 1} of {rounds}: {name}")
                 start = time.monotonic()
-                made = builder.build(record.source, record.sysroot, what, record.release)
+                made = builder.build(
+                    record.source, record.sysroot, what, record.release, kernel=record.kernel
+                )
                 measured.add(name, time.monotonic() - start)
                 if made.cached != (name == _NOTHING):
                     raise CannotError(

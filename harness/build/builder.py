@@ -54,6 +54,7 @@ def build(
     *,
     kernel_config: str = kernconf.DEFAULT_CONFIG,
     kernel_options: Sequence[str] = (),
+    kernel: Sequence[str] = (),
     progress: Progress = lambda _line: None,
     maker: Maker = targets.make_all,
     in_guest: GuestBuilder | None = None,
@@ -64,8 +65,9 @@ def build(
     """Build `source` with a series applied, or find the existing build (`cached`).
 
     `series` None builds the stock module and library.  Without `sysroot` only the module is built;
-    `not_built` names the missing parts and the reasons.  `kernel_options` changes the options of
-    the tree's `kernel_config`: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module with
+    `not_built` names the missing parts and the reasons.  `kernel` is the configuration of the kernel
+    that the module is for, as that kernel states it; without it, the tree's `kernel_config` is
+    used.  `kernel_options` changes the options: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module with
     FreeBSD's own compiler; then a machine without a compiler can build the module.  `sandboxed`
     False runs make without a sandbox, for trusted patches (default: `sandbox.wanted()`).
     `coverage` builds a module that counts which of its lines ran. `wanted` has the build options of
@@ -90,7 +92,7 @@ def build(
         )
         maker = in_guest.make
     options = (*kernel_options, *wanted.kernel_options)
-    config = kernconf.read_config(tree.path, kernel_config, options)
+    config = kernconf.read_config(tree.path, kernel_config, options, kernel)
     root = files.cache_dir() / "builds"
     if sysroot is not None:
         sysroot = sysroots.require(sysroot, tree.release.major)

@@ -36,17 +36,25 @@ class KernelConfig:
 
 
 def read_config(
-    source: Path, name: str = DEFAULT_CONFIG, changes: Sequence[str] = ()
+    source: Path,
+    name: str = DEFAULT_CONFIG,
+    changes: Sequence[str] = (),
+    running: Sequence[str] = (),
 ) -> KernelConfig:
     """The options that config(8) would generate for `name` in the tree `source`.
 
-    `changes` adds ("NAME", "NAME=VALUE") or removes ("!NAME") options.  Raises UsageError for a
-    configuration or option that the tree does not know.
+    `running` is the configuration of a kernel as the kernel states it (kern.conftxt).  If it is not
+    empty, its options and its name are used, so that the module fits a kernel with INVARIANTS, or
+    one that its user configured.  `changes` adds ("NAME", "NAME=VALUE") or removes ("!NAME")
+    options.  Raises UsageError for a configuration or option that the tree does not know.
     """
     known = _option_files(source)
     chosen: dict[str, str] = {}
-    _read(source, "DEFAULTS", chosen, 0)
-    _read(source, name, chosen, 0)
+    if running:
+        name = _take(source, running, chosen, _INCLUDES_DEEP) or name
+    else:
+        _read(source, "DEFAULTS", chosen, 0)
+        _read(source, name, chosen, 0)
     for change in changes:
         removed = change.startswith("!")
         option, _, value = change.lstrip("!").partition("=")
@@ -95,10 +103,18 @@ def _read(source: Path, name: str, chosen: dict[str, str], depth: int) -> None:
     found = [folder / name for folder in folders if (folder / name).is_file()]
     if "/" in name or not found or depth > _INCLUDES_DEEP:
         raise UsageError(f"{folders[0]}/{name}: no such kernel configuration in this source tree")
-    for line in _lines(found[0]):
+    _take(source, _lines(found[0]), chosen, depth)
+
+
+def _take(source: Path, lines: Iterable[str], chosen: dict[str, str], depth: int) -> str:
+    """Change the options by the lines of a configuration; returns the configuration's name."""
+    ident = ""
+    for line in lines:
         word, _, rest = line.partition(" ")
         names = [part.strip() for part in rest.split(",")]
-        if word == "include":
+        if word == "ident":
+            ident = rest.strip().strip('"')
+        elif word == "include":
             _read(source, rest.strip().strip('"'), chosen, depth + 1)
         elif word in ("options", "option"):
             for part in names:
@@ -115,6 +131,7 @@ def _read(source: Path, name: str, chosen: dict[str, str], depth: int) -> None:
                 chosen.pop(f"DEV_{part.upper()}", None)
         elif word == "cpu":
             chosen[rest.strip().strip('"')] = "1"
+    return ident
 
 
 def _lines(file: Path) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def _official(release: str) -> str:
     return f"about {human_bytes(size)}" if size else "yes"
 
 
+def _kernel(lines: Sequence[str]) -> str:
+    """The name of a kernel's configuration, and whether it has the checks of a debug kernel."""
+    if not lines:
+        return "unknown: modules are built for GENERIC of the source"
+    name = next((it.removeprefix("ident ") for it in lines if it.startswith("ident ")), "no name")
+    checks = [it for it in ("INVARIANTS", "WITNESS") if f"options {it}" in lines]
+    return f"{name}, with {' and '.join(checks)}" if checks else name
+
+
 def show_info(release: str, as_json: bool) -> int:
     """`image.info`: show where a prepared image came from, and what was changed in it."""
     record = store.find(store.resolve(release))
@@ -170,6 +180,7 @@ def show_info(release: str, as_json: bool) -> int:
         return 0
     data["disk_bytes"] = f"{record.disk_bytes} ({human_bytes(_room(record.disk))} on disk)"
     changes = data.pop("changes")
+    data["kernel"] = _kernel(record.kernel)
     rows = [
         (name.replace("_", " "), "none" if value is None else str(value))
         for name, value in data.items()

@@ -229,6 +229,14 @@ def _guest_builder(by: str, release: str) -> in_guest.GuestBuilder | None:
     )
 
 
+def _kernel(release: str) -> tuple[str, ...]:
+    """The configuration of the kernel of the prepared image; empty if there is no image."""
+    try:
+        return store.find(release).kernel
+    except CannotError:
+        return ()
+
+
 def run_build(
     release: str,
     stock: bool,
@@ -250,7 +258,13 @@ def run_build(
         loaded = load.require_patches(load.load_series(where(series, topic), release, source))
     with progress.stage(f"build for FreeBSD {release}") as step:
         built = builder.build(
-            source, root, loaded, release, progress=step.live, in_guest=_guest_builder(by, release)
+            source,
+            root,
+            loaded,
+            release,
+            kernel=_kernel(release),
+            progress=step.live,
+            in_guest=_guest_builder(by, release),
         )
         if built.cached:
             step.note = (

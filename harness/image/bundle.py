@@ -287,6 +287,7 @@ def _enter(path: Path, index: Index, scratch: Path, live: Live) -> ImageRecord:
             osversion=record.osversion,
             uname=record.uname,
             changes=(*record.changes, _CHANGE.format(path.name, record.prepared_at)),
+            kernel=record.kernel,
         )
 
     store.add(imported, ready, record.prepare_version, live)

@@ -24,7 +24,7 @@ from harness.checked import (
 )
 from harness.errors import CannotError, UsageError
 from harness.image import prepare
-from harness.image.model import DiskFormat
+from harness.image.model import DiskFormat, KernelLines
 from harness.image.packed import Member
 
 FORMAT = 1
@@ -51,6 +51,8 @@ class Record:
     prepare_version: int
     login_user: User
     changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)]
+    # Bundles of an earlier version of the workbench do not have it.
+    kernel: KernelLines = ()
 
 
 @dataclass(frozen=True)

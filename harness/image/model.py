@@ -20,6 +20,9 @@ ANNOUNCEMENT = "vmm-workbench: sshd is up"
 
 DiskFormat = Literal["raw", "qcow2"]
 
+KernelLines = Annotated[tuple[Line, ...], msgspec.Meta(max_length=5000)]
+"""A kernel's configuration, line by line, as the kernel itself states it; empty if unknown."""
+
 
 @dataclass(frozen=True)
 class Login:
@@ -55,7 +58,7 @@ class Prepared:
     `disk_raw` and `private_key` are in the folder that `prepare` was given; the store renames that
     folder into place.  `host_key` is a line as in known_hosts without the host (`ssh-ed25519 …`).
     `osversion` is `__FreeBSD_version` of the running kernel, `changes` the changes in the image,
-    one per line.
+    one per line, and `kernel` the running kernel's configuration.
     """
 
     disk_raw: Path
@@ -64,6 +67,7 @@ class Prepared:
     osversion: int
     uname: str
     changes: tuple[str, ...] = ()
+    kernel: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class ImageRecord:
 
     `disk` is raw and never written to; `origin` is the path or URL the disk came from, and
     `origin_sha256` the digest of that file (decompressed).  `prepared_at` is UTC, ISO 8601.
-    `disk_bytes` is the apparent size, `disk_sha256` the prepared disk's digest.
+    `disk_bytes` is the apparent size, `disk_sha256` the prepared disk's digest.  `kernel` is the
+    configuration of its kernel, which a module must be built with too.
     """
 
     release: Release
@@ -90,6 +95,7 @@ class ImageRecord:
     changes: Annotated[tuple[Line, ...], msgspec.Meta(max_length=1000)] = ()
     source: Path | None = None
     sysroot: Path | None = None
+    kernel: KernelLines = ()
 
     @property
     def system(self) -> str:

@@ -93,6 +93,7 @@ def prepare(
             done = guest.script(SCRIPT.read_text(), password, deadline=guest.deadline(60))
             uname = guest.must(["uname", "-a"]).strip()
             osversion = guest.number("kern.osreldate")
+            kernel = _configuration(guest)
             live("shutting down")
             guest.shut_down()
         if not machine.powered_off():
@@ -110,7 +111,17 @@ def prepare(
         osversion=osversion,
         uname=uname,
         changes=("sshd: keys only, for root; our key is the only one", *changes),
+        kernel=kernel,
     )
+
+
+def _configuration(guest: Guest) -> tuple[str, ...]:
+    """The running kernel's configuration, with single blanks; empty if the kernel lacks it.
+
+    A kernel made without INCLUDE_CONFIG_FILE has it neither, nor says so (kern.conftxt is empty).
+    """
+    lines = (guest.sysctl("kern.conftxt") or "").splitlines()
+    return tuple(text for line in lines if (text := " ".join(line.split())))
 
 
 def _let_ssh_in(

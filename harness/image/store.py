@@ -304,6 +304,7 @@ def _record(imported: Imported, made: Prepared, prepare_version: int) -> ImageRe
         prepared_at=now.isoformat(timespec="seconds"),
         prepare_version=prepare_version,
         changes=made.changes,
+        kernel=made.kernel,
     )
 
 

@@ -186,6 +186,7 @@ class _Hunt:
                 imaged.record.sysroot,
                 series,
                 self.series.release,
+                kernel=imaged.record.kernel,
                 progress=stage.live,
             )
         return Built(imaged, series, made)

@@ -60,7 +60,9 @@ def _stock(bench: Workbench) -> Build:
     record = bench.record
     if record is None or record.source is None:
         raise CannotError("there is no source tree to build the stock module from")
-    return builder.build(record.source, record.sysroot, None, bench.options.release)
+    return builder.build(
+        record.source, record.sysroot, None, bench.options.release, kernel=record.kernel
+    )
 
 
 def _cache(bench: Workbench, stock: Build, seed: int, calls: int) -> Path:

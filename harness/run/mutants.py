@@ -133,12 +133,14 @@ class VariantBuilder:
         base: Series | None,
         release: str,
         wanted: Features = Features(),  # noqa: B008  (frozen)
+        kernel: Sequence[str] = (),
     ) -> None:
         self._source = source
         self._sysroot = sysroot
         self._base = base
         self._release = release
         self._wanted = wanted
+        self._kernel = kernel
 
     def apply_each(self, chosen: Sequence[Mutant]) -> None:
         """Try to apply each variant to the source; PatchError names the one that does not apply."""
@@ -180,7 +182,13 @@ class VariantBuilder:
 
     def _make(self, series: Series | None, maker: builder.Maker) -> builder.Build:
         return builder.build(
-            self._source, self._sysroot, series, self._release, maker=maker, wanted=self._wanted
+            self._source,
+            self._sysroot,
+            series,
+            self._release,
+            kernel=self._kernel,
+            maker=maker,
+            wanted=self._wanted,
         )
 
 

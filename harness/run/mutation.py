@@ -231,7 +231,8 @@ def _variant_builder(session: Session, imaged: Imaged) -> mutants.VariantBuilder
     sysroot = imaged.sysroot("the mutants are built with their library")
     source = imaged.source
     base = None if is_suite(topic) else session.series(source)
-    return mutants.VariantBuilder(source, sysroot, base, release, features_of(topic))
+    wanted, kernel = features_of(topic), imaged.record.kernel
+    return mutants.VariantBuilder(source, sysroot, base, release, wanted, kernel)
 
 
 def _series(baseline: Baseline, seconds: float) -> VariantResult:

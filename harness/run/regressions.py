@@ -180,7 +180,10 @@ def _result_of(regression: Regression, trial: Trial) -> VariantResult:
 
 def _variant_builder(imaged: Imaged) -> mutants.VariantBuilder:
     sysroot = imaged.sysroot("the patches are built with their library")
-    return mutants.VariantBuilder(imaged.source, sysroot, None, imaged.record.release)
+    record = imaged.record
+    return mutants.VariantBuilder(
+        imaged.source, sysroot, None, record.release, kernel=record.kernel
+    )
 
 
 @dataclass(frozen=True)

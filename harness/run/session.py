@@ -186,6 +186,7 @@ class Session:
             record.sysroot,
             series,
             self.options.release,
+            kernel=record.kernel,
             progress=step.live,
             in_guest=in_guest.choose(
                 self.options.builder, record, imaged.backend, self.run_dir / "builder"

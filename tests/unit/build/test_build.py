@@ -147,6 +147,9 @@ def test_options_and_series_have_builds_of_their_own(tmp_path: Path, tree: Path)
     plain = builder.build(tree, None, None, "15.1")
     checked = builder.build(tree, None, None, "15.1", kernel_options=["INVARIANTS"])
     assert (plain.invariants, checked.invariants) == (False, True)
+    stated = builder.build(tree, None, None, "15.1", kernel=["ident MINE", "options INVARIANTS"])
+    assert (stated.invariants, stated.kernel_config) == (True, "MINE")
+    assert stated.key not in (plain.key, checked.key)
     assert (
         len(
             {

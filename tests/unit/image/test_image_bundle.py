@@ -35,8 +35,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bundle.Bundle]
         disks.make_disk(folder / "disk.raw", public, host)
         (folder / "console-password").write_text("secret\n")
         return Prepared(
-            folder / "disk.raw", folder / "id_ed25519", host_key, 1501000, "FreeBSD 15.1", ("a",)
-        )
+            folder / "disk.raw", folder / "id_ed25519", host_key, 1501000, "FreeBSD 15.1", ("a",),
+            ("ident GENERIC-DEBUG", "options INVARIANTS"),
+        )  # fmt: skip
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_CACHE", str(top / "here"))
@@ -173,6 +174,7 @@ FORGED: list[tuple[Callable[[str, bytes], bytes], str]] = [
     (edit_record(changes=5), "changes"),
     (edit_record(changes=["x", 5]), "changes"),
     (edit_record(changes=["two\nlines"]), "changes"),
+    (edit_record(kernel=["two\nlines"]), "kernel"),
     (edit_record(release="../../x"), "release"),
     (edit_record(release=15.1), "release"),
     (edit_record(uname="\x1b[31mX\x07"), "uname"),

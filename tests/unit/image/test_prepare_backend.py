@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fakes import Answer, FakeGuest
 
 from harness import host
 from harness import machine as machines
@@ -14,7 +16,7 @@ from harness.errors import GuestError
 from harness.files import PROJECT
 from harness.guest.freebsd import Access
 from harness.host.facts import load
-from harness.image import obtain
+from harness.image import obtain, prepare
 from harness.image.model import ImageRecord
 from harness.image.obtain import Files
 from harness.machine.qemu import QemuMachine
@@ -65,6 +67,32 @@ def test_the_line_names_the_system_once(tmp_path: Path) -> None:
         prepare_version=1,
     )
     assert image_commands._short(record) == f"FreeBSD 15.1-RELEASE-p1; {tmp_path / 'disk.raw'}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"),
+    [
+        ((0, "options\tINVARIANTS\nident\tGENERIC-DEBUG\n\n", ""),
+         ("options INVARIANTS", "ident GENERIC-DEBUG")),
+        ((0, "\n", ""), ()),
+        ((1, "", "sysctl: unknown oid 'kern.conftxt'\n"), ()),
+    ],
+)  # fmt: skip
+def test_the_kernel_states_its_configuration(answer: Answer, lines: tuple[str, ...]) -> None:
+    guest: Any = FakeGuest({"sysctl -n kern.conftxt": answer})
+    assert prepare._configuration(guest) == lines
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ((), "unknown: modules are built for GENERIC of the source"),
+        (("options SMP", "ident GENERIC"), "GENERIC"),
+        (("ident X", "options WITNESS", "options INVARIANTS"), "X, with INVARIANTS and WITNESS"),
+    ],
+)
+def test_image_info_names_the_kernel(lines: tuple[str, ...], words: str) -> None:
+    assert image_commands._kernel(lines) == words
 
 
 def test_make_is_given_the_vendor() -> None:

@@ -56,7 +56,9 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hunt:
                 assert not options.module
                 self.options, self.run_dir = options, run_dir
                 self.stages: list[StageResult] = []
-                imaged = SimpleNamespace(source=Path(), record=SimpleNamespace(sysroot=None))
+                imaged = SimpleNamespace(
+                    source=Path(), record=SimpleNamespace(sysroot=None, kernel=())
+                )
                 self.booted = SimpleNamespace(imaged=imaged)
 
             def up_without_module(self) -> Bench:

@@ -38,7 +38,7 @@ class Run:
         self.did: list[str] = []
         self.built: list[Series | None] = []
         self.record: Any = SimpleNamespace(
-            release="15.1", source=self.tree, sysroot=None, uname="FreeBSD x", system="",
+            release="15.1", source=self.tree, sysroot=None, uname="FreeBSD x", system="", kernel=(),
             disk=folder / "disk", disk_sha256="0", access=None,
         )  # fmt: skip
         read = load.load_series

@@ -56,7 +56,10 @@ class Played:
 
             def to_image(self) -> Imaged:
                 record: Any = SimpleNamespace(
-                    source=Path("src"), sysroot=Path("sysroot"), release=self.options.release
+                    kernel=(),
+                    source=Path("src"),
+                    sysroot=Path("sysroot"),
+                    release=self.options.release,
                 )
                 return Imaged(Backend("tcg"), record)
 
