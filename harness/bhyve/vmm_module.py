@@ -99,7 +99,7 @@ def invariants_differ(guest: Guest, build: Build) -> str:
         return ""
     with_, without = ("the kernel", "the module") if kernel else ("the module", "the kernel")
     return (
-        f"{with_} was built with INVARIANTS, {without} without: their structures may differ; import "
-        "the image again (./inv image.import), which reads the kernel's configuration, and use a "
-        "kernel with INCLUDE_CONFIG_FILE, which has it"
+        f"{with_} was built with INVARIANTS, {without} without: their structures may differ; "
+        "import the image again (./inv image.import), which records the kernel's configuration if "
+        "the kernel has it (INCLUDE_CONFIG_FILE)"
     )

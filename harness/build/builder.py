@@ -65,13 +65,13 @@ def build(
     """Build `source` with a series applied, or find the existing build (`cached`).
 
     `series` None builds the stock module and library.  Without `sysroot` only the module is built;
-    `not_built` names the missing parts and the reasons.  `kernel` is the configuration of the kernel
-    that the module is for, as that kernel states it; without it, the tree's `kernel_config` is
-    used.  `kernel_options` changes the options: "NAME", "NAME=VALUE" or "!NAME".  `in_guest` builds the module with
-    FreeBSD's own compiler; then a machine without a compiler can build the module.  `sandboxed`
-    False runs make without a sandbox, for trusted patches (default: `sandbox.wanted()`).
-    `coverage` builds a module that counts which of its lines ran. `wanted` has the build options of
-    a topic.
+    `not_built` names the missing parts and the reasons.  `kernel` is the configuration of the
+    kernel that the module is for, as that kernel states it; without it, the tree's `kernel_config`
+    is used.  `kernel_options` changes the options: "NAME", "NAME=VALUE" or "!NAME".  `in_guest`
+    builds the module with FreeBSD's own compiler; then a machine without a compiler can build the
+    module.  `sandboxed` False runs make without a sandbox, for trusted patches (default:
+    `sandbox.wanted()`).  `coverage` builds a module that counts which of its lines ran. `wanted`
+    has the build options of a topic.
 
     Raises UsageError (not a source tree, or the wrong release), CannotError (no compiler),
     PatchError (a patch does not apply, or code does not compile; it names the log).
