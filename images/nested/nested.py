@@ -9,6 +9,7 @@ needs, the project, and the stand-in guest, which boots there.
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import importlib.metadata
 import os
@@ -214,6 +215,8 @@ class Root:
                 copy_function=_place,
             )
             self._elf |= {it for it in path.rglob("*.so*") if it.is_file()}
+            # An emulated processor would take long to compile what was never imported here.
+            compileall.compile_dir(there, ddir=str(path), quiet=2)
         elif path.is_file():
             _place(path, there)
             self._elf.add(path)

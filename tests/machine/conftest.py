@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import backends
 import pytest
-from backends import BOCHS_VERSIONS, EMULATORS
+from backends import BOCHS_VERSIONS, EMULATORS, QEMU
 
+from harness.deadline import Deadline
 from harness.errors import CannotError
 from harness.files import PROJECT
-from harness.machine import bochs_packages, bochs_program
+from harness.guest import snapshot
+from harness.guest.freebsd import Access, Guest
+from harness.machine import Drive, Spec, bochs_packages, bochs_program
 
 
 def _load(name: str, *below: str) -> ModuleType:
@@ -39,6 +44,35 @@ standin_build = _load("standin_build", "images", "standin", "build.py")
 def standin() -> Any:
     """The stand-in guest's disk, key and host key.  The first use downloads some 35 MB."""
     return standin_build.build()
+
+
+@pytest.fixture(scope="session")
+def access(standin: Any) -> Access:
+    """The stand-in's key and host key."""
+    return Access(standin.private_key, standin.host_key)
+
+
+@pytest.fixture(scope="session")
+def spec(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    """A machine with a disk of its own, whose snapshots are beside it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    disk = folder / "disk.raw"
+    shutil.copyfile(standin.disk, disk)
+    return Spec(folder / "run", Drive(disk), memory_bytes=384 << 20, name="stand-in")
+
+
+@pytest.fixture(scope="session")
+def booted(spec: Spec, access: Access) -> Iterator[Guest]:
+    """A guest that was booted and saved, and continues; no test that uses it changes it."""
+    guest, note = snapshot.bring_up(
+        lambda wanted: backends.make(QEMU, wanted), spec, access, "image"
+    )
+    try:
+        assert note == "booted: there is no snapshot yet; saved a snapshot"
+        yield guest
+    finally:
+        guest.disconnect()
+        guest.machine.stop(Deadline.after(5))
 
 
 @pytest.fixture(scope="session")

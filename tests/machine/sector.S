@@ -1,15 +1,28 @@
 /* A boot sector that greets on COM1, echoes what it hears, writes to the disk at `w` and switches
-   the machine off at `q`: all that the tests of the machines need of a guest. */
+   the machine off at `q`: all that the tests of the machines need of a guest.  While it waits it
+   leaves the processor to others: many of these tests run on a single one. */
 	.code16
 	.global _start
 _start:
 	xor	%ax, %ax
 	mov	%ax, %ds
 	mov	%ax, %es
+	cli
 	mov	%ax, %ss
 	mov	$0x7c00, %sp
+	movw	$uart, 0x0c * 4		/* IRQ 4 is the serial line's */
+	mov	%ax, 0x0c * 4 + 2
+	in	$0x21, %al
+	and	$0xef, %al
+	out	%al, $0x21
 	mov	$0x3fb, %dx		/* LCR: 8 bits; Bochs honours the 5 it starts with */
 	mov	$0x03, %al
+	out	%al, %dx
+	mov	$0x3f9, %dx		/* IER: an interrupt for each byte that comes */
+	mov	$0x01, %al
+	out	%al, %dx
+	mov	$0x3fc, %dx		/* MCR: OUT2 lets it through */
+	mov	$0x0b, %al
 	out	%al, %dx
 	mov	$hello, %si
 greet:	lodsb
@@ -17,10 +30,14 @@ greet:	lodsb
 	jz	listen
 	call	put
 	jmp	greet
-listen:	mov	$0x3fd, %dx		/* LSR: is there a byte? */
+wait:	sti				/* interrupts come only after hlt has begun */
+	hlt
+listen:	cli
+	mov	$0x3fd, %dx		/* LSR: is there a byte? */
 	in	%dx, %al
 	test	$1, %al
-	jz	listen
+	jz	wait
+	sti
 	mov	$0x3f8, %dx
 	in	%dx, %al
 	cmp	$'q', %al
@@ -49,6 +66,11 @@ acpi:	mov	$0x2000, %ax		/* QEMU's q35: S5 in PM1a_CNT */
 	out	%ax, %dx
 halt:	hlt
 	jmp	halt
+uart:	push	%ax
+	mov	$0x20, %al
+	out	%al, $0x20
+	pop	%ax
+	iret
 put:	mov	%al, %ah
 full:	mov	$0x3fd, %dx
 	in	%dx, %al
