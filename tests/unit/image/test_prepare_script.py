@@ -6,9 +6,13 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from harness.deadline import Deadline
+from harness.image import prepare
 from harness.image.model import ANNOUNCEMENT
 from harness.image.prepare import SCRIPT
 
@@ -91,6 +95,44 @@ $start_postcmd
 """
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n") == ["listens", ANNOUNCEMENT, ""]
+
+
+def test_a_boot_generates_no_host_key(tmp_path: Path) -> None:
+    """An RSA key takes more than a minute where KVM runs in an emulator."""
+    text = here("READY").replace("/var/run/", f"{tmp_path}/")
+    # As in FreeBSD's rc.d/sshd, which reads these settings last.
+    script = f"""
+start_precmd=sshd_precmd
+sshd_precmd() {{ echo "Generating RSA host key."; }}
+{text}
+eval "$start_precmd"
+"""
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_preparation_generates_host_keys_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the image before sshd starts for the first time, as no boot generates one."""
+    lines: list[str] = []
+
+    class Login:
+        def __init__(self, *_about: object) -> None:
+            pass
+
+        def log_in(self, _deadline: Deadline) -> None:
+            pass
+
+        def run(self, line: str, _deadline: Deadline) -> str:
+            lines.append(line)
+            return "ssh-ed25519 AAAA root@freebsd"
+
+    monkeypatch.setattr(prepare, "SerialLogin", Login)
+    imported: Any = SimpleNamespace(login=SimpleNamespace(user="root", password=""))
+    console: Any = None
+    prepare._let_ssh_in(console, imported, "ssh-ed25519 AAAA ours", 1.0, lambda _line: None)
+    (made,) = (at for at, line in enumerate(lines) if line.startswith("ssh-keygen -A"))
+    started = lines.index("service sshd onerestart >/dev/null 2>&1")
+    assert made < started
 
 
 @pytest.mark.parametrize(
