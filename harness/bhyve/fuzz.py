@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,13 +123,17 @@ class Fell(GuestError):
         self.calls = len(calls)
 
 
-def beyond(backend: str, cpu_vendor: str) -> tuple[str, ...]:
-    """The calls that an emulator cannot handle, by the name with which vmmfuzz leaves them out.
+def beyond(backend: str, cpu_vendor: str) -> Mapping[str, str]:
+    """The calls that an emulator cannot handle, and why, for people.
 
-    VM_RUN of a VM without a set-up ends in the guest's triple fault.  As AMD, Bochs hangs in one,
-    or continues with interrupts that no device sent.
+    The keys are the names with which vmmfuzz leaves them out.
     """
-    return ("any-run",) if backend in BOCHS_RUNS and cpu_vendor == "amd" else ()
+    if backend not in BOCHS_RUNS or cpu_vendor != "amd":
+        return {}
+    return {
+        "any-run": "VM_RUN of a VM without a set-up: it ends in a triple fault, in which Bochs as "
+        "AMD hangs or continues with interrupts that no device sent"
+    }
 
 
 def load_known(release: str, folder: Path = KNOWN) -> tuple[Known, ...]:

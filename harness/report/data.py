@@ -21,6 +21,9 @@ from harness.guest.transcript import NO_EVIDENCE, Evidence
 N_A = "does not apply: "
 """The beginning of the reason of a skipped check that does not apply to this guest."""
 
+LEFT_OUT = "left out"
+"""The name of a check's property that says which part of it this backend cannot run, and why."""
+
 AS_STOCK = "fails on the stock module too: "
 """Begins the meaning of a check that fails with and without the patch."""
 
@@ -67,6 +70,11 @@ class Check:
     guest: int = 1
     figures: tuple[tuple[str, str], ...] = ()
     stock_figures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The parts that it left out, each with the reason."""
+        return tuple(why for name, why in self.figures if name == LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,9 @@ class Report:
             return "FAILED", "passes on the stock module too, so it proves nothing"
         if not check.of_patch and check.outcome == "failed" and check.on_stock == "failed":
             return "as stock", f"{AS_STOCK}{check.stock_message}"
-        return ("ok", "") if check.outcome == "passed" else ("FAILED", check.message)
+        if check.outcome != "passed":
+            return "FAILED", check.message
+        return "ok", "; ".join(f"{LEFT_OUT}: {why}" for why in check.left_out)
 
     @property
     def side_by_side(self) -> bool:
@@ -134,7 +144,11 @@ class Report:
         found = []
         for check in self.checks:
             there = dict(check.stock_figures)
-            found += [(name, there.get(name, ""), value) for name, value in check.figures]
+            found += [
+                (name, there.get(name, ""), value)
+                for name, value in check.figures
+                if name != LEFT_OUT
+            ]
         return tuple(found)
 
     def count(self, status: Status) -> int:

@@ -183,6 +183,8 @@ def _side(
                 left = 0
         recognized = [dataclasses.replace(it, known=fuzz.recognize(it, known)) for it in findings]
         step.note = f"{calls} calls in {rounds} rounds, {len(recognized)} findings"
+        for why in fuzz.beyond(bench.backend, bench.options.cpu_vendor).values():
+            step.note += f"; left out: {why}"
     return Side(name, Attack(rounds, calls, counts, tuple(recognized)), bench.breaks - before)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from harness.bhyve import fuzz
 from harness.bhyve.vmm import Vmm
 from harness.guest.freebsd import Guest
+from harness.report.data import LEFT_OUT
 from harness.run import fuzz_answers
 from harness.run.workbench import Workbench
 
@@ -17,12 +20,20 @@ ANSWERS = 3000
 
 
 @pytest.mark.parametrize("calls", [600, pytest.param(20_000, marks=pytest.mark.minutes)])
-def test_bad_calls_do_no_harm(workbench: Workbench, guest: Guest, vmm: Vmm, calls: int) -> None:
+def test_bad_calls_do_no_harm(
+    workbench: Workbench,
+    guest: Guest,
+    vmm: Vmm,
+    calls: int,
+    record_property: Callable[[str, object], None],
+) -> None:
     """malformed and racing calls break, hang and leak nothing, except for known faults of stock"""
     known = fuzz.load_known(workbench.options.release)
     program = fuzz.compile_fuzzer(workbench.running, workbench.record.sysroot)
     remote = fuzz.install(guest, program, vmm.home)
     beyond = fuzz.beyond(workbench.backend, workbench.options.cpu_vendor)
+    for why in beyond.values():
+        record_property(LEFT_OUT, why)
     avoid = [story.name for story in known if story.calls]
     done = fuzz.attack(guest, remote, SEED, calls, avoid=[*avoid, *beyond])
     findings = (*done.findings, *fuzz.leaks(guest, vmm.loaded.path))

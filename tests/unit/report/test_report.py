@@ -213,3 +213,16 @@ def test_what_does_not_apply_here_is_no_gap() -> None:
     assert result.status(other) == ("n/a", "does not apply: rflags_tf is AMD's")
     assert "1 of 1 checks ok, 1 that do not apply here" in result.verdict
     assert run(one, Check("b", "b", "skipped", False, 0.0, "no sysroot")).exit_code == 3
+
+
+def test_what_a_check_leaves_out_is_named_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It held, and its line says what of it the emulator cannot do."""
+    figures = (("left out", "VM_RUN, as Bochs hangs in it"), ("calls", "600"))
+    held = run(Check("a", "calls do no harm", "passed", False, 1.0, figures=figures))
+    assert held.status(held.checks[0]) == ("ok", "left out: VM_RUN, as Bochs hangs in it")
+    assert held.figures == (("calls", "", "600"),)
+    assert held.exit_code == 0
+    report.show(held)
+    assert "left out: VM_RUN, as Bochs hangs in it" in " ".join(capsys.readouterr().out.split())
