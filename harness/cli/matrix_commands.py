@@ -28,6 +28,14 @@ def run(asked: matrix.Asked, options: Options, jobs: int, sandbox: bool, as_json
 
 def plan(asked: matrix.Asked, options: Options, form: str) -> None:
     """Print the jobs for a CI engine on one line, which its variables can hold."""
+    known = manifest.available()
+    for release in asked.releases:
+        manifest.check_release(release)
+        if release not in known:
+            progress.say(
+                f"warning: --release {release}: there is no manifest for it (only for "
+                f"{', '.join(known)}), so each runner must have imported it"
+            )
     cells = asked.cells(asked.releases or manifest.published_releases())
     jobs = matrix_plan.plan(cells, options, form, named=bool(asked.backends))
     sys.stdout.write(json.dumps(jobs) + "\n")

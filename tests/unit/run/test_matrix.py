@@ -329,6 +329,19 @@ def test_a_plan_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out)["include"][0]["options"] == ""
 
 
+def test_a_plan_warns_about_a_release_that_no_runner_can_fetch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Runners may have imported it; a release that does not exist is most often a typing error."""
+    matrix_commands.plan(Asked(("15.1", "15.9"), (), (), stock=False), Options(), "github")
+    told = capsys.readouterr()
+    assert "15.9" in json.loads(told.out)["include"][-1]["name"]
+    (warning,) = told.err.splitlines()
+    assert warning.startswith("warning: --release 15.9: there is no manifest for it (only for 15.1")
+    with pytest.raises(UsageError, match="--release"):
+        matrix_commands.plan(Asked(("../x",), (), (), stock=False), Options(), "github")
+
+
 def test_the_folders_of_a_shell_pattern_are_all_merged() -> None:
     given = ["inv", "matrix", "--merge", "a", "b", "c", "--json"]
     wanted = ["inv", "matrix", "--merge", "a", "--merge", "b", "--merge", "c", "--json"]
