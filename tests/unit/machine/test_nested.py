@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.machine import Backend, Drive, Spec, bochs
-from harness.machine.nested import NestedMachine
+from harness.machine.nested import NestedMachine, orders
 
 
 @pytest.fixture
@@ -35,3 +35,19 @@ def test_the_linux_has_memory_beside_its_guest_s(machine: NestedMachine) -> None
     assert "memory: guest=1088, host=1088" in small._settings()
     # Above 2 GiB, Bochs's guests do not all boot.
     assert machine._emulated.memory_bytes <= 2 << 30
+
+
+def test_the_linux_has_one_processor_with_many_instructions_a_second(
+    machine: NestedMachine,
+) -> None:
+    """With Bochs's usual ten million, a guest in the guest is interrupted before it has run much."""
+    assert "cpu: model=broadwell_ult, count=1, ips=100000000" in machine._settings()
+
+
+@pytest.mark.parametrize(("version", "hidden"), [("2.7", True), ("3.0", False)])
+def test_instructions_that_bochs_gets_wrong_are_hidden(
+    machine: NestedMachine, version: str, hidden: bool
+) -> None:
+    said = orders(machine.spec, "vmx", version)
+    assert ("host,+vmx,enforce,-adx " in said) == hidden
+    assert "host,+vmx,enforce" in said
