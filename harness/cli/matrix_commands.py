@@ -31,7 +31,7 @@ def plan(asked: matrix.Asked, options: Options, form: str) -> None:
     known = manifest.available()
     for release in asked.releases:
         manifest.check_release(release)
-        if release not in known:
+        if manifest.find(release) is None:
             progress.say(
                 f"warning: --release {release}: there is no manifest for it (only for "
                 f"{', '.join(known)}), so each runner must have imported it"

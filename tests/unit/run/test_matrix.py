@@ -337,7 +337,7 @@ def test_a_plan_warns_about_a_release_that_no_runner_can_fetch(
     told = capsys.readouterr()
     assert "15.9" in json.loads(told.out)["include"][-1]["name"]
     (warning,) = told.err.splitlines()
-    assert warning.startswith("warning: --release 15.9: there is no manifest for it (only for 15.1")
+    assert warning.startswith("warning: --release 15.9: there is no manifest for it (only for ")
     with pytest.raises(UsageError, match="--release"):
         matrix_commands.plan(Asked(("../x",), (), (), stock=False), Options(), "github")
 
