@@ -40,7 +40,7 @@ def test_the_linux_has_memory_beside_its_guest_s(machine: NestedMachine) -> None
 def test_the_linux_has_one_processor_with_many_instructions_a_second(
     machine: NestedMachine,
 ) -> None:
-    """With Bochs's usual ten million, a guest in the guest is interrupted before it has run much."""
+    """With the usual ten million, a guest in the guest is interrupted before it has run much."""
     assert "cpu: model=broadwell_ult, count=1, ips=100000000" in machine._settings()
 
 
