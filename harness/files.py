@@ -95,10 +95,11 @@ def _user(number: int) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary name in the folder of `target`, renamed to `target` if the block succeeds.
 
-    The file is synced before it is renamed; if the block raises, it is removed.
+    The file is synced before it is renamed, unless it is not `durable` since it will soon be
+    removed.  If the block raises, it is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -106,11 +107,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(target.parent)
+    if durable:
+        sync(target.parent)
 
 
 def write_atomic(target: Path, data: str | bytes, mode: int = 0o644) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -227,21 +228,24 @@ def decompress(
     target: Path,
     live: Callable[[str], None],
     most_bytes: int = limits.DISK_BYTES,
-) -> None:
-    """Unpack an xz file to `target`, sparsely, completely or not at all.
+) -> str:
+    """Unpack an xz file to `target`, sparsely, completely or not at all; the contents' SHA-256.
 
-    Raises CannotError if it is damaged or longer than `most_bytes`, or if there is no room.
+    `target` is for the preparation alone, so it is not synced. Raises CannotError if it is damaged
+    or longer than `most_bytes`, or if there is no room.
     """
     packed_bytes = source.stat().st_size
     try:
         with (
-            atomic_path(target) as temporary,
+            atomic_path(target, durable=False) as temporary,
             source.open("rb") as packed,
             decompressed(packed) as stream,
             temporary.open("wb") as out,
         ):
             done = 0
+            digest = hashlib.sha256()
             while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
                 if done >> 26 != (done - _CHUNK_BYTES) >> 26:
                     require_room(target.parent, 512 << 20, f"unpacking {source.name}")
                     live(f"unpacking {source.name}: {100 * packed.tell() // packed_bytes} %")
@@ -254,6 +258,7 @@ def decompress(
                         "too large for a disk"
                     )
             out.truncate(done)
+        return digest.hexdigest()
     except DAMAGED as error:
         raise CannotError(f"{source}: damaged or truncated ({error})") from error
     except OSError as error:

@@ -14,10 +14,11 @@ from harness import host, source_tree
 from harness import release as releases
 from harness import sysroot as sysroots
 from harness.errors import CannotError, UsageError, WorkbenchError
-from harness.files import human_bytes, require_room, sha256_file
+from harness.files import human_bytes, require_room
 from harness.image import disk as disks
 from harness.image import fetch, manifest, prepare, snapshots, store, trees
 from harness.image.model import ImageRecord, Imported, Login, Prepared
+from harness.image.readings import Readings
 from harness.image.store import Live, Trees
 from harness.machine.models import BOCHS_RUNS, Backend
 from harness.release import Release
@@ -59,39 +60,57 @@ def import_files(
         raise UsageError(f"nothing to import; run {store.import_line(release)}")
     chosen = _preparing_backend(backend) if brought.disk else Backend("tcg")
     home = store.folder(release)
-    with store.lock(release), _raw(brought.disk, home, live) as disk:
-        # The disk is examined before an archive is unpacked, which takes minutes.
-        looked_at = disks.examine(disk) if disk else None
-        source = trees.source(brought.src, release, home / "source", live) if brought.src else None
-        sysroot = (
-            trees.sysroot(brought.sysroot, release, home / "sysroot", live)
-            if brought.sysroot
-            else None
-        )
-        _require_one_build(release, source, sysroot)
-        store.set_trees(release, Trees(source, sysroot))
-        if looked_at is None or brought.disk is None:
-            return store.find(release) if store.has_record(release) else None
-        if not store.has_record(release):
-            # This comes before the digest, which takes minutes for a large disk.
-            require_room(home, looked_at.size_bytes, f"preparing {looked_at.path.name}")
-        known = manifest.find(release)
-        imported = Imported(
-            release=release,
-            disk=looked_at.path,
-            disk_format=looked_at.format,
-            disk_bytes=looked_at.size_bytes,
-            disk_sha256=_digest(looked_at.path, live),
-            origin=brought.origin or str(brought.disk.absolute()),
-            login=known.login if known else Login(),
-            source=source,
-            sysroot=sysroot,
-        )
-        present = _present(imported)
-        if present is not None:
-            return present
-        run = partial(_prepare, preparer or prepare.prepare, backend=chosen, live=live)
-        return store.add(imported, run, prepare.VERSION, live)
+    with store.lock(release):
+        readings = Readings(home)
+        done = _done_before(release, brought.disk, readings)
+        with _raw(None if done else brought.disk, home, readings, live) as disk:
+            # The disk is examined before an archive is unpacked, which takes minutes.
+            looked_at = disks.examine(disk) if disk else None
+
+            def digest(archive: Path) -> str:
+                return readings.digest(archive, live)
+
+            source, sysroot = (
+                unpack(given, release, home / name, live, digest) if given else None
+                for unpack, given, name in (
+                    (trees.source, brought.src, "source"),
+                    (trees.sysroot, brought.sysroot, "sysroot"),
+                )
+            )
+            _require_one_build(release, source, sysroot)
+            store.set_trees(release, Trees(source, sysroot))
+            if looked_at is None or brought.disk is None:
+                return store.find(release) if store.has_record(release) else None
+            if not store.has_record(release):
+                # This comes before the digest, which takes seconds for a large disk.
+                require_room(home, looked_at.size_bytes, f"preparing {looked_at.path.name}")
+            known = manifest.find(release)
+            imported = Imported(
+                release=release,
+                disk=looked_at.path,
+                disk_format=looked_at.format,
+                disk_bytes=looked_at.size_bytes,
+                disk_sha256=readings.plain(brought.disk) or readings.digest(looked_at.path, live),
+                origin=brought.origin or str(brought.disk.absolute()),
+                login=known.login if known else Login(),
+                source=source,
+                sysroot=sysroot,
+            )
+            if _present(release, imported.disk_sha256) is not None:
+                return store.find(release)
+            run = partial(_prepare, preparer or prepare.prepare, backend=chosen, live=live)
+            return store.add(imported, run, prepare.VERSION, live)
+
+
+def _done_before(release: str, disk: Path | None, readings: Readings) -> bool:
+    """Whether exactly this disk was prepared before, without reading it for that."""
+    if disk is None or not store.has_record(release):
+        return False
+    try:
+        plain = readings.plain(disk) or readings.known(disk)
+    except OSError:
+        return False  # the disk's examination says why
+    return bool(plain) and _present(release, plain) is not None
 
 
 def require_known(release: str) -> None:
@@ -228,6 +247,11 @@ def _require_room(known: manifest.Manifest, folder: Path) -> None:
 def _official(
     release: str, image: fetch.Fetched, source: fetch.Fetched, base: fetch.Fetched
 ) -> Official:
+    readings = Readings(store.folder(release))
+    for fetched in (image, source, base):
+        # It was computed to verify the file; unpacking asks for it again.
+        if fetched.algorithm == "sha256" and readings.known(fetched.path) != fetched.digest:
+            readings.learn(fetched.path, fetched.digest)
     return Official(
         release, Files(disk=image.path, src=source.path, sysroot=base.path, origin=image.url)
     )
@@ -348,26 +372,18 @@ def _require_kernel(imported: Imported, made: Prepared) -> None:
         )
 
 
-def _digest(path: Path, live: Live) -> str:
-    size = max(1, path.stat().st_size)
-    return sha256_file(path, lambda done: live(f"digest of {path.name}: {100 * done // size} %"))
-
-
-def _present(imported: Imported) -> ImageRecord | None:
+def _present(release: str, disk_sha256: str) -> ImageRecord | None:
     """The record, if exactly this disk was already prepared in exactly this way."""
     try:
-        record = store.find(imported.release)
+        record = store.find(release)
     except CannotError:
         return None
-    same = (record.origin_sha256, record.prepare_version) == (
-        imported.disk_sha256,
-        prepare.VERSION,
-    )
+    same = (record.origin_sha256, record.prepare_version) == (disk_sha256, prepare.VERSION)
     return record if same else None
 
 
 @contextmanager
-def _raw(given: Path | None, home: Path, live: Live) -> Iterator[Path | None]:
+def _raw(given: Path | None, home: Path, readings: Readings, live: Live) -> Iterator[Path | None]:
     """The disk itself; one compressed with xz is unpacked for the duration of the block."""
     if given is None or not disks.is_xz(given):
         yield given
@@ -377,7 +393,7 @@ def _raw(given: Path | None, home: Path, live: Live) -> Iterator[Path | None]:
     scratch.mkdir(parents=True)
     try:
         target = scratch / given.name.removesuffix(".xz")
-        disks.decompress(given, target, live)
+        readings.learn_plain(given, disks.decompress(given, target, live))
         yield target
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

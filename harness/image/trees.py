@@ -17,13 +17,25 @@ from harness.image import unpack
 from harness.release import parse
 from harness.source_tree import PARAM
 
+Digest = Callable[[Path], str]
+"""The digest of an archive."""
+
+# In a folder that was unpacked: the digest of its archive.
+_FROM = ".unpacked-from"
 _ARCHIVES = (".txz", ".tar.xz", ".tgz", ".tar.gz", ".tar")
 
 
-def source(given: Path, release: str, folder: Path, live: Callable[[str], None]) -> Path:
+def source(
+    given: Path,
+    release: str,
+    folder: Path,
+    live: Callable[[str], None],
+    digest: Digest | None = None,
+) -> Path:
     """The source tree in `given`, a folder or an archive; an archive is unpacked as `folder`.
 
-    Raises UsageError if it is not a FreeBSD source tree, or that of another release.
+    With `digest` it is not unpacked again if `folder` was unpacked from the same archive. Raises
+    UsageError if it is not a FreeBSD source tree, or that of another release.
     """
     if not _is_archive(given):
         root = _source_root(given)
@@ -31,6 +43,11 @@ def source(given: Path, release: str, folder: Path, live: Callable[[str], None])
             raise UsageError(f"{given}: it is not a FreeBSD source tree ({PARAM} is not in it)")
         check_release(root, release)
         return root.absolute()
+    if _is_from(given, folder, digest):
+        root = _source_root(folder)
+        if root is not None:
+            check_release(root, release, given)
+            return root
     with atomic_dir(folder) as temporary:
         unpack.unpack(given, temporary, live)
         root = _source_root(temporary)
@@ -38,21 +55,49 @@ def source(given: Path, release: str, folder: Path, live: Callable[[str], None])
             raise UsageError(f"{given}: it contains no FreeBSD source ({PARAM} is not in it)")
         check_release(root, release, given)
         below = root.relative_to(temporary)
+        _note(given, temporary, digest)
     return folder / below
 
 
-def sysroot(given: Path, release: str, folder: Path, live: Callable[[str], None]) -> Path:
+def sysroot(
+    given: Path,
+    release: str,
+    folder: Path,
+    live: Callable[[str], None],
+    digest: Digest | None = None,
+) -> Path:
     """The sysroot in `given`, a folder or an archive, of which headers and libraries are unpacked.
 
-    Raises UsageError if it has no FreeBSD headers and libraries, or those of another major release.
+    With `digest` it is not unpacked again if `folder` was unpacked from the same archive. Raises
+    UsageError if it has no FreeBSD headers and libraries, or those of another major release.
     """
     major = parse(release).major
     if not _is_archive(given):
         return sysroots.require(given, major)
+    if _is_from(given, folder, digest):
+        return sysroots.require(folder, major, given)
     with atomic_dir(folder) as temporary:
         unpack.unpack(given, temporary, live, only=sysroots.PARTS)
         sysroots.require(temporary, major, given)
+        _note(given, temporary, digest)
     return folder
+
+
+def _is_from(archive: Path, folder: Path, digest: Digest | None) -> bool:
+    """Whether `folder` was unpacked from just this archive."""
+    if digest is None:
+        return False
+    try:
+        return (folder / _FROM).read_text() == digest(archive)
+    except (OSError, ValueError):
+        return False
+
+
+def _note(archive: Path, folder: Path, digest: Digest | None) -> None:
+    if digest is not None:
+        # An archive may have a member of this name, a link even.
+        (folder / _FROM).unlink(missing_ok=True)
+        (folder / _FROM).write_text(digest(archive))
 
 
 def check_release(root: Path, release: str, given: Path | None = None) -> None:

@@ -26,6 +26,7 @@ from harness.guest.keys import make_key
 from harness.image import check, fetch, manifest, obtain, prepare, prune, store
 from harness.image.model import ANNOUNCEMENT, ImageRecord, Imported, Prepared
 from harness.image.obtain import Files, import_files
+from harness.image.readings import Readings
 from harness.machine import Backend
 
 MIB = 1 << 20
@@ -530,7 +531,7 @@ def test_room_is_asked_for_before_a_digest_is_taken(
     path = make_disk(tmp_path / "d")
     with path.open("r+b") as stream:
         stream.truncate(1 << 40)
-    monkeypatch.setattr(obtain, "_digest", lambda *_args: pytest.fail("it was read"))
+    monkeypatch.setattr(Readings, "digest", lambda *_args: pytest.fail("it was read"))
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 30))
     with pytest.raises(CannotError, match=r"preparing d needs 1024\.0 GiB"):
         bring(Files(disk=path))
@@ -559,3 +560,137 @@ def test_a_record_of_before_the_access_was_one_value_is_read(tmp_path: Path, cac
         path.write_text(json.dumps({**data, name: wrong}))
         with pytest.raises(CannotError, match="remove it and import the image again"):
             store.find("15.1")
+
+
+class Counting:
+    """Counts the bytes that this process reads and writes by system calls."""
+
+    def __init__(self) -> None:
+        self.read_bytes = self.written_bytes = 0
+
+    def __enter__(self) -> Counting:
+        self._before = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        read, written = self._now()
+        self.read_bytes, self.written_bytes = read - self._before[0], written - self._before[1]
+
+    @staticmethod
+    def _now() -> tuple[int, int]:
+        said = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(said["rchar"]), int(said["wchar"])
+
+
+BIG = 12 * MIB
+_SLACK = 4 * MIB
+
+
+def big_disk(path: Path) -> Path:
+    """A disk of BIG bytes."""
+    path.write_bytes(make_disk(path).read_bytes()[:512] + os.urandom(BIG - 512))
+    return path
+
+
+def big_source(tmp_path: Path) -> Path:
+    """An archive of a source tree with one file of BIG bytes, not compressed."""
+    tree = make_source(tmp_path / "tree" / "usr" / "src")
+    (tree / "large").write_bytes(os.urandom(BIG))
+    with tarfile.open(tmp_path / "src.tar", "w") as tar:
+        tar.add(tree.parents[1], ".")
+    return tmp_path / "src.tar"
+
+
+def linked(imported: Imported, folder: Path, *_: object) -> Prepared:
+    """A preparation that reads nothing of the disk."""
+    (folder / "disk.raw").write_bytes(b"small")
+    (folder / "id_ed25519").write_text("secret")
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43
+    disk, private = folder / "disk.raw", folder / "id_ed25519"
+    return Prepared(disk, private, key, 1501000, imported.release, ("a change",))
+
+
+def test_each_file_is_read_once_and_written_once(tmp_path: Path, cache: Path) -> None:
+    disk, src = big_disk(tmp_path / "disk.raw"), big_source(tmp_path)
+    files = Files(disk=disk, src=src)
+    with Counting() as first:
+        import_files("15.1", files, backend="tcg", preparer=linked)
+    # The disk is read for its digest; the archive to unpack it, and for its digest.
+    assert 3 * BIG <= first.read_bytes < 3 * BIG + _SLACK
+    assert BIG <= first.written_bytes < BIG + _SLACK
+    with Counting() as again:
+        import_files("15.1", files, backend="tcg", preparer=linked)
+    assert again.read_bytes + again.written_bytes < _SLACK
+
+
+def test_what_a_cancelled_import_had_read_is_not_read_again(tmp_path: Path, cache: Path) -> None:
+    disk, src = big_disk(tmp_path / "disk.raw"), big_source(tmp_path)
+    files = Files(disk=disk, src=src)
+    with pytest.raises(KeyboardInterrupt):
+        import_files("15.1", files, backend="tcg", preparer=Preparer(KeyboardInterrupt()))
+    home = cache / "images" / "15.1"
+    assert sorted(path.name for path in home.iterdir()) == [
+        "failed", "lock", "readings.json", "source", "trees.json"
+    ]  # fmt: skip
+    assert sum(path.stat().st_size for path in (home / "failed").rglob("*.*")) < MIB
+    with Counting() as again:
+        import_files("15.1", files, backend="tcg", preparer=linked)
+    assert again.read_bytes + again.written_bytes < _SLACK
+
+
+def test_a_compressed_disk_is_unpacked_once(tmp_path: Path, cache: Path) -> None:
+    packed = tmp_path / "disk.raw.xz"
+    # No zeros, which would become holes.
+    head = make_disk(tmp_path / "disk.raw").read_bytes()[:512]
+    plain = (head + bytes(range(1, 256)) * (BIG // 255 + 1))[:BIG]
+    packed.write_bytes(lzma.compress(plain, preset=0))
+    size = packed.stat().st_size
+    with Counting() as first:
+        record = import_files("15.1", Files(disk=packed), backend="tcg", preparer=linked)
+    assert record is not None
+    assert record.origin_sha256 == hashlib.sha256(plain).hexdigest()
+    # Its digest is computed while it is unpacked, so what was unpacked is not read.
+    assert first.read_bytes < size + _SLACK
+    assert first.written_bytes < BIG + _SLACK
+    with Counting() as again:
+        assert import_files("15.1", Files(disk=packed), backend="tcg", preparer=linked) == record
+    assert again.read_bytes + again.written_bytes < _SLACK
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, cache: Path) -> None:
+    disk, preparer = make_disk(tmp_path / "disk.raw"), Preparer()
+    first = import_files("15.1", Files(disk=disk), backend="tcg", preparer=preparer)
+    about = disk.stat()
+    disk.write_bytes(disk.read_bytes()[:-1] + b"x")
+    # Its time can be set back, but not that of the change.
+    os.utime(disk, ns=(about.st_atime_ns, about.st_mtime_ns))
+    second = import_files("15.1", Files(disk=disk), backend="tcg", preparer=preparer)
+    assert first is not None
+    assert second is not None
+    assert first.origin_sha256 != second.origin_sha256
+    assert len(preparer.seen) == 2
+
+
+def test_another_archive_is_unpacked(tmp_path: Path, cache: Path) -> None:
+    tree = make_source(tmp_path / "tree" / "usr" / "src")
+    src = pack(tmp_path / "src.txz", tmp_path / "tree", ".")
+    import_files("15.1", Files(src=src))
+    (tree / "new").write_text("x")
+    pack(src, tmp_path / "tree", ".")
+    import_files("15.1", Files(src=src))
+    assert (store.source("15.1") / "new").exists()
+    # A folder that lost its note is replaced as well.
+    home = cache / "images" / "15.1" / "source"
+    (home / ".unpacked-from").unlink()
+    (store.source("15.1") / "new").unlink()
+    import_files("15.1", Files(src=src))
+    assert (store.source("15.1") / "new").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"/x": {"identity": "y"}}', '{"/x": 1}'])
+def test_notes_that_cannot_be_read_are_made_again(tmp_path: Path, cache: Path, text: str) -> None:
+    disk, preparer = make_disk(tmp_path / "disk.raw"), Preparer()
+    import_files("15.1", Files(disk=disk), backend="tcg", preparer=preparer)
+    (cache / "images" / "15.1" / "readings.json").write_text(text)
+    assert import_files("15.1", Files(disk=disk), backend="tcg", preparer=preparer)
+    assert len(preparer.seen) == 1
