@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from harness.files import PROJECT
 PROGRAM = Path(__file__).with_name("interrupted.py")
 STAGES = ("host", "probe", "image", "build", "boot", "load", "checks")
 SLOW = "never"
+# The program at work in a stage.  Others (qemu-img) come and go before it.
+PROGRAMS = {"probe": "qemu-system", "build": "sleep", "boot": "qemu-system"}
 
 Start = Callable[[str], "subprocess.Popen[str]"]
 
@@ -60,10 +63,18 @@ def reach(process: subprocess.Popen[str], stage: str) -> str:
         said += line
         if line.startswith(f"{stage} ..."):
             break
-    children = psutil.Process(process.pid)
-    while stage in ("probe", "build", "boot") and not children.children(recursive=True):
+    while stage in PROGRAMS and not runs_below(process, PROGRAMS[stage]):
         assert process.poll() is None, said
+        time.sleep(0.02)
     return said
+
+
+def runs_below(process: subprocess.Popen[str], program: str) -> bool:
+    for child in descendants(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name().startswith(program):
+                return True
+    return False
 
 
 def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:

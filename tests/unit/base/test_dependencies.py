@@ -46,13 +46,14 @@ def _tracked(*patterns: str) -> tuple[str, ...]:
     return tuple(done.stdout.splitlines())
 
 
-def _local(path: str) -> set[str]:
+@functools.cache
+def _local(path: str) -> frozenset[str]:
     """The names of modules that `path` can import from this project's folders."""
     folders = set(map(Path, _PYPROJECT["tool"]["mypy"]["mypy_path"]))
     if not path.startswith("harness/"):
         folders.add(Path(path).parent)
-    files = {Path(it) for it in _tracked("*.py")}
-    return {"harness", "tasks", *(it.stem for it in files if it.parent in folders)}
+    files = [Path(it) for it in _tracked("*.py")]
+    return frozenset({"harness", "tasks", *(it.stem for it in files if it.parent in folders)})
 
 
 def _modules(text: str) -> Iterator[str]:
