@@ -51,7 +51,9 @@ _MANIFEST = "snapshot.json"
 _STATE = "state"
 _VERIFIED = "verified.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_START_S = 30.0
+# Resuming reads the memory first, which a busy machine does slowly; an emulator that ends is noticed
+# at once.
+_START_S = 180.0
 _RESUME_S = 5.0
 # Saving spares the next run a boot, so it may take as long as this run's boot took, or this
 # minimum.

@@ -52,7 +52,7 @@ _DISK_ERROR = b"could not write() hard drive image file"
 _REDOLOG = "overlay.redolog"
 # A line of the log that was written after instructions had run: it begins with the ticks.
 _TICKED = re.compile(r"^0*[1-9]\d*[ied]\[", re.MULTILINE)
-_START_LIMIT_S = 20.0
+_START_LIMIT_S = 60.0
 _END_S = 5.0
 _POLL_S = 0.02
 _LOG_STEP_BYTES = 16 << 20
@@ -252,7 +252,8 @@ class BochsMachine(Machine):
     def _wait_running(self, deadline: Deadline) -> None:
         """Wait until Bochs has read its settings or the saved state, and runs instructions."""
         log = self.spec.run_dir / _LOG
-        limit = deadline.at_most(_START_LIMIT_S)
+        # How long a saved memory takes to read depends on its size, which the caller knows.
+        limit = deadline if self.spec.resume_from else deadline.at_most(_START_LIMIT_S)
         while True:
             ended = self.wait_ended(Deadline.after(_POLL_S))
             said = log.read_text(errors="replace") if log.exists() else ""

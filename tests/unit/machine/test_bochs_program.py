@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness import limits
-from harness.errors import CannotError, GuestError
+from harness.deadline import Deadline
+from harness.errors import CannotError, GuestError, MachineDied
 from harness.machine import Drive, Spec, bochs, bochs_program
 from harness.machine.bochs_program import Bochs, Debugger
 
@@ -182,3 +184,29 @@ def test_a_guest_that_makes_bochs_complain_without_end_is_ended(
     monkeypatch.setattr(limits, "LOG_MOST_BYTES", 10_000)
     with pytest.raises(GuestError, match=r"Bochs's log has grown to .*, because the guest causes"):
         machine._check_running()
+
+
+def test_reading_a_saved_memory_may_take_longer_than_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took more than 20 s on a busy machine, and the saved guest was taken for a broken one."""
+    monkeypatch.setattr(bochs, "_START_LIMIT_S", 0.0)
+    fresh = Spec(tmp_path, Drive(tmp_path / "disk"))
+    for spec in (fresh, replace(fresh, resume_from=tmp_path / "state")):
+        machine = bochs.BochsMachine(spec)
+        (tmp_path / "bochs.log").unlink(missing_ok=True)
+        asked: list[float] = []
+
+        def reads(_limit: Deadline, asked: list[float] = asked) -> None:
+            asked.append(0)
+            if len(asked) == 5:
+                (tmp_path / "bochs.log").write_text("00000000123i[CPU0  ] it runs\n")
+
+        monkeypatch.setattr(machine, "wait_ended", reads)
+        if spec is fresh:
+            with pytest.raises(MachineDied, match="did not start within 0 s"):
+                machine._wait_running(Deadline.after(60))
+            assert len(asked) == 1
+        else:
+            machine._wait_running(Deadline.after(60))
+            assert len(asked) == 5
