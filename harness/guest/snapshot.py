@@ -51,8 +51,8 @@ _MANIFEST = "snapshot.json"
 _STATE = "state"
 _VERIFIED = "verified.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Resuming reads the memory first, which a busy machine does slowly; an emulator that ends is noticed
-# at once.
+# Resuming reads the memory first, which a busy machine does slowly; an emulator that ends is
+# noticed at once.
 _START_S = 180.0
 _RESUME_S = 5.0
 # Saving spares the next run a boot, so it may take as long as this run's boot took, or this
