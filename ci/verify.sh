@@ -3,7 +3,7 @@
 # `./inv verify` and puts the report and the logs into one folder.  Its exit code is verify's.
 #
 #   RELEASE   FreeBSD release (15.1)
-#   BACKEND   auto, kvm, bochs or tcg (auto)
+#   BACKEND   auto, kvm, bochs, tcg or kvm-in-bochs (auto)
 #   SERIES    a folder of patches, one patch or a mailbox; empty for this project's own
 #   BASE      a commit: the commits after it in REPO's checkout are the series
 #   REPO      the checkout that BASE belongs to (the current folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,26 +17,36 @@ from harness.files import write_atomic
 from harness.machine.models import Backend
 from harness.run.run_folder import new_run_dir
 
-Bench = Callable[[subject.Subject, int, Live], Result]
+FindGuest = Callable[[], subject.Subject]
+Bench = Callable[[FindGuest, int, Live], Result]
+"""A bench asks for its guest when it needs one: finding it may build the stand-in."""
 
 
-def _recorded(_subject: subject.Subject, _rounds: int, _live: Live) -> Result:
-    return checks.recorded()
+def _with_guest(measure: Callable[[subject.Subject, int, Live], Result]) -> Bench:
+    return lambda find, rounds, live: measure(find(), rounds, live)
 
 
 BENCHES: dict[str, tuple[Bench, int, str]] = {
-    "boot": (boots.boot, 3, "cold and resumed, to the first SSH command"),
-    "harness": (boots.harness, 3, "the time that the workbench adds to the bare emulator"),
-    "ssh": (shell.ssh, 3, "a remote command, compared with OpenSSH"),
-    "build": (builds.build, 3, "from scratch, one file touched, nothing changed"),
-    "parallel": (boots.parallel, 3, "several guests at once, compared with one"),
+    "boot": (_with_guest(boots.boot), 3, "cold and resumed, to the first SSH command"),
+    "harness": (
+        _with_guest(boots.harness),
+        3,
+        "the time that the workbench adds to the bare emulator",
+    ),
+    "ssh": (_with_guest(shell.ssh), 3, "a remote command, compared with OpenSSH"),
+    "build": (_with_guest(builds.build), 3, "from scratch, one file touched, nothing changed"),
+    "parallel": (_with_guest(boots.parallel), 3, "several guests at once, compared with one"),
     "bochs": (
-        phases.bochs,
+        _with_guest(phases.bochs),
         1,
         "the time of each phase of a boot, in each Bochs",
     ),
-    "guests": (checks.guests, 1, "the checks of verify in one guest and in several"),
-    "checks": (_recorded, 1, "the checks of the last run, compared with the run before"),
+    "guests": (_with_guest(checks.guests), 1, "the checks of verify in one guest and in several"),
+    "checks": (
+        lambda *_: checks.recorded(),
+        1,
+        "the checks of the last run, compared with the run before",
+    ),
 }
 """By name: the bench, its rounds, and what it measures."""
 
@@ -62,11 +73,8 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
             bench, usual, _ = BENCHES[name]
             try:
                 with progress.stage(f"bench {name}") as step:
-                    if bench is _recorded:
-                        results.append(checks.recorded())
-                    else:
-                        whom = subject.find(_backend(name, backend), release)
-                        results.append(bench(whom, rounds or usual, step.live))
+                    find = functools.partial(_find, name, backend, release)
+                    results.append(bench(find, rounds or usual, step.live))
                     step.note = "; ".join(chart.ratios(results[-1]))
                 # Written after each bench, because the later ones may take long and be interrupted.
                 _save(folder, results, here)
@@ -80,6 +88,10 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
         _show(results, here, folder)
     held = all(ratio.held is not False for result in results for ratio in result.ratios)
     return EXIT_OK if held else EXIT_CHECK_FAILED
+
+
+def _find(name: str, backend: str, release: str) -> subject.Subject:
+    return subject.find(_backend(name, backend), release)
 
 
 def _backend(name: str, given: str) -> Backend:

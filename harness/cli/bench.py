@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import defaults
+from harness import backends, defaults
 from harness.bench import NAMES
 from harness.cli.program import run_task
 
@@ -15,7 +15,7 @@ from harness.cli.program import run_task
     help={
         "only": f"one bench (may be given again): {', '.join(NAMES)}; default: all",
         "release": "the FreeBSD release to boot, if it is prepared; else the stand-in",
-        "backend": "auto (default: QEMU), kvm, tcg or bochs",
+        "backend": backends.listed(first="auto (default: QEMU)"),
         "rounds": "how often each bench is measured (default: the bench's own number)",
         "json": "print the measurements as JSON",
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import defaults
+from harness import backends, defaults
 from harness.cli.program import run_task
 from harness.errors import UsageError
 from harness.release import EXAMPLES
@@ -18,7 +18,8 @@ from harness.release import EXAMPLES
         "disk": "a bootable disk, raw or qcow2 (or raw.xz); it is only read",
         "src": "its source: a folder, or src.txz",
         "sysroot": "its headers and libraries: a folder, or base.txz",
-        "backend": "the backend that boots it for preparation: auto, kvm or tcg",
+        "backend": "the backend that boots it for preparation: "
+        + backends.listed("bochs", backends.KVM_IN_BOCHS),
         "bundle": "a file that image.bundle wrote, instead of --disk, --src and --sysroot",
         "sha256": "the SHA-256 that the bundle must have",
     },
@@ -50,7 +51,8 @@ def image_import(
     name="fetch",
     help={
         "release": f"a release with a manifest in images/ (default: {defaults.RELEASE})",
-        "backend": "the backend that boots it for preparation: auto, kvm or tcg",
+        "backend": "the backend that boots it for preparation: "
+        + backends.listed("bochs", backends.KVM_IN_BOCHS),
         "offline": "fetch nothing; use only files fetched before",
         "download-only": "fetch and verify, but do not prepare",
         "refresh": "fetch the newest build of a snapshot; older builds stay",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import progress
+from harness import backends, progress
 from harness.cli.program import run_task
 
 
@@ -48,7 +48,7 @@ def doctor(_context: Context, json: bool = False) -> int:
 
 @task(
     help={
-        "backend": "auto, kvm, bochs or tcg",
+        "backend": backends.listed(first="auto (default)"),
         "cpu-vendor": "intel or amd (default: that of the backend; intel in Bochs)",
         "cpu": "the emulator's name of a processor model (default: the backend's best)",
         "fault": "build in a deliberate fault; images/vtxprobe/faults.txt has the names",

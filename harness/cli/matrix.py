@@ -7,7 +7,7 @@ from pathlib import Path
 from invoke.context import Context
 from invoke.tasks import task
 
-from harness import defaults
+from harness import backends, defaults
 from harness.cli.options import OFFLINE_HELP, SANDBOX_HELP
 from harness.cli.program import run_task
 from harness.errors import UsageError
@@ -20,7 +20,7 @@ from harness.series import given as given_series
     help={
         "release": "a FreeBSD release (may be given again; default: those prepared here, for a "
         "plan those that have a manifest)",
-        "backend": "auto, kvm, bochs or tcg (may be given again; default: kvm and bochs)",
+        "backend": f"{backends.listed()}; may be given again (default: kvm and bochs)",
         "cpu-vendor": "intel, amd or both (may be given again; default: what each backend has)",
         "stock": "also run the checks on the stock module, in runs of their own",
         "series": "test this series (a folder or a patch, may be given again)",

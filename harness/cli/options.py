@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from harness import defaults
+from harness import backends, defaults
 
 RELEASE_HELP = {"release": f"the FreeBSD release to boot (default: {defaults.RELEASE})"}
 
 BACKEND_HELP = {
-    "backend": "auto (default), kvm, bochs, tcg, or kvm-in-bochs (KVM in a Linux in Bochs)",
+    "backend": backends.listed(first="auto (default)"),
     "cpu-vendor": "intel or amd: the processor that Bochs emulates (default: intel)",
 }
 
@@ -16,7 +16,10 @@ VERIFY_VENDOR_HELP = {
     "runs two guests at once, one for each half of vmm.ko, and makes one report",
 }
 
-VIRTUALIZING_HELP = {**BACKEND_HELP, "backend": "auto (default), kvm, bochs or kvm-in-bochs"}
+VIRTUALIZING_HELP = {
+    **BACKEND_HELP,
+    "backend": backends.listed("tcg", first="auto (default)"),
+}
 """For tasks that are useless without virtual machines."""
 
 SANDBOX_HELP = {

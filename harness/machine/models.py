@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from harness import backends
+from harness.backends import KVM_IN_BOCHS as KVM_IN_BOCHS
 from harness.errors import UsageError
 
 Vendor = Literal["intel", "amd"]
 
 VENDORS: tuple[Vendor, ...] = ("intel", "amd")
-KVM_IN_BOCHS = "kvm-in-bochs"
-BACKENDS = ("kvm", "bochs", "tcg", KVM_IN_BOCHS)
+BACKENDS = backends.NAMES
 
 BOCHS_RUNS = frozenset({"bochs", KVM_IN_BOCHS})
 """The backends whose emulator is Bochs."""

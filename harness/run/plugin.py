@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from harness import defaults, files, interrupts, progress
+from harness import backends, defaults, files, interrupts, progress
 from harness.deadline import Deadline
 from harness.errors import (
     CannotError,
@@ -68,7 +68,7 @@ _DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vmm", "vmm-workbench: a FreeBSD guest with the patched vmm.ko")
     group.addoption("--vmm-release", default=defaults.RELEASE, help="the FreeBSD release to boot")
-    group.addoption("--vmm-backend", default="auto", help="auto, kvm, bochs or tcg")
+    group.addoption("--vmm-backend", default="auto", help=backends.listed())
     group.addoption(
         "--vmm-cold", action="store_true", help="boot even if a snapshot could be resumed"
     )

@@ -236,6 +236,20 @@ def no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_runs")
+def test_a_bench_without_a_guest_looks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stand-in is built, and no backend chosen, to compare two recorded runs."""
+    asked: list[object] = []
+    monkeypatch.setattr(where, "machine", dict)
+    monkeypatch.setattr(run, "_find", lambda *words: asked.append(words))
+    with pytest.raises(CannotError, match="there are no two"):
+        run.run(["checks"], "15.1", "auto", 0, as_json=False)
+    assert asked == []
+    with pytest.raises(AttributeError):
+        run.run(["guests"], "15.1", "auto", 0, as_json=False)
+    assert asked == [("guests", "auto", "15.1")]
+
+
+@pytest.mark.usefixtures("no_runs")
 def test_the_last_run_is_compared_with_the_comparable_one_before() -> None:
     with pytest.raises(CannotError, match="there are no two"):
         checks.recorded()

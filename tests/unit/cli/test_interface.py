@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import tasks
 from harness import errors
+from harness.backends import KVM_IN_BOCHS, NAMES
 from harness.cli.docs import contexts
 from harness.guest.panic_report import Panic
 from harness.report import Check, Report, StageResult
@@ -51,6 +53,21 @@ def test_tasks_options_and_help() -> None:
             },
         }
     hold("tasks.json", found)
+
+
+def test_help_names_every_backend() -> None:
+    """Some tasks need virtual machines, so they have no tcg; Bochs prepares no image."""
+    without = {"tcg"}, {"bochs", KVM_IN_BOCHS}, set[str]()
+    sets = {frozenset(NAMES) - frozenset(names) for names in without}
+    texts = {
+        context.name: argument.help
+        for context in contexts(tasks.namespace)
+        for argument in context.args.values()
+        if argument.name == "backend"
+    }
+    assert len(texts) >= 10
+    words = {name: re.findall(r"[a-z][a-z-]*", text) for name, text in texts.items()}
+    assert all(frozenset(NAMES) & set(found) in sets for found in words.values()), texts
 
 
 def test_json_keys() -> None:

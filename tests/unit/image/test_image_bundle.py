@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import test_image_rekey as disks
-from test_image_store import make_disk, make_source, make_sysroot
+from brought import make_disk, make_source, make_sysroot
 
 from harness.errors import CannotError, UsageError
 from harness.guest.keys import make_key

@@ -12,7 +12,7 @@ from pathlib import Path
 import badserver
 import pytest
 from badserver import BadServer, Handler
-from test_image_store import Preparer, make_disk, make_source, make_sysroot, pack
+from brought import Preparer, make_disk, make_source, make_sysroot, pack
 
 from harness import progress
 from harness.cli import image_commands

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import lzma
 import os
 import re
@@ -16,107 +15,25 @@ from types import SimpleNamespace
 
 import badserver
 import pytest
+from brought import (
+    MIB,
+    Preparer,
+    bring,
+    bring_disk,
+    findings,
+    make_disk,
+    make_source,
+    make_sysroot,
+    pack,
+    wrong,
+)
+from brought import cache as cache
 
-from harness.cli import image_commands
 from harness.errors import CannotError, GuestError, UsageError, WorkbenchError
-from harness.files import checksum_sparse
-from harness.guest import snapshot
-from harness.guest.freebsd import Access
-from harness.guest.keys import make_key
-from harness.image import check, fetch, manifest, obtain, prepare, prune, store
-from harness.image.model import ANNOUNCEMENT, ImageRecord, Imported, Prepared
+from harness.image import fetch, manifest, obtain, prepare, prune, store
+from harness.image.model import Imported, Prepared
 from harness.image.obtain import Files, import_files
 from harness.image.readings import Readings
-from harness.machine import Backend
-
-MIB = 1 << 20
-NEWVERS = 'TYPE="FreeBSD"\nREVISION="{}"\nBRANCH="RELEASE-p1"\n'
-PARAM = "#undef __FreeBSD_version\n#define __FreeBSD_version 1501000\n"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and no way to FreeBSD's servers."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HARNESS_MIRROR", "http://127.0.0.1:1/")
-    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
-
-
-class Preparer:
-    """Stands for the first boot: copies the disk, or fails if the test says so."""
-
-    def __init__(self, error: WorkbenchError | KeyboardInterrupt | None = None) -> None:
-        self.seen: list[Imported] = []
-        self.error = error
-
-    def __call__(
-        self, imported: Imported, folder: Path, _backend: Backend, live: store.Live
-    ) -> Prepared:
-        self.seen.append(imported)
-        assert list(folder.iterdir()) == []
-        assert folder.stat().st_mode & 0o077 == 0
-        (folder / "boot").mkdir()
-        (folder / "boot" / "console.log").write_text("login: ")
-        live("booting")
-        if isinstance(self.error, GuestError):
-            raise GuestError(f"it broke; see {folder / 'boot' / 'console.log'}")
-        if self.error:
-            raise self.error
-        (folder / "disk.raw").write_bytes(imported.disk.read_bytes() + b"prepared")
-        (folder / "id_ed25519").write_text("secret")
-        return Prepared(
-            disk_raw=folder / "disk.raw",
-            private_key=folder / "id_ed25519",
-            host_key="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 43,
-            osversion=1501000,
-            uname="FreeBSD 15.1-RELEASE",
-            changes=("a change",),
-        )
-
-
-def make_disk(path: Path, mark: bytes = b"") -> Path:
-    path.write_bytes((mark.ljust(510, b"\0") + b"\x55\xaa").ljust(MIB, b"\0"))
-    return path
-
-
-SYSROOT = ("usr/include/sys/param.h", "usr/lib/crt1.o", "usr/lib/libc.so")
-
-
-def make_source(top: Path, revision: str = "15.1") -> Path:
-    major, _, minor = revision.partition(".")
-    number = int(major) * 100_000 + int(minor) * 1_000
-    for name, text in (
-        ("sys/conf/newvers.sh", NEWVERS.format(revision)),
-        ("sys/sys/param.h", f"#define __FreeBSD_version {number}\n"),
-    ):
-        (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).write_text(text)
-    return top
-
-
-def make_sysroot(top: Path) -> Path:
-    for name in (*SYSROOT, "lib/libc.so.7", "bin/sh"):
-        (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).write_text(PARAM if name.endswith("param.h") else "x")
-    return top
-
-
-def pack(path: Path, tree: Path, inside: str) -> Path:
-    with tarfile.open(path, "w:xz") as tar:
-        tar.add(tree, inside)
-    return path
-
-
-def bring(brought: Files, preparer: Preparer | None = None) -> ImageRecord | None:
-    return import_files("15.1", brought, backend="tcg", preparer=preparer or Preparer())
-
-
-def bring_disk(path: Path, preparer: Preparer | None = None) -> ImageRecord:
-    record = bring(Files(disk=make_disk(path)), preparer)
-    assert record is not None
-    return record
 
 
 def test_a_disk_is_prepared_once_and_found(tmp_path: Path, cache: Path) -> None:
@@ -228,17 +145,6 @@ def test_an_archive_with_one_folder_of_any_name(tmp_path: Path, cache: Path) -> 
     assert store.source("15.1") == cache / "images/15.1/source/freebsd-src-main"
 
 
-def wrong(brought: Files, cache: Path) -> str:
-    """The line with which an import is refused; nothing was prepared or noted."""
-    preparer = Preparer()
-    with pytest.raises(UsageError) as caught:
-        bring(brought, preparer)
-    assert preparer.seen == []
-    assert not (cache / "images/15.1/trees.json").exists()
-    assert "\n" not in caught.value.message
-    return caught.value.message
-
-
 def test_what_is_refused(tmp_path: Path, cache: Path) -> None:
     disk = make_disk(tmp_path / "d")
     empty = tmp_path / "empty"
@@ -315,118 +221,6 @@ def test_missing_pieces_name_their_remedy(tmp_path: Path) -> None:
     with pytest.raises(CannotError, match="is gone or was changed"):
         obtain.obtain("15.1")
     assert store.prepared() == []
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 99}', "\0"])
-def test_a_record_that_cannot_be_read(tmp_path: Path, cache: Path, text: str) -> None:
-    bring_disk(tmp_path / "d")
-    path = cache / "images/15.1/image.json"
-    path.write_text(text)
-    with pytest.raises(CannotError, match="cannot be used") as caught:
-        store.find("15.1")
-    assert str(path) in caught.value.message
-    assert store.prepared() == []
-    bring_disk(tmp_path / "d")
-
-
-@pytest.mark.parametrize(("key", "value"), [("disk_bytes", "1"), ("host_key", None)])
-def test_a_record_with_a_wrong_field(tmp_path: Path, cache: Path, key: str, value: object) -> None:
-    bring_disk(tmp_path / "d")
-    path = cache / "images/15.1/image.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(CannotError, match=key):
-        store.find("15.1")
-
-
-def test_an_outdated_preparation_is_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bring_disk(tmp_path / "d")
-    monkeypatch.setattr(prepare, "VERSION", 99)
-    with pytest.raises(CannotError, match=f"--disk {tmp_path / 'd'}"):
-        obtain.obtain("15.1")
-    preparer = Preparer()
-    assert bring_disk(tmp_path / "d", preparer).prepare_version == 99
-    assert len(preparer.seen) == 1
-
-
-def test_removed_but_for_what_is_the_users(tmp_path: Path, cache: Path) -> None:
-    source = make_source(tmp_path / "s")
-    bring(Files(make_disk(tmp_path / "d"), source))
-    assert "15.1" in store.known()
-    assert prune.size(cache / "images/15.1") >= MIB
-    store.remove("15.1")
-    assert not (cache / "images/15.1").exists()
-    assert (source / "sys/sys/param.h").exists()
-    assert (tmp_path / "d").exists()
-    with pytest.raises(UsageError, match="there is nothing of it in"):
-        store.remove("15.1")
-
-
-def findings(release: str = "15.1") -> dict[str, tuple[bool, str, str]]:
-    return {it.what: (it.ok, it.evidence, it.remedy) for it in check.release(release)}
-
-
-def test_what_is_in_the_cache_is_looked_at_again(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(UsageError, match="there is nothing of it in"):
-        check.release("15.1")
-    source, sysroot = make_source(tmp_path / "s"), make_sysroot(tmp_path / "r")
-    record = bring(Files(make_disk(tmp_path / "d"), source, sysroot))
-    assert record is not None
-    make_key(record.access.private_key, "x")
-    found = findings()
-    assert all(ok for ok, _, _ in found.values()), found
-    assert set(found) == {"prepared disk", "private key", "source", "sysroot"}
-    record.access.private_key.chmod(0o644)
-    assert findings()["private key"][2] == f"chmod 600 {record.access.private_key}"
-    record.access.private_key.write_text("noise")
-    assert "not a valid private key" in findings()["private key"][1]
-    (source / "sys/sys/param.h").unlink()
-    assert not findings()["source"][0]
-    # One byte, with the size as before: nothing else would notice.
-    data = bytearray(record.disk.read_bytes())
-    data[MIB // 2] ^= 1
-    record.disk.write_bytes(data)
-    ok, evidence, remedy = findings()["prepared disk"]
-    assert not ok
-    assert record.disk_sha256[:16] in evidence
-    assert remedy.startswith(f"rm {cache}/images/15.1/image.json, then ./inv image.import")
-    assert store.find("15.1") == record
-    (cache / "images/15.1/image.json").unlink()
-    assert "prepared disk" not in findings()
-    assert bring_disk(tmp_path / "d").disk_sha256 == record.disk_sha256
-
-
-def test_snapshots_are_looked_at_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record = bring_disk(tmp_path / "d")
-    make_key(record.access.private_key, "x")
-    folder = record.disk.parent / "snapshots/abcdef012345"
-    (folder / "state").mkdir(parents=True)
-    (folder / "state/memory").write_bytes(b"as it was")
-    files = {"memory": checksum_sparse(folder / "state/memory")}
-    kept = snapshot.Snapshot(folder, "now", {"backend": "tcg"}, files)
-    monkeypatch.setattr(snapshot, "kept", lambda disk: [kept] if disk == record.disk else [])
-    assert image_commands.verify("15.1", True) == 0
-    (folder / "state/memory").write_bytes(b"as it wos")
-    assert image_commands.verify("", True) == 1
-    said = capsys.readouterr().out
-    (finding,) = [it for it in json.loads(said[said.rindex("\n[") :]) if not it["ok"]]
-    assert (finding["what"], finding["remedy"]) == ("snapshot abcdef01", f"rm -r {folder}")
-
-
-def test_small_guests_of_old_are_pruned(cache: Path) -> None:
-    for number, name in enumerate(("a" * 32, "b" * 32, "c" * 32)):
-        folder = cache / "vtxprobe" / name
-        folder.mkdir(parents=True)
-        (folder / "vtxprobe.img").write_bytes(b"x" * 5000)
-        os.utime(folder, (number, number))
-    (cache / "standin" / "apt").mkdir(parents=True)
-    (cache / "standin" / ("d" * 16)).mkdir()
-    assert prune.small_guests() >= 10_000
-    assert {path.name for path in (cache / "vtxprobe").iterdir()} == {"c" * 32, "lock"}
-    assert {path.name for path in (cache / "standin").iterdir()} == {"apt", "d" * 16, "lock"}
 
 
 def test_zfs_is_refused_before_anything_is_done(
@@ -537,31 +331,6 @@ def test_room_is_asked_for_before_a_digest_is_taken(
         bring(Files(disk=path))
 
 
-def test_a_record_of_before_the_access_was_one_value_is_read(tmp_path: Path, cache: Path) -> None:
-    """Its file has the three fields one by one, as it had them from the first version on."""
-    record = bring_disk(tmp_path / "d")
-    path = cache / "images/15.1/image.json"
-    data = json.loads(path.read_text())
-    assert "access" not in data
-    assert data["private_key"] == str(record.access.private_key.relative_to(path.parent))
-    assert (data["host_key"], data["login_user"]) == (record.access.host_key, "root")
-    # The first records had no user: it was root.
-    del data["login_user"]
-    path.write_text(json.dumps(data))
-    assert store.find("15.1") == record
-    assert record.access == Access(
-        record.access.private_key, data["host_key"], "root", ANNOUNCEMENT
-    )
-    for name, wrong in (
-        ("login_user", "-l"),
-        ("host_key", "ssh-rsa AAAA"),
-        ("private_key", "../k"),
-    ):
-        path.write_text(json.dumps({**data, name: wrong}))
-        with pytest.raises(CannotError, match="remove it and import the image again"):
-            store.find("15.1")
-
-
 class Counting:
     """Counts the bytes that this process reads and writes by system calls."""
 
@@ -583,6 +352,7 @@ class Counting:
 
 
 BIG = 12 * MIB
+
 _SLACK = 4 * MIB
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_image_store import bring_disk
+from brought import bring_disk
 
 from harness import keeper, report
 from harness.build import result

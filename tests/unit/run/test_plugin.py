@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from typing import Any, cast
-
 import pytest
 from fakes import FakeGuest
 from fakes import bench as fake_bench
+from plugged import Brought, brought_up, run
+from plugged import guest as guest
 
-from harness.errors import CannotError, GuestError, GuestPanic, MachineDied
-from harness.files import PROJECT
 from harness.run import plugin
-from harness.run.session import Session
 
 pytest_plugins = ["pytester"]
-
-SUPPORT = PROJECT / "tests/unit/support"
-
-
-class Brought:
-    """Hands pytest a guest that is up, as verify does."""
-
-    def __init__(self, guest: FakeGuest) -> None:
-        self.bench = fake_bench(guest)
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[plugin.WORKBENCH] = cast(Any, self.bench)
-
-
-@pytest.fixture
-def guest() -> FakeGuest:
-    return FakeGuest()
-
-
-def run(pytester: pytest.Pytester, text: str, guest: FakeGuest | None) -> pytest.RunResult:
-    pytester.makepyfile(text)
-    plugins = [Brought(guest)] if guest else []
-    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", plugins=plugins)
 
 
 def test_others_tests_are_left_in_peace(
@@ -141,74 +113,6 @@ def test_the_first_test_shows_it_too(
     assert "booted" not in said
 
 
-def test_a_guest_that_cannot_be_brought_up_ends_pytest_with_its_code(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(_self: object) -> None:
-        raise GuestPanic("the guest panicked: early", detail="its story")
-
-    monkeypatch.setenv("HARNESS_RUNS", str(pytester.path / "runs"))
-    monkeypatch.setattr(Session, "up", fails)
-    result = run(pytester, "def test_a(guest): pass", None)
-    assert result.ret == 4
-    result.stdout.fnmatch_lines(["*the guest panicked: early*"])
-
-
-@pytest.mark.parametrize(
-    "breaks",
-    [
-        "raise MachineDied('qemu was killed by SIGKILL')",
-        "guest.machine.error = MachineDied('qemu was killed by SIGKILL'); assert 0",
-        "guest.machine.error = MachineDied('qemu was killed by SIGKILL')",
-    ],
-    ids=["tells", "fails", "passes"],
-)
-def test_a_broken_machine_skips_what_comes_after_it(
-    pytester: pytest.Pytester, guest: FakeGuest, breaks: str
-) -> None:
-    result = run(
-        pytester,
-        f"""
-        from harness.errors import MachineDied
-        def test_before(guest): pass
-        def test_breaks(guest): {breaks}
-        def test_after(guest): raise AssertionError("never run")
-        def test_of_others(): pass
-        """,
-        guest,
-    )
-    outcomes = result.parseoutcomes()
-    assert outcomes["skipped"] == 1
-    assert outcomes["passed"] == (3 if "; " not in breaks and "raise" not in breaks else 2)
-    assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1
-    result.stdout.fnmatch_lines(
-        ["*not run, because the machine broke before: qemu was killed by SIGKILL*"]
-    )
-    assert "never run" not in result.stdout.str()
-
-
-def test_a_guest_that_hangs_is_a_broken_machine(
-    pytester: pytest.Pytester, guest: FakeGuest
-) -> None:
-    """Or each later test would wait for its own time-out."""
-    result = run(
-        pytester,
-        """
-        from harness.errors import WaitTimeout
-        def test_hangs(guest):
-            def hang(*_): raise WaitTimeout("no answer within 20 s")
-            guest.dmesg = hang
-            raise WaitTimeout("`x` did not end")
-        def test_after(guest): pass
-        """,
-        guest,
-    )
-    result.assert_outcomes(failed=1, skipped=1)
-    result.stdout.fnmatch_lines(
-        ["*broke before: it has not answered since test_hangs: `x` did not end*"]
-    )
-
-
 def test_what_the_guest_lacks_skips_in_words(pytester: pytest.Pytester, guest: FakeGuest) -> None:
     brought = Brought(guest)
     brought.bench.loaded.virtualizes = False
@@ -271,37 +175,6 @@ def test_marks_say_what_a_test_needs(pytester: pytest.Pytester, guest: FakeGuest
         result.stdout.fnmatch_lines([f"*{words}*"])
 
 
-class Own:
-    """A workbench that the plugin brings up itself."""
-
-    def __init__(self, played: FakeGuest, options: object, error: Exception | None) -> None:
-        self.__dict__.update(vars(fake_bench(played)), options=options)
-        self.error = error
-
-    def up(self) -> Own:
-        if self.error:
-            raise self.error
-        return self
-
-    def __enter__(self) -> Own:
-        return self
-
-    def __exit__(self, *_exc: object) -> None: ...
-
-
-def brought_up(
-    pytester: pytest.Pytester,
-    monkeypatch: pytest.MonkeyPatch,
-    text: str,
-    *options: str,
-    error: Exception | None = None,
-) -> pytest.RunResult:
-    monkeypatch.setattr(plugin, "Session", lambda o, _run: Own(FakeGuest(), o, error))
-    monkeypatch.setattr(plugin, "new_run_dir", lambda _what: pytester.path)
-    pytester.makepyfile(text)
-    return pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rsx", *options)
-
-
 def test_the_rules_about_a_series_hold_here_too(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,183 +231,6 @@ def test_on_stock_a_claim_of_the_patch_must_fail(
     result.stdout.fnmatch_lines(["*needs the patch, and the stock module is loaded*"])
 
 
-def test_where_no_guest_can_be_had_tests_are_skipped(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "def test_a(guest): pass\ndef test_b(vm): pass\ndef test_c(): pass"
-    error = CannotError("FreeBSD 15.1 is not here; run ./inv image.fetch")
-    result = brought_up(pytester, monkeypatch, text, error=error)
-    result.assert_outcomes(passed=1, skipped=2)
-    result.stdout.fnmatch_lines(["*there can be no FreeBSD guest here*run ./inv image.fetch*"])
-    assert brought_up(pytester, monkeypatch, text, "--vmm-insist", error=error).ret == 3
-
-
-def test_a_broken_guest_is_brought_up_anew_on_request(
-    pytester: pytest.Pytester, guest: FakeGuest
-) -> None:
-    brought = Brought(guest)
-    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
-
-    def restart_guest() -> None:
-        guest.machine.console.panic = ""  # type: ignore[attr-defined]
-        guest.machine.console.text = ""  # type: ignore[attr-defined]
-        guest.given_up = ""
-
-    brought.bench.restart_guest = restart_guest
-    pytester.makepyfile(
-        """
-        def test_dies(guest): guest.machine.console.panic = "sleeping thread"
-        def test_after(guest): pass
-        """
-    )
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*the guest panicked: sleeping thread*"])
-
-
-def test_a_guest_that_does_not_come_back(pytester: pytest.Pytester, guest: FakeGuest) -> None:
-    brought = Brought(guest)
-    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=True)
-
-    def restart_guest() -> None:
-        raise MachineDied("no memory")
-
-    brought.bench.restart_guest = restart_guest
-    pytester.makepyfile(
-        """
-        def test_dies(guest): guest.machine.console.panic = "sleeping thread"
-        def test_b(guest): pass
-        def test_c(guest): pass
-        """
-    )
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", plugins=[brought])
-    result.assert_outcomes(passed=1, errors=1, skipped=2)
-    result.stdout.fnmatch_lines(["*did not come back: no memory*"])
-
-
-# What other plugins do to checks: each file of tests brings one along as its conftest.
-REPEATS = """
-from _pytest.runner import runtestprotocol
-
-def pytest_runtest_protocol(item, nextitem):
-    '''Twice what failed; the first time is not counted, as pytest-rerunfailures does it.'''
-    for last in (False, True):
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        reports = runtestprotocol(item, nextitem=nextitem, log=False)
-        again = not last and any(report.failed for report in reports)
-        for report in reports:
-            if again and report.failed:
-                report.outcome = "rerun"
-            item.ihook.pytest_runtest_logreport(report=report)
-        item._initrequest()
-        if not again:
-            return True
-"""
-
-
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_guest_that_broke_is_no_success_by_being_repeated(
-    pytester: pytest.Pytester, guest: FakeGuest, restarted: bool
-) -> None:
-    pytester.makeconftest(REPEATS)
-    pytester.makepyfile(
-        """
-        from harness.errors import MachineDied
-        tries = []
-        def test_breaks(guest):
-            tries.append(1)
-            if len(tries) == 1:
-                raise MachineDied("qemu was killed by SIGKILL")
-        def test_after(guest): pass
-        """
-    )
-    brought = Brought(guest)
-    brought.bench.options = dataclasses.replace(brought.bench.options, go_on=restarted)
-
-    def restart_guest() -> None:
-        guest.given_up = ""
-
-    brought.bench.restart_guest = restart_guest
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[brought])
-    assert result.ret == 1
-    result.stdout.fnmatch_lines(["*the guest broke under this check before: qemu was killed*"])
-
-
-def test_a_guest_that_broke_is_no_success_whatever_becomes_of_the_report(
-    pytester: pytest.Pytester, guest: FakeGuest
-) -> None:
-    """A plugin that forgets failures altogether."""
-    pytester.makeconftest(
-        """
-        import pytest
-        @pytest.hookimpl(wrapper=True, tryfirst=True)
-        def pytest_runtest_makereport(item, call):
-            report = yield
-            report.outcome = "passed"
-            return report
-        """
-    )
-    text = """
-        from harness.errors import MachineDied
-        def test_breaks(guest):
-            raise MachineDied("qemu was killed by SIGKILL")
-        """
-    result = run(pytester, text, guest)
-    assert result.ret == 4
-    result.stdout.fnmatch_lines(["the guest broke: test_breaks: qemu was killed by SIGKILL"])
-
-
-@pytest.mark.parametrize("error", ["GuestPanic('it panicked')", "WaitTimeout('it hung')"])
-def test_expected_to_fail_is_not_expected_to_break_the_guest(
-    pytester: pytest.Pytester, guest: FakeGuest, error: str
-) -> None:
-    result = run(
-        pytester,
-        f"""
-        import pytest
-        from harness.errors import GuestPanic, WaitTimeout
-        @pytest.mark.xfail(reason="needs the patch", strict=True)
-        def test_breaks(guest):
-            raise {error}
-        @pytest.mark.xfail(reason="needs the patch", strict=True)
-        def test_fails(guest):
-            assert 0
-        """,
-        guest,
-    )
-    outcomes = result.parseoutcomes()
-    assert (result.ret, outcomes["failed"]) == (1, 1)
-    assert outcomes.get("xfailed", 0) + outcomes.get("skipped", 0) == 1
-
-
-def test_clean_up_asks_nothing_of_a_guest_that_broke(
-    pytester: pytest.Pytester, guest: FakeGuest
-) -> None:
-    text = """
-        from harness.errors import WaitTimeout
-        def test_holds(guest, vm): pass
-        def test_hangs(guest, vm, vmm):
-            def hang(*_): raise WaitTimeout("no answer within 20 s")
-            guest.dmesg = hang
-            raise WaitTimeout("`x` did not end")
-        """
-    result = run(pytester, text, guest)
-    result.assert_outcomes(passed=1, failed=1)
-    assert guest.said.count("destroy all") == 1
-    assert guest.given_up == "it broke: it has not answered since test_hangs: `x` did not end"
-    with pytest.raises(GuestError, match=r"no more commands are sent to the guest: it broke"):
-        _ = guest.ssh
-
-
-def test_clean_up_after_an_interrupt_asks_nothing(
-    pytester: pytest.Pytester, guest: FakeGuest
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(pytester, "def test_a(guest, vm): raise KeyboardInterrupt", guest)
-    assert "destroy all" not in guest.said
-    assert guest.given_up == "the run was interrupted"
-
-
 def test_what_cannot_be_carried_out_is_not_run(pytester: pytest.Pytester, guest: FakeGuest) -> None:
     """It is not the patch's fault: a sysroot without ATF, say."""
     text = """
@@ -548,65 +244,3 @@ def test_what_cannot_be_carried_out_is_not_run(pytester: pytest.Pytester, guest:
     result = run(pytester, text, guest)
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(["SKIPPED*the sysroot lacks atf-c.h"])
-
-
-UNREACHABLE = """
-from harness.errors import CannotError
-from harness.run import plugin
-
-class Bench:
-    def __init__(self, *_): pass
-    def __enter__(self): return self
-    def __exit__(self, *_): pass
-    def up(self): raise CannotError("no image of FreeBSD 15.1; run ./inv image.fetch")
-
-plugin.Session = Bench
-plugin.new_run_dir = lambda _what: None
-"""
-
-
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("insist", [True, False])
-def test_no_guest_is_a_reason_and_an_exit_code_with_workers_too(
-    pytester: pytest.Pytester, workers: str, insist: bool
-) -> None:
-    pytest.importorskip("xdist")
-    pytester.makeconftest(UNREACHABLE)
-    pytester.makepyfile("def test_a(guest): pass\ndef test_b(guest): pass")
-    how = ["-p", "no:cacheprovider", "-rs", "-n", workers, *(["--vmm-insist"] if insist else [])]
-    result = pytester.runpytest_subprocess(*how)
-    said = result.stdout.str() + result.stderr.str()
-    assert result.ret == (3 if insist else 0)
-    assert "INTERNALERROR" not in said
-    assert "no image of FreeBSD 15.1; run ./inv image.fetch" in said
-
-
-def test_a_guest_that_broke_in_a_worker_is_no_success(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("xdist")
-    pytester.makeconftest(
-        """
-        import pytest
-        from fakes import FakeGuest, bench
-        from harness.run import plugin
-
-        def pytest_configure(config):
-            if hasattr(config, "workerinput"):
-                config.stash[plugin.WORKBENCH] = bench(FakeGuest())
-
-        @pytest.hookimpl(wrapper=True, tryfirst=True)
-        def pytest_runtest_makereport(item, call):
-            report = yield
-            report.outcome = "passed"
-            return report
-        """
-    )
-    pytester.makepyfile(
-        "from harness.errors import MachineDied\n"
-        "def test_a(guest): raise MachineDied('qemu was killed')\ndef test_b(): pass"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{SUPPORT}:{os.environ.get('PYTHONPATH', '')}")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2")
-    assert result.ret == 4
-    result.stdout.fnmatch_lines(["the guest broke: test_a: qemu was killed"])

@@ -2,152 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import json
 import os
-import re
 import shutil
 import sys
 import uuid
-import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pexpect
 import pytest
-from fakes import FakeGuest
-from fakes import bench as fake_bench
 from faketree import diff, mail
+from verified import CHECKS, Run, folders, outcomes, run, status
+from verified import folders as folders
+from verified import run as run
 
-from harness import keeper, progress, report
-from harness.errors import CannotError, GuestError, PatchError, UsageError, WorkbenchError
+from harness import report
+from harness.errors import UsageError
 from harness.files import PROJECT
-from harness.guest.panic_report import Panic
-from harness.machine import Backend
-from harness.report import Report
-from harness.run import session, verify
+from harness.run import verify
 from harness.run.options import Options
-from harness.run.stages import STAGES, Chosen, Proven
-
-CHECKS = '''
-import pytest
-from harness.errors import MachineDied, WaitTimeout
-
-def test_holds(guest):
-    """the first holds"""
-
-@pytest.mark.patch
-def test_of_the_patch(guest):
-    """the second fails"""
-    assert guest is None
-
-@pytest.mark.patch
-def test_takes_too_long(guest):
-    """the third is broken off"""
-    raise WaitTimeout("no end within 5 s")
-'''
-
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HARNESS_RUNS", "HARNESS_CACHE"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    project = tmp_path / "project"
-    unit = project / "patches" / "meminfo" / "unit"
-    unit.mkdir(parents=True)
-    (unit / "test_series_x.py").write_text("def test_series(): pass\n")
-    monkeypatch.setattr(verify, "PROJECT", project)
-
-
-Run = Callable[..., Report]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run verify over a bench that is up, or whose `up` raises; the guest is `run.guest`."""
-
-    def go(
-        text: str = CHECKS,
-        stops: BaseException | None = None,
-        keep_as: str = "",
-        checks: Path | None = None,
-        **options: Any,
-    ) -> Report:
-        # A name of its own: pytest runs in this process, which knows the other modules by name.
-        tests = tmp_path / "project" / f"test_{uuid.uuid4().hex}.py"
-        tests.write_text(text)
-        played = fake_bench(FakeGuest())
-
-        class Bench:
-            guest: Any
-            loaded: Any
-            breaks: int
-            run_dir: Path
-            stages: list[progress.Stage]
-
-            def __init__(self, asked: Options, run_dir: Path, name: str = "") -> None:
-                self.__dict__.update(vars(played), run_dir=run_dir, options=asked, stages=[])
-                self.build = "series"
-                self.stock_build = "stock" if asked.side_by_side else None
-                self.loaded.path = self.running = self.stock_build or self.build
-                topic = asked.series[0].stem if asked.series else asked.topic_name
-                self.series = None if asked.stock else SimpleNamespace(topic=topic)
-
-            def restart_guest(self) -> None:
-                self.guest.machine.console.panic = ""
-                self.breaks += 1
-
-            def use(self, build: str) -> None:
-                self.loaded.path = self.running = build
-
-            def up(self, before_boot: Callable[[Any], str]) -> Bench:
-                built = SimpleNamespace(first=self.stock_build or self.build)
-                assert stops or before_boot(built) == built.first
-                with progress.stage("host", self.stages):
-                    pass
-                if stops:
-                    with progress.stage("build", self.stages):
-                        raise stops
-                return self
-
-            def keep(self) -> keeper.Record:
-                assert not played.guest.machine.stopped
-                return keeper.Record(keep_as, self.run_dir, keeper.record.Process(1, ""), "ready")
-
-            def __enter__(self) -> Bench:
-                return self
-
-            def __exit__(self, *_exc: object) -> None:
-                if played.guest.machine.panicked:
-                    self.panic = Panic(played.guest.machine.console.panic, ())
-                played.guest.machine.stop(None)
-
-        if keep_as:
-            monkeypatch.setattr(verify, "PersistentSession", Bench)
-        else:
-            monkeypatch.setattr(verify, "Session", Bench)
-        if checks is not None:
-            monkeypatch.setattr(verify, "CHECKS", checks)
-        result = verify.verify(Options(**{"guests": 1, **options}), checks or tests, keep_as)
-        assert played.guest.machine.stopped
-        assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
-        saved = json.loads((result.run_dir / "report.json").read_text())
-        assert saved["exit_code"] == result.exit_code
-        assert (saved["panic"] is None) == (result.panic is None)
-        return result
-
-    return go
-
-
-def status(result: Report) -> dict[str, str]:
-    return {check.name.partition("::")[2]: result.status(check)[0] for check in result.checks}
-
-
-def outcomes(result: Report) -> dict[str, str]:
-    return {stage.name: stage.outcome for stage in result.stages}
 
 
 def test_checks_become_a_report(run: Run) -> None:
@@ -311,199 +184,11 @@ def test_a_fixture_that_fails_proves_nothing_either(run: Run) -> None:
     assert status(run(text, stock=True)) == {"test_a": "FAILED"}
 
 
-@pytest.mark.parametrize("error", [GuestError("gone"), PatchError("no hunk", detail="lines")])
-def test_a_stage_that_fails_ends_the_run_with_its_code(
-    run: Run, error: WorkbenchError, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = run(stops=error)
-    assert result.exit_code == error.exit_code
-    assert result.error == error.message
-    assert outcomes(result) == {
-        "host": "ok",
-        "build": "failed",
-        **{name: "not run" for name in STAGES if name not in ("host", "build")},
-    }
-    root = ET.parse(result.run_dir / "junit.xml").getroot()  # noqa: S314
-    found = root.find(".//testcase[@name='build']/error")
-    assert found is not None
-    assert error.message in found.get("message", "")
-    said = capsys.readouterr().err
-    assert error.detail in said
-    assert "Traceback" not in said
-
-
-def test_ctrl_c_in_a_stage(run: Run) -> None:
-    result = run(stops=KeyboardInterrupt())
-    assert (result.exit_code, result.error) == (130, "interrupted")
-
-
-def test_ctrl_c_in_a_check_is_no_success(run: Run) -> None:
-    """pytest catches it, and what had run until then may all have held."""
-    text = CHECKS.partition("@pytest")[0] + "def test_b(guest): raise KeyboardInterrupt\n"
-    result = run(text)
-    assert result.exit_code == 130
-    assert status(result)["test_holds"] == "ok"
-    assert outcomes(result)["checks"] == "failed"
-
-
-def test_pytest_that_ends_early_is_no_success(run: Run) -> None:
-    text = CHECKS.partition("@pytest")[0] + "def test_b(guest): pytest.exit('enough', 0)\n"
-    result = run(text)
-    assert result.exit_code not in (0, 1)
-    assert "pytest" in result.error
-
-
-def test_no_check_at_all_is_no_success(run: Run) -> None:
-    assert run("").exit_code == 3
-    assert "ran no check" in run("import nothing_like_this").error
-
-
 def test_the_users_own_pytest_settings_leave_nothing_out(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k test_holds")
     assert len(run().checks) == 3
-
-
-def test_a_machine_that_breaks_ends_the_run_as_that(run: Run) -> None:
-    text = CHECKS + (
-        "def test_dies(guest): raise MachineDied('killed by SIGKILL')\n"
-        "def test_later(guest): raise AssertionError('never run')\n"
-    )
-    result = run(text)
-    assert result.exit_code == 4
-    assert "killed by SIGKILL" in result.error
-    assert status(result)["test_later"] == "not run"
-    assert "killed by SIGKILL" in result.checks[-1].message
-    assert outcomes(result)["checks"] == "failed"
-
-
-def test_a_machine_that_breaks_is_brought_up_anew_on_request(run: Run) -> None:
-    text = CHECKS.partition("@pytest")[0] + (
-        "def test_dies(guest):\n"
-        "    guest.machine.console.panic = 'first'\n"
-        "def test_later(workbench):\n"
-        "    assert workbench.breaks == 1\n"
-        "def test_dies_last(guest): guest.machine.console.panic = 'second'\n"
-    )
-    result = run(text, go_on=True)
-    assert status(result) == {
-        "test_holds": "ok",
-        "test_dies": "FAILED",
-        "test_later": "ok",
-        "test_dies_last": "FAILED",
-    }
-    assert "first" in result.checks[1].message
-    assert (result.exit_code, result.error) == (1, "")
-    assert "1 times" in result.properties["guest broke"]
-
-
-def test_a_panic_that_no_check_sees_is_seen(run: Run) -> None:
-    text = "def test_a(guest): guest.machine.console.panic = 'sleeping thread'\n"
-    result = run(text)
-    assert result.exit_code == 4
-    assert "sleeping thread" in result.error
-    assert result.panic is not None
-    assert result.panic.message == "sleeping thread"
-
-
-def test_no_image_and_no_network(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What can be done without FreeBSD is done, and one message says how to get further."""
-
-    def choose(self: session.Session) -> Chosen:
-        with self.stage("host"):
-            return Chosen(Backend("tcg"))
-
-    def prove(self: session.Session, chosen: Chosen) -> Proven:
-        with self.stage("probe"):
-            return Proven(chosen, "played")
-
-    monkeypatch.setattr(session.Session, "choose", choose)
-    monkeypatch.setattr(session.Session, "prove", prove)
-    result = verify.verify(Options(offline=True))
-    assert result.exit_code == 3
-    assert outcomes(result) == {
-        "host": "ok",
-        "probe": "ok",
-        "image": "failed",
-        "series C": "ok",
-        **dict.fromkeys(STAGES[3:], "not run"),
-    }
-    assert "15.1" in result.error
-    assert "image.import --release 15.1" in result.error
-    assert "1 passed" in next(s.note for s in result.stages if s.name == "series C")
-    root = ET.parse(result.run_dir / "junit.xml").getroot()  # noqa: S314
-    skipped = [
-        case.get("name") for case in root.iter("testcase") if case.find("skipped") is not None
-    ]
-    assert skipped == list(STAGES[3:])
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_guest_worth_looking_into_is_kept_if_asked_for(run: Run) -> None:
-    assert "kept" not in run().properties
-    kept = run(keep_as="mine").properties["kept"]
-    assert kept == (
-        "./inv ssh --name mine or ./inv console --name mine enters it, ./inv down --name mine ends "
-        "it"
-    )
-    assert "kept" not in run("def test_holds(): pass", keep_as="mine").properties
-    assert "kept" not in run(stops=CannotError("no VMX"), keep_as="mine").properties
-    assert "kept" in run(stops=GuestError("it hangs"), keep_as="mine").properties
-    assert "kept" not in run(stops=KeyboardInterrupt(), keep_as="mine").properties
-
-
-def test_a_report_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = report.save
-
-    def full(result: Report) -> None:
-        # What `run` compares with; on a full disk there would be nothing.
-        save(dataclasses.replace(result, error="not this", error_exit_code=3))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(report, "save", full)
-    result = run("def test_a(guest): pass\n")
-    assert result.exit_code == 3
-    assert result.error.endswith("no report was written: No space left on device")
-    assert [check.outcome for check in result.checks] == ["passed"]
-
-
-HANGS = """
-import os, signal
-from harness.errors import WaitTimeout
-
-def test_holds(guest):
-    \"\"\"the first holds\"\"\"
-
-def test_hangs(guest, vm):
-    \"\"\"the second hangs\"\"\"
-    guest.run(["vmtool", "run", "x"])
-    {end}
-
-def test_after(guest):
-    \"\"\"the third is not begun\"\"\"
-"""
-
-
-def test_a_check_that_was_broken_off_is_named_with_what_it_waited_for(run: Run) -> None:
-    result = run(HANGS.format(end="raise KeyboardInterrupt"))
-    assert (result.exit_code, result.error) == (130, "interrupted")
-    assert status(result) == {"test_holds": "ok", "test_hangs": "FAILED", "test_after": "not run"}
-    hung, after = result.checks[1:]
-    assert hung.outcome == "error"
-    assert re.match(r"ended after \d+ s \(interrupted\)", hung.message)
-    assert after.message == "not run: interrupted"
-
-
-def test_a_check_that_hung_is_a_result(run: Run) -> None:
-    end = "guest.dmesg = lambda *_: (_ for _ in ()).throw(WaitTimeout('no answer within 20 s'))"
-    result = run(HANGS.format(end=f"{end}; raise WaitTimeout('`vmtool run x` did not end')"))
-    assert result.exit_code == 4
-    assert status(result) == {"test_holds": "ok", "test_hangs": "FAILED", "test_after": "not run"}
-    assert "vmtool run x" in result.checks[1].message
-    assert "not answered since test_hangs: `vmtool run x` did not end" in result.error
 
 
 def test_no_plugin_that_is_installed_takes_part(run: Run) -> None:
