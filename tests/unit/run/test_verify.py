@@ -12,7 +12,7 @@ from typing import Any
 import pexpect
 import pytest
 from faketree import diff, mail
-from verified import CHECKS, Run, folders, outcomes, run, status
+from verified import CHECKS, Run, outcomes, status
 from verified import folders as folders
 from verified import run as run
 

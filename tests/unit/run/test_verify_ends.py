@@ -9,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-from verified import CHECKS, Run, folders, outcomes, run, status
+from verified import CHECKS, Run, outcomes, status
 from verified import folders as folders
 from verified import run as run
 
