@@ -1,6 +1,7 @@
 """A further guest of a run of checks: `python -m harness.run.shard_process`, started by shards.py.
 
-It resumes its guest, loads the module that its order names, and asks for checks until none are left.
+It resumes its guest, loads the module that its order names, and asks for checks until there are no
+more.
 Messages to it are Orders and groups of node ids; it sends pairs of a word and a value.
 """
 
