@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ended import still_running
 
 from harness import files
 from harness.files import PROJECT
@@ -102,8 +103,7 @@ def test_ctrl_c_at_every_stage(stage: str, start: Start, tmp_path: Path) -> None
     at = STAGES.index(stage)
     assert outcomes[: at + 1] == ["ok"] * at + ["failed"]
     assert set(outcomes[at + 1 :]) <= {"not run"}
-    psutil.wait_procs(below, timeout=10)
-    assert [it for it in below if it.is_running() and it.status() != psutil.STATUS_ZOMBIE] == []
+    assert still_running(below) == []
     assert list((tmp_path / "runs").glob("*/guest/overlay.*")) == []
 
 
@@ -119,8 +119,7 @@ def test_killed_and_started_again_and_two_at_once(start: Start, tmp_path: Path) 
     killed.kill()
     ended.terminate()
     assert ended.wait(60) == 130
-    psutil.wait_procs(below, timeout=10)
-    assert [it for it in below if it.is_running() and it.status() != psutil.STATUS_ZOMBIE] == []
+    assert still_running(below) == []
     together = [start(SLOW), start(SLOW)]
     for process in together:
         out, err = process.communicate(timeout=250)

@@ -19,6 +19,7 @@ import backends
 import psutil
 import pytest
 from backends import QEMU, VENDOR
+from ended import still_running
 
 from harness import machine as machines
 from harness.deadline import Deadline
@@ -202,8 +203,7 @@ def test_an_emulator_does_not_outlive_a_killed_harness(
             pytest.fail(f"the machine did not start: {said}{child.stdout.read()}")
         emulator = psutil.Process(int(said))
         child.kill()
-    psutil.wait_procs([emulator], timeout=5)
-    assert not emulator.is_running() or emulator.status() == psutil.STATUS_ZOMBIE
+    assert still_running([emulator]) == []
 
 
 def test_the_accelerator_is_the_backend_s(make: Made) -> None:
