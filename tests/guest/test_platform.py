@@ -53,7 +53,7 @@ def firmware(vmm: Vmm) -> Iterator[tap.Report]:
         inner.end()
 
 
-def test_the_rom_told_all_it_looked_at(report: tap.Report) -> None:
+def test_the_rom_reports_every_claim(report: tap.Report) -> None:
     """the boot ROM examined everything, and its report is complete"""
     assert report.problem == ""
     assert [test.name for test in report.tests] == [f"platform.{name}" for name in CLAIMS]

@@ -251,7 +251,7 @@ def enters(guest: Guest, limit_s: float = 60) -> None:
 
 
 @needs_namespaces
-def test_idle_connections_of_others_shut_nobody_out(guest: Guest) -> None:
+def test_idle_connections_of_others_do_not_block_the_owner(guest: Guest) -> None:
     with idle_connections(guest.machine.ssh_port or 0) as held:
         assert held == 0
         enters(guest)

@@ -173,7 +173,7 @@ def test_another_host_key_is_refused(guest: Guest, standin: Any, tmp_path: Path)
         stranger.enter(Deadline.after(60))
 
 
-def test_an_sshd_that_hangs_is_told_from_a_machine_that_does(guest: Guest) -> None:
+def test_a_hung_sshd_is_distinguished_from_a_hung_machine(guest: Guest) -> None:
     talk = guest.machine.console.talk()
     talk.sendline("root")
     talk.expect_any(["# "], "a shell on the serial line", Deadline.after(20))

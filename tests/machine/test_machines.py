@@ -298,7 +298,7 @@ def test_a_taken_port_is_not_the_end(
 
 
 @pytest.mark.usefixtures("shared_network")
-def test_a_port_that_stays_taken_is_told(
+def test_a_port_that_stays_taken_is_reported(
     backend: str, make: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -322,7 +322,7 @@ def test_a_disk_that_is_not_there_is_named(backend: str, make: Made, tmp_path: P
         make(backend, tmp_path / "absent.img").start(Deadline.after(20))
 
 
-def test_a_disk_of_another_format_is_told(make: Made, tmp_path: Path) -> None:
+def test_a_disk_of_another_format_is_reported(make: Made, tmp_path: Path) -> None:
     disk = tmp_path / "disk.qcow2"
     disk.write_bytes(b"not qcow2")
     spec = Spec(run_dir=tmp_path / "run", drive=Drive(disk, "qcow2"))

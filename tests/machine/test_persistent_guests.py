@@ -297,7 +297,7 @@ def test_a_stopped_keeper_is_ended_all_the_same(standin: Any) -> None:
 
 
 @pytest.mark.soak
-def test_a_guest_that_broke_is_brought_up_anew(standin: Any) -> None:
+def test_a_guest_that_broke_is_started_again(standin: Any) -> None:
     StandinSession.standin = standin
     with StandinSession(Options(), new_run_dir("up-f"), "f") as session:
         bench = session.up()

@@ -329,7 +329,7 @@ def test_the_tunable_sets_the_limit(vmm: Vmm, tuned: Callable[[str], str]) -> No
         assert LIMIT not in said
 
 
-def test_a_bad_tunable_is_told_and_ignored(
+def test_a_bad_tunable_is_reported_and_ignored(
     guest: Guest, vmm: Vmm, tuned: Callable[[str], str]
 ) -> None:
     """a tunable that is not a size is reported on the console, and then there is no limit"""

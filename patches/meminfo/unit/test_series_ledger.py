@@ -154,7 +154,7 @@ def test_the_module_can_be_unloaded_when_nobody_has_memory() -> None:
     assert "unloaded while an object has its pager type" in result.stderr
 
 
-def test_a_refusal_is_told_once_a_second() -> None:
+def test_a_refusal_is_reported_once_a_second() -> None:
     commands = [put("mem_limit", PAGE), *["alloc 8192 0"] * 3]
     result = ask(driver(), ["user 1001", *commands])
     assert result.stdout.splitlines() == ["0", "0", *["12"] * 3]
@@ -194,7 +194,7 @@ def test_a_write_of_another_width_changes_nothing(length: int) -> None:
     assert answers(commands) == [str(errno.EINVAL), "0 0"]
 
 
-def test_a_reader_with_too_little_room_is_told() -> None:
+def test_a_reader_with_too_little_room_gets_an_error() -> None:
     assert answers([get(name, room=4) for name in NAMES]) == [str(errno.ENOMEM)] * 5
 
 

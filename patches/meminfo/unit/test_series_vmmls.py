@@ -220,7 +220,7 @@ def test_figures_asked_for_again_are_new(host: Host) -> None:
     assert f"Allocated: {2 * MIB} " in second
 
 
-def test_the_module_may_go_meanwhile(one: Host) -> None:
+def test_the_module_may_be_unloaded_during_the_listing(one: Host) -> None:
     """With -w the listing ends when there is nothing to list."""
     result = one.run("-w", "1", env={**TOTALS, "SHIM_SLEEP": "false"})
     assert result.stdout.count("NAME") == 1
@@ -348,7 +348,7 @@ def test_thousands(host: Host) -> None:
     assert sum(int(row[4]) for row in rows) == MIB * 2000 * 2001 // 2
 
 
-def test_vms_come_and_go_meanwhile(tmp_path: Path) -> None:
+def test_vms_may_change_during_the_listing(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.add("rock", plain_vm(MIB))
     stop = threading.Event()

@@ -153,7 +153,7 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert most == [1] * 5
 
 
-def test_a_lock_kept_too_long_is_told(tmp_path: Path) -> None:
+def test_a_lock_that_is_held_too_long_is_reported(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with (
         files.locked(lock, "first"),
@@ -171,7 +171,7 @@ def test_a_lock_kept_too_long_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(CannotError, match=r"testing: cannot lock .*HARNESS_CACHE"),

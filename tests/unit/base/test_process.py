@@ -35,7 +35,7 @@ def gone(pid: int) -> bool:
     return not alive(pid)
 
 
-def test_both_outputs_and_the_exit_code_are_kept_apart() -> None:
+def test_both_outputs_and_the_exit_code_are_separate() -> None:
     done = process.run(["sh", "-c", "cat; echo wrong >&2; exit 3"], given=b"typed \xff\n")
     assert (done.code, done.output, done.stderr, done.ok) == (3, b"typed \xff\n", "wrong\n", False)
     assert done.stdout == "typed \ufffd\n"

@@ -25,7 +25,7 @@ with progress.past_capture(), progress.stage("checks") as step:
 """
 
 
-def test_a_terminal_shows_stage_time_and_last_line_whoever_takes_standard_error() -> None:
+def test_a_terminal_shows_stage_time_and_last_line_even_if_standard_error_is_captured() -> None:
     seen = pexpect.spawn(
         sys.executable,
         ["-c", SCRIPT],

@@ -81,7 +81,7 @@ def test_benches_are_named_by_words(given: list[str], wanted: list[str]) -> None
     assert spread(given) == wanted
 
 
-def test_each_bochs_at_hand_is_booted_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_installed_bochs_is_booted_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     each = [Bochs("/usr/bin/bochs", version="2.7"), Bochs("/x/bochs-bin", Path("/x"), "3.0")]
     seconds = iter((20.0, 8.0, 30.0, 12.0))
     used: list[str] = []
@@ -169,7 +169,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
     return call
 
 
-def test_what_was_measured_is_kept_and_told(
+def test_measurements_are_stored_and_printed(
     go: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert go("good", json=True) == 0

@@ -130,7 +130,7 @@ def test_known_faults_are_those_of_a_release_or_of_its_branch() -> None:
         'title="t"\nreleases=["15"]\nseen=true\ncalls=true\nsignatures=["("]\nstory=""',
     ],
 )
-def test_a_story_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_known_fault_in_the_wrong_form(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.toml").write_text(text)
     with pytest.raises(UsageError, match=r"odd\.toml: this does not describe a known fault"):
         fuzz.load_known("15", tmp_path)

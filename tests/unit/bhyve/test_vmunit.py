@@ -43,7 +43,7 @@ def test_cases_come_with_their_evidence() -> None:
     assert skipped.claim == "MSIs find whom they are for"
 
 
-def test_what_runs_in_an_emulator_is_told_so() -> None:
+def test_a_program_in_an_emulator_gets_an_option_for_it() -> None:
     guest = FakeGuest({"/x/vmunit": (0, PRINTED, "")})
     vmunit.run(guest, "/x/vmunit", "lapic.", emulated=True)
     assert guest.said == ["/x/vmunit -c /dev/console -e lapic."]

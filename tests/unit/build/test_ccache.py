@@ -83,7 +83,7 @@ def test_a_new_header_that_comes_first_is_seen(tmp_path: Path, cache: Path) -> N
     assert patched.build_id != stock.build_id
 
 
-def test_warnings_are_told_again(tmp_path: Path, cache: Path) -> None:
+def test_warnings_are_printed_again(tmp_path: Path, cache: Path) -> None:
     warns = {"sys/dev/vmm/vmm.h": "#define NUMBER 1); int never; (void)(2\n"}
     tree = make_tree(tmp_path / "source", warns)
     first = builder.build(tree, None, None, "15.1")

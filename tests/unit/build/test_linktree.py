@@ -237,7 +237,7 @@ def test_a_kernel_states_its_own_configuration(tmp_path: Path) -> None:
         kernconf.read_config(tree, running=["include GENERIC"])
 
 
-def test_kernel_configurations_that_are_none(tmp_path: Path) -> None:
+def test_kernel_configurations_that_cannot_be_read(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, {"sys/amd64/conf/LOOP": 'include "LOOP"\n'})
     for name in ("NONE", "LOOP", "../../../etc/passwd"):
         with pytest.raises(UsageError, match="no such kernel configuration"):

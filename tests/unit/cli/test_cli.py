@@ -344,7 +344,7 @@ def test_each_task_of_the_project_has_a_line_of_help() -> None:
         ("fuzz", "--calls", "many"),
     ],
 )
-def test_a_name_that_is_none(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_name_that_is_invalid(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
         command(PROJECT, *arguments),
         cwd=PROJECT,

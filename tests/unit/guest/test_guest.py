@@ -105,7 +105,7 @@ def test_a_guest_that_does_not_go_down() -> None:
     assert "max 60" in e.value.detail
 
 
-def test_an_end_without_power_off_is_told() -> None:
+def test_an_end_without_power_off_is_reported() -> None:
     guest = FakeGuest()
     guest.machine.off = False  # type: ignore[attr-defined]
     guest.machine.error = MachineDied("exited with 1")  # type: ignore[attr-defined]

@@ -145,7 +145,7 @@ def test_a_command_that_takes_too_long_spoils_no_later_one(ssh: Ssh) -> None:
     assert ssh.must(["echo", "next"], soon()) == "next\n"
 
 
-def test_a_panic_seen_meanwhile_ends_the_wait(sshd: Sshd, program: Path) -> None:
+def test_a_panic_during_the_wait_ends_it(sshd: Sshd, program: Path) -> None:
     panicked = threading.Event()
 
     def watch() -> None:

@@ -193,7 +193,7 @@ def test_ctrl_c_while_resuming_stops_the_machine_and_keeps_the_snapshot(
     assert only(spec)
 
 
-def test_a_snapshot_that_never_comes_back_is_given_up(played: type[Played], spec: Spec) -> None:
+def test_a_snapshot_that_never_resumes_is_not_tried_again(played: type[Played], spec: Spec) -> None:
     """Each try would cost a resume, a boot and another save."""
     bring_up(played, spec)
     played.broken["wake"] = GuestError("no answer")
@@ -203,7 +203,7 @@ def test_a_snapshot_that_never_comes_back_is_given_up(played: type[Played], spec
     assert played.log == ["boot", "wait_ready"]
 
 
-def test_one_that_comes_back_now_and_then_is_not_given_up(played: type[Played], spec: Spec) -> None:
+def test_one_that_resumes_sometimes_is_tried_again(played: type[Played], spec: Spec) -> None:
     bring_up(played, spec)
     for _ in range(3):
         played.broken["wake"] = GuestError("no answer")

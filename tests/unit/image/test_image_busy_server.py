@@ -63,7 +63,7 @@ def test_a_busy_server_is_asked_again(
     assert got.path.read_bytes() == CONTENT
 
 
-def test_a_server_that_stays_busy_is_given_up(server: BadServer, tmp_path: Path) -> None:
+def test_a_server_that_stays_busy_is_an_error(server: BadServer, tmp_path: Path) -> None:
     server.tricks[FILE] = busy(503, {}, times=99)
     with pytest.raises(FetchError, match="HTTP 503"):
         fetch(REMOTE, (server.address,), tmp_path, limits=PATIENT)

@@ -125,7 +125,7 @@ def test_snapshots_are_looked_at_too(
     assert (finding["what"], finding["remedy"]) == ("snapshot abcdef01", f"rm -r {folder}")
 
 
-def test_small_guests_of_old_are_pruned(cache: Path) -> None:
+def test_old_small_guests_are_pruned(cache: Path) -> None:
     for number, name in enumerate(("a" * 32, "b" * 32, "c" * 32)):
         folder = cache / "vtxprobe" / name
         folder.mkdir(parents=True)

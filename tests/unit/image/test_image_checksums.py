@@ -52,7 +52,7 @@ def test_another_digest_later_is_an_alarm(server: BadServer, tmp_path: Path) -> 
     assert "disk.raw.xz.json" in message
 
 
-def test_an_alarm_tells_its_story_and_no_other_mirror_stills_it(
+def test_an_alarm_names_its_reason_and_no_other_mirror_ends_it(
     server: BadServer, tmp_path: Path
 ) -> None:
     first = get(server, tmp_path)

@@ -85,7 +85,7 @@ def refused(path: Path) -> str:
     return caught.value.message
 
 
-def test_raw_disks_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_raw_disks(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "absent")
     assert "it is a folder" in refused(tmp_path)
     assert "no partition table" in refused(raw(tmp_path / "fs", mbr=False))

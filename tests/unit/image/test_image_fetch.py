@@ -46,7 +46,7 @@ def test_a_dying_server_is_asked_for_the_rest(server: BadServer, tmp_path: Path)
     assert ranges == ["", "bytes=100000-", "bytes=250000-"]
 
 
-def test_a_server_that_keeps_dying_is_given_up(server: BadServer, tmp_path: Path) -> None:
+def test_a_server_that_keeps_dying_is_an_error(server: BadServer, tmp_path: Path) -> None:
     server.tricks[FILE] = lambda request: request.honest(1000)
     assert "the connection broke" in refused(server, tmp_path)
     assert len([1 for path, _ in server.asked if path == FILE]) == 4

@@ -180,7 +180,7 @@ def test_links_that_lead_nowhere_or_round_stay(tmp_path: Path, out: Path) -> Non
 
 
 @pytest.mark.parametrize("time", ["inf", "nan", "-1", "1e30", "1e400", "x", ""])
-def test_a_time_that_is_none_is_left_out(tmp_path: Path, out: Path, time: str) -> None:
+def test_an_invalid_time_is_left_out(tmp_path: Path, out: Path, time: str) -> None:
     def build(tar: tarfile.TarFile) -> None:
         add(tar, "f", data=b"x", pax_headers={"mtime": time})
 

@@ -46,7 +46,7 @@ def reserve(name: str = "one") -> Record:
     return keeper.reserve(name, run_dir)
 
 
-def test_a_process_is_told_by_more_than_its_number(sleeper: Process) -> None:
+def test_a_process_is_identified_by_more_than_its_number(sleeper: Process) -> None:
     assert sleeper.alive
     other = Process(sleeper.pid, "1 of another boot")
     assert not other.alive
@@ -117,7 +117,7 @@ def test_what_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "x" * 41, "a b", "é"])
-def test_names_that_are_none(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     with pytest.raises(UsageError, match="letters, digits"):
         keeper.load(name)
 

@@ -65,7 +65,7 @@ def test_room_for_the_memory_is_asked_for(state: Path, tmp_path: Path) -> None:
         bochs_state.request(tmp_path, state, 1 << 60)
 
 
-def test_a_bochs_that_resumed_without_the_memory_is_told(state: Path) -> None:
+def test_a_bochs_that_resumed_without_the_memory_is_reported(state: Path) -> None:
     """It would run a guest whose memory is empty, and say nothing."""
     bochs_state.complete(state, "")
     with (state / "memory.image").open("rb"):

@@ -199,7 +199,7 @@ def test_a_boot_that_stops_at_a_prompt_ends_a_wait_with_its_reason(
     assert raised.value.message.startswith("the guest did not boot, it stopped at ")
 
 
-def test_a_panic_whose_story_never_ends_is_told_too(
+def test_a_panic_whose_output_never_ends_is_reported_too(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.machine.console._PANIC_SETTLES_S", 0.5)

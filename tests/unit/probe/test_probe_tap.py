@@ -96,7 +96,7 @@ def test_nothing() -> None:
     assert tap.parse("\x00\xff no TAP\n").problem == "it printed nothing"
 
 
-def test_a_reset_begins_anew() -> None:
+def test_a_reset_begins_again() -> None:
     half = WHOLE[: WHOLE.index("ok 3")]
     assert tap.parse(half + WHOLE).problem == ""
     assert tap.parse(WHOLE + half).problem

@@ -139,7 +139,7 @@ def test_a_check_shows_what_was_asked_and_what_came_back() -> None:
         assert words in text
 
 
-def test_a_panic_is_told() -> None:
+def test_a_panic_is_shown() -> None:
     frames = (Frame("panic", 1), Frame("vm_create", 0x2A, sources=("sys/vmm.c:7",)))
     guilty = check("test_a.py::test_b", "error", message="the guest panicked: panic: x")
     panic = Panic("panic: x", ("panic: x",), frames, (("rip", "0x7"),))

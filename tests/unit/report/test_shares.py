@@ -34,7 +34,7 @@ def test_the_shares_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("properties", [{}, {EMPTY_COMMAND: "soon"}])
-def test_without_the_measurement_ssh_is_not_told_apart(
+def test_without_the_measurement_ssh_is_not_separated(
     tmp_path: Path, properties: dict[str, str]
 ) -> None:
     found = shares(a_run(tmp_path, **properties))

@@ -192,7 +192,9 @@ def test_without_a_compiler_no_guest_is_saved() -> None:
     assert "saves no guest without a C compiler" in row.evidence
 
 
-def test_a_named_bochs_that_is_none_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_bochs_that_does_not_exist_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HARNESS_BOCHS", "/nonexistent")
     verdict = doctor.examine(host.gather())
     row = row_of(verdict, "Bochs")

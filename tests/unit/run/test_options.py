@@ -53,7 +53,7 @@ def test_what_does_not_go_together(given: dict[str, Any], said: str) -> None:
         Options(**given)
 
 
-def test_a_name_is_for_a_guest_that_is_kept() -> None:
+def test_a_name_is_for_a_guest_that_stays() -> None:
     assert name_to_keep(keep=False, name="") == ""
     assert name_to_keep(keep=True, name="") == "verify"
     assert name_to_keep(keep=True, name="mine") == "mine"

@@ -60,7 +60,7 @@ def test_fixtures_are_the_bench_s(pytester: pytest.Pytester, guest: FakeGuest) -
     result.assert_outcomes(passed=1)
 
 
-def test_a_failure_shows_what_the_guest_said_meanwhile(
+def test_a_failure_shows_the_guests_output_during_the_test(
     pytester: pytest.Pytester, guest: FakeGuest
 ) -> None:
     guest.machine.console.text = "said before\n"  # type: ignore[attr-defined]

@@ -93,7 +93,7 @@ def test_where_no_guest_can_be_had_tests_are_skipped(
     assert brought_up(pytester, monkeypatch, text, "--vmm-insist", error=error).ret == 3
 
 
-def test_a_broken_guest_is_brought_up_anew_on_request(
+def test_a_broken_guest_is_started_again_on_request(
     pytester: pytest.Pytester, guest: FakeGuest
 ) -> None:
     brought = Brought(guest)
@@ -184,7 +184,7 @@ def test_a_guest_that_broke_is_no_success_by_being_repeated(
     result.stdout.fnmatch_lines(["*the guest broke under this check before: qemu was killed*"])
 
 
-def test_a_guest_that_broke_is_no_success_whatever_becomes_of_the_report(
+def test_a_guest_that_broke_is_no_success_even_without_a_report(
     pytester: pytest.Pytester, guest: FakeGuest
 ) -> None:
     """A plugin that forgets failures altogether."""

@@ -61,7 +61,7 @@ def test_without_a_module(bench: Workbench) -> None:
     assert bench.module is None
 
 
-def test_one_that_was_given_up_is_asked_again(bench: Workbench) -> None:
+def test_one_that_was_left_is_asked_again(bench: Workbench) -> None:
     """A restart outside of pytest, as the trials of real bugs do it."""
     bench.guest.given_up = "it broke: the guest panicked"
     bench.restart_guest(load=False)

@@ -174,7 +174,7 @@ def test_one(guest, number):
 """
 
 
-def test_a_process_that_is_killed_loses_the_check_at_hand_alone(bench: Any, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_loses_only_its_current_check(bench: Any, tmp_path: Path) -> None:
     import os
 
     checks, pool = run(bench, tmp_path, DIES.format(parent=os.getpid(), folder=str(tmp_path)))

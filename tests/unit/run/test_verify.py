@@ -38,7 +38,7 @@ def test_checks_become_a_report(run: Run) -> None:
     assert "passed" in (result.run_dir / "pytest.log").read_text()
 
 
-def test_each_check_is_told_as_it_ends(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_check_is_reported_when_it_ends(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     result = run(stock=True)
     said = capfd.readouterr().err
     for line in (
@@ -52,7 +52,7 @@ def test_each_check_is_told_as_it_ends(run: Run, capfd: pytest.CaptureFixture[st
     assert "::test_of_the_patch FAILED" in log
 
 
-def test_a_terminal_shows_the_check_at_hand_while_pytest_captures(tmp_path: Path) -> None:
+def test_a_terminal_shows_the_current_check_while_pytest_captures(tmp_path: Path) -> None:
     (tmp_path / "test_slow.py").write_text(
         "import pathlib, time\n"
         "def test_slow():\n"

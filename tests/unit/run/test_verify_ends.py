@@ -82,7 +82,7 @@ def test_a_machine_that_breaks_ends_the_run_as_that(run: Run) -> None:
     assert outcomes(result)["checks"] == "failed"
 
 
-def test_a_machine_that_breaks_is_brought_up_anew_on_request(run: Run) -> None:
+def test_a_machine_that_breaks_is_started_again_on_request(run: Run) -> None:
     text = CHECKS.partition("@pytest")[0] + (
         "def test_dies(guest):\n"
         "    guest.machine.console.panic = 'first'\n"
@@ -146,7 +146,7 @@ def test_no_image_and_no_network(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_guest_worth_looking_into_is_kept_if_asked_for(run: Run) -> None:
+def test_a_guest_that_failed_stays_if_requested(run: Run) -> None:
     assert "kept" not in run().properties
     kept = run(keep_as="mine").properties["kept"]
     assert kept == (
@@ -159,7 +159,9 @@ def test_a_guest_worth_looking_into_is_kept_if_asked_for(run: Run) -> None:
     assert "kept" not in run(stops=KeyboardInterrupt(), keep_as="mine").properties
 
 
-def test_a_report_that_cannot_be_written_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save = report.save
 
     def full(result: Report) -> None:

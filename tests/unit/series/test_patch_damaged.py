@@ -150,7 +150,7 @@ def test_no_text_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, t
         assert set(patch.touched) <= named
 
 
-def test_a_mail_is_told_from_a_diff() -> None:
+def test_a_mail_is_distinguished_from_a_diff() -> None:
     body = b"--- sys/x\n+++ sys/x\n@@ -1 +1 @@\n-a\n+b\n"
     for text in (b"Index: sys/x\n===\n" + body, body, b"# HG changeset patch\n# User x\n" + body):
         assert mails.read(text, "x")[0].author == ""

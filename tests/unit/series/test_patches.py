@@ -118,7 +118,7 @@ def test_a_series_file_with_crlf_line_ends_is_read(tmp_path: Path, edit: bytes) 
     assert len(load.load_series(topic, "15.1").patches) == 1
 
 
-def test_a_series_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_series_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
     topic = make_series(tmp_path / "topic", {})
     (topic / "15.1/series").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PatchError, match="cannot be read as text"):
@@ -240,7 +240,7 @@ def test_renames_touch_both_names(tmp_path: Path, tree: Path) -> None:
         assert (folder / "new.c").read_text() == NUMBERED
 
 
-def test_a_hunk_that_does_not_fit_is_told_in_one_line(
+def test_a_hunk_that_does_not_fit_is_reported_in_one_line(
     tmp_path: Path, tree: Path, edit: bytes
 ) -> None:
     topic = make_series(tmp_path / "topic", {"0001-edit.patch": edit})

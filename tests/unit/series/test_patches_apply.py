@@ -189,7 +189,7 @@ def test_links_are_not_followed_into_another_tree(
         apply.apply(series, tree)
 
 
-def test_a_tree_that_cannot_be_written_to_is_told_first(
+def test_a_tree_that_cannot_be_written_to_is_reported_first(
     tree: Path, series: Series, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(tree)

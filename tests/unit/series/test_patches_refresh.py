@@ -76,7 +76,7 @@ def test_an_edit_goes_into_the_last_patch_that_touches_the_file(
     assert refresh.refresh(load(topic), pristine, edited).changed == ()
 
 
-def test_files_no_patch_touches_are_told_and_taken_in_when_asked(
+def test_files_no_patch_touches_are_reported_and_added_on_request(
     tmp_path: Path, pristine: Path, edited: Path, topic: Path
 ) -> None:
     (edited / "sys/dev/vmm/vmm.h").write_text("#define NUMBER 2\n")
