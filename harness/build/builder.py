@@ -70,8 +70,8 @@ def build(
     is used.  `kernel_options` changes the options: "NAME", "NAME=VALUE" or "!NAME".  `in_guest`
     builds the module with FreeBSD's own compiler; then a machine without a compiler can build the
     module.  `sandboxed` False runs make without a sandbox, for trusted patches (default:
-    `sandbox.wanted()`).  `coverage` builds a module that counts which of its lines ran. `wanted`
-    has the build options of a topic.
+    `sandbox.wanted()`).  `coverage` builds a module, a library and programs that count which of their
+    lines ran. `wanted` has the build options of a topic.
 
     Raises UsageError (not a source tree, or the wrong release), CannotError (no compiler),
     PatchError (a patch does not apply, or code does not compile; it names the log).
@@ -199,6 +199,8 @@ def _make(job: _Job, target: Path, maker: Maker) -> Build:
         for path in (made.module, made.library, made.tool, made.symbols, *made.programs):
             if path:
                 shutil.copy(path, kept / path.name)
+                if (symbols := targets.symbols_of(path)).is_file():
+                    shutil.copy(symbols, kept / symbols.name)
         shutil.copytree(made.include, kept / "include")
         shutil.copy(log, kept / "build.log")
         names = [path.name if path else None for path in (made.module, made.library, made.tool)]
@@ -287,7 +289,8 @@ def _own_code() -> str:
     """
     here = Path(__file__).parent
     folders = (here, here.with_name("series"), here.parent)
-    sources = sorted(path for folder in folders for path in folder.glob("*.py"))
+    kinds = ("*.py", "*.c")
+    sources = sorted(path for folder in folders for kind in kinds for path in folder.glob(kind))
     return files.sha256_text(*(path.read_text(encoding="utf-8") for path in sources))
 
 

@@ -1,8 +1,9 @@
-"""A vmm.ko that counts which of its lines ran: built with clang's source coverage.
+"""A build that counts which of its lines ran: made with clang's source coverage.
 
-The counters are plain memory of the module, one 64-bit number for each region of the source.  A
-kernel has no run time library, so a small program reads the counters from /dev/kmem
-(guest_src/counters.c); the module's file with symbols says what they mean.  llvm-profdata and
+The counters are plain memory, one 64-bit number for each region of the source.  vmm.ko's are read
+from /dev/kmem by a small program (guest_src/counters), because a kernel has no run time library.
+bhyve, libvmmapi and the other programs get a small one of ours (counted.c), which lets them count
+in a file next to them.  The files with symbols say what the counters mean, and llvm-profdata and
 llvm-cov turn both into numbers of lines.
 """
 
@@ -10,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
-from elftools.elf.sections import SymbolTableSection
+from elftools.elf.sections import Section, SymbolTableSection
 
 from harness.errors import CannotError
 
@@ -42,6 +43,25 @@ SECTIONS {{
 }}
 __llvm_profile_runtime = 0;
 """
+# A program's counters fill pages of their own, which counted.c replaces by those of a file.  The
+# linker's usual layout is used for everything else.
+USER_SCRIPT = f"""\
+SECTIONS {{
+    __llvm_prf_cnts : ALIGN(4096) {{
+        {START} = .;
+        *(__llvm_prf_cnts)
+        . = ALIGN(4096);
+        {END} = .;
+    }}
+}} INSERT AFTER .data;
+"""
+USER_FLAGS = (*FLAGS, "-noprofilelib")
+"""For programs and libraries: the compiler has no run time library for FreeBSD."""
+USER_SOURCE = Path(__file__).with_name("counted.c")
+USER_NOT_LOADED = ("__llvm_covfun", "__llvm_covmap")
+COUNTERS_SUFFIX = ".counters"
+"""A program's counters in the guest are in the file with its name and this suffix."""
+
 NOT_LOADED = ("__llvm_covfun", "__llvm_covmap", "__llvm_prf_names", "__llvm_prf_data")
 """Sections that only the file with symbols needs."""
 
@@ -65,7 +85,7 @@ class Function:
 
 
 def functions(symbols: Path) -> tuple[Function, ...]:
-    """The functions that a module's counters belong to, from its file with symbols.
+    """The functions that a file's counters belong to, from the file with symbols.
 
     Raises CannotError if the file was not built for coverage, or was built by an unknown compiler.
     """
@@ -82,7 +102,7 @@ def _functions(elf: ELFFile, symbols: Path) -> Iterable[Function]:
         raise CannotError(f"{symbols}: it was not built for coverage")
     names = {_digest(name): name for name in _names(sections[_NAMES].data())}
     records = sections[_RECORDS].data()
-    places = _places(elf)
+    places = _places(elf) if elf["e_type"] == "ET_REL" else _linked_places(sections)
     if len(records) % _RECORD_BYTES:
         raise CannotError(f"{symbols}: its counters have an unknown layout")
     for start in range(0, len(records), _RECORD_BYTES):
@@ -109,6 +129,18 @@ def _places(elf: ELFFile) -> dict[int, int]:
     return found
 
 
+def _linked_places(sections: Mapping[str, Section]) -> dict[int, int]:
+    """The same for a program or a library, in which the linker has filled in the fields."""
+    records = sections[_RECORDS]
+    between = records["sh_addr"] - sections[_COUNTERS]["sh_addr"]
+    data = records.data()
+    return {
+        # The field has the distance from the record to the counters.
+        at: between + at + struct.unpack_from("<q", data, at)[0]
+        for at in range(_WHERE, len(data), _RECORD_BYTES)
+    }
+
+
 def _names(data: bytes) -> Iterable[str]:
     """The functions' names: blocks of (length, packed length, names between ones)."""
     at = 0
@@ -116,7 +148,7 @@ def _names(data: bytes) -> Iterable[str]:
         length, at = _uleb128(data, at)
         packed, at = _uleb128(data, at)
         if packed:
-            raise CannotError("the names of the module's functions are compressed")
+            raise CannotError("the names of the functions are compressed")
         yield from data[at : at + length].decode(errors="replace").split("\x01")
         at += length
         while at < len(data) and data[at] == 0:
@@ -137,17 +169,21 @@ def _digest(name: str) -> int:
     return int.from_bytes(hashlib.md5(name.encode(), usedforsecurity=False).digest()[:8], "little")
 
 
+def length_bytes(known: Sequence[Function]) -> int:
+    """The length of the counters of these functions."""
+    return max((it.offset_bytes + it.count * _COUNTER_BYTES for it in known), default=0)
+
+
 def profile(known: Sequence[Function], counters: bytes) -> str:
     """The counters in llvm-profdata's text format.
 
     Raises CannotError if the counters do not belong to these functions.
     """
-    needed = max((it.offset_bytes + it.count * _COUNTER_BYTES for it in known), default=0)
+    needed = length_bytes(known)
     if len(counters) < needed:
         raise CannotError(
-            f"{len(counters)} bytes of counters were read, the module has {needed}: it "
-            f"is not the "
-            "loaded module"
+            f"{len(counters)} bytes of counters were read, the build has {needed}: another build "
+            "runs in the guest"
         )
     lines = []
     for it in known:

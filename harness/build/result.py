@@ -69,6 +69,12 @@ class Build:
         return tuple(self.folder / name for name, _ in self.digests if name in parts.PROGRAMS)
 
     @property
+    def counting(self) -> tuple[Path, ...]:
+        """The library and the programs that count their lines; none without coverage."""
+        made = (self.library, self.tool, *self.programs)
+        return tuple(it for it in made if it and targets.symbols_of(it).is_file())
+
+    @property
     def files(self) -> tuple[Path | None, Path | None, Path | None]:
         """vmm.ko, libvmmapi and vmmls, as far as they were built."""
         return self.module, self.library, self.tool

@@ -234,6 +234,21 @@ def _with_counters(job: Job, module: Path) -> Path:
     return _tool(job, command, plain, SYMBOLS, "-o")
 
 
+def symbols_of(file: Path) -> Path:
+    """The file next to a counting program or library that says what its counters mean."""
+    return file.with_name(f"{file.name}.symbols")
+
+
+def _finished(job: Job, file: Path) -> Path:
+    """A program or library as it is copied into the guest; next to it, one with all symbols."""
+    if not job.coverage:
+        return file
+    symbols = file.rename(symbols_of(file))
+    command = [job.toolchain.tool("llvm-objcopy"), "--strip-debug"]
+    command += [f"--remove-section={name}" for name in coverage.USER_NOT_LOADED]
+    return _tool(job, command, symbols, file.name)
+
+
 def _tool(job: Job, command: Sequence[str], source: Path, name: str, *before: str) -> Path:
     """Run a tool on a file: `command`, the file, `before`, and the output's path."""
     out = job.objects / f"{name}.made"
@@ -298,6 +313,9 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
         job.toolchain, job.tree.target, job.inside(sysroot), job.inside(include)
     )
     compiler += _path_maps(job)
+    if job.coverage:
+        link = " ".join((link, *_counting_words(job, compiler)))
+        compiler += coverage.USER_FLAGS
     return Make(
         component,
         job.source / PARTS[component].folder,
@@ -316,6 +334,18 @@ def _userland(job: Job, component: str, target: str, include: Path, link: str) -
     )
 
 
+def _counting_words(job: Job, compiler: Sequence[str]) -> tuple[str, ...]:
+    """What a counting program is linked with: our run time library, compiled once, and a script."""
+    script = job.work / "user-counters.ld"
+    library = job.made / "counted.o"
+    if not library.exists():
+        script.write_text(coverage.USER_SCRIPT)
+        source = shutil.copyfile(coverage.USER_SOURCE, job.work / "counted.c")
+        command = [*compiler, "-O2", "-fPIC", "-Wall", "-Wextra", "-Werror", "-c"]
+        _tool(job, command, source, library.name, "-o")
+    return job.inside(library), f"-Wl,-T,{job.inside(script)}"
+
+
 def _missing_libraries(source: Path, sysroot: Path, program: str, more: Sequence[str]) -> list[str]:
     """The libraries that a program of this source tree is linked with and the sysroot lacks."""
     names = (f"lib{name}.so" for name in (*parts.libraries(source, program), *more))
@@ -330,7 +360,7 @@ def _library(job: Job, include: Path) -> tuple[Path, int]:
         raise PatchError(f"{folder}/Makefile: it has no SHLIB_MAJOR")
     name = f"libvmmapi.so.{found[1]}"
     warnings = _run(job, _userland(job, "libvmmapi", name, include, ""))
-    return _linkable(_taken(job, folder, name, "libvmmapi")), warnings
+    return _linkable(_finished(job, _taken(job, folder, name, "libvmmapi"))), warnings
 
 
 def _linkable(library: Path) -> Path:
@@ -343,4 +373,4 @@ def _program(job: Job, name: str, include: Path, library: Path) -> tuple[Path, i
     # Doubled for make and quoted for the shell, so that the linker gets $ORIGIN.
     link = f"-L{job.inside(library.parent)} -Wl,-rpath,'$$ORIGIN' -Wl,-z,origin"
     warnings = _run(job, _userland(job, name, name, include, link))
-    return _taken(job, PARTS[name].folder, name, name), warnings
+    return _finished(job, _taken(job, PARTS[name].folder, name, name)), warnings

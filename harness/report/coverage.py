@@ -11,9 +11,11 @@ from harness import checked, files
 
 DATA = "coverage.json"
 UNSEEN = (
-    "The counters are read after each check. Lines that ran just before the guest "
-    "broke, or "
-    "between the last reading and an unloading of the module inside a check, are not counted."
+    "The counters are read after each check. Lines that ran just before the guest broke, or "
+    "between the last reading and an unloading of the module inside a check, are not counted. "
+    "Programs and the library count in a file of the guest, however they end; they are not "
+    "counted before their constructors run, and where the file is not visible, as in a jail. "
+    "Only what this build made is counted, not the guest's own programs."
 )
 
 
@@ -45,12 +47,13 @@ class Changed:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the module; `scoped` says whether a guest with this processor can reach it."""
+    """A file of a part; `scoped` says whether it is bhyve's kernel code that a guest can reach."""
 
     path: str
     ran: int
     count: int
     scoped: bool
+    part: str = "vmm.ko"
 
     @property
     def percent(self) -> float:
@@ -102,6 +105,7 @@ def text(found: Coverage) -> str:
         "all lines, by file (in brackets: not counted among the lines that this guest can reach):",
     ]
     for it in found.files:
-        path = it.path if it.scoped else f"[{it.path}]"
+        path = it.path if it.part == "vmm.ko" else f"{it.part}: {it.path}"
+        path = path if it.scoped else f"[{path}]"
         rows.append(f"  {it.percent:5.1f}% {it.ran:5} of {it.count:5}  {path}")
     return "\n".join(rows) + "\n"

@@ -1,8 +1,9 @@
 """`inv verify --coverage`: finds the lines of the patch that the checks ran.
 
-The module's counters are read after every check and added up, so that the counts before a panic or
-before the module was loaded again are not lost.  Lines that ran after the last reading are not
-counted if the guest then breaks, or if a check unloads the module.
+The counters are read after every check and added up, so that the counts before a panic or before
+the module was loaded again are not lost.  Lines that ran after the last reading are not counted if
+the guest then breaks, or if a check unloads the module.  The library and the programs count in
+files of the guest, so a program may end in any way.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 
 from harness import files, progress
 from harness.bhyve.vmm import Vmm, compile_counters
-from harness.build import bmake, coverage, sandbox
+from harness.build import bmake, sandbox, targets
+from harness.build import coverage as counters
 from harness.build.builder import Build
+from harness.build.parts import MODULE
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
@@ -33,6 +36,20 @@ _AROUND = 3
 
 Lines = Mapping[str, Mapping[int, int]]
 """Path in the tree -> line -> how often it ran."""
+Counts = dict[str, "array.array[int]"]
+"""The counters of each part of the build."""
+
+# $1 the build's folder, then the counting programs.  What has counted since the last time is copied
+# while it goes on counting, and named.
+READ = f"""
+set -e
+cd "$1"; shift
+./counters >counters.bin
+for name; do
+    new="$name{counters.COUNTERS_SUFFIX}"
+    if [ -e "$new" ] && ! cmp -s "$new" "$name.read"; then cp "$new" "$name.read"; echo "$name"; fi
+done
+"""
 
 
 class Collector:
@@ -44,9 +61,9 @@ class Collector:
     def __init__(self, bench: Workbench, sysroot: Path) -> None:
         self._bench = bench
         self._sysroot = sysroot
-        self._last: array.array[int] | None = None
-        self.total: array.array[int] | None = None
-        self.families: dict[str, array.array[int]] = {}
+        self._last: Counts = {}
+        self.total: Counts = {}
+        self.families: dict[str, Counts] = {}
         self._installed = (0, "")
         self.trouble = ""
 
@@ -64,28 +81,49 @@ class Collector:
         except (GuestError, OSError) as error:
             self.trouble = str(error)
             return
-        before, self._last = self._last, now
-        if before is None or any(new < old for new, old in zip(now, before, strict=True)):
-            # The module was loaded again, and counts from zero.
-            before = array.array("Q", bytes(8 * len(now)))
-        ran = array.array("Q", (new - old for new, old in zip(now, before, strict=True)))
-        self.total = _sum(self.total, ran)
-        self.families[family] = _sum(self.families.get(family), ran)
+        for part, new in now.items():
+            ran = _since(self._last.get(part), new)
+            _add(self.total, part, ran)
+            _add(self.families.setdefault(family, {}), part, ran)
+        self._last |= now
 
-    def _read(self, bhyve: Vmm) -> array.array[int]:
-        guest, program = bhyve.guest, f"{bhyve.home}/counters"
+    def _read(self, bhyve: Vmm) -> Counts:
+        """The counters of the module, and of the library and programs that ran since the last
+        time.
+        """
+        guest = bhyve.guest
         # A guest that broke was replaced by a new one, in which no module is loaded.
         place = (self._bench.breaks, bhyve.home)
         if self._installed != place:
-            self._last = None
-            guest.put(compile_counters(bhyve.build, self._sysroot), program, mode=0o755)
+            self._last = {}
+            program = compile_counters(bhyve.build, self._sysroot)
+            guest.put(program, f"{bhyve.home}/counters", mode=0o755)
             self._installed = place
-        guest.script('"$1" >"$1.bin"', program)
+        names = (it.name for it in bhyve.build.counting)
+        counted = guest.script(READ, bhyve.home, *names).stdout.split()
+        now = {MODULE: self._values(bhyve, "counters.bin")}
+        return now | {name: self._values(bhyve, f"{name}.read") for name in counted}
+
+    def _values(self, bhyve: Vmm, name: str) -> array.array[int]:
         local = self._bench.run_dir / "counters.bin"
-        guest.ssh.get(f"{program}.bin", local, guest.deadline())
+        bhyve.guest.ssh.get(f"{bhyve.home}/{name}", local, bhyve.guest.deadline())
         values = array.array("Q")
         values.frombytes(local.read_bytes())
         return values
+
+
+def _since(before: array.array[int] | None, now: array.array[int]) -> array.array[int]:
+    if before is None or any(new < old for new, old in zip(now, before, strict=True)):
+        # The module was loaded again, and counts from zero.
+        return now
+    return array.array("Q", (new - old for new, old in zip(now, before, strict=True)))
+
+
+def _add(counts: Counts, part: str, more: array.array[int]) -> None:
+    old = counts.get(part)
+    counts[part] = (
+        more if old is None else array.array("Q", (a + b for a, b in zip(old, more, strict=True)))
+    )
 
 
 def family(nodeid: str) -> str:
@@ -97,12 +135,6 @@ def family(nodeid: str) -> str:
     file = Path(path).stem.removeprefix("test_")
     group, point, _ = name.partition("[")[2].partition(".")
     return f"{file}.{group}" if point and group.isidentifier() else file
-
-
-def _sum(one: array.array[int] | None, other: array.array[int]) -> array.array[int]:
-    if one is None:
-        return other
-    return array.array("Q", (a + b for a, b in zip(one, other, strict=True)))
 
 
 # The kernel's parts of bhyve; then those for passthrough, for snapshots, and for the other vendor's
@@ -125,17 +157,24 @@ def _ran(lines: Lines) -> set[tuple[str, int]]:
 
 
 def gather(
-    lines: Lines,
+    lines: Mapping[str, Lines],
     families: Mapping[str, Lines],
     changed: Mapping[str, tuple[int, ...]],
     texts: Mapping[str, list[str]],
     vendor: str,
 ) -> Coverage:
-    """The coverage of the patch, of each file and by each family; `texts` has the changed files."""
-    parts = tuple(
-        File(path, sum(map(bool, it.values())), len(it), scoped(path, vendor))
-        for path, it in sorted(lines.items())
-    )
+    """The coverage of the patch, of each file and by each family.
+
+    `lines` has those of each part of the build, `families` those of all parts together; `texts`
+    has the changed files.
+    """
+    every = together(lines.values())
+    files = tuple(
+        File(path, sum(map(bool, it.values())), len(it), part == MODULE and scoped(path, vendor),
+             part)
+        for part, paths in lines.items()
+        for path, it in sorted(paths.items())
+    )  # fmt: skip
     per = {name: _ran(it) for name, it in families.items()}
     seen = Counter(it for ran in per.values() for it in ran)
     groups = tuple(
@@ -143,7 +182,7 @@ def gather(
         for name, ran in sorted(per.items())
     )
     shown = tuple(
-        _changed(path, numbers, lines[path], texts[path])
+        _changed(path, numbers, every[path], texts[path])
         for path, numbers in sorted(changed.items())
     )
     count = sum(it.count for it in shown)
@@ -152,18 +191,32 @@ def gather(
         if count
         else "no changed line contains code"
     )
-    ran, every = sum(it.ran for it in parts), sum(it.count for it in parts)
-    inner = [it for it in parts if it.scoped]
+    of_parts = []
+    for part in lines:
+        own = [it for it in files if it.part == part]
+        hit, all_lines = sum(it.ran for it in own), sum(it.count for it in own)
+        of_parts.append(f"{hit} of {all_lines} lines of {part}")
+    inner = [it for it in files if it.scoped]
     hit, reachable = sum(it.ran for it in inner), sum(it.count for it in inner)
     return Coverage(
-        f"{of_patch}; {ran} of {every} lines of vmm.ko did",
+        f"{of_patch}; {', '.join(of_parts)} did",
         f"of sys/amd64/vmm and sys/dev/vmm, without passthrough, snapshots and code for "
-        f"other "
-        f"processors: {hit} of {reachable} lines ran ({100 * hit / max(reachable, 1):.1f} %)",
+        f"other processors: {hit} of {reachable} lines ran ({100 * hit / max(reachable, 1):.1f} %)",
         shown,
-        parts,
+        files,
         groups,
     )
+
+
+def together(parts: Iterable[Lines]) -> dict[str, dict[int, int]]:
+    """The lines of several parts: a file that two parts are made from ran as often as in both."""
+    found: dict[str, dict[int, int]] = {}
+    for lines in parts:
+        for path, counts in lines.items():
+            mine = found.setdefault(path, {})
+            for line, times in counts.items():
+                mine[line] = mine.get(line, 0) + times
+    return found
 
 
 def _changed(
@@ -190,23 +243,31 @@ def finish(bench: Workbench, collector: Collector) -> Coverage:
     Raises CannotError if no counters were read, or if LLVM's tools are missing.
     """
     built, series = bench.build, bench.series
-    if collector.total is None or built.symbols is None:
+    if not collector.total:
         raise CannotError(f"no counters were read: {collector.trouble or 'no check ran'}")
-    lcov = export(built, collector.total)
-    lines = by_line(lcov)
-    families = {name: by_line(export(built, values)) for name, values in collector.families.items()}
+    lcov = {part: export(built, part, it) for part, it in collector.total.items()}
+    # A part that no check ran has lines, too.
+    for path in built.counting:
+        if path.name not in lcov:
+            lcov[path.name] = export(built, path.name, None)
+    lines = {part: by_line(it) for part, it in lcov.items()}
+    families = {
+        name: together(by_line(export(built, part, it)) for part, it in counts.items())
+        for name, counts in collector.families.items()
+    }
+    every = together(lines.values())
     pages: dict[str, list[str]] = {}
     changed: dict[str, tuple[int, ...]] = {}
     if series is not None:
         source = bench.booted.imaged.source
         with staging.staged(series, source) as (patched, _):
-            for path in sorted(set(series.touched) & lines.keys()):
+            for path in sorted(set(series.touched) & every.keys()):
                 pages[path] = _text(patched / path)
                 new = changed_lines(_text(source / path), pages[path])
-                changed[path] = tuple(it for it in new if it in lines[path])
+                changed[path] = tuple(it for it in new if it in every[path])
     vendor = bench.properties.get("processor", "")
     found = gather(lines, families, changed, pages, vendor)
-    files.write_atomic(bench.run_dir / "coverage.lcov", lcov)
+    files.write_atomic(bench.run_dir / "coverage.lcov", "".join(lcov.values()))
     files.write_atomic(bench.run_dir / "coverage.txt", report.text(found))
     report.save(found, bench.run_dir)
     return found
@@ -226,14 +287,18 @@ def conclude(bench: Workbench, collector: Collector) -> None:
     progress.say(f"coverage: {bench.properties[PROPERTY]}; see {where}")
 
 
-def export(built: Build, counters: array.array[int]) -> str:
-    """The counters as LCOV; LLVM's tools run in a sandbox, because the module is not trusted."""
-    assert built.symbols
+def export(built: Build, part: str, values: array.array[int] | None) -> str:
+    """The counters of a part as LCOV; None stands for zeros.
+
+    LLVM's tools run in a sandbox, because what was built is not trusted.
+    """
+    symbols = targets.symbols_of(built.folder / part)
     toolchain = bmake.find_toolchain()
-    known = coverage.functions(built.symbols)
+    known = counters.functions(symbols)
+    data = values.tobytes() if values is not None else bytes(counters.length_bytes(known))
     with tempfile.TemporaryDirectory(prefix="vmm-coverage-") as name:
         work = Path(name)
-        (work / "text").write_text(coverage.profile(known, counters.tobytes()))
+        (work / "text").write_text(counters.profile(known, data))
         fence = Sandbox(
             sandbox.find(built.sandboxed),
             work,
@@ -250,7 +315,7 @@ def export(built: Build, counters: array.array[int]) -> str:
                 "export",
                 "-format=lcov",
                 f"-instr-profile={merged}",
-                str(built.symbols),
+                str(symbols),
             ],
         ):
             done = fence.run(command, work, Deadline.after(_LIMIT_S))
@@ -275,7 +340,8 @@ def by_line(lcov: str) -> dict[str, dict[int, int]]:
         elif kind == "DA":
             line, count = (int(it) for it in rest.split(",")[:2])
             lines[line] = lines.get(line, 0) + count
-    return {path: lines for path, lines in found.items() if lines}
+    # The headers of the sysroot are not the tree's.
+    return {path: lines for path, lines in found.items() if lines and not path.startswith("/")}
 
 
 def _in_tree(path: str) -> str:

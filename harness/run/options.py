@@ -26,10 +26,10 @@ class Options:
     patched one, `alone` leaves it out: see `with_stock`.  `go_on` starts a broken guest again, for
     the remaining checks; `only` is a pytest -k expression. `builder` says where the module is
     built: host, guest (FreeBSD's own compiler, in a separate guest), or auto, which is the host if
-    it has a compiler. `coverage` builds a module that counts which of its lines ran. `guests` is
-    the number of guests for the checks; 0 means as many as this machine has room for. `cpu_vendor`
-    is intel or amd; empty means that of the backend (Intel in Bochs). Raises UsageError for options
-    that exclude each other.
+    it has a compiler. `coverage` builds module, library and programs so that they count which lines
+    run. `guests` is the number of guests for the checks; 0 means as many as this machine has room
+    for. `cpu_vendor` is intel or amd; empty means that of the backend (Intel in Bochs). Raises
+    UsageError for options that exclude each other.
     """
 
     release: str = defaults.RELEASE

@@ -12,9 +12,11 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 from faketree import VMM_C, diff, mail, make_series, make_tree
 
-from harness import debian
+from harness import debian, process
 from harness.build import builder
 from harness.build import coverage as counters
+from harness.build.parts import MODULE
+from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError
 from harness.report import coverage as stored
 from harness.run import coverage
@@ -65,7 +67,7 @@ def test_a_counting_module_says_where_its_counters_are(tree: Path, series: Serie
     assert plain.symbols
     with pytest.raises(CannotError, match="was not built for coverage"):
         counters.functions(plain.symbols)
-    with pytest.raises(CannotError, match="8 bytes of counters were read, the module has 16"):
+    with pytest.raises(CannotError, match="8 bytes of counters were read, the build has 16"):
         counters.profile(found, bytes(8))
 
 
@@ -86,8 +88,8 @@ def test_changed_lines_that_ran_and_those_that_did_not(
     bench = bench_of(tmp_path, tree, built, series)
     collector = coverage.Collector(bench, tmp_path)
     # The function ran three times, and never came out at the first return.
-    collector.total = counted(3, 0)
-    collector.families["checks"] = counted(3, 0)
+    collector.total = {MODULE: counted(3, 0)}
+    collector.families["checks"] = {MODULE: counted(3, 0)}
     coverage.conclude(bench, collector)
     assert bench.properties["coverage"].startswith("1 of 2 changed lines ran; ")
     text = (bench.run_dir / "coverage.txt").read_text()
@@ -122,15 +124,18 @@ def test_counters_are_added_up_over_checks_and_loadings(
     bench: Any = SimpleNamespace(module=module)
     collector = coverage.Collector(bench, tmp_path)
     readings = iter([counted(1, 0), counted(3, 0), counted(1, 1), counted(1, 5)])
-    monkeypatch.setattr(collector, "_read", lambda _vmm: next(readings))
+    monkeypatch.setattr(collector, "_read", lambda _vmm: {MODULE: next(readings)})
     for name in ("tests/test_a.py::x", "tests/test_a.py::y[1]", "tests/test_b.py::z"):
         collector.pytest_runtest_logfinish(name)
-    assert collector.total == counted(4, 1)
-    assert collector.families == {"a": counted(3, 0), "b": counted(1, 1)}
+    assert collector.total == {MODULE: counted(4, 1)}
+    assert collector.families == {
+        "a": {MODULE: counted(3, 0)},
+        "b": {MODULE: counted(1, 1)},
+    }
     # Another module runs: its counters, if any, are not the patch's.
     bench.module.running = SimpleNamespace()
     collector.take("a")
-    assert collector.total == counted(4, 1)
+    assert collector.total == {MODULE: counted(4, 1)}
     bench.module.running = built
 
     def gone(_vmm: object) -> None:
@@ -138,7 +143,8 @@ def test_counters_are_added_up_over_checks_and_loadings(
 
     monkeypatch.setattr(collector, "_read", gone)
     collector.take("a")
-    assert (collector.total, collector.trouble) == (counted(4, 1), "the guest is gone")
+    assert collector.total == {MODULE: counted(4, 1)}
+    assert collector.trouble == "the guest is gone"
 
 
 def test_lcov_s_paths_are_the_tree_s() -> None:
@@ -198,13 +204,18 @@ def test_lines_by_family_and_what_one_alone_ran() -> None:
     path = "sys/amd64/vmm/vmm.c"
     total = {path: {1: 2, 2: 1, 3: 0}, "sys/sys/x.h": {1: 0}}
     families = {"a": {path: {1: 1, 2: 1, 3: 0}}, "b": {path: {1: 1, 2: 0, 3: 0}}}
-    found = coverage.gather(total, families, {}, {}, "intel")
+    # bhyve is made from one of the module's files as well, and from one of its own.
+    own = {path: {1: 0, 3: 4}, "usr.sbin/bhyve/mem.c": {7: 1}}
+    found = coverage.gather({MODULE: total, "bhyve": own}, families, {}, {}, "intel")
     assert found.families == (stored.Family("a", 2, 1), stored.Family("b", 1, 0))
-    assert found.summary == "no changed line contains code; 2 of 4 lines of vmm.ko did"
+    assert found.summary == (
+        "no changed line contains code; 2 of 4 lines of vmm.ko, 2 of 3 lines of bhyve did"
+    )
     assert found.scope.endswith(": 2 of 3 lines ran (66.7 %)")
     text = stored.text(found)
     assert "     2      1  a\n" in text
     assert "[sys/sys/x.h]" in text
+    assert "[bhyve: usr.sbin/bhyve/mem.c]" in text
     assert stored.UNSEEN in text
 
 
@@ -213,15 +224,22 @@ def test_a_guest_in_the_place_of_one_that_broke_gets_the_program_too(
 ) -> None:
     monkeypatch.setattr(coverage, "compile_counters", lambda *_a: Path("counters"))
     put: list[str] = []
+    # The first time bhyve has counted, and the library is not running.
+    named = iter(["bhyve\n", "", "bhyve\n"])
 
-    def fetch(_remote: str, local: Path, _deadline: object) -> None:
-        local.write_bytes(counted(5).tobytes())
+    def fetch(remote: str, local: Path, _deadline: object) -> None:
+        local.write_bytes(counted(5 if remote == "/x/counters.bin" else 7).tobytes())
+
+    def script(text: str, *words: str) -> Any:
+        assert "./counters" in text
+        assert words == ("/x", "libvmmapi.so.6", "bhyve")
+        return SimpleNamespace(stdout=next(named))
 
     guest = SimpleNamespace(
-        put=lambda _local, remote, mode: put.append(remote), script=lambda *_a: None,
+        put=lambda _local, remote, mode: put.append(remote), script=script,
         deadline=lambda: None, ssh=SimpleNamespace(get=fetch),
     )  # fmt: skip
-    built = SimpleNamespace()
+    built = SimpleNamespace(counting=(Path("libvmmapi.so.6"), Path("bhyve")))
     bench: Any = SimpleNamespace(
         module=SimpleNamespace(
             vmm=SimpleNamespace(guest=guest, home="/x", build=built),
@@ -232,8 +250,33 @@ def test_a_guest_in_the_place_of_one_that_broke_gets_the_program_too(
     collector = coverage.Collector(bench, tmp_path)
     collector.take("a")
     collector.take("a")
-    assert (put, collector.total) == (["/x/counters"], counted(5))
+    assert put == ["/x/counters"]
+    assert collector.total == {MODULE: counted(5), "bhyve": counted(7)}
     bench.breaks = 1
     collector.take("a")
-    # All five are the new guest's.
-    assert (put, collector.total) == (["/x/counters"] * 2, counted(10))
+    # All of it is the new guest's.
+    assert put == ["/x/counters"] * 2
+    assert collector.total == {MODULE: counted(10), "bhyve": counted(14)}
+
+
+SHELL_COUNTS = "#!/bin/sh\nprintf module\n"
+
+
+def test_only_what_counted_since_the_last_time_is_read(tmp_path: Path) -> None:
+    """The script that runs in the guest, here in a shell."""
+    (tmp_path / "counters").write_text(SHELL_COUNTS)
+    (tmp_path / "counters").chmod(0o755)
+
+    def named() -> list[str]:
+        words = ["sh", "-c", coverage.READ, "sh", str(tmp_path), "bhyve", "vmmls"]
+        return process.run(words, Deadline.after(20)).stdout.split()
+
+    assert named() == []
+    assert (tmp_path / "counters.bin").read_text() == "module"
+    (tmp_path / "bhyve.counters").write_bytes(b"1")
+    assert named() == ["bhyve"]
+    assert (tmp_path / "bhyve.read").read_bytes() == b"1"
+    assert named() == []
+    (tmp_path / "bhyve.counters").write_bytes(b"2")
+    (tmp_path / "vmmls.counters").write_bytes(b"3")
+    assert named() == ["bhyve", "vmmls"]
