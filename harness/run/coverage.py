@@ -247,9 +247,9 @@ def finish(bench: Workbench, collector: Collector) -> Coverage:
         raise CannotError(f"no counters were read: {collector.trouble or 'no check ran'}")
     lcov = {part: export(built, part, it) for part, it in collector.total.items()}
     # A part that no check ran has lines, too.
-    for path in built.counting:
-        if path.name not in lcov:
-            lcov[path.name] = export(built, path.name, None)
+    for part in (it.name for it in built.counting):
+        if part not in lcov:
+            lcov[part] = export(built, part, None)
     lines = {part: by_line(it) for part, it in lcov.items()}
     families = {
         name: together(by_line(export(built, part, it)) for part, it in counts.items())
