@@ -16,10 +16,12 @@ _CYCLES = r"cycles 0x([0-9a-f]+) 0x([0-9a-f]+)"
 _SENT = re.compile(rf"L2ROM sent (\d+), {_CYCLES}")
 _SENT_VIRTIO = re.compile(rf"L2ROM sent (\d+) by virtio, {_CYCLES}")
 _READ = re.compile(rf"L2ROM read (\d+), sum 0x([0-9a-f]+), {_CYCLES}")
+_READ_VIRTIO = re.compile(rf"L2ROM read (\d+) by virtio, sum 0x([0-9a-f]+), {_CYCLES}")
 _READS = re.compile(r"L2ROM reads")
 _BEGINS = "L2ROM stream begins\n"
 _FREQUENCY = "machdep.tsc_freq"
 _BYTE_S = 0.01
+_VIRTIO_BYTE_S = 0.0002
 _WAIT_S = 20.0
 
 
@@ -103,6 +105,23 @@ def send_virtio(l2: L2, length_bytes: int) -> Stream:
     limit = l2.vmm.guest.deadline(_limit_s(length_bytes))
     found = l2.ask(f"v{length_bytes}", _SENT_VIRTIO, limit)
     return _stream(l2, length_bytes, found[2], found[3])
+
+
+# $1 a file, $2 the socket.
+_SEND = 'nc -N -U "$2" <"$1"'
+
+
+def receive_virtio(l2: L2, length_bytes: int, remote: str, socket: str) -> tuple[Stream, int]:
+    """Let L2 read a file of L1 through its virtio console; returns the speed and the checksum.
+
+    L1 writes the file to the console's `socket`.  Raises GuestError if bhyve ends early, and
+    CommandFailed if it closes the socket before everything was written.
+    """
+    limit = l2.vmm.guest.deadline(_WAIT_S + length_bytes * _VIRTIO_BYTE_S)
+    l2.ask(f"j{length_bytes}", _READS)
+    l2.vmm.guest.script(_SEND, remote, socket, deadline=limit)
+    found = l2.ask("", _READ_VIRTIO, limit)
+    return _stream(l2, int(found[1]), found[3], found[4]), int(found[2], 16)
 
 
 def _limit_s(length_bytes: int) -> float:

@@ -6,16 +6,13 @@
 
 /*
  * The part of a PC's BIOS that a boot sector needs: it reads the first sector
- * of a virtio disk to 0000:7c00 and jumps to it, in real mode with the drive's
+ * of the first disk to 0000:7c00 and jumps to it, in real mode with the drive's
  * number in DL, and offers INT 10h (a character), INT 13h (the disk) and INT
  * 18h (nothing to boot).  bios_modes.S switches between the modes.
  */
 
-#include "rom.h"
+#include "disks.h"
 
-#define	VIRTIO_BLOCK	0x1001
-#define	REQUEST_READ	0u
-#define	SECTOR		512u
 #define	BOOT_SECTOR	0x7c00u
 #define	STUB		0x9f000u	/* 9000:f000, see bios_modes.S */
 #define	DRIVES		0x475u		/* BIOS data: how many disks */
@@ -44,39 +41,7 @@ void	bios_start(void);
 void	bios_call(struct frame *);
 void	rom_serve(void);
 
-static struct virtio disk;
 static uint32_t capacity;
-static struct {
-	uint32_t	kind, reserved, sector, sector_high;
-} request;
-static uint8_t status;
-
-static bool
-disk_open(void)
-{
-	if (!virtio_open(&disk, VIRTIO_BLOCK, 0))
-		return (false);
-	capacity = virtio_config(&disk, 0);
-	return (true);
-}
-
-static bool
-disk_read(uint32_t sector, uint32_t count, uint32_t address)
-{
-	const struct piece pieces[] = {
-		{ &request, sizeof(request), false },
-		{ (void *)(uintptr_t)address, count * SECTOR, true },
-		{ &status, 1, true },
-	};
-
-	if (count == 0 || sector >= capacity || count > capacity - sector)
-		return (false);
-	request.kind = REQUEST_READ;
-	request.reserved = request.sector_high = 0;
-	request.sector = sector;
-	status = 0xff;
-	return (virtio_use(&disk, pieces, 3) && status == 0);
-}
 
 static void
 set_ah(struct frame *frame, uint32_t value)
@@ -181,8 +146,8 @@ boot(void)
 {
 	volatile uint16_t *vectors = (volatile uint16_t *)0;
 
-	if (!disk_open()) {
-		put("L2ROM error: there is no virtio disk\n");
+	if (!disk_open(&capacity)) {
+		put("L2ROM error: there is no disk\n");
 		return;
 	}
 	if (!disk_read(0, 1, BOOT_SECTOR)) {

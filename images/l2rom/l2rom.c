@@ -20,8 +20,9 @@
  *	oN	send N bytes through COM1 (stream.c)
  *	iN	read N bytes from COM1, which follow the line
  *	vN	send N bytes through a virtio console
+ *	jN	read N bytes from a virtio console
  *	n	count until a character comes, and look at memory then
- *	b	boot from a virtio disk as a BIOS does (bios.c)
+ *	b	boot from the first disk as a BIOS does (bios.c)
  *	w	look at QEMU's fw_cfg, in a machine that has it
  */
 
@@ -333,6 +334,9 @@ rom_serve(void)
 		case 'v':
 			stream_virtio(get_number());
 			break;
+		case 'j':
+			stream_virtio_in(get_number());
+			break;
 		case 'n':
 			count();
 			break;
@@ -346,7 +350,7 @@ rom_serve(void)
 		case '\n':
 			break;
 		default:
-			put("L2ROM error: b, f, h, i, n, o, p, r, s, t, u, v, w\n");
+			put("L2ROM error: b, f, h, i, j, n, o, p, r, s, t, u, v, w\n");
 			break;
 		}
 	}

@@ -13,7 +13,6 @@
 #define	CONFIG_ADDRESS	0xcf8
 #define	CONFIG_DATA	0xcfc
 #define	ECFG		0xe0000000u
-#define	SLOTS		32u
 
 static void
 address(uint32_t slot, uint32_t function, uint32_t offset)
@@ -46,6 +45,17 @@ void
 pci_set_config(uint32_t slot, uint32_t offset, uint32_t value)
 {
 	set_config(slot, offset, value);
+}
+
+/* The slot of the first device of a class, or PCI_SLOTS. */
+uint32_t
+pci_find(uint32_t class)
+{
+	uint32_t slot = 0;
+
+	while (slot < PCI_SLOTS && config(slot, 8) >> 8 != class)
+		slot++;
+	return (slot);
 }
 
 static bool
@@ -81,7 +91,7 @@ pci_devices(void)
 void
 pci_widths(void)
 {
-	for (uint32_t slot = 0; slot < SLOTS; slot++) {
+	for (uint32_t slot = 0; slot < PCI_SLOTS; slot++) {
 		if (!there(slot))
 			continue;
 		for (uint32_t offset = 0; offset < 0x40; offset += 4) {
@@ -137,7 +147,7 @@ power_of_two(uint32_t value)
 void
 pci_bars(void)
 {
-	for (uint32_t slot = 0; slot < SLOTS; slot++) {
+	for (uint32_t slot = 0; slot < PCI_SLOTS; slot++) {
 		uint32_t command;
 
 		if (!there(slot))
@@ -239,7 +249,7 @@ pci_memory(void)
 void
 pci_capabilities(void)
 {
-	for (uint32_t slot = 0; slot < SLOTS; slot++) {
+	for (uint32_t slot = 0; slot < PCI_SLOTS; slot++) {
 		uint32_t at, header, steps = 0;
 
 		if (!there(slot) || (config(slot, 4) & 0x100000) == 0)

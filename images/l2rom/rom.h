@@ -110,7 +110,10 @@ void	fwcfg_items(void);
 void	fwcfg_directory(void);
 void	fwcfg_e820(void);
 
-/* pci.c: the registers of a slot's first function. */
+/* pci.c: the registers of a slot's first function; and the first of a class. */
+#define	PCI_SLOTS	32u
+
+uint32_t pci_find(uint32_t);
 uint32_t pci_config(uint32_t, uint32_t);
 void	pci_set_config(uint32_t, uint32_t, uint32_t);
 
@@ -128,11 +131,14 @@ struct piece {
 bool	virtio_open(struct virtio *, uint16_t, uint16_t);
 uint32_t virtio_config(const struct virtio *, uint32_t);
 bool	virtio_use(struct virtio *, const struct piece *, uint32_t);
+void	virtio_offer(struct virtio *, uint16_t, void *, uint32_t);
+bool	virtio_taken(struct virtio *, uint16_t *, uint32_t *);
 
 /* stream.c: bytes through consoles. */
 void	stream_out(uint32_t);
 void	stream_in(uint32_t);
 void	stream_virtio(uint32_t);
+void	stream_virtio_in(uint32_t);
 
 /* bios.c: boot as a BIOS does. */
 void	boot(void);

@@ -12,7 +12,6 @@
 #include "rom.h"
 
 #define	VENDOR		0x1af4u
-#define	SLOTS		32u
 
 #define	REG_GUEST_FEATURES 0x04
 #define	REG_RING	0x08
@@ -48,11 +47,11 @@ virtio_open(struct virtio *device, uint16_t number, uint16_t queue)
 {
 	uint32_t slot, bar;
 
-	for (slot = 0; slot < SLOTS; slot++) {
+	for (slot = 0; slot < PCI_SLOTS; slot++) {
 		if (pci_config(slot, 0) == ((uint32_t)number << 16 | VENDOR))
 			break;
 	}
-	if (slot == SLOTS)
+	if (slot == PCI_SLOTS)
 		return (false);
 	bar = pci_config(slot, 0x10);
 	if ((bar & 1) == 0)
@@ -90,16 +89,66 @@ virtio_config(const struct virtio *device, uint32_t offset)
 	return (inl((uint16_t)(device->port + REG_CONFIG + offset)));
 }
 
+static volatile struct descriptor *
+descriptors(void)
+{
+	return ((volatile struct descriptor *)(uintptr_t)RING);
+}
+
+static volatile uint16_t *
+available_ring(const struct virtio *device)
+{
+	return ((volatile uint16_t *)(uintptr_t)(RING + 16u * device->size));
+}
+
+static volatile uint16_t *
+used_ring(const struct virtio *device)
+{
+	return ((volatile uint16_t *)(uintptr_t)
+	    ALIGNED(RING + 16u * device->size + 6u + 2u * device->size));
+}
+
+/* Offer one of several buffers, for the device to write to at any time. */
+void
+virtio_offer(struct virtio *device, uint16_t number, void *memory,
+    uint32_t length)
+{
+	volatile uint16_t *available = available_ring(device);
+	volatile struct descriptor *it = &descriptors()[number];
+
+	it->address = (uint32_t)(uintptr_t)memory;
+	it->address_high = 0;
+	it->length = length;
+	it->flags = DESC_WRITE;
+	available[2 + available[1] % device->size] = number;
+	available[1]++;
+	outw((uint16_t)(device->port + REG_NOTIFY), device->queue);
+}
+
+/* The next buffer that the device has written to; false if there is none. */
+bool
+virtio_taken(struct virtio *device, uint16_t *number, uint32_t *length)
+{
+	volatile uint16_t *used = used_ring(device);
+	volatile uint32_t *entry;
+
+	if (used[1] == device->used)
+		return (false);
+	entry = (volatile uint32_t *)(uintptr_t)(used + 2) +
+	    2 * (device->used % device->size);
+	*number = (uint16_t)entry[0];
+	*length = entry[1];
+	device->used++;
+	return (true);
+}
+
 /* Offer pieces of memory to the device, and wait until it has used them. */
 bool
 virtio_use(struct virtio *device, const struct piece *pieces, uint32_t count)
 {
-	volatile struct descriptor *table =
-	    (volatile struct descriptor *)(uintptr_t)RING;
-	volatile uint16_t *available =
-	    (volatile uint16_t *)(uintptr_t)(RING + 16u * device->size);
-	volatile uint16_t *used = (volatile uint16_t *)(uintptr_t)
-	    ALIGNED(RING + 16u * device->size + 6u + 2u * device->size);
+	volatile struct descriptor *table = descriptors();
+	volatile uint16_t *available = available_ring(device);
+	volatile uint16_t *used = used_ring(device);
 
 	for (uint32_t i = 0; i < count; i++) {
 		table[i].address = (uint32_t)(uintptr_t)pieces[i].memory;

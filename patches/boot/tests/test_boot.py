@@ -50,12 +50,16 @@ def boot_sector(folder: Path, lba: int) -> bytes:
     return bytes(sector) + f"{TEXT}\r\n".encode().ljust(SECTOR, b"\0")
 
 
+KINDS = ("virtio-blk", "ahci-hd", "nvme")
+"""The emulations of a disk, as bhyve(8) names them."""
+
+
 @pytest.fixture
 def disk(guest: Guest, vmm: Vmm, tmp_path: Path) -> Iterator[Disk]:
-    """Make a guest with a virtio disk that begins with some bytes, and start its ROM."""
+    """Make a guest with a disk that begins with some bytes, and start its ROM."""
     made: list[L2] = []
 
-    def make(data: bytes, *, bootcode: bytes = b"") -> L2:
+    def make(data: bytes, *, kind: str = KINDS[0], bootcode: bytes = b"") -> L2:
         inner = L2(vmm, f"disk{len(made)}", 32)
         made.append(inner)
         local, remote = tmp_path / "disk", f"{vmm.home}/{inner.name}.img"
@@ -65,7 +69,7 @@ def disk(guest: Guest, vmm: Vmm, tmp_path: Path) -> Iterator[Disk]:
             local.write_bytes(bootcode)
             guest.put(local, f"{remote}.code")
             guest.script(PARTITION, remote, f"{remote}.code")
-        inner.arguments = ("-c", "1", "-s", f"4,virtio-blk,{remote}")
+        inner.arguments = ("-c", "1", "-s", f"4,{kind},{remote}")
         inner.start()
         return inner
 
@@ -89,17 +93,24 @@ def booted(inner: L2) -> list[str]:
     return [line for line in rest.splitlines() if line][:2]
 
 
-def test_a_boot_sector_runs(disk: Disk, tmp_path: Path) -> None:
-    """a boot sector is read from a virtio disk, prints its marker, and reads on by INT 13h"""
-    assert booted(disk(boot_sector(tmp_path, 1))) == ["BOOTSECT runs", TEXT]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_boot_sector_runs(disk: Disk, tmp_path: Path, kind: str) -> None:
+    """a boot sector is read from a disk, prints its marker, and reads on by INT 13h"""
+    assert booted(disk(boot_sector(tmp_path, 1), kind=kind)) == ["BOOTSECT runs", TEXT]
 
 
-def test_a_sector_further_on_is_read(disk: Disk, tmp_path: Path) -> None:
-    """the disk's last sector is read as well, and what is behind it is refused"""
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_sector_is_read(disk: Disk, tmp_path: Path, kind: str) -> None:
+    """a boot sector reads the disk's last sector, whose text is in no other"""
     sectors = boot_sector(tmp_path, SECTORS - 1)
     data = sectors[:SECTOR].ljust((SECTORS - 1) * SECTOR, b"\0") + sectors[SECTOR:]
-    assert booted(disk(data)) == ["BOOTSECT runs", TEXT]
-    inner = disk(boot_sector(tmp_path, SECTORS))
+    assert booted(disk(data, kind=kind)) == ["BOOTSECT runs", TEXT]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_behind_the_disk_is_nothing(disk: Disk, tmp_path: Path, kind: str) -> None:
+    """a boot sector that reads behind the disk's end gets an error"""
+    inner = disk(boot_sector(tmp_path, SECTORS), kind=kind)
     inner.send("b")
     inner.ask("", words("BOOTSECT failed"))
 
@@ -112,9 +123,10 @@ def test_what_is_no_boot_sector_is_not_run(disk: Disk, tmp_path: Path) -> None:
     assert "BOOTSECT" not in inner.output()
 
 
-def test_freebsd_s_boot_sector_runs_ours(disk: Disk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_freebsd_s_boot_sector_runs_ours(disk: Disk, tmp_path: Path, kind: str) -> None:
     """FreeBSD's pmbr finds the boot partition of a GPT disk, and starts what is in it"""
-    inner = disk(b"", bootcode=boot_sector(tmp_path, GPT_BEGINS + 1))
+    inner = disk(b"", kind=kind, bootcode=boot_sector(tmp_path, GPT_BEGINS + 1))
     assert booted(inner) == ["BOOTSECT runs", TEXT]
 
 
