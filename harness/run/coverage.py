@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import difflib
+import functools
 import re
 import tempfile
 from collections import Counter
@@ -287,6 +288,10 @@ def conclude(bench: Workbench, collector: Collector) -> None:
     progress.say(f"coverage: {bench.properties[PROPERTY]}; see {where}")
 
 
+# The same file is asked about for each family of checks, and a build never changes.
+_functions = functools.cache(counters.functions)
+
+
 def export(built: Build, part: str, values: array.array[int] | None) -> str:
     """The counters of a part as LCOV; None stands for zeros.
 
@@ -294,7 +299,7 @@ def export(built: Build, part: str, values: array.array[int] | None) -> str:
     """
     symbols = targets.symbols_of(built.folder / part)
     toolchain = bmake.find_toolchain()
-    known = counters.functions(symbols)
+    known = _functions(symbols)
     data = values.tobytes() if values is not None else bytes(counters.length_bytes(known))
     with tempfile.TemporaryDirectory(prefix="vmm-coverage-") as name:
         work = Path(name)
