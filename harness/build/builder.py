@@ -70,8 +70,8 @@ def build(
     is used.  `kernel_options` changes the options: "NAME", "NAME=VALUE" or "!NAME".  `in_guest`
     builds the module with FreeBSD's own compiler; then a machine without a compiler can build the
     module.  `sandboxed` False runs make without a sandbox, for trusted patches (default:
-    `sandbox.wanted()`).  `coverage` builds a module, a library and programs that count which of their
-    lines ran. `wanted` has the build options of a topic.
+    `sandbox.wanted()`).  `coverage` builds a module, a library and programs that count which of
+    their lines ran. `wanted` has the build options of a topic.
 
     Raises UsageError (not a source tree, or the wrong release), CannotError (no compiler),
     PatchError (a patch does not apply, or code does not compile; it names the log).
