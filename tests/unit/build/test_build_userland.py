@@ -160,7 +160,7 @@ def test_a_sysroot_of_another_major_release_is_refused(
     if fits:
         assert builder.build(tree, sysroot, None, "15.1").library
         return
-    with pytest.raises(UsageError, match=rf"is of FreeBSD {version // 100000} \({version}\), and"):
+    with pytest.raises(UsageError, match=rf"is of FreeBSD {version // 100000} \({version}\), but"):
         builder.build(tree, sysroot, None, "15.1")
 
 
@@ -168,7 +168,7 @@ def test_a_program_that_a_header_reaches_is_built_and_finds_the_library(
     tmp_path: Path, tree: Path, sysroot: Path
 ) -> None:
     """The guest's own would go on with the old header."""
-    makefile = TOOL_MK.replace("vmmls", "bhyvectl")
+    makefile = TOOL_MK.replace("vmmls", "bhyvectl") + "LIBADD=\tvmmapi util\n"
     for path, text in {
         "usr.sbin/bhyvectl/Makefile": makefile,
         "usr.sbin/bhyvectl/bhyvectl.c": TOOL_C.replace("vmm_new", "vmm_old"),
