@@ -56,7 +56,7 @@ def counting(tmp_path: Path) -> Path:
     # Linux has no MAP_NOSYNC, and declares dladdr() only on request.
     plain = ["-O2", "-fPIC", "-Wall", "-Werror", "-DMAP_NOSYNC=0", "-D_GNU_SOURCE"]
     run_clang(*plain, "-c", coverage.USER_SOURCE, "-o", tmp_path / "counted.o")
-    common = [*coverage.USER_FLAGS, "-fuse-ld=lld", tmp_path / "counted.o",
+    common: list[str | Path] = [*coverage.USER_FLAGS, "-fuse-ld=lld", tmp_path / "counted.o",
               f"-Wl,-T,{tmp_path}/script"]  # fmt: skip
     library = tmp_path / "libtwice.so"
     run_clang(*common, "-shared", "-fPIC", tmp_path / "twice.c", "-o", library)
