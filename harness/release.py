@@ -58,7 +58,8 @@ class Release:
 
         A patch for a whole branch is in a folder named after its major version, or `main`.
         """
-        names = (str(self), self.line, self.branch, *((MAIN,) if self.kind == "CURRENT" else ()))
+        main = (MAIN,) if self.kind == "CURRENT" else ()
+        names = (str(self), self.line, self.version, self.branch, *main)
         return tuple(dict.fromkeys(names))
 
     @property

@@ -83,8 +83,12 @@ def test_builds_of_a_snapshot() -> None:
     values = [releases.parse(text) for text in texts]
     assert sorted([values[-1], *values[:-1]]) == values
     assert {it.line for it in values[1:]} == {"16.0-CURRENT"}
-    assert values[-1].series_folders == (texts[-1], "16.0-CURRENT", "16", "main")
+    assert values[-1].series_folders == (
+        texts[-1], "16.0-CURRENT", "16.0", "16", "main",
+    )  # fmt: skip
     assert values[0].series_folders == ("15.0", "15")
+    # A kernel of one's own, or a stable branch, has the patches of its version.
+    assert releases.parse("15.1-DEBUG").series_folders == ("15.1-DEBUG", "15.1", "15")
 
 
 def test_versions_of_the_kernel() -> None:
