@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,20 @@ def test_every_check_that_a_page_names_exists() -> None:
     }
     assert len(named) > 50
     assert [name for name in sorted(named) if not fnmatch.filter(known, name)] == []
+
+
+def test_every_module_has_a_layer_and_a_line() -> None:
+    """import-linter does not miss a package, and the architecture's page does not either."""
+    parts = {
+        f"harness.{path.stem}"
+        for path in (PROJECT / "harness").iterdir()
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+    }
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = {name for row in contracts["contracts"][0]["layers"] for name in row.split(" | ")}
+    assert parts == layers
+    page = (PROJECT / "docs" / "architecture.md").read_text()
+    assert parts == set(re.findall(r"`(harness\.[a-z_]+)`", page)) & parts
 
 
 def headings(page: Path) -> set[str]:
