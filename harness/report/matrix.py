@@ -20,7 +20,7 @@ from harness.errors import (
     EXIT_PATCH,
     EXIT_USAGE,
 )
-from harness.report.data import Report, Status
+from harness.report.data import LEFT_OUT, Report, Status
 
 VENDORS = {"intel": "Intel", "amd": "AMD"}
 """The vendors' names for people."""
@@ -158,11 +158,12 @@ class Row:
         return all(result is None or result[0] == "ok" for result in self.results)
 
     def reasons(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Why it is not ok, each reason with the columns that gave it."""
+        """Why it is not ok, or what it left out, each reason with the columns that gave it."""
         found: dict[str, list[str]] = {}
         for label, result in zip(labels, self.results, strict=True):
-            if result and result[0] != "ok" and result[1]:
-                found.setdefault(result[1], []).append(label)
+            status, why = result or ("ok", "")
+            if why and (status != "ok" or why.startswith(LEFT_OUT)):
+                found.setdefault(why, []).append(label)
         return tuple(f"{', '.join(where)}: {why}" for why, where in found.items())
 
 

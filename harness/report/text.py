@@ -68,10 +68,10 @@ def show_matrix(matrix: Matrix) -> None:
         (
             *(result[0] if result else "-" for result in row.results),
             row.name,
-            ": ".join([row.title, "; ".join(row.reasons(labels))][: 1 if row.held else 2]),
+            ": ".join(filter(None, (row.title, "; ".join(row.reasons(labels))))),
         )
         for row in matrix.rows
-        if every or not row.held
+        if every or not row.held or row.reasons(labels)
     ]
     if rows:
         progress.table((*labels, "check", "what it says"), rows)

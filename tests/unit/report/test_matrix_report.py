@@ -103,6 +103,23 @@ def test_what_runners_left_becomes_one_report_with_a_column_each(tmp_path: Path)
     assert sum(int(suite.get("failures", "0")) for suite in suites) == 2
 
 
+def test_what_a_run_left_out_is_named_with_its_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check held in both; in one of them the emulator cannot do a part of it."""
+    left(tmp_path / "a", check())
+    part = (("left out", "VM_RUN, in which Bochs hangs"),)
+    left(tmp_path / "b", check(figures=part), properties={"processor": "amd"})
+    found = merge(tmp_path, "a", "b")
+    (row,) = found.rows
+    assert row.held
+    said = "15.1 bochs AMD: left out: VM_RUN, in which Bochs hangs"
+    assert row.reasons(found.labels) == (said,)
+    assert said in (tmp_path / "merged" / "report.html").read_text()
+    report.show_matrix(found)
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_job_that_ran_twice_has_two_columns(tmp_path: Path) -> None:
     left(tmp_path / "a", check("failed", message="by chance"))
     left(tmp_path / "b", started_at="2026-01-02T00:00:00+00:00")
