@@ -22,6 +22,7 @@ from harness.release import EXAMPLES
         + backends.listed("bochs", backends.KVM_IN_BOCHS),
         "bundle": "a file that image.bundle wrote, instead of --disk, --src and --sysroot",
         "sha256": "the SHA-256 that the bundle must have",
+        "snapshot": "with --bundle: use the snapshot in it if it fits this machine, and its keys",
     },
 )
 @run_task
@@ -34,6 +35,7 @@ def image_import(
     backend: str = "auto",
     bundle: str = "",
     sha256: str = "",
+    snapshot: bool = False,
 ) -> int:
     """Import a FreeBSD disk and the source and sysroot that belong to it; prepare the disk once."""
     from harness.cli import image_commands
@@ -43,7 +45,9 @@ def image_import(
             raise UsageError(
                 "--bundle contains disk, source and sysroot; leave out the other options"
             )
-        return image_commands.import_bundle(bundle, release, sha256)
+        return image_commands.import_bundle(bundle, release, sha256, snapshot)
+    if snapshot:
+        raise UsageError("--snapshot belongs to --bundle, which may have one")
     return image_commands.import_release(release, disk, src, sysroot, backend)
 
 
@@ -102,14 +106,17 @@ def image_info(_context: Context, release: str = defaults.RELEASE, json: bool = 
     help={
         "release": f"the prepared release (default: {defaults.RELEASE})",
         "out": "the file to write (default: freebsd-RELEASE.bundle.tar)",
+        "snapshot": "put the last used snapshot of Bochs into it, and the private key",
     },
 )
 @run_task
-def image_bundle(_context: Context, release: str = defaults.RELEASE, out: str = "") -> int:
+def image_bundle(
+    _context: Context, release: str = defaults.RELEASE, out: str = "", snapshot: bool = False
+) -> int:
     """Pack a prepared release, its source and sysroot into one file for image.import --bundle."""
     from harness.cli import image_commands
 
-    return image_commands.write_bundle(release, out)
+    return image_commands.write_bundle(release, out, snapshot)
 
 
 @task(name="rm", help={"release": "the release to remove"})

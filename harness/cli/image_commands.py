@@ -29,7 +29,7 @@ def import_release(release: str, disk: str, src: str, sysroot: str, backend: str
     return 0
 
 
-def import_bundle(file: str, release: str, sha256: str) -> int:
+def import_bundle(file: str, release: str, sha256: str, snapshot: bool) -> int:
     """`image.import --bundle`: import a bundle that `image.bundle` made elsewhere."""
     path = Path(file).expanduser()
     if not path.is_file():
@@ -37,26 +37,33 @@ def import_bundle(file: str, release: str, sha256: str) -> int:
     with progress.stage(f"import {path.name}") as step:
         if sha256 and (found := sha256_file(path)) != sha256.lower():
             raise CannotError(f"{path}: its SHA-256 is {found}, not {sha256}; copy it again")
-        record = bundle.take_in(path, release, step.live)
+        record = bundle.take_in(
+            path,
+            release,
+            step.live,
+            snapshot=snapshot,
+            note=lambda line: progress.say(f"note: {line}"),
+        )
         step.note = f"FreeBSD {record.release}: {_short(record)}"
     _say_missing(record)
     return 0
 
 
-def write_bundle(release: str, out: str) -> int:
+def write_bundle(release: str, out: str, snapshot: bool) -> int:
     """`image.bundle`: write a prepared release as one file."""
     release = store.resolve(release)
     path = Path(out or f"freebsd-{release}.bundle.tar").expanduser()
     with progress.stage(f"bundle {release}") as step:
-        made = bundle.write(release, path, step.live)
+        made = bundle.write(release, path, step.live, snapshot=snapshot)
         step.note = f"{', '.join(made.members)}"
+    line = f"./inv image.import --bundle {made.path.name} --sha256 {made.sha256}"
     progress.table(
         ("what", "is"),
         [
             ("file", str(made.path)),
             ("size", human_bytes(made.size_bytes)),
             ("sha256", made.sha256),
-            ("elsewhere", f"./inv image.import --bundle {made.path.name} --sha256 {made.sha256}"),
+            ("elsewhere", line + (" --snapshot" if snapshot else "")),
         ],
     )
     return 0

@@ -47,8 +47,8 @@ KEEP = 4
 """The number of snapshots stored for an image; the least recently used is removed first."""
 
 _NAME = "snapshots"
-_MANIFEST = "snapshot.json"
-_STATE = "state"
+MANIFEST = "snapshot.json"
+STATE = "state"
 _VERIFIED = "verified.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Resuming reads the memory first, which a busy machine does slowly; an emulator that ends is
@@ -79,7 +79,7 @@ class Snapshot:
     @property
     def state(self) -> Path:
         """The folder that `Machine.save` filled."""
-        return self.folder / _STATE
+        return self.folder / STATE
 
     @property
     def size_bytes(self) -> int:
@@ -137,18 +137,22 @@ def home(disk: Path) -> Path:
 def facts(machine: Machine, image_sha256: str) -> dict[str, str]:
     """All facts that a snapshot of `machine` depends on, each with a name for people."""
     spec = machine.spec
-    disk = spec.drive.path.absolute()
-    is_now = disk.stat()
     return {
         "snapshot format": str(VERSION),
         "image": image_sha256,
-        "disk": f"{disk} {is_now.st_size} {is_now.st_mtime_ns}",
+        "disk": disk_fact(spec.drive.path),
         "backend": machine.backend,
         "memory": str(spec.memory_bytes),
         "number of processors": str(spec.cpus),
         "processor": spec.cpu or "",
         **machine.depends_on(),
     }
+
+
+def disk_fact(path: Path) -> str:
+    """What a snapshot depends on besides the contents of its disk."""
+    is_now = path.stat()
+    return f"{path.absolute()} {is_now.st_size} {is_now.st_mtime_ns}"
 
 
 def key(about: dict[str, str]) -> str:
@@ -161,7 +165,7 @@ def find(disk: Path, about: dict[str, str]) -> Snapshot | str:
     folder = home(disk) / key(about)
     if folder.is_dir():
         try:
-            found = _read(folder)
+            found = read(folder)
         except Unusable as error:
             _discard(folder)
             return error.message
@@ -178,9 +182,9 @@ def find(disk: Path, about: dict[str, str]) -> Snapshot | str:
 def kept(disk: Path) -> list[Snapshot]:
     """Every readable snapshot of a disk, the most recently used first."""
     found = []
-    for path in home(disk).glob(f"*/{_MANIFEST}"):
+    for path in home(disk).glob(f"*/{MANIFEST}"):
         with contextlib.suppress(Unusable):
-            found.append((path.stat().st_mtime_ns, _read(path.parent)))
+            found.append((path.stat().st_mtime_ns, read(path.parent)))
     return [snapshot for _, snapshot in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
@@ -224,17 +228,17 @@ def save(machine: Machine, about: dict[str, str], deadline: Deadline) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         require_room(folder, machine.spec.memory_bytes, "a snapshot")
         with atomic_dir(folder / key(about)) as place:
-            (place / _STATE).mkdir(mode=0o700)
-            machine.save(place / _STATE, deadline)
+            (place / STATE).mkdir(mode=0o700)
+            machine.save(place / STATE, deadline)
             manifest = {
                 "facts": about,
                 "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "files": {
-                    str(path.relative_to(place / _STATE)): checksum_sparse(path)
-                    for path in _files(place / _STATE)
+                    str(path.relative_to(place / STATE)): checksum_sparse(path)
+                    for path in _files(place / STATE)
                 },
             }
-            (place / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            (place / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for old in kept(disk)[KEEP:]:
             _discard(old.folder)
 
@@ -243,12 +247,13 @@ def _lock(disk: Path) -> Path:
     return home(disk) / "lock"
 
 
-def _read(folder: Path) -> Snapshot:
+def read(folder: Path) -> Snapshot:
+    """The snapshot in a folder; Unusable if its manifest cannot be used."""
     try:
-        data = checked.table((folder / _MANIFEST).read_bytes())
+        data = checked.table((folder / MANIFEST).read_bytes())
         return checked.convert(Snapshot, {**data, "folder": folder})
     except (OSError, ValueError) as error:
-        raise Unusable(f"{folder / _MANIFEST}: cannot be used ({error})") from error
+        raise Unusable(f"{folder / MANIFEST}: cannot be used ({error})") from error
 
 
 def _size_bytes(folder: Path) -> int:
@@ -369,7 +374,7 @@ def _resume(make: Make, spec: Spec, access: Access, snapshot: Snapshot, attend: 
         verified.result()
     # The time of its last use.
     with contextlib.suppress(OSError):
-        os.utime(snapshot.folder / _MANIFEST)
+        os.utime(snapshot.folder / MANIFEST)
     return guest
 
 

@@ -1,6 +1,6 @@
 """One file that brings a prepared release to machines without a network.
 
-A bundle is a tar of at most six members, in this order; the first lists the others with size and
+A bundle is a tar of at most eight members, in this order; the first lists the others with size and
 SHA-256:
 
     bundle.json      the record of the image, the digests, the pins of what was fetched
@@ -8,9 +8,11 @@ SHA-256:
     console-password the serial line's, for root
     src.txz          the source tree       (or the fetched file of that name)
     base.txz         headers and libraries (the same)
+    id_ed25519       with a snapshot only: the image's private key
+    snapshot.txz     a snapshot, if it was asked for (bundle_snapshot.py)
 
-The private key of the image is not in it.  Every import makes new keys and writes them to its copy
-of the disk (rekey.py).
+The private key of the image is not in it, unless there is a snapshot.  Every import makes new keys
+and writes them to its copy of the disk (rekey.py), unless it uses the snapshot.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import contextlib
 import hashlib
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,14 +36,17 @@ from harness import sysroot as sysroots
 from harness.errors import CannotError, UsageError
 from harness.files import atomic_path, human_bytes, require_room, sha256_file, write_atomic
 from harness.guest.keys import make_key
+from harness.guest.snapshot import Snapshot
+from harness.image import bundle_snapshot, fetch, rekey, store, trees
 from harness.image import disk as disks
-from harness.image import fetch, rekey, store, trees
 from harness.image.bundle_index import (
     DISK,
     FORMAT,
     INDEX,
+    KEY,
     PASSWORD,
     SOURCE,
+    STATE,
     SYSROOT,
     Index,
     Record,
@@ -66,10 +72,13 @@ class Bundle:
     members: tuple[str, ...]
 
 
-def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
+def write(
+    release: str, out: Path, live: Live = lambda _line: None, *, snapshot: bool = False
+) -> Bundle:
     """Pack a prepared release into `out`, completely or not at all.
 
-    Raises CannotError if the release is not prepared, or its disk differs from the record.
+    With `snapshot` the last used snapshot goes into it, and the private key.  Raises CannotError if
+    the release is not prepared, if its disk differs from the record, or if there is no snapshot.
     """
     with store.lock(release):
         record = store.find(release)
@@ -78,7 +87,11 @@ def write(release: str, out: Path, live: Live = lambda _line: None) -> Bundle:
                 f"{record.disk}: it was changed since it was prepared; run ./inv image.verify"
             )
         with tempfile.TemporaryDirectory(prefix=".bundle.", dir=store.folder(release)) as scratch:
+            kept = bundle_snapshot.choose(record) if snapshot else None
             parts = _parts(record, Path(scratch), live)
+            if kept is not None:
+                live("packing the snapshot")
+                parts += _snapshot_parts(record, kept, Path(scratch))
             plain = store.to_data(record)
             index = {
                 "format": FORMAT,
@@ -125,6 +138,16 @@ def _parts(record: ImageRecord, scratch: Path, live: Live) -> list[Path]:
             tar.add(tree, inside, filter=_own if name == SYSROOT else _source)
         parts.append(scratch / name)
     return parts
+
+
+def _snapshot_parts(record: ImageRecord, kept: Snapshot, scratch: Path) -> list[Path]:
+    key = Path(shutil.copyfile(record.access.private_key, scratch / KEY))
+    with (
+        _packed(scratch / STATE) as out,
+        tarfile.open(fileobj=out, mode="w|") as tar,
+    ):
+        bundle_snapshot.pack(kept, tar)
+    return [key, scratch / STATE]
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -175,12 +198,20 @@ def _packed(target: Path) -> Iterator[IO[bytes]]:
             raise CannotError(f"{target}: xz ended with {process.returncode}; is the disk full?")
 
 
-def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> ImageRecord:
+def take_in(
+    path: Path,
+    release: str = "",
+    live: Live = lambda _line: None,
+    *,
+    snapshot: bool = False,
+    note: Callable[[str], None] = lambda _line: None,
+) -> ImageRecord:
     """Import a bundle's release into the cache, with new keys.
 
-    If `release` is given, the bundle must be of that release.  Raises UsageError if the file is not
-    a bundle, or of another release; CannotError if it is damaged or made by another version of the
-    workbench.  Then nothing of it stays.
+    With `snapshot` the snapshot in it is used if it fits this machine, together with the bundle's
+    keys; `note` gets a line about it.  If `release` is given, the bundle must be of that release.
+    Raises UsageError if the file is not a bundle, or of another release; CannotError if it is
+    damaged or made by another version of the workbench.  Then nothing of it stays.
     """
     try:
         with path.open("rb") as stream:
@@ -195,7 +226,15 @@ def take_in(path: Path, release: str = "", live: Live = lambda _line: None) -> I
             home.mkdir(parents=True, exist_ok=True)
             with store.lock(about), _scratch(home) as scratch:
                 _extract(path, parts, index, scratch, live)
-                return _enter(path, index, scratch, live)
+                _disk(path, index.record, scratch, live)
+                taken = _snapshot(index, scratch, live, note) if snapshot else None
+                record = _enter(path, index, scratch, live, taken)
+                if taken is not None:
+                    bundle_snapshot.place(taken, record)
+                    note("its snapshot will be resumed, with the keys of the bundle")
+                elif STATE in index.members and not snapshot:
+                    note("it has a snapshot, which was not imported; --snapshot imports it, too")
+                return record
     except DAMAGED as error:
         raise CannotError(
             f"{path}: it is not a bundle, or it is damaged or truncated ({error})"
@@ -242,7 +281,44 @@ def _extract(path: Path, parts: Iterator[Member], index: Index, scratch: Path, l
         )
 
 
-def _enter(path: Path, index: Index, scratch: Path, live: Live) -> ImageRecord:
+def _disk(path: Path, record: Record, scratch: Path, live: Live) -> None:
+    """Unpack the disk, and compare its digest."""
+    disk = scratch / "disk.raw"
+    require_room(scratch.parent, record.disk_bytes, f"unpacking {path.name}")
+    disks.decompress(scratch / DISK, disk, live, record.disk_bytes)
+    live("taking the disk's digest")
+    if sha256_file(disk) != record.disk_sha256:
+        raise CannotError(f"{path}: the disk in it is not the one that was prepared")
+
+
+def _snapshot(
+    index: Index, scratch: Path, live: Live, note: Callable[[str], None]
+) -> bundle_snapshot.Taken | None:
+    """The snapshot in the bundle, with the keys that belong to it; None if it does not fit."""
+    if STATE not in index.members:
+        note("there is no snapshot in it")
+        return None
+    disk = scratch / "disk.raw"
+    taken = bundle_snapshot.take(scratch, disk, index.record.disk_sha256, live)
+    if isinstance(taken, str):
+        note(f"its snapshot is not used: {taken}")
+        return None
+    key = scratch / KEY
+    key.chmod(0o600)
+    if rekey.public_key(key) != index.public_key:
+        raise CannotError(f"{KEY}: it is not the key of this image")
+    # The emulator compares the time with the one in the snapshot.
+    os.utime(disk, ns=(taken.disk_mtime_ns, taken.disk_mtime_ns))
+    return taken
+
+
+def _enter(
+    path: Path,
+    index: Index,
+    scratch: Path,
+    live: Live,
+    taken: bundle_snapshot.Taken | None,
+) -> ImageRecord:
     """Turn the unpacked files into the release in the cache.
 
     Every step that can fail happens in `scratch`, before an existing release is replaced.
@@ -250,20 +326,19 @@ def _enter(path: Path, index: Index, scratch: Path, live: Live) -> ImageRecord:
     record = index.record
     release, home = record.release, scratch.parent
     disk = scratch / "disk.raw"
-    require_room(home, record.disk_bytes, f"unpacking {path.name}")
-    disks.decompress(scratch / DISK, disk, live, record.disk_bytes)
-    live("taking the disk's digest")
-    if sha256_file(disk) != record.disk_sha256:
-        raise CannotError(f"{path}: the disk in it is not the one that was prepared")
     source = sysroot = None
     if SOURCE in index.members:
         source = trees.source(scratch / SOURCE, release, scratch / "source", live)
     if SYSROOT in index.members:
         sysroot = trees.sysroot(scratch / SYSROOT, release, scratch / "sysroot", live)
-    live("making new keys")
-    key = scratch / "id_ed25519"
-    public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]
-    host_key = rekey.rekey(disk, index.public_key, public, record.host_key)
+    key = scratch / KEY
+    host_key, changes = record.host_key, record.changes
+    if taken is None:
+        live("making new keys")
+        key.unlink(missing_ok=True)
+        public = make_key(key, "vmm-workbench").rsplit(" ", 1)[0]
+        host_key = rekey.rekey(disk, index.public_key, public, record.host_key)
+        changes = (*changes, _CHANGE.format(path.name, record.prepared_at))
     imported = Imported(
         release=release,
         disk=disk,
@@ -286,7 +361,7 @@ def _enter(path: Path, index: Index, scratch: Path, live: Live) -> ImageRecord:
             host_key=host_key,
             osversion=record.osversion,
             uname=record.uname,
-            changes=(*record.changes, _CHANGE.format(path.name, record.prepared_at)),
+            changes=changes,
             kernel=record.kernel,
         )
 

@@ -30,7 +30,8 @@ from harness.image.packed import Member
 FORMAT = 1
 INDEX = "bundle.json"
 DISK, PASSWORD, SOURCE, SYSROOT = "disk.raw.xz", "console-password", "src.txz", "base.txz"
-MEMBERS = (DISK, PASSWORD, SOURCE, SYSROOT)
+KEY, STATE = "id_ed25519", "snapshot.txz"
+MEMBERS = (DISK, PASSWORD, SOURCE, SYSROOT, KEY, STATE)
 _MOST_INDEX_BYTES = 1 << 20
 
 
@@ -104,7 +105,9 @@ def read_index(path: Path, parts: Iterator[Member]) -> Index:
             f"{path}: {INDEX} cannot be used (its format is {index.format}, "
             f"but only {FORMAT} is supported)"
         )
-    if not {DISK} <= set(index.members) <= set(MEMBERS):
+    # A snapshot works only with the key of the machine that saved it.
+    keys = {name in index.members for name in (KEY, STATE)}
+    if not {DISK} <= set(index.members) <= set(MEMBERS) or len(keys) > 1:
         raise CannotError(
             f"{path}: {INDEX} cannot be used (it lacks a member, or has an extra one)"
         )

@@ -172,6 +172,13 @@ class Machine(ABC):
         """
         return {}
 
+    def require_own_state(self, folder: Path) -> None:
+        """Raise CannotError unless a state that was saved elsewhere may be resumed here.
+
+        It must not say anything about this computer's files.
+        """
+        raise CannotError(f"a state of {self.backend} is only resumed where it was saved")
+
     @abstractmethod
     def _quit(self, deadline: Deadline) -> None:
         """Ask the emulator to end, if it can be asked."""

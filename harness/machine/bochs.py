@@ -355,6 +355,9 @@ class BochsMachine(Machine):
             "way of saving": bochs_state.way(),
         }
 
+    def require_own_state(self, folder: Path) -> None:
+        bochs_state.require_own(folder, self._settings())
+
     def open_debugger(self, deadline: Deadline) -> Path:
         raise CannotError(
             "Debian's Bochs is built with a debugger of its own and without the stub for gdb; "

@@ -90,6 +90,19 @@ def complete(folder: Path, settings: str) -> None:
     (folder / _MEMORY).write_bytes(b"")
 
 
+def require_own(folder: Path, settings: str) -> None:
+    """Raise CannotError unless a saved state has exactly these settings.
+
+    A resumed Bochs takes its settings from the state, and they name the files that it writes to.
+    """
+    try:
+        same = (folder / _CONFIG).read_text() == settings and (folder / _IMAGE).is_file()
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        raise CannotError(f"{folder / _CONFIG}: these are not the settings of this machine")
+
+
 def present(run_dir: Path, folder: Path) -> None:
     """Link the state in `folder` into `run_dir` for a Bochs that starts there; it only reads it."""
     if not (folder / _IMAGE).exists():
