@@ -90,6 +90,7 @@ def fuzz(
         "good": "how many patches are known to be good (default: 0, the stock source)",
         "bad": "how many patches are known to be bad (default: all)",
         "k": "use only the checks that match this, as pytest's -k does (default: all)",
+        "guests": "in how many guests at once (default: as many as fit into memory)",
         "series": "the series to search (a folder, a patch, - for stdin; may be repeated)",
         "topic": "a folder of patches/, whose checks and (without --series) series to use",
         **RELEASE_HELP,
@@ -108,6 +109,7 @@ def bisect(
     good: int = 0,
     bad: int = 0,
     k: str = "",
+    guests: int = 0,
     release: str = defaults.RELEASE,
     backend: str = "auto",
     cpu_vendor: str = "",
@@ -116,7 +118,7 @@ def bisect(
     sandbox: bool = True,
     json: bool = False,
 ) -> int:
-    """Find the first patch of a series that breaks a check, in one guest; exit 1 if any does."""
+    """Find the first patch of a series that breaks a check; exit 1 if any does."""
     from harness import debian
     from harness.build import sandbox as fence
     from harness.run import bisect as bisection
@@ -136,6 +138,7 @@ def bisect(
         full=full,
         only=k,
         cpu_vendor=cpu_vendor,
+        guests=guests,
     )
     found = bisection.bisect(options, good, bad or None)
     if json:

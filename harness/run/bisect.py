@@ -1,7 +1,7 @@
 """`inv bisect`: finds the first patch of a series that makes a check fail.
 
-One guest serves the whole search: for each step the series is built up to a patch, and that module
-is loaded in place of the one before.
+The same guests serve the whole search: for each step the series is built up to a patch, and that
+module is loaded in place of the one before.  All guests share the checks of a step.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.report import Check
+from harness.run import shards
 from harness.run.options import Options, load_series
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
@@ -133,9 +134,14 @@ def bisect(options: Options, good: int = 0, bad: int | None = None, tests: Path 
         )
     # Each step loads a module of its own.
     options = dataclasses.replace(options, module=False, side_by_side=False, go_on=False)
-    with Session(options, new_run_dir("bisect")) as session:
-        bench = session.up_without_module()
-        hunt = _Hunt(bench, series, tests)
+    with Session(options, new_run_dir("bisect")) as session, contextlib.ExitStack() as stack:
+        imaged = session.to_image()
+        pool: shards.Pool | None = None
+        if (count := shards.wanted(session.backend, options.guests)) > 1:
+            pool = stack.enter_context(shards.Pool(session, tests, count))
+            pool.start_early(imaged)
+        bench = Workbench(session, session.boot(imaged))
+        hunt = _Hunt(bench, series, tests, pool)
         hunt.begin(good)
         if hunt.try_at(last) == "good":
             return Found(series, tuple(hunt.steps), (), bench.run_dir)
@@ -157,10 +163,13 @@ def _up_to(series: Series, number: int) -> Series | None:
 class _Hunt:
     """Tries steps in the running guest."""
 
-    def __init__(self, bench: Workbench, series: Series, tests: Path) -> None:
+    def __init__(
+        self, bench: Workbench, series: Series, tests: Path, pool: shards.Pool | None = None
+    ) -> None:
         self.bench = bench
         self.series = series
         self.tests = tests
+        self.pool = pool
         self.steps: list[Step] = []
         self.baseline: set[str] = set()
 
@@ -192,10 +201,17 @@ class _Hunt:
         return Built(imaged, series, made)
 
     def _checks(self, number: int, built: Built) -> list[Check]:
-        """Load a module and run the checks on it."""
+        """Load a module and run the checks on it, in all guests."""
         checks: list[Check] = []
         self.bench.load(built, built.build, f"load at {number}")
-        run_checks(self.bench, self.tests, checks, what=f"checks at {number}")
+        what = f"checks at {number}"
+        if self.pool is None:
+            run_checks(self.bench, self.tests, checks, what=what)
+            return checks
+        phase = shards.Phase(built, stock=False, backend=self.bench.backend)
+        rounds = shards.Rounds(self.pool, self.bench, [phase])
+        rounds.start()
+        run_checks(self.bench, self.tests, checks, what=what, shared=(rounds, phase))
         return checks
 
     def try_at(self, number: int) -> Verdict:

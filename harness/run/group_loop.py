@@ -67,5 +67,9 @@ def key(item: pytest.Item) -> str:
 
 
 def planned(items: list[pytest.Item]) -> list[tuple[str, str]]:
-    """The checks of a run: the key of each one's group, and its node id."""
-    return [(key(item), item.nodeid) for item in items]
+    """The checks of a run: the key of each one's group, and its node id.
+
+    Those that take minutes come first, because groups whose times are not known keep this order.
+    """
+    found = sorted(items, key=lambda item: item.get_closest_marker("minutes") is None)
+    return [(key(item), item.nodeid) for item in found]

@@ -78,10 +78,6 @@ class Session:
         booted = self.boot(imaged)
         return Workbench(self, booted, self.load(booted, built, first))
 
-    def up_without_module(self) -> Workbench:
-        """A guest in which nothing is loaded yet."""
-        return Workbench(self, self.boot(self.to_image()))
-
     def to_image(self) -> Imaged:
         """Do the stages before anything is built or booted."""
         return self.find_image(self.prove(self.choose()))

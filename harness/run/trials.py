@@ -232,7 +232,13 @@ def _run(recorder: _Recorder, *, every: bool) -> None:
         plugins.append(
             group_loop.DistributedLoop(recorder.shared, lambda _name: None, recorder.is_usable)
         )
-    with log.open("w") as stream, contextlib.redirect_stdout(stream), our_pytest():
+    # pytest captures standard error while a check runs, and other guests' results come meanwhile.
+    with (
+        progress.past_capture(),
+        log.open("w") as stream,
+        contextlib.redirect_stdout(stream),
+        our_pytest(),
+    ):
         code = pytest.main(arguments, plugins=plugins)
     if recorder.interrupted:
         raise KeyboardInterrupt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ from harness.build import builder
 from harness.errors import GuestPanic, PatchError, UsageError
 from harness.report import Check
 from harness.report.data import StageResult
-from harness.run import bisect
+from harness.run import bisect, shards
 from harness.run.options import Options
 from harness.run.stages import Built
 from harness.series.load import Patch, Series
@@ -61,8 +61,13 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hunt:
                 )
                 self.booted = SimpleNamespace(imaged=imaged)
 
-            def up_without_module(self) -> Bench:
-                return self
+                self.backend = "fake"
+
+            def to_image(self) -> Any:
+                return self.booted.imaged
+
+            def boot(self, _imaged: object) -> SimpleNamespace:
+                return self.booted
 
             def load(self, _built: Built, build: int, _stage: str) -> None:
                 self.at = build
@@ -98,15 +103,54 @@ def hunt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hunt:
         ]
         series = Series("mine", "15.1", Path(), tuple(patch))
         monkeypatch.setattr(bisect, "Session", Bench)
+        monkeypatch.setattr(bisect, "Workbench", lambda session, _booted: session)
         monkeypatch.setattr(bisect, "load_series", lambda _options: series)
         monkeypatch.setattr(bisect, "new_run_dir", lambda _what: tmp_path)
         monkeypatch.setattr(builder, "build", build)
         monkeypatch.setattr(bisect, "run_checks", checks)
-        found = bisect.bisect(Options(), **how)
+        found = bisect.bisect(Options(guests=1), **how)
         assert [step.applied for step in found.steps if step.why == "panic"] == restarted
         return found
 
     return go
+
+
+def test_all_guests_share_the_checks_of_a_step(hunt: Hunt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The further guests stay for the whole search, and each step is a round of checks."""
+    pools: list[Any] = []
+    rounds: list[Any] = []
+
+    class Pool:
+        workers: ClassVar[dict[int, Any]] = {}
+
+        def __init__(self, _session: Any, _tests: Path, count: int) -> None:
+            self.count = count
+            pools.append(self)
+
+        def start_early(self, imaged: Any) -> None:
+            self.imaged = imaged
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_exc: object) -> None:
+            self.ended = True
+
+    monkeypatch.setattr(shards, "Pool", Pool)
+    monkeypatch.setattr(shards, "wanted", lambda _backend, _asked: 3)
+    real = shards.Rounds
+
+    def noted(pool: Any, bench: Any, phases: Any) -> shards.Rounds:
+        rounds.extend(phases)
+        return real(pool, bench, phases)
+
+    monkeypatch.setattr(shards, "Rounds", noted)
+    found = hunt({3: BAD, 4: BAD, 5: BAD})
+    assert found.suspects == (3,)
+    assert [(pool.count, pool.ended) for pool in pools] == [(3, True)]
+    built = [phase.order.built.build for phase in rounds]
+    assert built == [0, 5, 2, 3]
+    assert not any(phase.order.stock for phase in rounds)
 
 
 BAD: Outcome = {"a": "passed", "b": "failed"}
