@@ -13,6 +13,10 @@
 
 #include <machine/vmm.h>
 #include <machine/vmm_dev.h>
+/* FreeBSD 14's header of ioctls does not include this one. */
+#if __has_include(<machine/vmm_snapshot.h>)
+#include <machine/vmm_snapshot.h>
+#endif
 /* 15 moved the machine-independent parts here. */
 #if __has_include(<dev/vmm/vmm_dev.h>)
 #include <dev/vmm/vmm_dev.h>
