@@ -13,6 +13,8 @@ from harness.machine.models import BOCHS_RUNS
 from harness.release import major_of
 
 HOME = "/var/tmp/vmm-workbench"  # noqa: S108  (in the guest, which is ours alone)
+CONTROL = "/dev/vmmctl"
+"""The device through which VMs are made since FreeBSD 15."""
 _MAX_VCPUS = 4
 # Bochs (2.7 and 3.0) loses interrupts that the processor should deliver to a guest by itself, and
 # in 2.7 VM entries fail then.  With this setting vmm.ko delivers them.
@@ -26,8 +28,8 @@ _HARDWARE = re.compile(r"^(?:vmx_modinit|vmx_init|svm_init|amdvi|SVM|VMX|ept_ini
 class LoadedModule:
     """A loaded module: its path in the guest, and the proof that it is ours.
 
-    `virtualizes` says whether /dev/vmmctl exists, which is needed to make VMs; if it does not,
-    `refusal` is the module's own reason.
+    `virtualizes` says whether VMs can be made: whether /dev/vmmctl exists, on a release that has
+    it.  If not, `refusal` is the module's own reason.
     """
 
     path: str
@@ -82,11 +84,21 @@ def load(guest: Guest, build: Build) -> LoadedModule:
     loaded = [kld for kld in guest.klds() if kld.name == "vmm.ko"]
     if [kld.path for kld in loaded] != [remote]:
         raise GuestError(f"loaded {remote}, but the kernel runs {loaded}")
-    there = guest.exists("/dev/vmmctl")
-    reason = hardware or "/dev/vmmctl is missing"
+    there = not has_control_device(build) or guest.exists(CONTROL)
+    reason = hardware or f"{CONTROL} is missing"
     return LoadedModule(
         remote, build.build_id, digest, virtualizes=there, refusal="" if there else reason
     )
+
+
+def has_control_device(build: Build) -> bool:
+    """Whether this release's vmm makes VMs through /dev/vmmctl.
+
+    FreeBSD 14 makes them through a sysctl, and loads the module only if the processor virtualizes.
+    """
+    headers = (build.include / folder / "vmm_dev.h" for folder in ("machine", "dev/vmm"))
+    texts = (it.read_text(errors="replace") for it in headers if it.is_file())
+    return any("VMMCTL_VM_CREATE" in text for text in texts)
 
 
 def invariants_differ(guest: Guest, build: Build) -> str:

@@ -38,8 +38,15 @@ class Loading:
         module = tmp_path / "vmm.ko"
         module.write_bytes(b"the module")
         self.loaded = False
+        self.header = tmp_path / "include/dev/vmm/vmm_dev.h"
+        self.header.parent.mkdir(parents=True)
+        self.header.write_text("#define VMMCTL_VM_CREATE 1\n")
         self.build: Any = SimpleNamespace(
-            module=module, key=BUILD_ID, build_id=BUILD_ID, osversion=1501000
+            module=module,
+            key=BUILD_ID,
+            build_id=BUILD_ID,
+            osversion=1501000,
+            include=tmp_path / "include",
         )
         digest = hashlib.sha256(b"the module").hexdigest()
         self.guest = FakeGuest(
@@ -158,6 +165,22 @@ def test_a_load_that_succeeds_proves_no_virtualization(loading: Loading) -> None
     loaded = loading.run()
     assert not loaded.virtualizes
     assert loaded.refusal.startswith("vmx_modinit: ")
+
+
+def test_a_release_without_the_control_device_makes_vms_without_it(loading: Loading) -> None:
+    """14 has no /dev/vmmctl; there the load itself fails on a processor that does not virtualize.
+
+    Its header of ioctls is in another folder, and says nothing of such a device.
+    """
+    loading.guest.answers["test -e /dev/vmmctl"] = (1, "", "")
+    loading.header.unlink()
+    older = loading.build.include / "machine/vmm_dev.h"
+    older.parent.mkdir()
+    older.write_text("#define VM_RUN 1\n")
+    assert loading.run().virtualizes
+    older.write_text("#define VMMCTL_VM_CREATE 1\n")
+    loading.loaded = False
+    assert loading.run().refusal == "/dev/vmmctl is missing"
 
 
 @pytest.mark.parametrize("paths", [("/boot/kernel/vmm.ko",), (), (REMOTE, "/boot/kernel/vmm.ko")])

@@ -199,8 +199,11 @@ main(int argc, char **argv)
 	make_buffers();
 	if (!dry) {
 		find_oids();
+		/* FreeBSD 14 has no such device, and no calls of it. */
+#ifdef VMMCTL_VM_CREATE
 		if ((control = open("/dev/vmmctl", O_RDWR)) < 0)
 			err(EX_UNAVAILABLE, "/dev/vmmctl");
+#endif
 	}
 	/*
 	 * The bound is the number of requested calls, not of calls that were

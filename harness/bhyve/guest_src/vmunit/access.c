@@ -52,6 +52,7 @@ enter_jail(bool vmm)
 		_exit(200);
 }
 
+#ifdef VMMCTL_VM_CREATE
 static int
 try_control(void)
 {
@@ -59,6 +60,7 @@ try_control(void)
 
 	return (fd < 0 ? errno : 0);
 }
+#endif
 
 static int
 try_create(void)
@@ -164,7 +166,9 @@ struct act {
 
 /* Destroying is last, because it works for root. */
 static const struct act acts[] = {
+#ifdef VMMCTL_VM_CREATE
 	{ "opening /dev/vmmctl", try_control, { 0, EACCES, EPERM, 0 } },
+#endif
 	{ "creating a VM", try_create, { 0, EPERM, EPERM, 0 } },
 	{ "using a PCI device", try_pass_through, { UNTRIED, EPERM, EPERM,
 	    EPERM } },

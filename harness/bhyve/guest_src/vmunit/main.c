@@ -15,6 +15,7 @@
  */
 
 #include <sys/mman.h>
+#include <sys/module.h>
 #include <sys/param.h>
 #include <sys/sysctl.h>
 #include <sys/wait.h>
@@ -313,9 +314,15 @@ main(int argc, char **argv)
 		}
 	}
 	argv += optind;
+	/* FreeBSD 14 has no such device: there vmm is not loaded if it fails. */
+#ifdef VMMCTL_VM_CREATE
 	if (access("/dev/vmmctl", F_OK) != 0)
 		errx(EX_UNAVAILABLE,
 		    "/dev/vmmctl is missing: vmm is not loaded");
+#else
+	if (modfind("vmm") < 0)
+		errx(EX_UNAVAILABLE, "vmm is not loaded");
+#endif
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 	    MAP_ANON | MAP_SHARED, -1, 0);
 	if (shared == MAP_FAILED)
