@@ -15,8 +15,8 @@
  */
 
 #include <sys/mman.h>
-#include <sys/module.h>
 #include <sys/param.h>
+#include <sys/module.h>
 #include <sys/sysctl.h>
 #include <sys/wait.h>
 
