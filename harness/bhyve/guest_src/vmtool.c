@@ -13,6 +13,7 @@
 #include <sys/domainset.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/user.h>
 
 #include <machine/vmm.h>
 #include <machine/vmm_dev.h>
@@ -23,6 +24,7 @@
 
 #include <err.h>
 #include <errno.h>
+#include <libutil.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,6 +204,24 @@ linger(const char *name, size_t bytes)
 	(void)printf("%d\n", (int)pid);
 }
 
+#ifdef VM_MAXMEMDOM
+/* The bytes that this process has mapped, with what is only reserved. */
+static size_t
+mapped(void)
+{
+	struct kinfo_vmentry *found;
+	size_t bytes = 0;
+	int count;
+
+	if ((found = kinfo_getvmmap(getpid(), &count)) == NULL)
+		err(EX_OSERR, "kinfo_getvmmap");
+	for (int i = 0; i < count; i++)
+		bytes += found[i].kve_end - found[i].kve_start;
+	free(found);
+	return (bytes);
+}
+#endif
+
 /* The VM stays, so that the check sees its memory after a failure. */
 static void
 domains(const char *name, size_t count, size_t bytes)
@@ -209,6 +229,8 @@ domains(const char *name, size_t count, size_t bytes)
 #ifdef VM_MAXMEMDOM
 	struct vm_mem_domain doms[VM_MAXMEMDOM];
 	struct vmctx *vm;
+	size_t before;
+	int error;
 
 	if (count > VM_MAXMEMDOM)
 		usage();
@@ -220,8 +242,16 @@ domains(const char *name, size_t count, size_t bytes)
 		doms[i].size = bytes;
 		doms[i].ds_policy = DOMAINSET_POLICY_INVALID;
 	}
-	if (vm_setup_memory_domains(vm, VM_MMAP_ALL, doms, count) != 0)
+	before = mapped();
+	if (vm_setup_memory_domains(vm, VM_MMAP_ALL, doms, count) != 0) {
+		error = errno;
+		/* malloc(3) may have mapped some, but not that much. */
+		if (mapped() > before + bytes / 2)
+			errx(EX_SOFTWARE, "%s: refused, but %zu bytes stay "
+			    "mapped", name, mapped() - before);
+		errno = error;
 		err(EX_OSERR, "%s: vm_setup_memory_domains", name);
+	}
 	vm_close(vm);
 #else
 	errx(EX_UNAVAILABLE, "%s: no %zu domains of %zu in this release", name,

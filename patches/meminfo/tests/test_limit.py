@@ -175,7 +175,7 @@ def test_memory_of_a_vm_that_is_gone_is_no_room(
 def test_a_refused_domain_leaves_none_behind(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
-    """if the last of three NUMA domains is refused, the VM has no memory and may try again"""
+    """if the last of three NUMA domains is refused, nothing stays mapped; the VM may try again"""
     before = vmm.memory
     limit(64 * MIB)
     vm("numa")
