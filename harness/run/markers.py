@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from harness import release as releases
 from harness.image import store
+from harness.report.data import N_A
 from harness.run.workbench import Workbench
 
 MARKERS = {
@@ -41,5 +42,5 @@ def unmet(marks: Mapping[str, tuple[object, ...]], bench: Workbench) -> str:
             )
         release = releases.parse(bench.options.release)
         if not release.has(oldest):
-            return f"needs FreeBSD {oldest} or newer; this guest runs {release}"
+            return f"{N_A}needs FreeBSD {oldest} or newer; this guest runs {release}"
     return ""

@@ -172,6 +172,7 @@ def test_memory_of_a_vm_that_is_gone_is_no_room(
 
 @pytest.mark.vtx
 @pytest.mark.tools
+@pytest.mark.freebsd("15.0")  # before, a VM's memory has no NUMA domains
 def test_a_refused_domain_leaves_none_behind(
     vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
 ) -> None:
