@@ -31,7 +31,7 @@ from harness.series import given as given_series
         "series": "test this series (a folder, a patch, - for stdin; may be repeated)",
         "topic": "a folder of patches/, whose series and checks to use (default: "
         "meminfo); if it has no patches, only its checks run, on the stock module or on --series",
-        "side-by-side": "run the checks on the stock module first (--series does so by itself)",
+        "side-by-side": "run the checks on the stock module too (--series does so by itself)",
         "alone": "with --series: leave the stock module out",
         "go-on": "when the guest breaks, start it again for the remaining checks",
         "only": "run only the checks that match this, as pytest's -k does",
