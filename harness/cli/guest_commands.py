@@ -204,7 +204,7 @@ def logs(name: str, which: str, lines: int, follow: bool) -> int:
 def _last_run(name: str) -> Path:
     runs = sorted(runs_dir().glob(f"*-up-{name}")) + sorted(runs_dir().glob(f"*-up-{name}-[0-9]*"))
     if not runs:
-        raise UsageError(f"there was no guest {name}; ./inv status lists the guests")
+        raise UsageError(f"there was no guest named {name}; ./inv status lists the guests")
     return max(runs, key=lambda path: path.stat().st_mtime)
 
 

@@ -6,6 +6,7 @@ an unknown task exits 2 here, where Invoke's own program would exit 1.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import itertools
@@ -15,7 +16,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from invoke.exceptions import Exit, ParseError
@@ -28,6 +29,7 @@ from harness.errors import (
     EXIT_READER_GONE,
     EXIT_USAGE,
     CannotError,
+    UsageError,
     WorkbenchError,
 )
 from harness.files import PROJECT
@@ -157,6 +159,12 @@ def end_on_signals() -> None:
     interrupts.never_lost()
 
 
+def _near(word: str, names: Sequence[str]) -> str:
+    """A question about the names that resemble a mistyped word; empty if there are none."""
+    found = difflib.get_close_matches(word, names, 3, 0.7)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
 class WorkbenchProgram(Program):
     """Invoke's program, except that calling it wrongly exits 2 and Ctrl-C 130."""
 
@@ -175,6 +183,46 @@ class WorkbenchProgram(Program):
         if self.args.verbose.value or log.verbose_asked():
             log.live()
         super().execute()
+
+    def parse_core_args(self) -> None:
+        """Parse Invoke's own options; a wrong one is one line and exit code 2."""
+        self._parsed(super().parse_core_args)
+
+    def parse_tasks(self) -> None:
+        """Parse the tasks and their options, in the same way."""
+        self._parsed(super().parse_tasks)
+
+    def parse_cleanup(self) -> None:
+        """Handle --help, --list and completion, in the same way."""
+        self._parsed(super().parse_cleanup)
+
+    def _parsed(self, parse: Callable[[], None]) -> None:
+        try:
+            parse()
+        except ParseError as error:
+            fail(UsageError(self._misuse(error)))
+
+    def _misuse(self, error: ParseError) -> str:
+        """The message for a wrong command line, in our words instead of Invoke's."""
+        where = (error.context.name if error.context else None) or ""
+        see = f"`inv --help {where}` shows its options" if where else "`inv --list` shows the tasks"
+        task = f"inv {where}".strip()
+        text = str(error).rstrip("!.")
+        unknown = re.fullmatch(r"No idea what '(.*)' is", text)
+        if not unknown:
+            text = re.sub(
+                r"Flag <Argument: ([\w-]+).*> needed value.*", r"--\1 needs a value", text
+            )
+            text = re.sub(r".* required positional arguments: (.*)", r"a word is missing: \1", text)
+            return f"{task}: {text}; {see}"
+        word = unknown[1]
+        if word.startswith("-"):
+            flags = list(error.context.flags) if error.context else []
+            return f"{task}: there is no option {word}{_near(word, flags)}; {see}"
+        names = [str(name) for name in self.collection.task_names]
+        if where and word not in names:
+            see += ", `inv --list` the tasks"
+        return f"inv {word}: there is no such task{_near(word, names)}; {see}"
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
         try:
@@ -205,9 +253,6 @@ class WorkbenchProgram(Program):
             # Invoke turns both into exit code 1; the original exception is the context.
             if isinstance(error.__context__, Exit) and _NO_TASKS in str(error.__context__):
                 progress.say("error: no tasks.py here; run inv from the project's top folder")
-                raise SystemExit(EXIT_USAGE) from None
-            if isinstance(error.__context__, ParseError):
-                progress.say("`inv --list` shows the tasks, `inv --help TASK` the options of one")
                 raise SystemExit(EXIT_USAGE) from None
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise SystemExit(EXIT_INTERRUPTED) from None

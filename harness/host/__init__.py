@@ -4,7 +4,6 @@
 """
 
 from harness.host.backend import (
-    ASKED,
     Decision,
     bochs_refusal,
     decide,
@@ -27,7 +26,6 @@ from harness.host.requirements import VMX_CONTROLS, Control, Lack, Need, lacking
 from harness.host.survey import gather
 
 __all__ = [
-    "ASKED",
     "VMX_CONTROLS",
     "Control",
     "Cpu",

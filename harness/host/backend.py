@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness import backends
 from harness.debian import BOCHS, OTHER_BOCHS
-from harness.errors import CannotError, UsageError
+from harness.errors import CannotError
 from harness.host import device
 from harness.host.facts import KVM_AMD, KVM_INTEL, HostFacts
 from harness.host.refusal import Refusal
 from harness.host.requirements import required_lacking
 from harness.machine.models import (
-    BACKENDS,
     BOCHS_MODELS,
     KVM_IN_BOCHS,
     Backend,
     Vendor,
     vendor_of,
 )
-
-ASKED = ("auto", *BACKENDS)
 
 _QEMU = "qemu-system-x86_64"
 _SETUP = "./inv setup"
@@ -73,10 +71,9 @@ def decide(facts: HostFacts, asked: str = "auto", vendor: str = "") -> Decision:
     "auto" takes KVM where a guest truly gets what vmm.ko asks for, else Bochs; it never takes TCG,
     which can run no virtual machines, nor KVM in Bochs, which is slow.  A
     backend that is asked for by name is never replaced by another one.  Raises UsageError if the
-    name is not in ASKED.
+    name is not known.
     """
-    if asked not in ASKED:
-        raise UsageError(f"--backend {asked}: no such backend; use one of {', '.join(ASKED)}")
+    backends.require_known(asked)
     wanted = vendor_of(vendor) if vendor else None
     kvm = kvm_refusal(facts) or _vendor_refusal(facts, wanted)
     if asked == "tcg":

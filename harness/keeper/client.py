@@ -283,7 +283,7 @@ def down(name: str, hard: bool = False, live: Callable[[str], None] = lambda _li
     """
     record = records.load(name)
     if record is None:
-        raise UsageError(f"no guest {name} is up; ./inv status lists the guests")
+        raise UsageError(f"no guest named {name} is up; ./inv status lists the guests")
     if not record.alive:
         records.clean(record)
         return record.note if record.stage == ENDED else "its keeper had already ended"

@@ -228,7 +228,7 @@ def find(name: str) -> Record:
         how = f" ({record.note})" if record and record.note else ""
         others = [other for other in names() if other != name]
         have = f"; there is {', '.join(others)} (--name)" if others else ""
-        raise UsageError(f"no guest {name} is up{how}; ./inv up starts one{have}")
+        raise UsageError(f"no guest named {name} is up{how}; ./inv up starts one{have}")
     if not record.owner.alive:
         raise CannotError(
             f"guest {name}: its keeper has ended, and the guest with it; its logs are "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from harness import backends
 from harness.errors import UsageError
 from harness.machine import bochs, nested, qemu
 from harness.machine.base import Machine
@@ -20,9 +21,7 @@ def traits(backend: str) -> Traits:
     try:
         return _TRAITS[backend]
     except KeyError:
-        raise UsageError(
-            f"--backend {backend}: there is no such backend; use one of auto, {', '.join(BACKENDS)}"
-        ) from None
+        raise UsageError(backends.unknown(backend)) from None
 
 
 def make(backend: Backend | str, spec: Spec) -> Machine:

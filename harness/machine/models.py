@@ -45,10 +45,7 @@ class Backend:
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
-            raise UsageError(
-                f"--backend {self.name}: there is no such backend; use one of auto, "
-                f"{', '.join(BACKENDS)}"
-            )
+            raise UsageError(backends.unknown(self.name))
         vendor_of(self.vendor)
 
     @property

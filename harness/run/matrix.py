@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import host, progress, report
+from harness import backends, host, progress, report
 from harness import release as releases
 from harness.errors import CannotError, UsageError, WorkbenchError
 from harness.host.survey import available_memory_bytes
@@ -57,10 +57,7 @@ class Asked:
         for release in self.releases:
             manifest.check_release(release)
         for backend in self.backends:
-            if backend not in host.ASKED:
-                raise UsageError(
-                    f"--backend {backend}: no such backend; use one of {', '.join(host.ASKED)}"
-                )
+            backends.require_known(backend)
         for vendor in self.vendors:
             if vendor != BOTH:
                 vendor_of(vendor)

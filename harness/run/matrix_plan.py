@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import host
+from harness import backends
 from harness.errors import UsageError
 from harness.files import read_bounded
 from harness.report import Cell
@@ -100,7 +100,7 @@ def _job(path: Path, job: dict[str, Any]) -> Cell:
     vendor, stock = job.get("cpu_vendor", ""), job.get("stock", False)
     for name, value, right in (
         ("release", release, isinstance(release, str) and bool(_RELEASE.fullmatch(release))),
-        ("backend", backend, backend in host.ASKED),
+        ("backend", backend, backend in backends.ASKED),
         ("cpu_vendor", vendor, vendor in _VENDORS),
         ("stock", stock, stock in (False, True, "0", "1")),
     ):

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import defaults, keeper
+from harness import backends, defaults, keeper
 from harness.build import features, in_guest
 from harness.errors import CannotError, UsageError
 from harness.image import store
+from harness.machine.models import vendor_of
 from harness.series import load as patches
 
 
@@ -67,6 +68,9 @@ class Options:
             raise UsageError(
                 "--alone leaves the stock module out; leave out --side-by-side or --alone"
             )
+        backends.require_known(self.backend)
+        if self.cpu_vendor:
+            vendor_of(self.cpu_vendor)
         if self.guests < 0:
             raise UsageError(f"--guests {self.guests}: it must be at least 1")
         in_guest.require_known(self.builder)

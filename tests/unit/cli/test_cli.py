@@ -153,7 +153,7 @@ def test_a_returned_number_is_the_exit_code(folder: Path) -> None:
 def test_calling_it_wrongly(folder: Path, arguments: tuple[str, ...]) -> None:
     done = run(folder, *arguments)
     assert done.returncode == 2
-    assert "inv --list" in done.stderr
+    assert "`inv --list` shows" in done.stderr or "`inv --help " in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -333,6 +333,47 @@ def test_each_task_of_the_project_has_a_line_of_help() -> None:
     }
     assert {"verify", "setup", "doctor", "test", "lint"} <= set(helps)
     assert [name for name, text in helps.items() if not text] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("verfy",),
+            "error: inv verfy: there is no such task (did you mean verify?); `inv --list`",
+        ),
+        (("patch.chek",), "error: inv patch.chek: there is no such task (did you mean patch.check"),
+        (
+            ("--help", "nope"),
+            "error: inv nope: there is no such task; `inv --list` shows the tasks",
+        ),
+        (("verify", "more"), "error: inv more: there is no such task; `inv --help verify` shows"),
+        (("verify", "--serie", "x"), "error: inv verify: there is no option --serie (did you mean"),
+        (("--frob",), "error: inv: there is no option --frob; `inv --list` shows the tasks"),
+        (
+            ("verify", "--release"),
+            "error: inv verify: --release needs a value; `inv --help verify`",
+        ),
+        (("topic.new",), "error: inv topic.new: a word is missing: 'name'; `inv --help topic.new`"),
+        (("verify", "--backend", "vbox"), "error: --backend vbox: there is no such backend; use"),
+        (("up", "--cpu-vendor", "via"), "error: --cpu-vendor via: no such vendor; use intel or"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        command(PROJECT, *arguments),
+        cwd=tmp_path,
+        env={**os.environ, "HARNESS_RUNS": str(tmp_path), "HARNESS_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(said)
 
 
 @pytest.mark.parametrize(

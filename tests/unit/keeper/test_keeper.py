@@ -102,9 +102,9 @@ def test_an_emulator_that_got_another_number_is_left_alone(sleeper: Process) -> 
 
 
 def test_what_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"no guest one is up; \./inv up starts one"):
+    with pytest.raises(UsageError, match=r"no guest named one is up; \./inv up starts one"):
         keeper.find("one")
-    with pytest.raises(UsageError, match="no guest one is up"):
+    with pytest.raises(UsageError, match="no guest named one is up"):
         keeper.down("one")
     ended = dataclasses.replace(reserve("two"), stage=keeper.ENDED, note="it powered itself off")
     keeper.save(ended)
