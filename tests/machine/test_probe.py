@@ -286,7 +286,8 @@ def test_task_refuses_what_is_no_backend() -> None:
     done = inv("probe", "--backend", "xen")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "error: --backend xen: there is no such backend; use one of auto, kvm, bochs, tcg, kvm-in-bochs"
+        "error: --backend xen: there is no such backend; use one of auto, kvm, bochs, tcg, "
+        "kvm-in-bochs"
     ]
 
 
