@@ -35,6 +35,7 @@ _REASON_BYTES = 400
 _WAIT_STEP_S = 0.25
 _GATHER_S = 0.01
 _GATHER_BYTES = 4096
+_DRAIN_S = 1.0
 _SEND_S = 30.0
 # When it is asked to close, the thread still reads what has arrived; a flood does not delay it.
 _CLOSE_S = 1.0
@@ -69,6 +70,8 @@ class Console:
         self._data = bytearray()
         self._dropped = 0
         self._arrived = threading.Condition()
+        # Held from the read to the moment when the data can be seen.
+        self._reading = threading.Lock()
         self._arrived_s = time.monotonic()
         self._closed = False
         self._panic = PanicWatch()
@@ -101,19 +104,20 @@ class Console:
                     os.read(self._wake_read, 1)
                     selector.unregister(self._wake_read)
                     until = time.monotonic() + _CLOSE_S
-                try:
-                    data = os.read(self._fd, 65536)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    # A pseudo-terminal returns EIO when its other end is closed.
-                    data = b""
-                if not data:
-                    break
-                # A full disk must not stop the guest; the data stays in memory.
-                with contextlib.suppress(OSError):
-                    self._write(log, data)
-                self._take(data)
+                with self._reading:
+                    try:
+                        data = os.read(self._fd, 65536)
+                    except BlockingIOError:
+                        continue
+                    except OSError:
+                        # A pseudo-terminal returns EIO when its other end is closed.
+                        data = b""
+                    if not data:
+                        break
+                    # A full disk must not stop the guest; the data stays in memory.
+                    with contextlib.suppress(OSError):
+                        self._write(log, data)
+                    self._take(data)
                 if len(data) < _GATHER_BYTES and not closing:
                     # An emulator writes byte by byte.  If this thread woke for each, it would take
                     # a tenth of the guest's own time on a machine with two processors.
@@ -142,6 +146,18 @@ class Console:
             if self._panic.feed(data):
                 self._panic_seen_s = self._arrived_s
             self._arrived.notify_all()
+
+    def drain(self) -> None:
+        """Wait until all that has arrived can be seen, at most a moment if more keeps coming.
+
+        What a guest printed before it answered a command has arrived when the answer is here.
+        """
+        limit = Deadline.after(_DRAIN_S)
+        while not self._closed and not limit.expired:
+            with self._reading:
+                if self._fd < 0 or not select.select([self._fd], [], [], 0)[0]:
+                    return
+            time.sleep(_GATHER_S)
 
     @property
     def mark(self) -> int:

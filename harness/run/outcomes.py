@@ -66,7 +66,8 @@ class Recorder:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         error = call.excinfo.value if call.excinfo else None
-        if report.failed and (report.when != "call" or isinstance(error, _BROKE)):
+        other = report.when != "call" and not item.stash.get(plugin.COMPLAINED, False)
+        if report.failed and (other or isinstance(error, _BROKE)):
             self._errors.add(item.nodeid)
         if report.when == "teardown":
             self._evidence[item.nodeid] = item.stash.get(plugin.EVIDENCE, NO_EVIDENCE)

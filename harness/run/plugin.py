@@ -28,7 +28,7 @@ from harness.errors import (
 from harness.guest.freebsd import Guest
 from harness.guest.transcript import Evidence, Transcript, evidence
 from harness.machine.console import clean_lines
-from harness.run import markers
+from harness.run import complaints, markers
 
 # pytest looks for fixtures among the names of the plugin.
 from harness.run.fixtures import guest as guest
@@ -55,12 +55,16 @@ from harness.run.workbench import Workbench
 EVIDENCE = pytest.StashKey[Evidence]()
 """In an item's stash after its teardown: the commands to the guest, and their output."""
 
+COMPLAINED = pytest.StashKey[bool]()
+"""In an item's stash if it failed only because the kernel complained."""
+
 _LOST = (GuestPanic, GuestRebooted, MachineDied)
 # How long to wait for the guest's messages, at native speed, after a check has timed out.
 _ASK_S = 5.0
 _BROUGHT_UP = pytest.StashKey[bool]()
 _BROKEN = pytest.StashKey[str]()
 _CONSOLE_MARK = pytest.StashKey[int]()
+_HEARD = pytest.StashKey[int]()
 _DMESG_BEFORE = pytest.StashKey[list[str]]()
 _DMESG_SEEN = pytest.StashKey[tuple[int, list[str]]]()
 
@@ -291,6 +295,9 @@ def pytest_runtest_makereport(
     guest = _guest(item)
     if guest is None or _CONSOLE_MARK not in item.stash:
         return report
+    if report.when != "setup":
+        # Those of the set-up are heard after the call, which follows unless the set-up failed.
+        _hear(item, report, guest)
     machine = guest.machine
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, (*_LOST, WaitTimeout)) and not report.failed:
@@ -336,6 +343,23 @@ def pytest_runtest_makereport(
         item.stash.setdefault(EVER_BROKE, broken)
         give_up(item.config, f"it broke: {broken}")
     return report
+
+
+def _hear(item: pytest.Item, report: pytest.TestReport, guest: Guest) -> None:
+    """Let a check fail during which the kernel complained because of the tested patch."""
+    console = guest.machine.console
+    mark = item.stash.get(_HEARD, item.stash[_CONSOLE_MARK])
+    found = item.config.stash[WORKBENCH].hear(mark)
+    item.stash[_HEARD] = console.mark
+    if not found:
+        return
+    report.sections += [("the kernel complained", complaints.text(it)) for it in found]
+    if not report.failed:
+        report.outcome = "failed"
+        report.longrepr = complaints.message(found)
+        item.stash[COMPLAINED] = True
+        if hasattr(report, "wasxfail"):
+            del report.wasxfail
 
 
 def new_lines(before: list[str], after: list[str]) -> list[str]:

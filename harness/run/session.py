@@ -23,10 +23,12 @@ from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
 from harness.guest import panic_report, snapshot
 from harness.guest.freebsd import Guest
+from harness.guest.kernel_messages import Complaint
 from harness.image import obtain, store
 from harness.probe import run
 from harness.report import EMPTY_COMMAND, NOT_TESTED
 from harness.run import tested
+from harness.run.complaints import FILE, Complaints
 from harness.run.options import Options, features_of, known_source, load_series
 from harness.run.stages import Booted, Built, Chosen, Imaged, Loaded, Proven
 from harness.run.workbench import Workbench as Workbench
@@ -54,12 +56,14 @@ class Session:
         self.backend = ""
         """The chosen backend's name; empty before one was chosen."""
         self.panic: panic_report.Panic | None = None
+        self.complaints = Complaints(self.properties)
         self.breaks = 0
         """The number of times that the guest broke and was started again."""
         self._series: tuple[Path | None, patches.Series | None] | None = None
         # The machine to end, and the module whose lines a panic's report names.
         self._up: Booted | None = None
         self._running: builder.Build | None = None
+        self._running_stock = True
 
     def up(self, before_boot: BeforeBoot = lambda built: built.build) -> Workbench:
         """Every stage, in order.
@@ -257,6 +261,9 @@ class Session:
                 attend=attend,
             )
             self._up = Booted(imaged, guest)
+            self.complaints.booted()
+            self.complaints.file = imaged.record.disk.parent / FILE
+            self.complaints.symbols = lambda: self._symbols(imaged)
             step.note = f"{how}; SSH on {guest.machine.forward}"
             self.properties["boot"] = how
             self.properties["machine"] = shlex.join(guest.machine.command())
@@ -297,10 +304,32 @@ class Session:
         """Load a build's module without a stage, even if the processor does not virtualize."""
         # Set this before the load, so that the report of a panic has its lines.
         self._running = running
+        before, self._running_stock = (
+            self._running_stock,
+            built.series is None or running is built.stock,
+        )
         self._use_runner(booted, running)
+        console = booted.guest.machine.console
+        self.complaints.loading(console)
+        mark = console.mark
         module = vmm_module.load(booted.guest, running)
+        # What is said about memory left behind is about the module that was unloaded.
+        self.complaints.outside += self.hear(
+            mark, lambda it: before if it.of_unloading else self._running_stock
+        )
         bhyve = vmm.Vmm(booted.guest, module, running, vmtool)
         return Loaded(booted, built, running, module, vmtool, bhyve)
+
+    def hear(
+        self, mark: int, stock: Callable[[Complaint], bool] | None = None
+    ) -> tuple[Complaint, ...]:
+        """The complaints of the kernel since a `mark` of the console that are the patch's.
+
+        Without `stock` all are of the module that is loaded.
+        """
+        if self._up is None:
+            return ()
+        return self.complaints.hear(self._up.guest, mark, stock or self._running_stock)
 
     def _use_runner(self, booted: Booted, running: builder.Build) -> None:
         """Let a program in the guest run its commands, if there is a sysroot to compile it."""

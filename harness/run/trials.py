@@ -25,7 +25,7 @@ from harness.errors import (
     PatchError,
     WaitTimeout,
 )
-from harness.run import group_loop, plugin
+from harness.run import complaints, group_loop, plugin
 from harness.run.stages import Built
 from harness.run.trial_work import Planned
 from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
@@ -151,6 +151,7 @@ class Trials:
         caught: list[str] = []
         try:
             refusal = self._bring_in(variant)
+            said = self.bench.complaints.take()
             if not refusal:
                 _run(recorder, every=self.every)
         except PatchError as error:
@@ -164,6 +165,9 @@ class Trials:
             caught = list(recorder.failed)
             if refusal:
                 caught, recorder.why = ["loading"], f"no virtual machine can be made: {refusal}"
+            if said:
+                caught = ["loading", *caught]
+                recorder.why = recorder.why or complaints.message(said)
             caught += self._leave(recorder)
         if not caught and not recorder.ran and share is None:
             raise CannotError(f"{variant.name}: no check was run; see {self.bench.run_dir}")
@@ -180,6 +184,7 @@ class Trials:
 
     def _leave(self, recorder: _Recorder) -> list[str]:
         """Unload the variant; if that fails, returns what caught it."""
+        mark = self.bench.guest.machine.console.mark
         try:
             _clean(self.bench)
         except GuestError as error:
@@ -190,6 +195,9 @@ class Trials:
             self.bench.restart_guest(load=False)
             # After a failed check this may just be caused by objects that the check left behind.
             return [] if recorder.failed else [_breakage(error) if broken else "unloading"]
+        if found := self.bench.hear(mark):
+            recorder.why = recorder.why or complaints.message(found)
+            return ["unloading"]
         return []
 
 

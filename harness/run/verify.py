@@ -94,7 +94,7 @@ def verify(
             started_at=started,
             run_dir=run_dir,
             stages=report.stage_results(session.stages, STAGES),
-            checks=_beside(checks, stock),
+            checks=_beside([*checks, *session.complaints.checks()], stock),
             properties=session.properties,
             error=error.message if error else "",
             error_exit_code=error.exit_code if error else EXIT_OK,

@@ -10,8 +10,10 @@ from harness.bhyve import vmm
 from harness.bhyve.vmm_module import LoadedModule
 from harness.build.builder import Build
 from harness.guest.freebsd import Guest
+from harness.guest.kernel_messages import Complaint
 from harness.guest.panic_report import Panic
 from harness.image.model import ImageRecord
+from harness.run.complaints import Complaints
 from harness.run.options import Options
 from harness.run.stages import Booted, Built, Loaded
 from harness.series.load import Series
@@ -75,6 +77,15 @@ class Workbench:
     @panic.setter
     def panic(self, panic: Panic | None) -> None:
         self.session.panic = panic
+
+    @property
+    def complaints(self) -> Complaints:
+        """The kernel's complaints in this run."""
+        return self.session.complaints
+
+    def hear(self, mark: int) -> tuple[Complaint, ...]:
+        """The kernel's complaints since a mark of the console, if the tested patch causes them."""
+        return self.session.hear(mark)
 
     @property
     def spec(self) -> machine.Spec:

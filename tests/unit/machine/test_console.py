@@ -77,6 +77,18 @@ def test_every_byte_is_in_the_log(line: Line) -> None:
     assert line.console.log.read_bytes() == data + b"the last words"
 
 
+def test_what_has_arrived_is_seen_after_a_drain(line: Line) -> None:
+    """The reader rests after each small piece, and what comes meanwhile is not seen at once."""
+    for number in range(20):
+        mark = line.console.mark
+        line.far.sendall(b"x")
+        line.far.sendall(b"%d\n" % number)
+        line.console.drain()
+        assert line.console.since(mark) == f"x{number}\n"
+    line.hang_up()
+    line.console.drain()
+
+
 def test_expect_finds_what_comes_in_pieces(line: Line) -> None:
     talk = line.console.talk()
     line.says(b"FreeBSD/amd64 (tty")

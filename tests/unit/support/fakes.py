@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from harness import progress
 from harness.deadline import Deadline
 from harness.errors import GuestError, GuestPanic, PatchError
 from harness.guest.freebsd import Guest
+from harness.guest.kernel_messages import Complaint
 from harness.guest.ssh import Result
 from harness.machine import Spec, Traits
 from harness.machine.spec import Drive
+from harness.run.complaints import Complaints
 from harness.run.options import Options
 
 
@@ -32,6 +34,13 @@ class FakeConsole:
 
     def since(self, mark: int) -> str:
         return self.text[mark:]
+
+    def drain(self) -> None:
+        pass
+
+    @property
+    def panicked(self) -> bool:
+        return bool(self.panic)
 
     def tail(self, _lines: int = 15) -> str:
         return self.text[-200:]
@@ -134,7 +143,14 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
     def clean() -> None:
         guest.said.append("destroy all")
 
-    return SimpleNamespace(
+    properties: dict[str, str] = {}
+    heard = Complaints(properties)
+    heard.loading(cast(Any, guest.machine.console))
+
+    def hear(mark: int) -> tuple[Complaint, ...]:
+        return heard.hear(guest, mark, made.on_stock)
+
+    made = SimpleNamespace(
         guest=guest,
         vmm=SimpleNamespace(guest=guest, create=lambda *_a: None, destroy_all=clean),
         vmtool=Path("vmtool"),
@@ -145,10 +161,14 @@ def bench(guest: FakeGuest | None = None) -> SimpleNamespace:
         breaks=0,
         options=Options(),
         stages=[],
-        properties={},
+        properties=properties,
         panic=None,
         run_dir=Path("run"),
+        complaints=heard,
+        hear=hear,
+        on_stock=False,
     )
+    return made
 
 
 class FailingBench:
