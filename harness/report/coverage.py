@@ -11,8 +11,9 @@ from harness import checked, files
 
 DATA = "coverage.json"
 UNSEEN = (
-    "The counters are read after each check. Lines that ran just before the guest broke, or "
-    "between the last reading and an unloading of the module inside a check, are not counted. "
+    "The counters are read after each check that asked the guest for something. Lines that ran "
+    "just before the guest broke, or between the last reading and an unloading of the module "
+    "inside a check, are not counted. "
     "Programs and the library count in a file of the guest, however they end; they are not "
     "counted before their constructors run, and where the file is not visible, as in a jail. "
     "Only what this build made is counted, not the guest's own programs."
@@ -102,7 +103,7 @@ def text(found: Coverage) -> str:
     rows += [f"  {it.ran:6} {it.alone:6}  {it.name}" for it in found.families]
     rows += [
         "",
-        "all lines, by file (in brackets: not counted among the lines that this guest can reach):",
+        "all lines, by file (in brackets: no kernel code of bhyve's that this guest can reach):",
     ]
     for it in found.files:
         path = it.path if it.part == "vmm.ko" else f"{it.part}: {it.path}"

@@ -1,9 +1,9 @@
 """`inv verify --coverage`: finds the lines of the patch that the checks ran.
 
-The counters are read after every check and added up, so that the counts before a panic or before
-the module was loaded again are not lost.  Lines that ran after the last reading are not counted if
-the guest then breaks, or if a check unloads the module.  The library and the programs count in
-files of the guest, so a program may end in any way.
+The counters are read after every check that sent a command to the guest, and added up, so that the
+counts before a panic or before the module was loaded again are not lost.  Lines that ran after the
+last reading are not counted if the guest then breaks, or if a check unloads the module.  The
+library and the programs count in files of the guest, so a program may end in any way.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import functools
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
+
+import pytest
 
 from harness import files, progress
 from harness.bhyve.vmm import Vmm, compile_counters
@@ -26,8 +28,10 @@ from harness.build.parts import MODULE
 from harness.build.sandbox import Sandbox
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, WorkbenchError
+from harness.guest.transcript import NO_EVIDENCE
 from harness.report import coverage as report
 from harness.report.coverage import Changed, Coverage, Family, File, Line
+from harness.run.plugin import EVIDENCE
 from harness.run.workbench import Workbench
 from harness.series import staging
 
@@ -54,7 +58,7 @@ done
 
 
 class Collector:
-    """A pytest plugin that reads the counters after each check; `bench` runs the counting module.
+    """A pytest plugin that reads the counters after checks; `bench` runs the counting module.
 
     `trouble` says why counters could not be read, if that happened.
     """
@@ -68,9 +72,16 @@ class Collector:
         self._installed = (0, "")
         self.trouble = ""
 
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Read the counters after a check and its teardown."""
-        self.take(family(nodeid))
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Read the counters after a check and its teardown, if it sent a command to the guest.
+
+        Of many checks only the first does, and the others look at its output.
+        """
+        done = yield
+        if item.stash.get(EVIDENCE, NO_EVIDENCE).count:
+            self.take(family(item.nodeid))
+        return done
 
     def take(self, family: str) -> None:
         """Add the counts since the last reading to `family` and to the total."""

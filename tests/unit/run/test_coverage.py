@@ -18,8 +18,9 @@ from harness.build import coverage as counters
 from harness.build.parts import MODULE
 from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError
+from harness.guest.transcript import Evidence
 from harness.report import coverage as stored
-from harness.run import coverage
+from harness.run import coverage, plugin
 from harness.series import load
 from harness.series.load import Series
 
@@ -116,6 +117,17 @@ def test_nothing_that_was_read_is_said_and_is_no_failure(
     assert said == "not known: no counters were read: vmm.ko: not loaded"
 
 
+def run_check(collector: coverage.Collector, nodeid: str, commands: int) -> None:
+    """Let a check run that sends some commands to the guest."""
+    item: Any = SimpleNamespace(nodeid=nodeid, stash=pytest.Stash())
+    item.stash[plugin.EVIDENCE] = Evidence(count=commands)
+    running = collector.pytest_runtest_protocol(item)
+    next(running)
+    with pytest.raises(StopIteration) as ended:
+        running.send(True)
+    assert ended.value.value is True
+
+
 def test_counters_are_added_up_over_checks_and_loadings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +138,9 @@ def test_counters_are_added_up_over_checks_and_loadings(
     readings = iter([counted(1, 0), counted(3, 0), counted(1, 1), counted(1, 5)])
     monkeypatch.setattr(collector, "_read", lambda _vmm: {MODULE: next(readings)})
     for name in ("tests/test_a.py::x", "tests/test_a.py::y[1]", "tests/test_b.py::z"):
-        collector.pytest_runtest_logfinish(name)
+        run_check(collector, name, commands=2)
+        # This one looks at what the first has printed: the guest did nothing meanwhile.
+        run_check(collector, name, commands=0)
     assert collector.total == {MODULE: counted(4, 1)}
     assert collector.families == {
         "a": {MODULE: counted(3, 0)},
