@@ -25,10 +25,10 @@ from harness.errors import (
 from harness.report import Check
 from harness.run import shards
 from harness.run.options import Options, load_series
+from harness.run.pytest_run import CHECKS, run_checks
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
 from harness.run.stages import Built
-from harness.run.verify import CHECKS, run_checks
 from harness.run.workbench import Workbench
 from harness.series.load import Patch, Series
 

@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from harness import log, process, progress
 from harness.errors import WorkbenchError
 from harness.run import further_guest
-from harness.run.verify import CHECKS, verify
+from harness.run.pytest_run import CHECKS
+from harness.run.verify import verify
 
 
 def work(line: process.Line) -> None:

@@ -24,13 +24,13 @@ from harness.files import write_atomic
 from harness.run import catches, mutants, shards
 from harness.run.mutants import SERIES, Mutant
 from harness.run.options import Options, features_of
+from harness.run.pytest_run import CHECKS, is_suite
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
 from harness.run.stages import Imaged
 from harness.run.trial_guests import Crew, Settings
 from harness.run.trial_work import Task
 from harness.run.trials import Baseline, Trial
-from harness.run.verify import CHECKS, is_suite
 
 Verdict = Literal["caught", "held", "SURVIVED", "WRONGLY CAUGHT", "NOT TESTED"]
 

@@ -26,6 +26,7 @@ from harness.run import catches, mutants, shards
 from harness.run.mutants import STOCK
 from harness.run.mutation import show_outside_baseline
 from harness.run.options import Options
+from harness.run.pytest_run import CHECKS
 from harness.run.regression_data import Regression, Result, VariantResult, Verdict, load
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
@@ -33,7 +34,6 @@ from harness.run.stages import Imaged
 from harness.run.trial_guests import Crew, Settings
 from harness.run.trial_work import Task
 from harness.run.trials import Baseline, Trial, Variant
-from harness.run.verify import CHECKS
 from harness.run.workbench import Workbench
 from harness.series.staging import staged
 

@@ -123,7 +123,7 @@ def _round(
 ) -> tuple[Done, bool]:
     """Run a share of the checks; also returns whether the guest is broken now."""
     # Imported here, because that module imports shards.
-    from harness.run import verify
+    from harness.run import pytest_run
 
     said = False
 
@@ -144,7 +144,9 @@ def _round(
     checks = _Sent(line.send)
     broken, error_text = False, ""
     try:
-        broken = verify.run_checks(bench, tests, checks, stock=order.stock, distributed=distributed)
+        broken = pytest_run.run_checks(
+            bench, tests, checks, stock=order.stock, distributed=distributed
+        )
     except WorkbenchError as error:
         error_text = error.message
     return Done(bench.breaks - before + broken, bench.collect_panic(), error_text), broken

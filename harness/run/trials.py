@@ -26,9 +26,9 @@ from harness.errors import (
     WaitTimeout,
 )
 from harness.run import complaints, group_loop, plugin
+from harness.run.pytest_run import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
 from harness.run.stages import Built
 from harness.run.trial_work import Planned
-from harness.run.verify import CHECKS, PYTEST_OPTIONS, check_folders, our_pytest
 from harness.run.workbench import Workbench
 from harness.series.load import Series
 

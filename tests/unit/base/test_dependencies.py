@@ -20,7 +20,7 @@ _PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 _WITHOUT_IMPORT: Mapping[str, tuple[str, str]] = {
     "import-linter": ("harness/cli/develop.py", "importlinter"),
     "mypy": ("harness/cli/develop.py", '"mypy"'),
-    "pytest-timeout": ("harness/run/verify.py", '"pytest_timeout"'),
+    "pytest-timeout": ("harness/run/pytest_run.py", '"pytest_timeout"'),
     "pytest-xdist": ("harness/cli/develop.py", 'find_spec("xdist")'),
     "ruff": ("harness/cli/develop.py", '"ruff"'),
 }

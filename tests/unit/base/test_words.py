@@ -97,6 +97,12 @@ def test_no_file_uses_a_private_word() -> None:
     assert wrong == []
 
 
+def test_no_file_has_the_marks_of_an_unfinished_merge() -> None:
+    marks = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    files = [path for path in tracked() if path.is_file()]
+    assert [p for p in files if marks.search(p.read_text(encoding="utf-8", errors="replace"))] == []
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

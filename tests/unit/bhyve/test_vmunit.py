@@ -15,7 +15,7 @@ from harness.build.builder import Build
 from harness.errors import GuestError, GuestPanic, WaitTimeout
 from harness.machine import bochs, qemu
 from harness.probe import tap
-from harness.run.verify import PYTEST_OPTIONS
+from harness.run.pytest_run import PYTEST_OPTIONS
 
 PRINTED = """\
 TAP version 13

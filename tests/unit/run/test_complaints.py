@@ -204,7 +204,7 @@ def test_last(guest): pass
 """
 
 
-def test_the_check_at_hand_fails(pytester: pytest.Pytester) -> None:
+def test_the_current_check_fails(pytester: pytest.Pytester) -> None:
     found = Recorded(pytester).run(CHECKS)
     assert {name: check.outcome for name, check in found.items()} == {
         "test_before": "passed",

@@ -62,13 +62,13 @@ def test_a_terminal_shows_the_current_check_while_pytest_captures(tmp_path: Path
 import types, sys, pytest
 from pathlib import Path
 from harness import progress
-from harness.run import verify
+from harness.run import pytest_run
 progress.err = progress.console(stderr=True)
 bench = types.SimpleNamespace(
     run_dir=Path(), stages=[], properties={}, stock_build=None, guest=None, breaks=0,
     options=types.SimpleNamespace(full=True, only="", topic_name="", topic="", stock=False))
 try:
-    verify.run_checks(bench, Path("test_slow.py"), checks := [])
+    pytest_run.run_checks(bench, Path("test_slow.py"), checks := [])
 finally:
     print(checks)
 """

@@ -17,7 +17,7 @@ from fakes import bench as fake_bench
 from harness import keeper, progress
 from harness.guest.panic_report import Panic
 from harness.report import Report
-from harness.run import verify
+from harness.run import pytest_run, verify
 from harness.run.options import Options
 
 CHECKS = '''
@@ -47,7 +47,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unit = project / "patches" / "meminfo" / "unit"
     unit.mkdir(parents=True)
     (unit / "test_series_x.py").write_text("def test_series(): pass\n")
-    monkeypatch.setattr(verify, "PROJECT", project)
+    for module in (pytest_run, verify):
+        monkeypatch.setattr(module, "PROJECT", project)
 
 
 Run = Callable[..., Report]
@@ -118,7 +119,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         else:
             monkeypatch.setattr(verify, "Session", Bench)
         if checks is not None:
-            monkeypatch.setattr(verify, "CHECKS", checks)
+            monkeypatch.setattr(pytest_run, "CHECKS", checks)
         result = verify.verify(Options(**{"guests": 1, **options}), checks or tests, keep_as)
         assert played.guest.machine.stopped
         assert ET.parse(result.run_dir / "junit.xml").getroot().tag == "testsuites"  # noqa: S314
