@@ -96,7 +96,8 @@ def read(folder: Path) -> SourceTree:
 def identify(folder: Path, release: str) -> SourceTree:
     """Like `read`, but also UsageError if the tree is of another major version than `release`."""
     tree = read(folder)
-    if tree.release.branch != releases.branch_of(release):
+    named = tree.release.kind == "CURRENT" and release == releases.MAIN
+    if not named and tree.release.branch != releases.branch_of(release):
         raise UsageError(
             f"{folder} is FreeBSD {tree.revision}, not {release}; name the right --src"
         )

@@ -65,6 +65,7 @@ def patch_list(_context: Context, topic: str = "", json: bool = False) -> int:
         **SERIES_HELP,
         "release": f"{defaults.RELEASE} or 14 (default: every release, or what the tree is)",
         "tree": "source tree to apply it to (default: the imported one, if any)",
+        "files": "web address of a source tree, of which only the touched files are fetched",
         "json": "print the findings as JSON",
     },
 )
@@ -76,12 +77,15 @@ def patch_check(
     tree: str = "",
     topic: str = "",
     json: bool = False,
+    files: str = "",
 ) -> int:
     """Check a series: applies, drift, style(9), message, sign-off, manuals; exit with 5 if
     wrong.
     """
     from harness.cli import patch_commands
 
+    if files:
+        return patch_commands.check_files(series, topic, release, tree, files, json)
     return patch_commands.check(series, topic, release, tree, json)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness import defaults, files, host, progress, source_tree
 from harness import release as releases
 from harness.build import builder, in_guest
+from harness.cli import patch_files
 from harness.errors import EXIT_OK, EXIT_PATCH, CannotError, UsageError
 from harness.image import store
 from harness.machine.models import Backend
@@ -92,8 +94,7 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
     has = load.releases(folder) if isinstance(folder, Path) else ()
     wanted: Sequence[str] = (release,) if release else has
     if tree and not release:
-        found = source_tree.read(Path(tree)).release
-        wanted = (_closest(found.line if found.kind == "CURRENT" else found.version, has),)
+        wanted = (_release_of(Path(tree), has),)
     reports = []
     for each in wanted or (defaults.RELEASE,):
         source = Path(tree) if tree else _source(each)
@@ -108,6 +109,35 @@ def check(series: Sequence[str], topic: str, release: str, tree: str, json: bool
         for report in reports:
             _show_report(report)
     return EXIT_OK if all(report.held for report in reports) else EXIT_PATCH
+
+
+def check_files(
+    series: Sequence[str], topic: str, release: str, tree: str, address: str, json: bool
+) -> int:
+    """Check a series against single files as they are published at a web address, like main's."""
+    if tree:
+        raise UsageError("--files and --tree both name a source tree; leave out one of them")
+    place = where(series, topic)
+    with tempfile.TemporaryDirectory(prefix="vmm-files-") as name:
+        folder = Path(name)
+        with progress.stage("fetch files") as step:
+            patch_files.fetch((), address, folder, live=step.live)
+            topic_folder = load.PATCHES / place if isinstance(place, str) else place
+            has = load.releases(topic_folder) if isinstance(topic_folder, Path) else ()
+            release = release or _release_of(folder, has)
+            touched = load.load_series(place, release).touched
+            absent = patch_files.fetch(touched, address, folder, live=step.live)
+            step.note = (
+                f"FreeBSD {source_tree.read(folder)} from {address}: {len(touched)} files, "
+                f"{len(absent)} of them are not there"
+            )
+        return check(series, topic, release, name, json)
+
+
+def _release_of(tree: Path, has: Sequence[str]) -> str:
+    """The release of a tree, or the one whose series is checked for it."""
+    found = source_tree.read(tree).release
+    return _closest(found.line if found.kind == "CURRENT" else found.version, has)
 
 
 def _closest(release: str, has: Sequence[str]) -> str:
