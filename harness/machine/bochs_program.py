@@ -104,7 +104,8 @@ class Bochs:
     def identity(self) -> str:
         """Its version, and a digest of the files that a saved state may depend on.
 
-        The digest uses their sizes and dates, which change with the package.
+        The digest uses their sizes and dates, which change with the package, and not the folder
+        that it was unpacked to, because a bundle brings a state to other machines.
         """
         libraries = self.root / "usr/lib"
         plugins = [lib for where in _PLUGINS_IN for lib in sorted(libraries.glob(where))]
@@ -113,7 +114,8 @@ class Bochs:
         for path in (Path(self.path), beside, *plugins, self.bios, self.vga_bios):
             if path.exists():
                 about = path.stat()
-                files.append(f"{path} {about.st_size} {about.st_mtime_ns}")
+                name = os.path.relpath(path, self.root)
+                files.append(f"{name} {about.st_size} {about.st_mtime_ns}")
         return f"{self.version or '?'}, {sha256_text(*files)[:16]}"
 
 

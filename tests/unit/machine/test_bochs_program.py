@@ -5,6 +5,7 @@ The texts are what Debian 12's and Debian 13's Bochs printed.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,6 +74,17 @@ def test_one_that_was_unpacked_runs_with_its_own_libraries(unpacked: Path, tmp_p
     assert found.command("-q")[-3:] == [libraries, str(program), "-q"]
     assert found.environment["LTDL_LIBRARY_PATH"] == str(own / "bochs/plugins")
     assert found.bios == unpacked / "usr/share/bochs/BIOS-bochs-latest"
+
+
+def test_the_same_bochs_in_another_folder_can_resume_its_machines(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    """A bundle brings a saved machine to a computer with another user and another cache."""
+    moved = Path(shutil.copytree(unpacked, tmp_path / "elsewhere" / "bochs", symlinks=True))
+    here, there = (Bochs(str(it / "usr/bin/bochs-bin"), it, "3.0") for it in (unpacked, moved))
+    assert here.identity() == there.identity()
+    (moved / "usr/bin/bochs-bin").write_text("another build\n")
+    assert here.identity() != there.identity()
 
 
 def test_a_folder_without_one_is_named(tmp_path: Path) -> None:

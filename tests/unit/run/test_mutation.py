@@ -251,6 +251,16 @@ def test_a_module_that_does_not_unload_is_caught_and_the_guest_started_again(
     assert played.bench.boots == 2
 
 
+def test_the_kernel_s_messages_about_a_variant_do_not_fail_the_next(
+    run: Run, played: Played, stock: Mutant
+) -> None:
+    """What a leaking module says when it is unloaded is no fault of the next one."""
+    run(stock)
+    cleaned = [line for line in played.guest.said if "kern.msgbuf_clear=1" in line]
+    # Before and after the series, and before and after the variant.
+    assert len(cleaned) == 4
+
+
 def test_a_mutant_that_does_not_build_is_named(
     run: Run, played: Played, wrong: Callable[..., Mutant]
 ) -> None:
