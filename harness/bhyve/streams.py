@@ -56,7 +56,8 @@ def checksum(data: bytes) -> int:
     """The ROM's checksum of the bytes that it read; it depends on their order."""
     total = 0
     for byte in data:
-        total = (total * 31 + byte) & 0xFFFFFFFF
+        total = ((total ^ byte) * 16777619) & 0xFFFFFFFF
+        total ^= total >> 15
     return total
 
 

@@ -36,6 +36,17 @@ next(void)
 	return ((uint8_t)(33 + (seed >> 16 & 0x7fff) % 94));
 }
 
+/*
+ * A checksum's next value.  The shift is needed: without it the changes of a
+ * lowest bit in every page can cancel each other.
+ */
+static uint32_t
+mixed(uint32_t sum, uint8_t byte)
+{
+	sum = (sum ^ byte) * 16777619u;
+	return (sum ^ sum >> 15);
+}
+
 static void
 put_cycles(uint64_t cycles)
 {
@@ -66,7 +77,7 @@ stream_out(uint32_t bytes)
 	put_cycles(began);
 }
 
-/* From COM1; the sum depends on the order. */
+/* From COM1. */
 void
 stream_in(uint32_t bytes)
 {
@@ -80,7 +91,7 @@ stream_in(uint32_t bytes)
 			for (uint32_t j = 0; j < 100; j++)
 				__asm__ volatile("pause");
 		}
-		sum = sum * 31 + inb(COM1);
+		sum = mixed(sum, inb(COM1));
 		/* The time until the first byte is not the console's. */
 		if (i == 0)
 			began = rdtsc();
@@ -159,7 +170,7 @@ stream_virtio_in(uint32_t bytes)
 		if (began == 0)
 			began = rdtsc();
 		for (uint32_t i = 0; i < length; i++)
-			sum = sum * 31 + memory[number * CHUNK + i];
+			sum = mixed(sum, memory[number * CHUNK + i]);
 		came += length;
 		virtio_offer(&device, number, memory + number * CHUNK, CHUNK);
 	}

@@ -38,6 +38,9 @@ KINDS = {
 LIMIT = 1.10
 LIMITS = {"ipi-answered": 1.25, "create": 1.25, "destroy": 1.25}
 """The largest ratio to stock of each kind; these kinds depend on the scheduler and on UMA."""
+EMULATED_LIMIT = 1.03
+EMULATED_LIMITS = {"ipi-answered": 1.25, "create": 1.10, "destroy": 1.10}
+"""The same where a cycle is an instruction: most kinds then cost exactly the same each time."""
 
 Measure = Callable[[Build], Costs]
 
@@ -93,9 +96,15 @@ def test_user_space_costs_more(costs: Costs, kind: str) -> None:
 @pytest.mark.beside
 @pytest.mark.parametrize("kind", KINDS)
 def test_not_slower_than_stock(
-    ratios: dict[str, Ratio], kind: str, record_property: Callable[[str, object], None]
+    guest: Guest,
+    ratios: dict[str, Ratio],
+    kind: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """the exit costs hardly more with the patches than on stock, measured alternately"""
-    limit = LIMITS.get(kind, LIMIT)
+    if guest.machine.backend == "bochs":
+        limit = EMULATED_LIMITS.get(kind, EMULATED_LIMIT)
+    else:
+        limit = LIMITS.get(kind, LIMIT)
     record_property(f"{KINDS[kind]}, patched to stock", ratios[kind])
     assert not ratios[kind].exceeds(limit), f"{ratios[kind]}; at most {limit} is allowed"
