@@ -34,8 +34,16 @@ COMMAND = (sys.executable, "-m", "harness.run.shard_process")
 
 
 @dataclass(frozen=True)
+class Order:
+    """One round of checks: on the series, or on the stock module."""
+
+    built: Built
+    stock: bool
+
+
+@dataclass(frozen=True)
 class Job:
-    """The job of a further guest's process."""
+    """The job of a further guest's process; `first` is what it loads before it gets an order."""
 
     number: int
     options: Options
@@ -43,14 +51,7 @@ class Job:
     imaged: Imaged
     began_s: float
     tests: Path
-
-
-@dataclass(frozen=True)
-class Order:
-    """One round of checks: on the series, or on the stock module."""
-
-    built: Built
-    stock: bool
+    first: Order | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def _work(line: process.Line) -> None:
         try:
             # It may be started before there is anything to load.
             bench = Workbench(session, session.boot(job.imaged))
+            if job.first is not None:
+                _bring_in(bench, job.first)
         except WorkbenchError as error:
             failed = f"it did not come up: {error.message}"
         broken = False
@@ -110,7 +113,8 @@ def _bring_in(bench: Workbench, order: Order) -> None:
     """Load the module of a round, unless it is loaded."""
     wanted = order.built.stock if order.stock else order.built.build
     assert wanted is not None
-    if bench.module is None or bench.running is not wanted:
+    # Each order has its own copy of the builds.
+    if bench.module is None or bench.running != wanted:
         bench.load(order.built, wanted)
 
 

@@ -69,15 +69,16 @@ class Pool:
         """The number of guests, including the session's own."""
         return 1 + len(self.workers)
 
-    def start_early(self, imaged: Imaged) -> None:
+    def start_early(self, imaged: Imaged, orders: Sequence[Order] = ()) -> None:
         """Start the further guests before the session's own is up, if a snapshot can be resumed.
 
-        Nothing happens if only some checks were asked for, which may be too few.
+        `orders` are the rounds that will come: each guest loads the module of the one that it
+        begins with.  Nothing happens if only some checks were asked for, which may be too few.
         """
         session = self._session
         assert isinstance(session, Session)
         if not session.options.only and session.resumes(imaged):
-            self._start(imaged, self._count)
+            self._start(imaged, self._count, orders)
 
     def start(self, imaged: Imaged, groups: Sequence[distribution.Group]) -> None:
         """Start as many further guests as this number of checks is worth; do not wait for them.
@@ -87,7 +88,7 @@ class Pool:
         if sum(group.seconds for group in groups) >= _WORTH_S:
             self._start(imaged, min(self._count, len(groups)))
 
-    def _start(self, imaged: Imaged, count: int) -> None:
+    def _start(self, imaged: Imaged, count: int, orders: Sequence[Order] = ()) -> None:
         if self.workers:
             return
         session = self._session
@@ -99,6 +100,7 @@ class Pool:
                 imaged,
                 session.stages[0].began_s,
                 self._tests,
+                orders[_first(number, len(orders))] if orders else None,
             )
             self.workers[number] = FurtherGuest(shard_process.COMMAND, job.run_dir, job)
 
@@ -229,7 +231,7 @@ class Rounds:
                 thread.start()
 
     def _serve(self, number: int, line: process.Line) -> None:
-        first = (number - 1) % len(self.phases)
+        first = _first(number, len(self.phases))
         for phase in (*self.phases[first:], *self.phases[:first]):
             if phase.left and (why := phase.serve(number, line)):
                 self._pool.notes.append(f"guest {number}: {why}")
@@ -260,6 +262,11 @@ class Rounds:
             for thread in self._threads.values():
                 thread.join()
         phase.attach(took)
+
+
+def _first(number: int, rounds: int) -> int:
+    """The round that a guest begins with, numbered from 0."""
+    return (number - 1) % rounds
 
 
 def _lost(nodeid: str, why: str, guest: int) -> Check:

@@ -31,6 +31,7 @@ from harness.run.persistent_session import PersistentSession, ways_in
 from harness.run.pytest_run import CHECKS, is_suite, run_checks
 from harness.run.run_folder import new_run_dir
 from harness.run.session import Session
+from harness.run.shard_process import Order
 from harness.run.stages import STAGES, Built
 from harness.run.workbench import Workbench
 from harness.series import load
@@ -85,7 +86,8 @@ def verify(
         pool = stack.enter_context(_pool(session, tests))
         if pool is None:
             return built.first
-        pool.start_early(built.imaged)
+        stock = [Order(built, stock=True)] if built.stock is not None else []
+        pool.start_early(built.imaged, [Order(built, stock=False), *stock])
         return built.build
 
     with session, contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from harness.files import PROJECT
 from harness.report import Check
 from harness.run import shard_process, shards, verify
 from harness.run.options import Options
+from harness.run.shard_process import Order
 
 # A further guest's process, with the guest played: everything but the guest is the real thing.
 PROCESS = """
@@ -38,6 +40,7 @@ class Workbench:
                              options=session.options, stages=session.stages,
                              module=None, running=None)
     def load(self, built, build):
+        (self.run_dir / ("loaded " + build)).touch(exist_ok=False)
         self.loaded.path = build
         self.module = self.running = build
         self.stock_build = built.stock
@@ -261,6 +264,26 @@ def test_stock_and_series_are_tried_at_the_same_time(bench: Any, tmp_path: Path)
     begun_by = {module: pid for module, _, pid in ran}
     assert len(set(begun_by.values())) == 2
     assert [stage.name for stage in bench.stages][1:] == ["checks", "checks on stock"]
+
+
+@pytest.mark.parametrize("only", ["", "each"])
+def test_a_further_guest_loads_its_first_module_before_it_gets_an_order(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str
+) -> None:
+    """It is started before the first guest is up; if only some checks were asked for, later."""
+    monkeypatch.setattr(shards, "Session", type(bench))
+    bench.resumes = lambda _imaged: True
+    bench.options = Options(topic="", only=only)
+    bench.built.stock = "stock"
+    orders = [Order(bench.built, stock=False), Order(bench.built, stock=True)]
+    with shards.Pool(bench, tmp_path, 3) as pool:
+        pool.start_early(bench.built.imaged, orders)
+        assert sorted(pool.workers) == ([] if only else [2, 3])
+        for number, module in () if only else ((2, "stock"), (3, "series")):
+            loaded = bench.run_dir / f"guest-{number}" / f"loaded {module}"
+            while not loaded.exists():
+                assert pool.workers[number]._process.poll() is None
+                time.sleep(0.02)
 
 
 def test_where_one_guest_does_not_come_up_the_other_tries_both(bench: Any, tmp_path: Path) -> None:
