@@ -1,8 +1,8 @@
-"""What was read of a release's files, so that none is read twice while it is unchanged.
+"""Records the digests of a release's files, so that no unchanged file is read twice.
 
 A disk of 3 GiB takes seconds to read, its .xz file a minute to unpack, a source archive several.
-After a failed or cancelled import, and when the same files are imported again, nothing of that is
-repeated.
+None of this is repeated after a failed or cancelled import, or when the same files are imported
+again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Readings:
 
     def digest(self, path: Path, live: Callable[[str], None]) -> str:
         """The file's digest; it is read only if it has changed since the last time."""
-        # Taken before the file is read, so that a change meanwhile is noticed the next time.
+        # Taken before the file is read, so that a change during the reading is noticed next time.
         now = _identity(path)
         known = self._known(path, now)
         if known.sha256:
@@ -53,7 +53,7 @@ class Readings:
         return self._known(path, _identity(path)).sha256
 
     def learn(self, path: Path, sha256: str) -> None:
-        """Note a digest that somebody else has just verified."""
+        """Record a digest that was just verified elsewhere."""
         now = _identity(path)
         self._note(path, _Reading(now, sha256, self._known(path, now).plain_sha256))
 
@@ -62,7 +62,7 @@ class Readings:
         return self._known(packed, _identity(packed)).plain_sha256
 
     def learn_plain(self, packed: Path, plain_sha256: str) -> None:
-        """Note the digest of the contents, which were computed while it was unpacked."""
+        """Record the digest of the contents, which was computed while the file was unpacked."""
         now = _identity(packed)
         self._note(packed, _Reading(now, self._known(packed, now).sha256, plain_sha256))
 

@@ -1,10 +1,10 @@
-"""The published builds of a snapshot: finds the newest, and fetches all of one and the same build.
+"""The published builds of a snapshot: finds the newest, and fetches all files of one build.
 
-Of a branch FreeBSD publishes a new build every week or so.  The checksum file beside the newest
+FreeBSD publishes a new build of a branch about every week.  The checksum file beside the newest
 image lists it as FreeBSD-16.0-CURRENT-amd64-BASIC-CI-20260720-0123456789ab-287654-ufs.raw.xz, with
 the build's date, commit and number of commits; the image itself is there under its name without
 these.  The distribution sets have no build in their names.  The files BUILDDATE and REVISION beside
-them say of which build they are, and only the newest build's are published.
+them name their build, and only those of the newest build are published.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ COMMIT = "REVISION"
 _DATE = re.compile(r"[0-9]{8}")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _NAMED = re.compile(r"-([0-9]{8}-[0-9a-f]{7,40}-[0-9]{1,9})(?=[-.])")
-# How often a mirror's listing is read: it may move on while its files are fetched.
+# How often a mirror's listing is read: it may change while its files are fetched.
 _LOOKS = 3
 
 
 @dataclass(frozen=True)
 class Listing:
-    """One build as a mirror publishes it: each file with the digest that its listing says."""
+    """One build as a mirror publishes it: each file with its digest from the listing."""
 
     release: Release
     image: RemoteFile
@@ -89,7 +89,7 @@ def look(manifest: Manifest, mirror: str, limits: Limits = LIMITS) -> Listing:
             )
         release, name, plain, digest = found
         # The sets are of this build only if both marks say so before and after the digests are
-        # read: the mirror may be moving on at this moment.
+        # read: the mirror may be changing at this moment.
         _require_same(session, sets, release, limits)
         text = fetch.read_text(session, sets + manifest.source.checksums, limits)
         _require_same(session, sets, release, limits)
@@ -98,7 +98,7 @@ def look(manifest: Manifest, mirror: str, limits: Limits = LIMITS) -> Listing:
     return Listing(
         release=release,
         image=replace(image, file=name, also="", pin=digest),
-        # The folder of that day keeps the build when Latest moves on.
+        # The folder of that day still has the build when Latest changes.
         image_urls=(beside + name, folder + name, folder + plain),
         source=_of_set(manifest.source, text, sets),
         base=_of_set(manifest.base, text, sets),
@@ -161,7 +161,7 @@ def _from_mirror(
         try:
             listing = look(manifest, mirror, limits)
         except Moving as error:
-            # It may have moved on while it was read; a second time it is not complete yet.
+            # It may have changed while it was read; the second time it is just incomplete.
             if isinstance(failed, Moving):
                 raise
             failed, before = error, None

@@ -1,4 +1,4 @@
-"""Runs KVM's guests on a machine without hardware for them: a Linux in Bochs runs QEMU with KVM.
+"""Runs guests under KVM on any machine: a Linux in Bochs runs QEMU with KVM.
 
 Bochs emulates a processor with VMX or SVM.  A small Linux (images/nested/kvmhost.py) boots on it,
 loads KVM and starts one QEMU, with the usual command line of the KVM backend.  For all other code
@@ -44,7 +44,7 @@ _ORDERS_TIME_S = 1_000_000_000
 _ORDERS_BYTES = 16 * 63 * 512
 
 
-# X25519 with these instructions gives two sides two secrets in Bochs 2.7, and so SSH fails.
+# In Bochs 2.7 these instructions compute X25519 wrongly, so that SSH fails.
 _WITHOUT_ADX = ",-adx"
 
 
@@ -116,11 +116,11 @@ class NestedMachine(bochs.BochsMachine):
 
     @cached_property
     def linux_disk(self) -> Path:
-        """The disk that Linux boots from; CannotError where it can be neither found nor made."""
+        """The disk that Linux boots from; CannotError if it can neither be found nor made."""
         return _linux_disk(self.spec.ssh)
 
     def orders_image(self) -> bytes:
-        """The disk with what Linux's shell runs."""
+        """The disk with the commands for Linux's shell."""
         return self._orders.encode().ljust(_ORDERS_BYTES, b"\0")
 
     def _disks(self) -> dict[str, Path]:
@@ -139,7 +139,7 @@ class NestedMachine(bochs.BochsMachine):
         super()._prepare()
         orders = self.spec.run_dir / _ORDERS
         orders.write_bytes(self.orders_image())
-        # A resumed Bochs refuses a disk that was changed since, and goes by the file's time.
+        # A resumed Bochs refuses a disk that was changed since; it compares the file's time.
         os.utime(orders, (_ORDERS_TIME_S, _ORDERS_TIME_S))
 
     def depends_on(self) -> dict[str, str]:
@@ -151,7 +151,7 @@ class NestedMachine(bochs.BochsMachine):
 
 
 def _linux_disk(network: bool) -> Path:
-    """The disk of the Linux, made unless the cache has it."""
+    """The disk of the Linux, which is made if it is not in the cache."""
     # The program gets no environment from this process, but must use the same cache.
     environment = process.clean_environment({"HARNESS_CACHE": str(files.cache_dir())})
     command = [sys.executable, str(_PROGRAM), *(("network",) if network else ())]

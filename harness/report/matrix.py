@@ -45,7 +45,7 @@ GRAVEST_FIRST = (
     EXIT_CANNOT,
     EXIT_OK,
 )
-"""Of several exit codes the first of these is the exit code of all."""
+"""The first of these that is among several exit codes is the exit code of all."""
 
 _AS_AMD = " as AMD"
 # The verdict has the result of each column if there are no more than this; the table always has.
@@ -56,10 +56,10 @@ _FEW = 4
 class Cell:
     """One column: where and what was to be run, and its report or the reason why there is none.
 
-    `backend` is auto and `vendor` is empty where neither was asked for or chosen.  `named` is
-    whether somebody asked for just this, so that it counts as a gap when it is not run.  `number`
-    tells several runs of the same job apart, `folder` is the run's folder below the matrix's.
-    `name` is the column's name if nothing else is known of it.
+    `backend` is auto and `vendor` is empty if neither was requested or chosen.  `named` says
+    whether the user requested exactly this, so that it counts as missing if it is not run.
+    `number` distinguishes several runs of the same job; `folder` is the run's folder below the
+    matrix's.  `name` is the column's name if nothing else is known about it.
     """
 
     release: str
@@ -91,11 +91,11 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, str, str, str, bool]:
-        """What makes two cells the same job."""
+        """The values in which two cells of the same job agree."""
         return self.name, self.release, self.backend, self.vendor, self.stock
 
     def does(self, planned: Cell) -> bool:
-        """Whether this is what was planned there; what the plan leaves open may be anything."""
+        """Whether this is the planned cell; values that the plan leaves open may be anything."""
         return (
             (self.release, self.stock) == (planned.release, planned.stock)
             and planned.backend in ("auto", self.backend)
@@ -104,7 +104,7 @@ class Cell:
 
     @property
     def not_run(self) -> str:
-        """Why nothing was run here; empty where something was."""
+        """Why nothing was run here; empty if something was run."""
         if self.report is None:
             return self.reason or "no report"
         found = self.report
@@ -113,12 +113,12 @@ class Cell:
 
     @property
     def exit_code(self) -> int:
-        """Its run's exit code; 3 where nothing was run."""
+        """Its run's exit code; 3 if nothing was run."""
         return EXIT_CANNOT if self.report is None else self.report.exit_code
 
     @property
     def words(self) -> str:
-        """What it came to: the counts of its checks, or why there are none."""
+        """Its result: the counts of its checks, or why there are none."""
         if self.not_run:
             return f"not run: {self.not_run}"
         assert self.report is not None
@@ -128,12 +128,12 @@ class Cell:
 
     @property
     def checks_s(self) -> float:
-        """How long its checks took, in seconds."""
+        """The duration of its checks, in seconds."""
         return self.report.checks_s if self.report else 0.0
 
     @classmethod
     def of(cls, report: Report, **more: Any) -> Cell:
-        """The column of a run: its backend and processor are those that it had."""
+        """The column of a run, with the backend and processor that the run had."""
         backend = report.backend.removesuffix(_AS_AMD)
         vendor = "amd" if report.backend.endswith(_AS_AMD) else ""
         said = report.properties.get("processor", "")
@@ -145,7 +145,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One check in all columns: its status and the reason in each, None where it is not known."""
+    """One check in all columns: its status and reason in each; None if it is unknown there."""
 
     name: str
     title: str
@@ -154,11 +154,11 @@ class Row:
 
     @property
     def held(self) -> bool:
-        """Whether it is ok wherever it is known."""
+        """Whether it is ok in every column that knows it."""
         return all(result is None or result[0] == "ok" for result in self.results)
 
     def reasons(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """Why it is not ok, or what it left out, each reason with the columns that gave it."""
+        """Why it is not ok, or what was left out; each reason with its columns."""
         found: dict[str, list[str]] = {}
         for label, result in zip(labels, self.results, strict=True):
             status, why = result or ("ok", "")
@@ -188,7 +188,7 @@ class Matrix:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Every check that a column knows, in the order of the first that does."""
+        """Every check that a column knows, in the order of the first such column."""
         known: list[dict[str, tuple[Status, str]]] = []
         first: dict[str, tuple[str, bool]] = {}
         for cell in self.cells:
@@ -205,16 +205,16 @@ class Matrix:
 
     @property
     def exit_code(self) -> int:
-        """The gravest of the columns'; those not run count where somebody named them.
+        """The gravest exit code of the columns; a column that was not run counts if it was named.
 
-        Where nothing was run at all it is 3.
+        If nothing was run at all, it is 3.
         """
         counted = [cell.exit_code for cell in self.cells if cell.named or not cell.not_run]
         return gravest(counted) if self.ran else gravest([*counted, EXIT_CANNOT])
 
     @property
     def subject(self) -> str:
-        """What was tested, where it is the same in all patched columns."""
+        """The series, if it is the same in all patched columns."""
         reports = [cell.report for cell in self.ran if cell.report]
         names = {report.series for report in reports if not report.stock}
         topics = {f"topic {report.topic}" for report in reports if report.topic}
@@ -224,13 +224,13 @@ class Matrix:
 
     @property
     def verdict(self) -> str:
-        """One line: in how many columns all held, and what the others came to."""
+        """One line: the number of columns in which all held, and the results of the others."""
         ran = self.ran
         held = sum(cell.exit_code == EXIT_OK for cell in ran)
         what = f"{self.subject}: " if self.subject else ""
         parts = [f"{what}all held in {held} of {len(ran)} runs"]
         if len(ran) <= _FEW:
-            # What nothing was built from is said once where it is the same everywhere.
+            # The files from which nothing was built are named once if they are the same everywhere.
             untested = {cell.report.not_tested for cell in ran if cell.report}
             parts += [
                 f"{cell.label}: {cell.report.counts}"
@@ -279,7 +279,7 @@ class Matrix:
 
 
 def gravest(codes: Iterable[int]) -> int:
-    """The exit code that says it all: the first of GRAVEST_FIRST that is among them."""
+    """The exit code of all: the first of GRAVEST_FIRST that is among them."""
     found = set(codes) or {EXIT_OK}
     return next((code for code in GRAVEST_FIRST if code in found), EXIT_CANNOT)
 

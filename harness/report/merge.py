@@ -1,8 +1,8 @@
-"""One report of what several machines left: `inv matrix --merge`.
+"""One report from the folders of several machines: `inv matrix --merge`.
 
-The folders come from jobs that ran anything, so nothing in them is believed before it was looked
-at: links are not followed, sizes are bounded, and what cannot be read becomes a column that was not
-run, with the reason.
+The folders come from jobs that may have run anything, so their contents are checked: links are not
+followed, sizes are bounded, and a report that cannot be read becomes a column that was not run,
+with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.report.data import Report
 from harness.report.matrix import GRAVEST_FIRST, Cell, Matrix, numbered
 
 JOB = "job.txt"
-"""What ci/verify.sh says of its job: `release=15.1` and so on, a line each."""
+"""The file in which ci/verify.sh describes its job: `release=15.1` and so on, a line each."""
 
 VERDICT = "verdict.txt"
 _JUNIT = "junit.xml"
@@ -37,15 +37,15 @@ _FORMS = {
     "cpu_vendor": re.compile(r"intel|amd|"),
     "stock": re.compile(r"[01]"),
 }
-# What becomes part of a folder's name.
+# The characters that may become part of a folder's name.
 _NAMED = {key: _FORMS[key] for key in ("release", "backend")}
 
 
 def merge(folders: Sequence[Path], planned: Sequence[Cell], run_dir: Path) -> Matrix:
     """One report of all runs below `folders`, written into `run_dir` with a copy of each run's.
 
-    Of `planned` jobs those that no run is of become columns that were not run.  UsageError for a
-    folder that is not there.
+    `planned` jobs without a run become columns that were not run.  Raises UsageError if a folder
+    does not exist.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -78,7 +78,7 @@ def _saved(cell: Cell, run_dir: Path) -> Cell:
 
 
 def _found(top: Path, seen: set[str]) -> Iterator[Cell]:
-    """The columns that a folder holds, one at least; `seen` are the digests of reports so far."""
+    """The columns of a folder, at least one; `seen` has the digests of the reports so far."""
     some = False
     for folder in _folders(top):
         if len(seen) >= MERGED_REPORTS:
@@ -123,7 +123,7 @@ def _of_folder(folder: Path, top: Path, seen: set[str]) -> Iterator[Cell]:
 
 
 def _read(folder: Path, file: str, name: str, seen: set[str]) -> Iterator[Cell]:
-    """The column of one report, unless the same was there before."""
+    """The column of one report, unless the same report was found before."""
     try:
         content = read_bounded(folder / file, REPORT_BYTES)
         digest = hashlib.sha256(content).hexdigest()
@@ -146,7 +146,7 @@ def _read(folder: Path, file: str, name: str, seen: set[str]) -> Iterator[Cell]:
 
 
 def _honest(report: Report) -> Report:
-    """The report, with an exit code that goes with what it says: an error is no success."""
+    """The report, with an exit code that fits its contents: an error is not a success."""
     code = report.error_exit_code
     if report.error and (code == EXIT_OK or code not in GRAVEST_FIRST):
         return dataclasses.replace(report, error_exit_code=EXIT_CANNOT)
@@ -158,7 +158,7 @@ def _unreadable(name: str, why: str) -> Cell:
 
 
 def _without_report(top: Path) -> Cell:
-    """A folder without a report: what its job says of itself, if it says anything."""
+    """The column of a folder without a report: how its job describes itself, if it does."""
     said = re.search(_SAID, _text(top / VERDICT))
     skipped = _text(top / VERDICT).startswith(_SKIPPED)
     reason = progress.printable(said[1]) if said else "there is no report in its folder"

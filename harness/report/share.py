@@ -1,8 +1,8 @@
 """One file of a run for sending to others: what was run where, and the result.
 
-Only what is named here goes into the file.  Consoles, commands, evidence, logs and command lines do
-not.  The text that does is cut short, and what may name a person, a machine, a place or a key is
-replaced by a mark.
+Only the values that are named here go into the file; consoles, commands, evidence, logs and command
+lines do not.  Texts are cut short, and words that may name a person, a machine, a place or a key
+are replaced by a mark.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FILE = "shared.json"
 FORMAT = "vmm-workbench shared report, version 1"
 
 _MOST_CHARS = 300
-# Names that say nothing of anybody, and are words of reports too.
+# Names that identify nobody, and that also occur as words in reports.
 _NOBODY = frozenset(
     [
         "root",
@@ -119,7 +119,7 @@ def write(found: Report | Matrix) -> Path:
 
 
 def shared(found: Report | Matrix, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """What goes into the file; `names` are words to leave out, by default this machine's."""
+    """The contents of the file; `names` are words to leave out, by default this machine's."""
     cells = found.cells if isinstance(found, Matrix) else (Cell.of(found),)
     known = {*(own_names() if names is None else names), *_homes(found)}
     scrub = _Scrub(known)
@@ -144,7 +144,7 @@ def _homes(found: Report | Matrix) -> set[str]:
 
 
 class _Scrub:
-    """Replaces what may name a person, a machine, a place or a key."""
+    """Replaces words that may name a person, a machine, a place or a key."""
 
     def __init__(self, names: Iterable[str]) -> None:
         words = {it for it in names if len(it) > 1 and it.lower() not in _NOBODY}
@@ -163,7 +163,7 @@ class _Scrub:
 
 
 def _run(cell: Cell, scrub: _Scrub) -> dict[str, Any]:
-    """One run; what is of a fixed form is taken only in that form."""
+    """One run; values with a fixed form are used only if they have it."""
     where = {
         "release": scrub(cell.release),
         "backend": scrub(cell.backend),

@@ -17,10 +17,10 @@ _EMULATOR = ("boot", "load", "load stock")
 class Shares:
     """Seconds of a run; those of checks are added up over all guests.
 
-    `emulator_s` is the boot and the loads, `build_s` the build.  Of the checks, `ssh_s` is what the
-    commands would have taken if they had done nothing, `guest_s` the rest of the commands' time,
-    and `here_s` what passed without a command.  `ssh_s` is None if the run did not measure it; it
-    is then part of `guest_s`.
+    `emulator_s` is the time of the boot and the loads, `build_s` that of the build.  The time of
+    the checks has three parts: `ssh_s`, the time that the same number of commands takes if they do
+    nothing; `guest_s`, the rest of the commands' time; and `here_s`, the time without a command.
+    `ssh_s` is None if the run did not measure it; then it is part of `guest_s`.
     """
 
     emulator_s: float

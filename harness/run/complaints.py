@@ -1,9 +1,9 @@
-"""Whose complaint is it?  Tells the tested patch's kernel messages from those of stock FreeBSD.
+"""Separates the kernel's complaints about the tested patch from those of stock FreeBSD.
 
 A complaint is stock's if the same one was seen while the stock module was loaded, in this run or an
-earlier one of the same image, or if the kernel printed it before the first module was loaded.  The
-serial line is read anyway; the kernel's message buffer is asked only about a complaint that is
-still unknown.
+earlier run of the same image, or if the kernel printed it before the first module was loaded.  The
+serial line is always read; the kernel's message buffer is read only if a complaint is still
+unknown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MOST = 1000
 
 
 class Complaints:
-    """What the kernel has complained about in one run, and whose complaints these are.
+    """The kernel's complaints in one run, and who caused them.
 
     `properties` are the run's, in which stock's complaints are noted.
     """
@@ -91,7 +91,7 @@ class Complaints:
         self._known |= news
         if not news or self.file is None:
             return
-        # A cache that cannot be written costs only later runs this knowledge.
+        # If the cache cannot be written, only later runs lack this knowledge.
         with (
             contextlib.suppress(OSError, CannotError),
             locked(self.file.with_suffix(".lock"), "recording the stock kernel's messages"),
@@ -112,7 +112,7 @@ class Complaints:
         if self._asked or self._loaded_at is None or guest.given_up or console.panicked:
             return
         self._asked = True
-        # This command is no part of what a check did.
+        # This command is not part of a check.
         transcript, guest.transcript = guest.transcript, None
         try:
             everything = kernel_messages.read(clean_lines("\n".join(guest.dmesg())))
@@ -137,7 +137,7 @@ class Complaints:
         return dataclasses.replace(complaint, frames=frames)
 
     def take(self) -> tuple[Complaint, ...]:
-        """The complaints outside of checks so far; they are forgotten then."""
+        """Return the complaints outside of checks so far, and clear them."""
         found, self.outside = tuple(self.outside), []
         return found
 

@@ -93,8 +93,8 @@ def both(options: Options) -> tuple[Cell, ...]:
 def here(asked: Asked, options: Options) -> tuple[Cell, ...]:
     """The columns for this machine; those that cannot be run there have the reason.
 
-    Without a named release these are the ones that are prepared here, or the default one where
-    none is; every other one with a manifest is a column that is not run.  UsageError where there is
+    Without a named release these are the prepared ones, or the default release if there are none;
+    each other release with a manifest is a column that is not run.  Raises UsageError if there is
     no series for any of them.
     """
     ready = _newest_builds(record.release for record in store.prepared())
@@ -130,7 +130,7 @@ def here(asked: Asked, options: Options) -> tuple[Cell, ...]:
 
 
 def guest_name(keep_as: str, cell: Cell) -> str:
-    """The name of a column's guest that stays; a build's whole name would be too long for it."""
+    """The name of a column's guest that stays; a build's whole name would be too long."""
     release = releases.parse(cell.release)
     if release.build:
         short = f"{release.branch}-{release.build.partition('-')[0]}"
@@ -147,7 +147,7 @@ def _newest_builds(found: Iterable[str]) -> list[str]:
 
 
 def require_series(options: Options) -> None:
-    """UsageError where the series that is asked for does not exist for the release.
+    """Raise UsageError if the requested series does not exist for the release.
 
     This is checked before there is a folder or a process.  The run itself reports other errors.
     """
@@ -198,9 +198,9 @@ def run(
 ) -> Matrix:
     """Run the columns, as many at once as this machine has room for, and write the report.
 
-    `jobs` is how many at once; 0 for what there is room for.  With `keep_as` the guest of a run
-    that failed stays up under that name and its column's.  An interruption ends all of them, and is
-    raised when the report is written.
+    `jobs` is the number of runs at once; 0 means as many as there is room for.  With `keep_as` the
+    guest of a failed run stays up, under this name and its column's.  An interruption ends all
+    runs, and is raised when the report is written.
     """
     facts = host.gather()
     placed = numbered(cell if cell.reason else _placed(cell, facts, named=True) for cell in cells)

@@ -15,7 +15,7 @@ from harness.run.verify import verify
 
 
 def work(line: process.Line) -> None:
-    """Do the job that comes over the line and report over it; the end of the line interrupts."""
+    """Do the job that comes over the socket, and report over it; the socket's end interrupts it."""
     job = line.recv()
     further_guest.answers(line)
     log.to_file(job.run_dir / "harness.log")

@@ -25,8 +25,9 @@ _RELEASE = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}(?:-[A-Za-z0-9]{1,20})?")
 def plan(cells: Sequence[Cell], options: Options, form: str, *, named: bool) -> Any:
     """The jobs as GitHub's `matrix` (`{"include": [...]}`) or GitLab's `parallel:matrix` has them.
 
-    KVM is optional unless a backend was `named`: whether a runner has it shows there.  UsageError
-    for more jobs than the engine starts, and for options that a job's settings cannot hold.
+    KVM is optional unless a backend was `named`, because only the runner knows whether it has KVM.
+    Raises UsageError if there are more jobs than the engine starts, and for options that a job's
+    settings cannot contain.
     """
     if form not in FORMS:
         raise UsageError(f"--plan {form}: no such CI engine; use one of {', '.join(FORMS)}")
@@ -52,7 +53,7 @@ def plan(cells: Sequence[Cell], options: Options, form: str, *, named: bool) -> 
                 for cell, optional in jobs
             ]
         }
-    # GitLab takes text alone, and makes variables of it.
+    # GitLab accepts only text, and makes variables of it.
     return [
         {
             "RELEASE": cell.release,
@@ -70,28 +71,28 @@ def _words(options: Options) -> list[str]:
     """The options of every job, as words; OPTIONS of ci/verify.sh is split at blanks."""
     if options.series:
         raise UsageError(
-            "--series is no part of a plan; give it to the jobs (SERIES of ci/verify.sh, the "
+            "--series is not part of a plan; give it to the jobs (SERIES of ci/verify.sh, the "
             "action's input `series`)"
         )
     words = ["--full"] if options.full else []
     for name, value in (("--topic", options.topic or ""), ("--only", options.only)):
         if re.search(r"\s", value):
-            raise UsageError(f"{name} {value}: a plan takes no blanks in it; leave them out")
+            raise UsageError(f"{name} {value}: a plan cannot contain blanks there; leave them out")
         words += [name, value] if value else []
     return words
 
 
 def read(path: Path) -> tuple[Cell, ...]:
-    """The jobs of a plan in a file, of either form; UsageError where it holds none."""
+    """The jobs of a plan in a file, in either form; raises UsageError if there are none."""
     try:
         data: Any = json.loads(read_bounded(path, _MOST_BYTES))
     except OSError as error:
         raise UsageError(f"--planned {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--planned {path}: it is no plan: {error}") from error
+        raise UsageError(f"--planned {path}: it is not a plan: {error}") from error
     jobs = data.get("include") if isinstance(data, dict) else data
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
-        raise UsageError(f"--planned {path}: it is no plan; ./inv matrix --plan makes one")
+        raise UsageError(f"--planned {path}: it is not a plan; ./inv matrix --plan makes one")
     return tuple(_job(path, {str(key).lower(): job[key] for key in job}) for job in jobs)
 
 
@@ -105,7 +106,7 @@ def _job(path: Path, job: dict[str, Any]) -> Cell:
         ("stock", stock, stock in (False, True, "0", "1")),
     ):
         if not right:
-            raise UsageError(f"--planned {path}: {name}: {json.dumps(value)[:80]} is none")
+            raise UsageError(f"--planned {path}: {name}: {json.dumps(value)[:80]} is invalid")
     return Cell(
         str(release),
         str(backend),
