@@ -311,8 +311,8 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_plan_says_what_it_cannot_hold() -> None:
     cells = Asked(("15.1",)).cells(["15.1"])
     for options, words in (
-        (Options(only="a or b"), "no blanks"),
-        (Options(series=(Path("x"),)), "--series is no part"),
+        (Options(only="a or b"), "cannot contain blanks"),
+        (Options(series=(Path("x"),)), "--series is not part"),
     ):
         with pytest.raises(UsageError, match=words):
             matrix_plan.plan(cells, options, "github", named=False)
