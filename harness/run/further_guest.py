@@ -1,6 +1,6 @@
 """A further guest of a run: a process of its own, connected by a socket that carries its work.
 
-The modules that start such a process define the messages (shards, regression_guests).
+The modules that start such a process define the messages (shards, trial_guests).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FurtherGuest:
     def hang_up(self) -> None:
         """Tell the process to end, even while a thread of ours waits for its messages.
 
-        Closing the line is not enough: the other side notices nothing while a thread reads from it.
+        Closing the socket is not enough: the other side does not notice it while a thread reads.
         """
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.line.fileno())) as end:
             end.shutdown(socket.SHUT_RDWR)

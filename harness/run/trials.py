@@ -75,7 +75,7 @@ class Baseline:
             )
 
     def lacks(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of `names` (FILE::NAME, possibly parametrized) of which no check passed."""
+        """Those of `names` (FILE::NAME, possibly parametrized) without a check that passed."""
         return tuple(name for name in names if not any(_is(it, name) for it in self.seconds))
 
 
@@ -93,10 +93,10 @@ class Trial:
 class Trials:
     """Runs the checks in `tests`, and unless `general` those of the topic.
 
-    `named` are checks that are run even where they take minutes, if they have no quick form.  Of
-    the others only those run of whose FILE::NAME one of `chosen` is a part, or all where there is
-    none.  With `every` a trial runs all checks, otherwise it ends at the first that fails.
-    `stock` is what variants are compared with.
+    `named` are checks that are run even if they take minutes, unless they have a quick form.  Of
+    the others only those run whose FILE::NAME contains one of `chosen`; if that is empty, all
+    run.  With `every` a trial runs all checks, otherwise it ends at the first failure.  `stock` is
+    the build that variants are compared with.
     """
 
     bench: Workbench
@@ -296,7 +296,7 @@ class _Recorder:
         wanted = (*self.variant.caught_by, *self.trials.named)
         for name in wanted:
             if not any(_is(_short(item), name) for item in items):
-                raise pytest.UsageError(f"{self.variant.name}: Caught-by: {name} is no check")
+                raise pytest.UsageError(f"{self.variant.name}: Caught-by: {name} is not a check")
         self.quick = {
             _base(_short(item)) for item in items if item.get_closest_marker(_MINUTES) is None
         }
@@ -339,9 +339,7 @@ class _Recorder:
         return named and _base(_short(item)) not in self.quick
 
     def _rank(self, item: pytest.Item) -> int:
-        """The position of a check among the related ones; behind all of them if it is not
-        related.
-        """
+        """The position of a check among the related ones; after them if it is not related."""
         name = _short(item)
         related = self.variant.related
         return next((n for n, it in enumerate(related) if name.startswith(it)), len(related))

@@ -24,7 +24,7 @@ KINDS = {
     "cpuid": "CPUID",
     "port-kernel": "port that vmm.ko answers",
     "port-user": "port that bhyve answers",
-    "mmio-kernel": "MMIO that vmm.ko answers (local APIC)",
+    "mmio-kernel": "MMIO that vmm.ko handles (local APIC)",
     "mmio-user": "MMIO that bhyve answers",
     "msr-kernel": "MSR that vmm.ko answers",
     "msr-user": "MSR that bhyve answers",

@@ -1,4 +1,4 @@
-"""boot: a boot sector from a disk, as a BIOS starts one, and guests that bhyveload(8) loads."""
+"""boot: boot sectors, started from a disk as by a BIOS, and guests that bhyveload(8) loads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCES = Path(__file__).parents[1] / "guest"
 SECTOR = 512
 SECTORS = 4096
 TEXT = "BOOTSECT read this from behind it"
-# Where the boot sector finds the number of the sector with the text.
+# The place where the boot sector finds the number of the sector with the text.
 LBA_AT = 504
 # $1 is a disk, and $2 a boot sector with its text: a partition table as FreeBSD's tools make it.
 PARTITION = """
@@ -80,12 +80,12 @@ def disk(guest: Guest, vmm: Vmm, tmp_path: Path) -> Iterator[Disk]:
 
 
 def words(text: str) -> re.Pattern[str]:
-    """For L2.ask: just these words."""
+    """For L2.ask: exactly these words."""
     return re.compile(text)
 
 
 def booted(inner: L2) -> list[str]:
-    """What L2 prints from the boot on, to its power-off."""
+    """The output of L2 from the boot to its power-off."""
     inner.send("b")
     assert inner.wait_exit() == Exit.POWER_OFF
     _, begun, rest = inner.output().partition("L2ROM boots\n")
@@ -95,13 +95,13 @@ def booted(inner: L2) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_boot_sector_runs(disk: Disk, tmp_path: Path, kind: str) -> None:
-    """a boot sector is read from a disk, prints its marker, and reads on by INT 13h"""
+    """a boot sector is read from a disk, prints its marker, and reads more by INT 13h"""
     assert booted(disk(boot_sector(tmp_path, 1), kind=kind)) == ["BOOTSECT runs", TEXT]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_sector_is_read(disk: Disk, tmp_path: Path, kind: str) -> None:
-    """a boot sector reads the disk's last sector, whose text is in no other"""
+    """a boot sector reads the disk's last sector, whose text is in no other sector"""
     sectors = boot_sector(tmp_path, SECTORS - 1)
     data = sectors[:SECTOR].ljust((SECTORS - 1) * SECTOR, b"\0") + sectors[SECTOR:]
     assert booted(disk(data, kind=kind)) == ["BOOTSECT runs", TEXT]
@@ -109,14 +109,14 @@ def test_the_last_sector_is_read(disk: Disk, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_behind_the_disk_is_nothing(disk: Disk, tmp_path: Path, kind: str) -> None:
-    """a boot sector that reads behind the disk's end gets an error"""
+    """a boot sector that reads beyond the disk's end gets an error"""
     inner = disk(boot_sector(tmp_path, SECTORS), kind=kind)
     inner.send("b")
     inner.ask("", words("BOOTSECT failed"))
 
 
 def test_what_is_no_boot_sector_is_not_run(disk: Disk, tmp_path: Path) -> None:
-    """without its signature a boot sector is not jumped to"""
+    """a boot sector without its signature is not started"""
     sectors = boot_sector(tmp_path, 1)
     inner = disk(sectors[: SECTOR - 2] + b"\0\0" + sectors[SECTOR:])
     inner.ask("b", words("L2ROM error: the first sector is no boot sector"))
@@ -125,7 +125,7 @@ def test_what_is_no_boot_sector_is_not_run(disk: Disk, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_freebsd_s_boot_sector_runs_ours(disk: Disk, tmp_path: Path, kind: str) -> None:
-    """FreeBSD's pmbr finds the boot partition of a GPT disk, and starts what is in it"""
+    """FreeBSD's pmbr finds the boot partition of a GPT disk, and starts its program"""
     inner = disk(b"", kind=kind, bootcode=boot_sector(tmp_path, GPT_BEGINS + 1))
     assert booted(inner) == ["BOOTSECT runs", TEXT]
 
@@ -137,7 +137,7 @@ LOAD = 'PATH="$1:$PATH"; shift; bhyveload "$@" </dev/null'
 def test_bhyveload_runs_a_loader(
     workbench: Workbench, guest: Guest, vmm: Vmm, l2: Callable[..., L2]
 ) -> None:
-    """a loader of our own gets memory and environment of bhyveload, and starts a guest"""
+    """our own loader gets memory and environment from bhyveload, and starts a guest"""
     record = workbench.record
     assert record.source is not None
     assert record.sysroot is not None

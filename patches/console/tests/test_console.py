@@ -1,4 +1,4 @@
-"""console: how fast bytes go through L2's consoles, and whether they arrive as they were sent."""
+"""console: the speed of L2's consoles, and whether all bytes arrive as they were sent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def serial(vmm: Vmm) -> Iterator[L2]:
 
 
 def test_com1_out(serial: L2, record_property: Note) -> None:
-    """what L2 sends through COM1 comes out of bhyve unaltered and in order"""
+    """bhyve passes on the bytes that L2 sends through COM1 unaltered and in order"""
     stream, came = streams.send(serial, COM_BYTES)
     record_property("COM1, out of L2", stream)
     assert streams.difference(came, streams.sequence(COM_BYTES)) == ""
@@ -45,7 +45,7 @@ def test_com1_out(serial: L2, record_property: Note) -> None:
 
 
 def test_com1_in(guest: Guest, serial: L2, tmp_path: Path, record_property: Note) -> None:
-    """what bhyve gets for COM1 is read by L2 unaltered and in order"""
+    """L2 reads the bytes that bhyve gets for COM1 unaltered and in order"""
     data = streams.sequence(COM_BYTES).encode()
     local, remote = tmp_path / "bytes", f"{serial.folder}/bytes"
     local.write_bytes(data)
@@ -56,13 +56,13 @@ def test_com1_in(guest: Guest, serial: L2, tmp_path: Path, record_property: Note
     assert stream.cycles / COM_BYTES < MOST_CYCLES_A_BYTE["COM1"]
 
 
-# $1 the socket, $2 where what comes out of it goes.
+# $1 is the socket, $2 the file for its output.
 LISTEN = """
 for try in 1 2 3 4 5 6 7 8 9; do if [ -S "$1" ]; then break; fi; sleep 0.3; done
 nohup nc -d -U "$1" >"$2" 2>&1 </dev/null & echo $!
 """
 SIZE = 'stat -f %z "$1"'
-# bhyve's thread writes to the socket after L2 has gone on.
+# bhyve's thread writes to the socket when L2 runs again.
 ARRIVED = """
 for try in 1 2 3 4 5 6 7 8 9; do
     if [ "$(stat -f %z "$1")" -ge "$2" ]; then break; fi
@@ -73,7 +73,7 @@ cat "$1"
 
 
 def test_virtio_console_out(guest: Guest, vmm: Vmm, record_property: Note) -> None:
-    """what L2 sends through a virtio console comes out of bhyve unaltered and in order"""
+    """bhyve passes on the bytes that L2 sends through a virtio console unaltered and in order"""
     inner = L2(vmm, "vcons", 32)
     socket, taken = f"{inner.folder}/port", f"{inner.folder}/taken"
     inner.arguments = ("-c", "1", "-s", f"4,virtio-console,speed={socket}")
@@ -81,13 +81,13 @@ def test_virtio_console_out(guest: Guest, vmm: Vmm, record_property: Note) -> No
     try:
         inner.start()
         listener = guest.script(LISTEN, socket, taken).stdout.strip()
-        # What is sent before the listener was let in is lost.
+        # Bytes that are sent before the listener is connected are lost.
         for _ in range(20):
             streams.send_virtio(inner, 1)
             if (before := int(guest.script(SIZE, taken).stdout)) > 0:
                 break
         else:
-            pytest.fail(f"nothing comes out of {socket}")
+            pytest.fail(f"{socket} has no output")
         stream = streams.send_virtio(inner, VIRTIO_BYTES)
         record_property("virtio console, out of L2", stream)
         came = guest.script(ARRIVED, taken, str(before + VIRTIO_BYTES)).stdout[before:]
@@ -101,7 +101,7 @@ def test_virtio_console_out(guest: Guest, vmm: Vmm, record_property: Note) -> No
 
 
 def test_virtio_console_in(guest: Guest, vmm: Vmm, tmp_path: Path, record_property: Note) -> None:
-    """what bhyve gets for a virtio console is read by L2 unaltered and in order"""
+    """L2 reads the bytes that bhyve gets for a virtio console unaltered and in order"""
     inner = L2(vmm, "vconsin", 32)
     socket, remote = f"{inner.folder}/port", f"{inner.folder}/bytes"
     inner.arguments = ("-c", "1", "-s", f"4,virtio-console,speed={socket}")
