@@ -6,5 +6,5 @@ other work on the machine affects both.  A bench is not a test: a slow machine i
 
 from __future__ import annotations
 
-NAMES = ("boot", "harness", "ssh", "build", "parallel", "bochs", "guests", "checks")
+NAMES = ("boot", "harness", "ssh", "build", "parallel", "bochs", "guests", "mutation", "checks")
 """The names of all benches; `harness.bench.run.BENCHES` has their functions."""

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import process
@@ -17,57 +18,86 @@ from harness.files import PROJECT
 from harness.host.survey import available_memory_bytes
 from harness.report import Report
 from harness.report import store as reports
-from harness.run import shards
+from harness.run import mutants, shards
 
-_VERIFY_S = 3600.0
+_TASK_S = 3600.0
+# Enough variants that the baseline is not most of the time, which these few checks keep short.
+_VARIANTS = 12
+_FEW_CHECKS = ("--checks", "test_limit.py", "--checks", "test_sysctls.py")
 # On two processors two guests should take at most 1 / 1.7 of the time of one.
 _EFFICIENCY_WANTED = 0.85
 
 
 def guests(subject: Subject, rounds: int, live: Live) -> Result:
     """Run `verify` with one guest and with as many as this machine has room for, by turns."""
-    if subject.record is None:
-        raise CannotError("inv bench guests needs a prepared FreeBSD; run ./inv image.fetch")
-    room = shards.how_many(available_memory_bytes(), len(os.sched_getaffinity(0)))
-    if room < 2:
-        raise CannotError("inv bench guests needs room for two guests; this machine has it for one")
+    room = _room(subject, "guests")
     measured = Measurements()
     for number, count in itertools.product(range(rounds), (1, room)):
         live(f"round {number + 1} of {rounds}: verify with --guests {count}")
-        report = _verify(subject, count)
+        done = _task(subject, ["verify"], count)
+        report = reports.load(Path(json.loads(done)["run_dir"]))
         measured.add(_name(count), report.checks_s)
         measured.add(f"{_name(count)}, whole run", sum(s.seconds for s in report.stages))
+    return _compared(subject, "guests", "The checks of verify", measured, room)
+
+
+def mutation(subject: Subject, rounds: int, live: Live) -> Result:
+    """Try some wrong variants with as many guests as this machine has room for, and with one."""
+    room = _room(subject, "mutation")
+    chosen = [mutant.name for mutant in mutants.load() if mutant.patch is not None]
+    wanted = [word for name in chosen[:_VARIANTS] for word in ("--only", name)]
+    measured = Measurements()
+    # What is not built yet is built in the first run, so it counts against several guests.
+    for number, count in itertools.product(range(rounds), (room, 1)):
+        live(f"round {number + 1} of {rounds}: mutation with --guests {count}")
+        done = _task(subject, ["mutation", *wanted, *_FEW_CHECKS], count)
+        measured.add(_name(count), float(json.loads(done)["seconds"]))
+    title = f"{_VARIANTS} variants of mutation"
+    return _compared(subject, "mutation", title, measured, room)
+
+
+def _compared(subject: Subject, name: str, title: str, measured: Measurements, room: int) -> Result:
     ratio = measured.median(_name(1)) / measured.median(_name(room))
     return Result(
-        "guests",
-        "The checks of verify",
+        name,
+        title,
         f"{subject.name} in {subject.backend}",
         measured.samples(),
         (at_least(f"1 guest / {room} guests", ratio, _EFFICIENCY_WANTED * room),),
     )
 
 
+def _room(subject: Subject, name: str) -> int:
+    """The number of guests that this machine has room for; CannotError if it is one."""
+    if subject.record is None:
+        raise CannotError(f"inv bench {name} needs a prepared FreeBSD; run ./inv image.fetch")
+    room = shards.how_many(available_memory_bytes(), len(os.sched_getaffinity(0)))
+    if room < 2:
+        raise CannotError(
+            f"inv bench {name} needs room for two guests; this machine has it for one"
+        )
+    return room
+
+
 def _name(count: int) -> str:
     return "1 guest" if count == 1 else f"{count} guests"
 
 
-def _verify(subject: Subject, count: int) -> Report:
-    """A run of `verify` in a process of its own; CannotError if it did not pass."""
+def _task(subject: Subject, words: Sequence[str], count: int) -> str:
+    """What a task prints as JSON, in a process of its own; CannotError if it did not pass."""
     assert subject.record is not None
-    options = ["--backend", subject.backend, "--release", subject.record.release, "--json"]
-    command = [sys.executable, "-m", "harness.cli.program", "verify", *options]
-    done = process.run(
-        [*command, "--guests", str(count)],
-        Deadline.after(_VERIFY_S),
-        cwd=PROJECT,
-        environment=os.environ,
-    )
+    command = [
+        *(sys.executable, "-m", "harness.cli.program", *words),
+        *("--backend", subject.backend, "--release", subject.record.release, "--json"),
+        *("--guests", str(count)),
+    ]
+    done = process.run(command, Deadline.after(_TASK_S), cwd=PROJECT, environment=os.environ)
     if done.code != EXIT_OK:
         raise CannotError(
-            f"verify --guests {count} exited with {done.code}; run it by itself, and measure "
+            f"{words[0]} --guests {count} exited with {done.code}; run it by itself, and measure "
             "when it passes"
         )
-    return reports.load(Path(json.loads(done.stdout)["run_dir"]))
+    return done.stdout
 
 
 def recorded() -> Result:

@@ -42,6 +42,11 @@ BENCHES: dict[str, tuple[Bench, int, str]] = {
         "the time of each phase of a boot, in each Bochs",
     ),
     "guests": (_with_guest(checks.guests), 1, "the checks of verify in one guest and in several"),
+    "mutation": (
+        _with_guest(checks.mutation),
+        1,
+        "twelve wrong variants in one guest and in several",
+    ),
     "checks": (
         lambda *_: checks.recorded(),
         1,
@@ -55,8 +60,8 @@ def run(names: Sequence[str], release: str, backend: str, rounds: int, as_json: 
     """Run some benches, by default all; returns 1 if a ratio missed its goal.
 
     `backend` auto is QEMU: KVM where a guest gets VMX there, else TCG; the bench named bochs runs
-    in Bochs unless another backend is named, and guests in KVM or Bochs.  A bench that cannot run
-    here is reported and left out; if it is the only one, it fails.
+    in Bochs unless another backend is named, guests and mutation in KVM or Bochs.  A bench that
+    cannot run here is reported and left out; if it is the only one, it fails.
     """
     for name in names:
         if name not in BENCHES:
@@ -101,7 +106,7 @@ def _backend(name: str, given: str) -> Backend:
         return Backend("bochs")
     chosen = host.decide(host.gather(), "auto").backend
     # The checks need VMX, which TCG lacks; the others compare with QEMU.
-    other = Backend("bochs") if name == "guests" else Backend("tcg")
+    other = Backend("bochs") if name in ("guests", "mutation") else Backend("tcg")
     return chosen if chosen and chosen.name == "kvm" else other
 
 

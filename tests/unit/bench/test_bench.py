@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import host
+from harness import host, process
 from harness.bench import boots, builds, chart, checks, phases, run, subject, where
 from harness.bench.model import Measurements, Result, Samples, at_least, at_most
 from harness.cli.program import spread
@@ -292,3 +292,32 @@ def test_one_guest_is_compared_with_several(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("harness.process.run", lambda *_, **__: SimpleNamespace(code=1, stdout=""))
     with pytest.raises(CannotError, match="exited with 1"):
         checks.guests(whom, 1, lambda _: None)
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_some_variants_in_one_guest_are_compared_with_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("harness.run.shards.how_many", lambda *_: 3)
+    asked: list[list[str]] = []
+
+    real = process.run
+
+    def run_it(command: list[str], *more: Any, **named: Any) -> Any:
+        if "--guests" not in command:
+            return real(command, *more, **named)
+        asked.append(command)
+        seconds = 120.0 / int(command[-1])
+        return SimpleNamespace(code=0, stdout=json.dumps({"seconds": seconds}))
+
+    monkeypatch.setattr("harness.process.run", run_it)
+    whom: Any = SimpleNamespace(
+        record=SimpleNamespace(release="15.1"), backend="bochs", name="FreeBSD 15.1"
+    )
+    found = checks.mutation(whom, 2, lambda _: None)
+    assert [command[-2:] for command in asked] == [["--guests", it] for it in ("3", "1", "3", "1")]
+    assert asked[0].count("--only") == 12
+    assert [(ratio.value, ratio.held) for ratio in found.ratios] == [(3.0, True)]
+    whom.record = None
+    with pytest.raises(CannotError, match="inv bench mutation needs a prepared FreeBSD"):
+        checks.mutation(whom, 1, lambda _: None)
