@@ -6,5 +6,7 @@ other work on the machine affects both.  A bench is not a test: a slow machine i
 
 from __future__ import annotations
 
-NAMES = ("boot", "harness", "ssh", "build", "parallel", "bochs", "guests", "mutation", "checks")
+NAMES = (
+    "boot", "harness", "ssh", "build", "parallel", "bochs", "tcg", "guests", "mutation", "checks",
+)  # fmt: skip
 """The names of all benches; `harness.bench.run.BENCHES` has their functions."""

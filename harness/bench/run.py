@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import host, progress
-from harness.bench import boots, builds, chart, checks, phases, shell, subject, where
+from harness.bench import boots, builds, chart, checks, phases, settings, shell, subject, where
 from harness.bench.model import Live, Result
 from harness.errors import EXIT_CHECK_FAILED, EXIT_OK, CannotError, UsageError
 from harness.files import write_atomic
@@ -41,6 +41,7 @@ BENCHES: dict[str, tuple[Bench, int, str]] = {
         1,
         "the time of each phase of a boot, in each Bochs",
     ),
+    "tcg": (_with_guest(settings.tcg), 1, "a boot in QEMU without KVM, with other settings"),
     "guests": (_with_guest(checks.guests), 1, "the checks of verify in one guest and in several"),
     "mutation": (
         _with_guest(checks.mutation),
@@ -102,8 +103,8 @@ def _find(name: str, backend: str, release: str) -> subject.Subject:
 def _backend(name: str, given: str) -> Backend:
     if given != "auto":
         return host.decide(host.gather(), given).require()
-    if name == "bochs":
-        return Backend("bochs")
+    if name in ("bochs", "tcg"):
+        return Backend(name)
     chosen = host.decide(host.gather(), "auto").backend
     # The checks need VMX, which TCG lacks; the others compare with QEMU.
     other = Backend("bochs") if name in ("guests", "mutation") else Backend("tcg")
@@ -136,4 +137,6 @@ def _show(results: Sequence[Result], here: dict[str, Any], folder: Path) -> None
     for result in results:
         for line in chart.ratios(result):
             progress.out.print(f"{result.name}: {line} [{result.subject}]", markup=False)
+        for note in result.notes:
+            progress.out.print(f"{result.name}: {progress.clean(note)}", markup=False)
     progress.say(f"bench.json and the charts are in {folder}")

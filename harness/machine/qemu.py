@@ -57,7 +57,7 @@ def command_line(
     that an early exit of QEMU can be distinguished from the guest's. With `ram_fd` the guest's
     memory is that file: shared while it may be saved from there, private when resumed.
     """
-    accel = "kvm" if traits is KVM else "tcg,thread=multi"
+    accel = spec.accel or ("kvm" if traits is KVM else "tcg,thread=multi")
     memory = f"{spec.memory_bytes >> 20}M"
     command = [
         "qemu-system-x86_64",

@@ -36,15 +36,16 @@ class Drive:
 class Spec:
     """The configuration of a machine.
 
-    `run_dir` gets its console log, overlay and emulator log.  `cpu` is the emulator's own name for
-    a model (None: the backend's default).  `ssh` asks for a network card whose guest port 22 is
-    forwarded (`Machine.forward`); `network_out` lets the guest reach the outside; then its emulator
-    has no network of its own.  `debug_exit` gives QEMU the port by which a bare-metal program ends
-    it with an exit code (Bochs has one of its own for that).  `savable` says that the machine may
-    be saved later, which must be known when it starts.  `resume_from` is a folder that
-    `Machine.save` filled: the machine continues from that state instead of booting, and only reads
-    the folder.  `second` is another raw disk, which the guest can only read.  `screen` asks for a
-    graphics card if there would be none, so that `Machine.screen` shows something.
+    `run_dir` gets its console log, overlay and emulator log. `cpu` is the emulator's own name for a
+    model (None: the backend's default), `accel` QEMU's own text about how it runs the guest's code
+    (empty: the backend's). `ssh` asks for a network card whose guest port 22 is forwarded
+    (`Machine.forward`); `network_out` lets the guest reach the outside; then its emulator has no
+    network of its own. `debug_exit` gives QEMU the port by which a bare-metal program ends it with
+    an exit code (Bochs has one of its own for that). `savable` says that the machine may be saved
+    later, which must be known when it starts. `resume_from` is a folder that `Machine.save` filled:
+    the machine continues from that state instead of booting, and only reads the folder. `second` is
+    another raw disk, which the guest can only read. `screen` asks for a graphics card if there
+    would be none, so that `Machine.screen` shows something.
     """
 
     run_dir: Path
@@ -52,6 +53,7 @@ class Spec:
     memory_bytes: int = 1 << 30
     cpus: int = 1
     cpu: str | None = None
+    accel: str = ""
     ssh: bool = True
     network_out: bool = False
     debug_exit: bool = False

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from harness import host, process
-from harness.bench import boots, builds, chart, checks, phases, run, subject, where
-from harness.bench.model import Measurements, Result, Samples, at_least, at_most
+from harness.bench import boots, builds, chart, checks, phases, run, settings, subject, where
+from harness.bench.model import Measurements, Ratio, Result, Samples, at_least, at_most
 from harness.cli.program import spread
 from harness.errors import CannotError, UsageError
 from harness.files import PROJECT, runs_dir
 from harness.guest.freebsd import Access
 from harness.guest.transcript import Evidence
 from harness.host.facts import load
-from harness.machine import Drive, Spec, bochs_program
+from harness.machine import Drive, Spec, bochs_program, qemu
 from harness.machine.bochs_program import Bochs
+from harness.machine.models import Backend
+from harness.machine.qemu import QemuMachine
 from harness.report import Check, Report, StageResult, store
 
 RESULT = Result(
@@ -79,6 +84,35 @@ def test_the_picture_is_one_well_formed_file() -> None:
 )
 def test_benches_are_named_by_words(given: list[str], wanted: list[str]) -> None:
     assert spread(given) == wanted
+
+
+def test_settings_of_qemu_are_booted_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    used = iter((10.0, 8.0, 5.0, 11.0, 10.0, 20.0))
+
+    @contextlib.contextmanager
+    def up(whom: subject.Subject, *, cold: bool) -> Iterator[tuple[Any, float, str]]:
+        assert cold
+        machine = QemuMachine(whom.spec, qemu.TCG)
+        lines.append(" ".join(machine.command()))
+        yield SimpleNamespace(machine=SimpleNamespace(pid=1)), 1.0, "booted"
+
+    times = SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=next(used), system=0.0))
+    monkeypatch.setattr(psutil, "Process", lambda _pid: times)
+    monkeypatch.setattr(subject.Subject, "up", up)
+    spec = Spec(tmp_path, Drive(tmp_path / "disk"), cpus=2)
+    whom = subject.Subject("played", spec, Access(tmp_path, ""), "", Backend("tcg"))
+    found = settings.tcg(whom, 1, lambda _line: None)
+    assert "-accel tcg,thread=multi -cpu max -smp 2 " in lines[0]
+    assert "-accel tcg,thread=single -cpu max -smp 2 " in lines[1]
+    assert "-smp 1 " in lines[2]
+    assert "tb-size=32 " in lines[3]
+    assert "-cpu qemu64 " in lines[5]
+    assert found.ratios[0] == Ratio("processor time, one thread / as it is", 0.8)
+    with pytest.raises(CannotError, match="--backend tcg"):
+        settings.tcg(replace(whom, chosen=Backend("kvm")), 1, lambda _line: None)
 
 
 def test_each_installed_bochs_is_booted_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +260,8 @@ def _recorded(
         )
         for number, took_s in enumerate(seconds)
     )
-    store.save(Report("15.1", backend, False, "series x", "2026-01-01", folder, (), found, {}))
+    stages = (StageResult("checks", "ok", sum(seconds) / 2, ""),)
+    store.save(Report("15.1", backend, False, "series x", "2026-01-01", folder, stages, found, {}))
 
 
 @pytest.fixture
@@ -262,6 +297,7 @@ def test_the_last_run_is_compared_with_the_comparable_one_before() -> None:
     assert [ratio.value for ratio in found.ratios] == [0.5]
     medians = {sample.name: sample.median for sample in found.samples}
     assert medians["before: all checks"] == 6.0
+    assert medians["last: from first to last"] == 1.5
     assert (medians["before: commands a check"], medians["last: commands a check"]) == (6.0, 3.0)
     assert medians["last: a command"] == 0.25
     assert "20260103T000000Z-verify; before: 20260101T000000Z-verify" in found.notes[0]
