@@ -6,6 +6,7 @@ other than FreeBSD, and shortens a failure to the compiler's messages.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -61,11 +62,24 @@ def find_toolchain() -> Toolchain:
     if version is None or not shutil.which("bmake"):
         what = "clang, lld and llvm-objcopy" if version is None else "bmake"
         raise CannotError(f"{what} not found; run ./inv setup to install the packages for building")
-    said = []
-    for command in ([f"clang-{version}", "--version"], [f"ld.lld-{version}", "--version"]):
-        done = process.run(command)
-        said.append((done.stdout.splitlines() or ["?"])[0])
+    said = [_says(*_identity(name)) for name in (f"clang-{version}", f"ld.lld-{version}")]
     return Toolchain(version, "; ".join(said))
+
+
+def _identity(name: str) -> tuple[str, int, int]:
+    """A program and what changes with it: the inode and the time of its file."""
+    found = shutil.which(name)
+    if found is None:
+        return name, 0, 0
+    about = os.stat(found)
+    return name, about.st_ino, about.st_mtime_ns
+
+
+@functools.cache
+def _says(name: str, _inode: int, _changed_ns: int) -> str:
+    """The first line of its version; it is asked once while its file is the same."""
+    done = process.run([name, "--version"])
+    return (done.stdout.splitlines() or ["?"])[0]
 
 
 @dataclass(frozen=True)

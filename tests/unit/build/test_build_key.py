@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.build import builder
+from harness import debian, process
+from harness.build import bmake, builder
 from harness.files import PROJECT
 
 
@@ -35,3 +38,30 @@ def test_every_module_that_builds_is_in_the_key(monkeypatch: pytest.MonkeyPatch)
     }
     base = {harness / f"{word}.py" for word in words}
     assert not {path for path in base if path.is_file()} - read
+
+
+def test_a_compiler_is_asked_for_its_version_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run asks for it before each program; each question starts a compiler."""
+    asked: list[str] = []
+
+    def played(command: list[str]) -> SimpleNamespace:
+        asked.append(command[0])
+        return SimpleNamespace(stdout=f"{command[0]} version 19\nmore\n")
+
+    programs = [tmp_path / name for name in ("clang-19", "ld.lld-19", "bmake")]
+    for program in programs:
+        program.write_text("")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(debian, "clang_version", lambda: 19)
+    monkeypatch.setattr(process, "run", played)
+    first = bmake.find_toolchain()
+    assert first.identity == "clang-19 version 19; ld.lld-19 version 19"
+    assert bmake.find_toolchain() == first
+    assert asked == ["clang-19", "ld.lld-19"]
+    # Another compiler of the same name is asked again.
+    os.utime(programs[0], ns=(1, 1))
+    bmake.find_toolchain()
+    assert asked == ["clang-19", "ld.lld-19", "clang-19"]
