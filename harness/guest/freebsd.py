@@ -20,7 +20,8 @@ from harness.guest.transcript import Asked, Transcript
 from harness.machine import Machine
 
 _BOOT_S = 50.0
-_COMMAND_S = 20.0
+COMMAND_S = 20.0
+"""How long a command may take at native speed, unless its caller knows better."""
 _SHUTDOWN_S = 20.0
 _STEP_S = 0.5
 # Statically linked programs start in a quarter of the time; the second form of date is for a guest
@@ -69,6 +70,7 @@ class Guest:
     Clean-up after that must not wait for a guest that hangs.
     """
 
+    _runner_source: Path | None = None
     runner = ""
     """Where it has the program that runs its commands (runner.c); empty while it has none."""
 
@@ -81,16 +83,12 @@ class Guest:
     def use_runner(self, program: Path, remote: str) -> None:
         """Have commands run by `program` (runner.c compiled for the guest), put there as `remote`.
 
-        A command then costs a third of what it costs with a channel of its own.  It is not copied
-        again where the guest has it.
+        A command then costs a third of what it costs with a channel of its own.  The next command
+        starts the program, and sends it if the guest does not have it.
         """
-        if self.runner == remote:
-            return
-        self.forget_runner()
-        script = 'test -x "$1" || { mkdir -p "${1%/*}"; exit 3; }'
-        if self.run(["/bin/sh", "-c", script, "use-runner", remote]).exit_code == 3:
-            self.put(program, remote, mode=0o755)
-        self.runner = self.ssh.runner = remote
+        self.runner, self._runner_source = remote, program
+        if self._ssh is not None and self._ssh.runner != remote:
+            self._ssh.runner, self._ssh.runner_source = remote, program
 
     def forget_runner(self) -> None:
         """Have each command take a channel of its own: the program may not be there any more."""
@@ -98,7 +96,7 @@ class Guest:
         if self._ssh is not None:
             self._ssh.runner = ""
 
-    def deadline(self, native_s: float = _COMMAND_S) -> Deadline:
+    def deadline(self, native_s: float = COMMAND_S) -> Deadline:
         """A deadline for work that takes `native_s` seconds at native speed."""
         return Deadline.scaled(native_s, self.machine.traits.time_scale)
 
@@ -150,7 +148,7 @@ class Guest:
         self.disconnect()
         # While we wait for it, a guest may boot any number of times.
         self._boots = None
-        self._ssh = Ssh(address, self._watch, self._heard, self.runner)
+        self._ssh = Ssh(address, self._watch, self._heard, self.runner, self._runner_source)
         try:
             self._ssh.connect(limit, listening=listening)
         except WaitTimeout as error:

@@ -8,6 +8,7 @@ It runs one command at a time; commands from other threads get a channel each du
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,19 @@ MOST_STDIN_BYTES = 8 << 20
 """More than this is not given to the program, which holds it all in memory."""
 
 _HELLO = b"vmm-workbench runner 1\n"
+# As long as the other.  The script asks for the program with it.
+_SEND = b"vmm-workbench runner 0\n"
+# $1 the program's path, $2 its bytes, 0 if it cannot be sent.  It is put and started over one
+# channel, as each channel takes a login session.  The count tells a complete file from one that a
+# broken connection truncated.  The program must not inherit the umask.
+_START = """
+if [ ! -x "$1" ] && [ "$2" -gt 0 ]; then (
+    mkdir -p "${1%/*}" && echo "vmm-workbench runner 0" && umask 077 &&
+    head -c "$2" >"$1.part" && [ $(($(wc -c <"$1.part"))) -eq "$2" ] &&
+    chmod 700 "$1.part" && mv -f "$1.part" "$1"
+) fi
+exec "$1"
+"""
 _CHUNK_BYTES = 1 << 16
 _STEP_S = 0.1
 _HEADER_BYTES = 32
@@ -49,13 +63,24 @@ class Runner:
         self._unread = bytearray()
         self._busy = threading.Lock()
 
-    def start(self, program: str, deadline: Deadline) -> None:
-        """Start it; RunnerMissing when it does not answer, what `watch` raises."""
+    def start(self, program: str, deadline: Deadline, source: Path | None = None) -> None:
+        """Start the program at that path in the guest; if it is missing, `source` is sent first.
+
+        Raises RunnerMissing when it does not answer, what `watch` raises.
+        """
         try:
+            data = source.read_bytes() if source else b""
+            words = ["/bin/sh", "-c", _START, "runner", program, str(len(data))]
             attended(
-                lambda: self._open(program, deadline), deadline, self._watch, self._transport.close
+                lambda: self._open(shlex.join(words), deadline),
+                deadline,
+                self._watch,
+                self._transport.close,
             )
             answer = self._take(len(_HELLO), deadline)
+            if answer == _SEND:
+                self.send(data, deadline)
+                answer = self._take(len(_HELLO), deadline)
         except (OutOfTime, EOFError, OSError, paramiko.SSHException) as error:
             self.close()
             raise RunnerMissing(f"{program} did not start: {error}") from error
@@ -63,10 +88,10 @@ class Runner:
             self.close()
             raise RunnerMissing(f"{program} answers {answer!r}")
 
-    def _open(self, program: str, deadline: Deadline) -> None:
+    def _open(self, command: str, deadline: Deadline) -> None:
         self._channel = self._transport.open_session(timeout=deadline.remaining_s + 60)
         self._channel.settimeout(_STEP_S)
-        self._channel.exec_command(f"exec {program}")
+        self._channel.exec_command(f"exec {command}")
 
     @property
     def busy(self) -> bool:

@@ -82,10 +82,14 @@ class Ssh:
         watch: Callable[[], None] = lambda: None,
         listener: Listener = lambda _asked: None,
         runner: str = "",
+        runner_source: Path | None = None,
     ) -> None:
-        """`runner` is where the guest has the program that runs commands (runner.c), if it has."""
+        """`runner` is the path in the guest of the program that runs commands (runner.c), if there
+        is one; where it is missing, `runner_source` is sent first.
+        """
         self.address = address
         self.runner = runner
+        self.runner_source = runner_source
         self._runner: Runner | None = None
         self._watch = watch
         self._listener = listener
@@ -155,7 +159,7 @@ class Ssh:
         if runner is None or (not runner.ready and not runner.busy):
             runner = Runner(self._transport(), self._watch)
             try:
-                runner.start(shlex.quote(self.runner), deadline)
+                runner.start(self.runner, deadline, self.runner_source)
             except RunnerMissing as error:
                 # Commands take a channel each, then, until the next connection.
                 _LOG.info("%s", error.message)

@@ -190,6 +190,46 @@ def test_without_a_good_one_each_command_has_its_own_channel(
         assert ssh.runner == ""
 
 
+def test_it_is_sent_and_started_by_one_command(
+    sshd: Sshd, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "a new folder" / "runner"
+    umask = "umask"
+    with Ssh(sshd.address()) as plain:
+        plain.connect(soon())
+        wanted = plain.must(["sh", "-c", umask], soon())
+    opened: list[str] = []
+    opens = runner.Runner._open
+
+    def counted(self: runner.Runner, command: str, deadline: Deadline) -> None:
+        opened.append(command)
+        opens(self, command, deadline)
+
+    monkeypatch.setattr(runner.Runner, "_open", counted)
+    for _ in range(2):
+        with Ssh(sshd.address(), runner=str(place), runner_source=program) as ssh:
+            ssh.connect(soon())
+            assert ssh.must(["sh", "-c", umask], soon()) == wanted
+            assert ssh.runner == str(place)
+    assert len(opened) == 2
+    assert place.read_bytes() == program.read_bytes()
+    assert [path.name for path in place.parent.iterdir()] == ["runner"]
+
+
+def test_one_that_cannot_be_sent_is_done_without(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    source = tmp_path / "source"
+    source.write_text("x")
+    for place, given in (
+        (tmp_path / "file" / "runner", source),
+        (tmp_path / "runner", tmp_path / "nothing"),
+    ):
+        with Ssh(sshd.address(), runner=str(place), runner_source=given) as ssh:
+            ssh.connect(soon())
+            assert ssh.must(["echo", "yes"], soon()) == "yes\n"
+            assert ssh.runner == ""
+
+
 def test_two_at_once_do_not_wait_for_each_other(ssh: Ssh, tmp_path: Path) -> None:
     ssh.must(["true"], soon())
     go_on = tmp_path / "go-on"
