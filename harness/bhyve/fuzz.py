@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -306,3 +306,12 @@ def recognize(finding: Finding, known: Sequence[Known]) -> str:
     return next(
         (story.name for story in known if any(it.search(line) for it in story.signatures)), ""
     )
+
+
+def unknown_leaks(names: Iterable[str], known: Sequence[Known]) -> set[str]:
+    """Those zones of kernel memory whose growth with each VM is not a known fault."""
+    return {
+        name
+        for name in names
+        if not recognize(Finding("leak", f"{name} grows with each VM", -1), known)
+    }

@@ -7,6 +7,10 @@ import json
 from harness.guest.freebsd import Guest
 
 _WIRED = "vm.stats.vm.v_wire_count"
+BOUNDED = frozenset({"DEVCTL"})
+"""Zones whose items the kernel bounds: events of devices that devd(8) has not read yet."""
+# These count pages, of which the items of other zones take some.
+_COARSE = ("wired pages", "UMA Slabs")
 
 
 def zones(guest: Guest) -> dict[str, int]:
@@ -35,3 +39,16 @@ def grown(before: dict[str, int], after: dict[str, int], least: int) -> dict[str
     """By how much each has grown that has grown by `least` or more."""
     by = {name: count - before.get(name, 0) for name, count in after.items()}
     return {name: count for name, count in by.items() if count >= least}
+
+
+def suspicious(before: dict[str, int], after: dict[str, int], count: int) -> dict[str, int]:
+    """What may have leaked while something was done `count` times: by how much each has grown.
+
+    Half as much is enough, since others may free some meanwhile.  Pages must have grown by all,
+    since a zone that grows takes some.
+    """
+    return {
+        name: by
+        for name, by in grown(before, after, count // 2).items()
+        if name not in BOUNDED and (by >= count or not name.startswith(_COARSE))
+    }

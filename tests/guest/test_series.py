@@ -14,8 +14,6 @@ from harness.guest.freebsd import Guest
 from harness.run.workbench import Workbench
 
 _CYCLES = 40
-# Events of new and removed devices that devd(8) has not read yet; the kernel limits their number.
-_BOUNDED = {"DEVCTL"}
 
 
 @pytest.mark.beside
@@ -43,15 +41,11 @@ def test_vms_leave_no_zone_or_page_in_use(workbench: Workbench, guest: Guest, vm
     # The figures of a running system vary; a leak grows with each VM.
     growing = {
         name: [count.get(name, 0) for count in seen]
-        for name in seen[-1].keys() - _BOUNDED
+        for name in seen[-1].keys() - kernel_memory.BOUNDED
         if all(
             after.get(name, 0) - before.get(name, 0) >= _CYCLES
             for before, after in itertools.pairwise(seen)
         )
     }
-    known = fuzz.load_known(workbench.options.release)
-    assert {
-        name: counts
-        for name, counts in growing.items()
-        if not fuzz.recognize(fuzz.Finding("leak", f"{name} grows with each VM", -1), known)
-    } == {}
+    unknown = fuzz.unknown_leaks(growing, fuzz.load_known(workbench.options.release))
+    assert {name: growing[name] for name in unknown} == {}

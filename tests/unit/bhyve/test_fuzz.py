@@ -238,3 +238,9 @@ def test_what_an_emulator_does_not_bear_is_left_out() -> None:
     for backend in ("bochs", "kvm-in-bochs"):
         assert list(fuzz.beyond(backend, "amd")) == ["any-run"]
     assert fuzz.beyond("bochs", "") == fuzz.beyond("kvm", "amd") == {}
+
+
+def test_the_known_leak_is_told_from_others() -> None:
+    known = fuzz.load_known("15.1")
+    names = ("SMR SHARED", "SMR CPU", "malloc-64", "wired pages")
+    assert fuzz.unknown_leaks(names, known) == {"malloc-64", "wired pages"}
