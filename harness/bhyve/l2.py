@@ -8,7 +8,7 @@ start have the exit code of a power-off.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -70,29 +70,34 @@ def build_rom() -> Path:
 
 _ENDED = "bhyve ended with"
 
+# In these scripts the shell does itself what it can, since in Bochs each program that it starts
+# takes 25 ms.
+
 # $1 folder, $2 name, $3 MiB, and more of bhyve's arguments.  If bhyve was built, it is two folders
 # above.  When bhyve has ended, the complete status file appears, and then the line that ends every
 # wait for output that will not come.
-_LAUNCH = (
-    r"""
+_LAUNCH = rf"""
 set -eu
-rm -rf "$1"; mkdir -p "$1"; mkfifo "$1/in"; : >"$1/out"
-truncate -s 1M "$1/disk1" "$1/disk2" "$1/disk3"
-cat >"$1/run" <<'END'
-PATH="${1%/l2/*}:$PATH"
-folder=$1 name=$2 mib=$3
-shift 3
-bhyve -H -m "${mib}M" -s 0,hostbridge -s 31,lpc -l com1,stdio "$@" "$name" \
-    <>"$folder/in" >>"$folder/out" 2>>"$folder/err" &
-echo $! >"$folder/pid"
-wait $!
-echo $? >"$folder/status.part"; mv "$folder/status.part" "$folder/status"
+[ ! -e "$1" ] || rm -rf "$1"
+mkdir -p "$1"
+mkfifo "$1/in"
+: >"$1/out"
+case "$*" in *"$1/disk"*) truncate -s 1M "$1/disk1" "$1/disk2" "$1/disk3" ;; esac
+(
+    set +e
+    trap '' HUP
+    PATH="${{1%/l2/*}}:$PATH"
+    folder=$1 name=$2 mib=$3
+    shift 3
+    bhyve -H -m "${{mib}}M" -s 0,hostbridge -s 31,lpc -l com1,stdio "$@" "$name" \
+        <>"$folder/in" >>"$folder/out" 2>>"$folder/err" &
+    echo $! >"$folder/pid"
+    wait $!
+    code=$?
+    echo $code >"$folder/status.part"; mv "$folder/status.part" "$folder/status"
+    printf '\n{_ENDED} %s\n' $code >>"$folder/out"
+) </dev/null >/dev/null 2>&1 &
 """
-    rf"""printf '\n{_ENDED} %s\n' "$(cat "$folder/status")" >>"$folder/out"
-END
-nohup /bin/sh "$1/run" "$@" </dev/null >/dev/null 2>&1 &
-"""
-)
 
 # $1 folder, $2 a line to type (or empty), $3 words to wait for (or empty).  Prints a line with
 # bhyve's exit code or an empty one, then L2's output, only that after the typed line if there is
@@ -107,17 +112,37 @@ if [ -n "$2" ]; then
     printf '%s\n' "$2" 1<>in
 fi
 if [ -n "$3" ]; then
-    {{ sh -c 'echo $$ >tail.pid; exec tail -c "+$0" -f out' "$from" |
-        {{ grep -q -m 1 -F -e "$3" -e "{_ENDED}"; kill "$(cat tail.pid)"; }}; }} 2>/dev/null
+    : >tail.pid
+    {{
+        {{ tail -c "+$from" -f out & echo $! >tail.pid; }} | {{
+            while IFS= read -r line; do
+                case $line in *"$3"* | *"{_ENDED}"*) break ;; esac
+            done
+            until read -r pid <tail.pid; do :; done
+            kill "$pid"
+        }}
+    }} 2>/dev/null
 fi
-if [ -e status ]; then cat status; else echo; fi
+status=
+[ ! -e status ] || read -r status <status
+echo "$status"
 tail -c "+$from" out
+"""
+# $1 words to wait for, then the arguments of _LAUNCH.
+_START = f"""
+wanted=$1
+shift
+{_LAUNCH}
+set +eu
+set -- "$1" '' "$wanted"
+{_TALK}
 """
 
 _KILL = """
 if [ -e "$1/pid" ] && [ ! -e "$1/status" ]; then
-    kill -9 "$(cat "$1/pid")"
-    while [ ! -e "$1/status" ]; do sleep 0.1; done
+    read -r pid <"$1/pid"
+    kill -9 "$pid"
+    until [ -e "$1/status" ]; do sleep 0.02; done
 fi
 """
 # $1 folder, $2 name, $3 the boot ROM.
@@ -150,11 +175,12 @@ class L2:
 
         Raises GuestError with bhyve's own messages if it ends before that.
         """
-        rom = f"{self.vmm.home}/l2rom.bin"
-        if not self._guest.exists(rom):
-            self._guest.put(build_rom(), rom)
-        self.launch("-l", f"bootrom,{rom}")
-        match = self.ask("", _READY)
+        arguments = self._arguments("-l", f"bootrom,{self.vmm.put_once(build_rom())}")
+        match = self._match(
+            _READY,
+            lambda words, limit: self._read(_START, words, *arguments, deadline=limit),
+            self._guest.deadline(_START_S),
+        )
         return Found(int(match[1]), int(match[2]))
 
     def launch(self, *arguments: str) -> None:
@@ -162,8 +188,11 @@ class L2:
 
         Without a boot ROM the VM must exist and be loaded already, as bhyveload(8) does it.
         """
+        self._guest.script(_LAUNCH, *self._arguments(*arguments))
+
+    def _arguments(self, *arguments: str) -> list[str]:
         words = [it.replace("{folder}", self.folder) for it in (*arguments, *self.arguments)]
-        self._guest.script(_LAUNCH, self.folder, self.name, str(self.memory_mib), *words)
+        return [self.folder, self.name, str(self.memory_mib), *words]
 
     def send(self, line: str) -> None:
         """Type a command of the boot ROM; images/l2rom/l2rom.c lists them."""
@@ -184,10 +213,21 @@ class L2:
 
         The pattern begins with plain words.  Raises GuestError if bhyve ends before that.
         """
+        return self._match(
+            pattern,
+            lambda words, limit: self._talk(line, words, limit),
+            deadline or self._guest.deadline(_START_S),
+        )
+
+    def _match(
+        self,
+        pattern: re.Pattern[str],
+        talk: Callable[[str, Deadline], tuple[str, str]],
+        limit: Deadline,
+    ) -> re.Match[str]:
         words = re.split(r"[\\(\[.*+?]", pattern.pattern, maxsplit=1)[0]
-        limit = deadline or self._guest.deadline(_START_S)
         try:
-            status, said = self._talk(line, words, limit)
+            status, said = talk(words, limit)
         except WaitTimeout as error:
             raise WaitTimeout(
                 f"L2 {self.name}: {words!r} not printed within {limit.limit_s:.0f} s",
@@ -203,7 +243,13 @@ class L2:
         return match
 
     def _talk(self, line: str, words: str, deadline: Deadline | None = None) -> tuple[str, str]:
-        said = self._guest.script(_TALK, self.folder, line, words, deadline=deadline).stdout
+        return self._read(_TALK, self.folder, line, words, deadline=deadline)
+
+    def _read(
+        self, script: str, *arguments: str, deadline: Deadline | None = None
+    ) -> tuple[str, str]:
+        """bhyve's exit code or an empty text, and L2's output, as _TALK prints them."""
+        said = self._guest.script(script, *arguments, deadline=deadline).stdout
         status, _, text = said.replace("\r", "").partition("\n")
         return status, text
 
@@ -218,8 +264,9 @@ class L2:
 
         It needs the machine of PLATFORM; the command w needs that of FIRMWARE.
         """
-        self.ask(command, re.compile(r"# verdict failed=\d+"), self._guest.deadline(_PLATFORM_S))
-        return tap.parse(self.output() + "\n")
+        verdict = re.compile(r"# verdict failed=\d+")
+        said = self.ask(command, verdict, self._guest.deadline(_PLATFORM_S)).string
+        return tap.parse(said + "\n")
 
     def feed(self, remote: str) -> None:
         """Type the contents of a file in the guest."""
@@ -230,11 +277,11 @@ class L2:
         status = self._talk("", "")[0]
         return int(status) if status else None
 
-    def wait_exit(self) -> int:
-        """Wait for bhyve's end; returns its exit code."""
+    def wait_exit(self, line: str = "") -> int:
+        """Type a line, if one is given, and wait for bhyve's end; returns its exit code."""
         limit = self._guest.deadline(_START_S)
         try:
-            return int(self._talk("", _ENDED, limit)[0])
+            return int(self._talk(line, _ENDED, limit)[0])
         except WaitTimeout as error:
             raise WaitTimeout(
                 f"L2 {self.name}: bhyve did not end within {limit.limit_s:.0f} s",
@@ -247,7 +294,7 @@ class L2:
 
     def start_second(self) -> int:
         """Run another bhyve for the same VM, to its end; its exit code."""
-        rom = f"{self.vmm.home}/l2rom.bin"
+        rom = self.vmm.put_once(build_rom())
         return self._guest.script(_SECOND, self.folder, self.name, rom, check=False).exit_code
 
     def destroy(self) -> None:

@@ -3,73 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from harness.bhyve.batch import Batch
+from harness.bhyve.figures import LIMIT as LIMIT
+from harness.bhyve.figures import SYSCTLS as SYSCTLS
+from harness.bhyve.figures import USER_LIMIT as USER_LIMIT
+from harness.bhyve.figures import Listed as Listed
+from harness.bhyve.figures import Listing as Listing
+from harness.bhyve.figures import Memory as Memory
+from harness.bhyve.figures import library_figures
+from harness.bhyve.figures import parse_listing as parse_listing
 from harness.bhyve.vmm_module import HOME, LoadedModule
 from harness.build.builder import Build, compile_program
 from harness.build.parts import LIBRARY, PROGRAMS
 from harness.deadline import Deadline
 from harness.files import sha256_file
 from harness.guest import runner
-from harness.guest.freebsd import Guest
-from harness.guest.ssh import CommandFailed, Result
+from harness.guest.freebsd import COMMAND_S, Guest
+from harness.guest.ssh import Result
 from harness.units import MiB
 
 MIB = MiB
 Counts = dict[str, int]
 """The counters of a helper's run, by name: cycles, reads, listings."""
 
-FIGURES = ("total", "allocated", "free", "device")
-SYSCTLS = tuple(f"hw.vmm.mem_{name}" for name in FIGURES)
-LIMIT = "hw.vmm.mem_limit"
-USER_LIMIT = "hw.vmm.mem_user_limit"
-_SIZES = ("memory", "wired", "resident", "lowmem", "highmem")
 _SOURCES = Path(__file__).parent / "guest_src"
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The host's figures at one moment, in bytes; `allocated_bytes` is only system memory."""
-
-    total_bytes: int
-    allocated_bytes: int
-    free_bytes: int
-    device_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A virtual machine as vmmls -v shows it; without permission only name and owner are not None.
-
-    While the VM's memory is being changed only the sizes are None.
-    """
-
-    name: str
-    owner: str = "root"
-    vcpus: int | None = None
-    state: str | None = None
-    memory_bytes: int | None = None
-    wired_bytes: int | None = None
-    resident_bytes: int | None = None
-    lowmem_bytes: int | None = None
-    highmem_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The complete output of one call of vmmls."""
-
-    vms: tuple[Listed, ...]
-    memory: Memory
 
 
 def compile_vmtool(build: Build, sysroot: Path) -> Path:
     """The helper of guest_src/ for this build's library; PatchError if it does not compile."""
-    sources = [_SOURCES / name for name in ("vmtool.c", "race.c", "watch.c")]
+    sources = [_SOURCES / name for name in ("vmtool.c", "steps.c", "host.c", "race.c", "watch.c")]
     return compile_program(build, sources, sysroot=sysroot, libraries=("vmmapi", "util", "pthread"))
 
 
@@ -100,10 +65,16 @@ for name; do
     printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$home" "$system/$name" >"$home/$name"
     chmod 755 "$home/$name"
 done
-mkdir -p ~/bin
+set --
 for name in vmmls bhyve bhyvectl bhyveload; do
-    if [ -e "$home/$name" ]; then ln -sf "$home/$name" ~/bin/; else rm -f ~/bin/"$name"; fi
+    if [ -e "$home/$name" ]; then
+        set -- "$@" "$home/$name"
+    elif [ -L ~/bin/"$name" ]; then
+        rm ~/bin/"$name"
+    fi
 done
+[ -d ~/bin ] || mkdir ~/bin
+[ $# -eq 0 ] || ln -sf "$@" ~/bin/
 """
 _SYSTEM = "/usr/sbin"
 
@@ -134,12 +105,23 @@ class Vmm:
         self.build = build
         self.home = str(Path(loaded.path).parent)
         self._made: list[str] = []
+        self._put: set[str] = set()
+        self.limited = False
+        """Whether a check has set hw.vmm.mem_limit, so that `destroy_all` has to reset it."""
         for local in (build.library, build.tool, vmtool, *build.programs):
             if local is not None:
                 guest.put(local, f"{self.home}/{local.name}", mode=0o755)
         self.vmmls_path = f"{self.home}/vmmls"
         guest.must(["sh", "-c", _IN_PATH, self.home, _SYSTEM, *through_library(build)])
         self.vmtool_path = f"{self.home}/vmtool"
+
+    def put_once(self, local: Path) -> str:
+        """Put a file beside the module unless this was done before; its path in the guest."""
+        remote = f"{self.home}/{local.name}"
+        if remote not in self._put:
+            self.guest.put(local, remote)
+            self._put.add(remote)
+        return remote
 
     @property
     def memory(self) -> Memory:
@@ -163,14 +145,7 @@ class Vmm:
 
     def library_memory(self) -> Memory:
         """The same figures from libvmmapi's functions."""
-        text = self._vmtool(["memory"])
-        try:
-            said = dict(line.split() for line in text.splitlines())
-            return Memory(*(int(said[name]) for name in FIGURES))
-        except (KeyError, ValueError) as error:
-            raise CommandFailed(
-                f"libvmmapi's figures have the wrong form: {error!r}", detail=text
-            ) from error
+        return library_figures(self._vmtool(["memory"]))
 
     def vmmls(self, *arguments: str) -> Result:
         """Run vmmls; any exit code is allowed."""
@@ -193,8 +168,7 @@ class Vmm:
 
         The VM stays, whatever the result.
         """
-        if name not in self._made:
-            self._made.append(name)
+        self.made(name)
         return self.guest.run([self.vmtool_path, "domains", name, str(count), str(memory_bytes)])
 
     def misuse(self, name: str) -> dict[str, str]:
@@ -218,18 +192,43 @@ class Vmm:
         """
         sizes = (str(size) for size in (memory_bytes, *devmem_bytes))
         self._vmtool(["create", *(["-S"] if wired else []), name, *sizes])
-        self._made.append(name)
+        self.made(name)
 
     def destroy(self, *names: str) -> None:
         """Destroy VMs."""
         self._vmtool(["destroy", *names])
+        self.gone(names)
+
+    def made(self, name: str) -> None:
+        """Destroy this VM after the check, if it exists then."""
+        if name not in self._made:
+            self._made.append(name)
+
+    def gone(self, names: Iterable[str]) -> None:
+        """Forget VMs that have been destroyed."""
         self._made = [name for name in self._made if name not in names]
 
+    def set_limit(self, limit_bytes: int) -> None:
+        """Set hw.vmm.mem_limit; `destroy_all` resets it."""
+        self.limited = limit_bytes != 0
+        self.guest.must(["sysctl", f"{LIMIT}={limit_bytes}"])
+
     def destroy_all(self) -> None:
-        """Destroy all VMs that `create` made and that still exist."""
+        """Destroy all VMs that were made and may still exist, and remove the limit."""
         left, self._made = self._made, []
         if left:
             self._vmtool(["clean", *left])
+        if self.limited:
+            # Where a check failed because there is no such sysctl, this fails too.
+            self.guest.run(["sysctl", f"{LIMIT}=0"])
+            self.limited = False
+
+    def batch(self, *, stay: bool = False, limit_s: float = COMMAND_S) -> Batch:
+        """A block whose requests are made by one command: see batch.py.
+
+        With `stay` its VMs and its limit stay until `destroy_all`.
+        """
+        return Batch(self, limit_s, stay=stay)
 
     def churn(self, prefix: str, count: int, memory_bytes: int) -> None:
         """Make and destroy `count` VMs, one after another."""
@@ -278,34 +277,3 @@ class Vmm:
 def _counts(said: str) -> Counts:
     words = said.split()
     return dict(zip(words[::2], map(int, words[1::2]), strict=True))
-
-
-def parse_listing(text: str) -> Listing:
-    """Parse vmmls's JSON; CommandFailed if it is invalid or lacks a figure."""
-    try:
-        top = json.loads(text)["vmm"]
-        rows = top.get("virtual-machine", [])
-        return Listing(
-            vms=tuple(
-                Listed(
-                    _of(str, row["name"]),
-                    _of(str, row["owner"]),
-                    _of(int, row.get("vcpus"), None),
-                    _of(str, row.get("state"), None),
-                    *(_of(int, row.get(key), None) for key in _SIZES),
-                )
-                for row in rows
-            ),
-            memory=Memory(*(_of(int, top[key]) for key in FIGURES)),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CommandFailed(
-            f"vmmls printed JSON that is not in the documented form: {error!r}", detail=text
-        ) from error
-
-
-def _of(kind: type, value: Any, *others: Any) -> Any:
-    """`value`, if it has exactly this type or one of `others`; "1" and true are not sizes."""
-    if type(value) is not kind and value not in others:
-        raise TypeError(f"{value!r} is not of type {kind.__name__}")
-    return value

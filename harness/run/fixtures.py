@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.bhyve.batch import Batch
 from harness.bhyve.l2 import L2
 from harness.bhyve.vmm import Vmm
 from harness.guest.freebsd import Guest
@@ -42,6 +43,14 @@ def vmm(workbench: Workbench) -> Vmm:
 def vm(vmm: Vmm) -> Iterator[Callable[..., None]]:
     """Make virtual machines: `vm("name", memory_bytes)`; they are destroyed after the test."""
     yield vmm.create
+    if not vmm.guest.given_up:
+        vmm.destroy_all()
+
+
+@pytest.fixture
+def batch(vmm: Vmm) -> Iterator[Callable[..., Batch]]:
+    """Make several requests by one command: `with batch() as ask:`; the test leaves nothing."""
+    yield vmm.batch
     if not vmm.guest.given_up:
         vmm.destroy_all()
 

@@ -31,6 +31,7 @@ from harness.machine.console import clean_lines
 from harness.run import complaints, markers
 
 # pytest looks for fixtures among the names of the plugin.
+from harness.run.fixtures import batch as batch
 from harness.run.fixtures import guest as guest
 from harness.run.fixtures import host as host
 from harness.run.fixtures import l2 as l2

@@ -283,12 +283,12 @@ class Session:
                 booted, built, running, self._compile_tools(built.imaged, running)
             )
             module = loaded.module
-            self.properties["kernel build id"] = guest.sysctl("kern.build_id") or "unknown"
+            self.properties["kernel build id"] = module.kernel_build_id or "unknown"
             began_s = time.monotonic()
             guest.must(["true"])
             self.properties[EMPTY_COMMAND] = f"{time.monotonic() - began_s:.3f}"
             step.note = f"build id {running.build_id[:16]}, from {module.path}"
-            if warning := vmm_module.invariants_differ(guest, running):
+            if warning := vmm_module.invariants_differ(module, running):
                 step.note += f"; {warning}"
                 self.properties["invariants"] = warning
             if not module.virtualizes:

@@ -18,8 +18,7 @@ def test_l2_runs_and_finds_its_memory(l2: Callable[..., L2]) -> None:
     inner = l2("runs", 48)
     found = inner.start()
     assert (found.low_mib, found.high_mib) == (48, 0)
-    inner.send("p")
-    assert inner.wait_exit() == Exit.POWER_OFF
+    assert inner.wait_exit("p") == Exit.POWER_OFF
     assert "L2ROM powers off" in inner.output()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from harness.bhyve import vmm_module
+from harness.bhyve.batch import Batch
 from harness.bhyve.vmm import MIB, Vmm
 from harness.guest.freebsd import Guest
 
@@ -26,23 +27,26 @@ def test_the_processor_virtualizes(guest: Guest, vmm: Vmm) -> None:
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_a_vm_comes_and_goes(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_a_vm_comes_and_goes(batch: Callable[..., Batch]) -> None:
     """a new VM appears under /dev/vmm, and disappears when it is destroyed"""
-    vm("there", 32 * MIB)
-    assert vmm.names() == ["there"]
-    vmm.destroy("there")
-    assert vmm.names() == []
+    with batch() as ask:
+        ask.create("there", 32 * MIB)
+        during = ask.names()
+        ask.destroy("there")
+        after = ask.names()
+    assert during.value == ["there"]
+    assert after.value == []
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_unload_is_refused_while_a_vm_exists(
-    guest: Guest, vmm: Vmm, vm: Callable[..., None]
-) -> None:
+def test_unload_is_refused_while_a_vm_exists(batch: Callable[..., Batch]) -> None:
     """the module cannot be unloaded while a VM exists"""
-    vm("holder", 16 * MIB)
-    assert not guest.run(["kldunload", "vmm"]).ok
-    assert guest.exists("/dev/vmm/holder")
+    with batch() as ask:
+        ask.create("holder", 16 * MIB)
+        unload, names = ask.run(["kldunload", "vmm"]), ask.names()
+    assert not unload.value.ok
+    assert names.value == ["holder"]
 
 
 @pytest.mark.vtx

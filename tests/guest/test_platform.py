@@ -91,8 +91,7 @@ def test_bhyve_tells_how_l2_ended(l2: Callable[..., L2], command: str, code: Exi
     """bhyve's exit code says whether L2 was powered off, reset or halted"""
     inner = l2(f"ends-{command}")
     inner.start()
-    inner.send(command)
-    assert inner.wait_exit() == code
+    assert inner.wait_exit(command) == code
 
 
 def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> None:
@@ -101,8 +100,7 @@ def test_a_triple_fault_ends_l2(workbench: Workbench, l2: Callable[..., L2]) -> 
         pytest.skip(f"{N_A}Bochs as AMD hangs in a guest's triple fault")
     inner = l2("faults")
     inner.start()
-    inner.send("f")
-    code = inner.wait_exit()
+    code = inner.wait_exit("f")
     assert code == Exit.TRIPLE_FAULT or (code == ABORTED and "Triple fault" in inner.errors())
 
 

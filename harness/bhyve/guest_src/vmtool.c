@@ -53,7 +53,7 @@ size_t	vmm_get_mem_device(void);
 
 #define	HIGHMEM_BASE	(4ULL * 1024 * 1024 * 1024)
 
-static void
+void
 usage(void)
 {
 	(void)fprintf(stderr,
@@ -68,11 +68,15 @@ usage(void)
 	    "       vmtool many prefix count bytes\n"
 	    "       vmtool few prefix count\n"
 	    "       vmtool race creators rounds bytes\n"
-	    "       vmtool watch vmmls creators standing listings bytes\n");
+	    "       vmtool watch vmmls creators standing listings bytes\n"
+	    "       vmtool sysctl name ...\n"
+	    "       vmtool set sysctl value\n"
+	    "       vmtool names\n"
+	    "       vmtool steps [must|may|always count word ...] ...\n");
 	exit(EX_USAGE);
 }
 
-static size_t
+size_t
 number(const char *text)
 {
 	unsigned long long value;
@@ -329,60 +333,87 @@ print(const char *what, size_t (*get)(void))
 	(void)printf("%s %zu\n", what, value);
 }
 
+/* libvmmapi aborts where a name is too long for a VM. */
+static void
+clean(const char *name)
+{
+	char path[PATH_MAX];
+	struct vmctx *vm;
+
+	if (snprintf(path, sizeof(path), "/dev/vmm/%s", name) >=
+	    (int)sizeof(path) || access(path, F_OK) != 0)
+		return;
+	if ((vm = vm_open(name)) != NULL)
+		vm_destroy(vm);
+}
+
+/* One operation: its name and its arguments. */
 int
-main(int argc, char **argv)
+operate(int argc, char **argv)
 {
 	struct vmctx *vm;
 	size_t count;
 
-	if (argc < 2)
-		usage();
-	if (strcmp(argv[1], "create") == 0)
-		create_command(argc - 2, argv + 2);
-	else if (strcmp(argv[1], "destroy") == 0 && argc >= 3) {
-		for (int i = 2; i < argc; i++)
+	if (strcmp(argv[0], "create") == 0)
+		create_command(argc - 1, argv + 1);
+	else if (strcmp(argv[0], "destroy") == 0 && argc >= 2) {
+		for (int i = 1; i < argc; i++)
 			vm_destroy(open_vm(argv[i]));
-	} else if (strcmp(argv[1], "clean") == 0 && argc >= 3) {
-		for (int i = 2; i < argc; i++) {
-			if ((vm = vm_open(argv[i])) != NULL)
-				vm_destroy(vm);
-		}
-	} else if (strcmp(argv[1], "memory") == 0 && argc == 2) {
+	} else if (strcmp(argv[0], "clean") == 0 && argc >= 2) {
+		for (int i = 1; i < argc; i++)
+			clean(argv[i]);
+	} else if (strcmp(argv[0], "memory") == 0 && argc == 1) {
 		print("total", vmm_get_mem_total);
 		print("allocated", vmm_get_mem_allocated);
 		print("device", vmm_get_mem_device);
 		print("free", vmm_get_mem_free);
-	} else if (strcmp(argv[1], "linger") == 0 && argc == 4) {
-		linger(argv[2], number(argv[3]));
-	} else if (strcmp(argv[1], "misuse") == 0 && argc == 3) {
-		misuse(argv[2]);
-	} else if (strcmp(argv[1], "domains") == 0 && argc == 5) {
-		domains(argv[2], number(argv[3]), number(argv[4]));
-	} else if (strcmp(argv[1], "churn") == 0 && argc == 5) {
-		count = number(argv[3]);
+	} else if (strcmp(argv[0], "linger") == 0 && argc == 3) {
+		linger(argv[1], number(argv[2]));
+	} else if (strcmp(argv[0], "misuse") == 0 && argc == 2) {
+		misuse(argv[1]);
+	} else if (strcmp(argv[0], "domains") == 0 && argc == 4) {
+		domains(argv[1], number(argv[2]), number(argv[3]));
+	} else if (strcmp(argv[0], "churn") == 0 && argc == 4) {
+		count = number(argv[2]);
 		for (size_t i = 0; i < count; i++) {
-			create(numbered(argv[2], i), number(argv[4]), false,
+			create(numbered(argv[1], i), number(argv[3]), false,
 			    NULL, 0);
-			vm_destroy(open_vm(numbered(argv[2], i)));
+			vm_destroy(open_vm(numbered(argv[1], i)));
 		}
-	} else if (strcmp(argv[1], "many") == 0 && argc == 5) {
-		count = number(argv[3]);
+	} else if (strcmp(argv[0], "many") == 0 && argc == 4) {
+		count = number(argv[2]);
 		for (size_t i = 0; i < count; i++)
-			create(numbered(argv[2], i), number(argv[4]), false,
+			create(numbered(argv[1], i), number(argv[3]), false,
 			    NULL, 0);
-	} else if (strcmp(argv[1], "few") == 0 && argc == 4) {
-		count = number(argv[3]);
+	} else if (strcmp(argv[0], "few") == 0 && argc == 3) {
+		count = number(argv[2]);
 		for (size_t i = 0; i < count; i++) {
-			if ((vm = vm_open(numbered(argv[2], i))) != NULL)
+			if ((vm = vm_open(numbered(argv[1], i))) != NULL)
 				vm_destroy(vm);
 		}
-	} else if (strcmp(argv[1], "race") == 0 && argc == 5) {
-		return (race(number(argv[2]), number(argv[3]),
-		    number(argv[4])));
-	} else if (strcmp(argv[1], "watch") == 0 && argc == 7) {
-		return (watch(argv[2], number(argv[3]), number(argv[4]),
-		    number(argv[5]), number(argv[6])));
+	} else if (strcmp(argv[0], "race") == 0 && argc == 4) {
+		return (race(number(argv[1]), number(argv[2]),
+		    number(argv[3])));
+	} else if (strcmp(argv[0], "watch") == 0 && argc == 6) {
+		return (watch(argv[1], number(argv[2]), number(argv[3]),
+		    number(argv[4]), number(argv[5])));
+	} else if (strcmp(argv[0], "sysctl") == 0 && argc >= 2) {
+		read_sysctls(argc - 1, argv + 1);
+	} else if (strcmp(argv[0], "set") == 0 && argc == 3) {
+		write_sysctl(argv[1], number(argv[2]));
+	} else if (strcmp(argv[0], "names") == 0 && argc == 1) {
+		print_names();
+	} else if (strcmp(argv[0], "steps") == 0 && argc >= 2) {
+		return (steps(argc - 1, argv + 1));
 	} else
 		usage();
 	return (EX_OK);
+}
+
+int
+main(int argc, char **argv)
+{
+	if (argc < 2)
+		usage();
+	return (operate(argc - 1, argv + 1));
 }

@@ -86,8 +86,7 @@ def words(text: str) -> re.Pattern[str]:
 
 def booted(inner: L2) -> list[str]:
     """The output of L2 from the boot to its power-off."""
-    inner.send("b")
-    assert inner.wait_exit() == Exit.POWER_OFF
+    assert inner.wait_exit("b") == Exit.POWER_OFF
     _, begun, rest = inner.output().partition("L2ROM boots\n")
     assert begun, inner.output()
     return [line for line in rest.splitlines() if line][:2]

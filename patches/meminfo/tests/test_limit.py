@@ -6,33 +6,31 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.bhyve.batch import Batch
 from harness.bhyve.l2 import L2, Exit
 from harness.bhyve.vmm import LIMIT, MIB, Memory, Vmm
 from harness.guest.freebsd import Guest
-from harness.guest.ssh import CommandFailed
 
 SAID = "that was all"
+NO_MEMORY = "Cannot allocate memory"
 pytestmark = [pytest.mark.patch]
 
 PAGE_BYTES = 4096
 
 
 @pytest.fixture
-def limit(guest: Guest) -> Iterator[Callable[[int], None]]:
+def limit(vmm: Vmm) -> Iterator[Callable[[int], None]]:
     """Set the limit, in bytes; after the test there is no limit again."""
-
-    def put(limit_bytes: int) -> None:
-        guest.must(["sysctl", f"{LIMIT}={limit_bytes}"])
-
-    yield put
-    guest.run(["sysctl", f"{LIMIT}=0"])
+    yield vmm.set_limit
+    vmm.destroy_all()
 
 
 def test_the_limit_is_the_total(guest: Guest, vmm: Vmm, limit: Callable[[int], None]) -> None:
     """mem_total is the limit if there is one, otherwise the host's memory"""
     before = vmm.memory
     limit(300 * MIB)
-    assert vmm.mem_total_bytes == vmm.mem_free_bytes == 300 * MIB
+    limited = vmm.memory
+    assert limited.total_bytes == limited.free_bytes == 300 * MIB
     limit(0)
     assert vmm.memory == before
     assert guest.must(["sysctl", "-t", LIMIT]).strip() == f"{LIMIT}: uint64_t"
@@ -50,148 +48,150 @@ def test_only_root_sets_the_limit(guest: Guest, vmm: Vmm) -> None:
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_exactly_the_limit_fits(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_exactly_the_limit_fits(batch: Callable[..., Batch]) -> None:
     """a VM that takes all memory up to the limit is made, and then another of one MiB is refused"""
-    limit(128 * MIB)
-    vm("all", 128 * MIB)
-    assert vmm.mem_free_bytes == 0
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("more", 1 * MIB)
-    assert vmm.names() == ["all"]
-    assert vmm.mem_allocated_bytes == 128 * MIB
+    with batch() as ask:
+        ask.limit(128 * MIB)
+        ask.create("all", 128 * MIB)
+        full = ask.memory()
+        more = ask.refused("more", 1 * MIB)
+        names, after = ask.names(), ask.memory()
+    assert full.value.free_bytes == 0
+    assert NO_MEMORY in more.value
+    assert names.value == ["all"]
+    assert after.value.allocated_bytes == 128 * MIB
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_the_edge_is_exact(vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]) -> None:
+def test_the_edge_is_exact(batch: Callable[..., Batch]) -> None:
     """a limit one byte too small refuses a VM, and one byte too many is not enough for another"""
-    limit(32 * MIB - 1)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("edge", 32 * MIB)
-    assert vmm.mem_free_bytes == 32 * MIB - 1
-    limit(32 * MIB + 1)
-    vm("edge", 32 * MIB)
-    assert vmm.mem_free_bytes == 1
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("page", PAGE_BYTES)
-    limit(32 * MIB + PAGE_BYTES)
-    vm("page", PAGE_BYTES)
-    assert vmm.mem_free_bytes == 0
+    with batch() as ask:
+        ask.limit(32 * MIB - 1)
+        edge, unused = ask.refused("edge", 32 * MIB), ask.memory()
+        ask.limit(32 * MIB + 1)
+        ask.create("edge", 32 * MIB)
+        one_byte, page = ask.memory(), ask.refused("page", PAGE_BYTES)
+        ask.limit(32 * MIB + PAGE_BYTES)
+        ask.create("page", PAGE_BYTES)
+        full = ask.memory()
+    assert NO_MEMORY in edge.value
+    assert unused.value.free_bytes == 32 * MIB - 1
+    assert one_byte.value.free_bytes == 1
+    assert NO_MEMORY in page.value
+    assert full.value.free_bytes == 0
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_limits_and_sizes_beyond_32_bits(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_limits_and_sizes_beyond_32_bits(batch: Callable[..., Batch]) -> None:
     """a VM of 5 GiB does not fit into 2 GiB, fits exactly into 5 GiB, and then no page is left"""
     gib = 1024 * MIB
-    limit(2 * gib)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("wide", 5 * gib)
-    assert vmm.memory == Memory(2 * gib, 0, 2 * gib)
-    limit(5 * gib)
-    vm("wide", 5 * gib)
-    assert vmm.memory == Memory(5 * gib, 5 * gib, 0)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("page", PAGE_BYTES)
-    limit(9 * gib)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("rom", 0, 4 * gib + PAGE_BYTES)
-    assert vmm.library_memory() == vmm.listing().memory == Memory(9 * gib, 5 * gib, 4 * gib)
+    with batch() as ask:
+        ask.limit(2 * gib)
+        wide, unused = ask.refused("wide", 5 * gib), ask.memory()
+        ask.limit(5 * gib)
+        ask.create("wide", 5 * gib)
+        full, page = ask.memory(), ask.refused("page", PAGE_BYTES)
+        ask.limit(9 * gib)
+        rom = ask.refused("rom", 0, 4 * gib + PAGE_BYTES)
+        library, listing = ask.library_memory(), ask.listing()
+    for refused in (wide, page, rom):
+        assert NO_MEMORY in refused.value
+    assert unused.value == Memory(2 * gib, 0, 2 * gib)
+    assert full.value == Memory(5 * gib, 5 * gib, 0)
+    assert library.value == listing.value.memory == Memory(9 * gib, 5 * gib, 4 * gib)
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_what_was_refused_is_not_held(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_what_was_refused_is_not_held(batch: Callable[..., Batch]) -> None:
     """after refusals the whole limit is still available, and so is the memory of destroyed VMs"""
-    limit(64 * MIB)
-    for _ in range(3):
-        with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-            vm("large", 65 * MIB)
-    for _ in range(2):
-        vm("whole", 64 * MIB)
-        assert vmm.memory == Memory(64 * MIB, 64 * MIB, 0)
-        vmm.destroy("whole")
-    assert vmm.mem_allocated_bytes == 0
+    with batch() as ask:
+        ask.limit(64 * MIB)
+        refused = [ask.refused("large", 65 * MIB) for _ in range(3)]
+        full = []
+        for _ in range(2):
+            ask.create("whole", 64 * MIB)
+            full.append(ask.memory())
+            ask.destroy("whole")
+        after = ask.memory()
+    assert all(NO_MEMORY in each.value for each in refused)
+    assert [each.value for each in full] == [Memory(64 * MIB, 64 * MIB, 0)] * 2
+    assert after.value.allocated_bytes == 0
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_a_refused_vm_leaves_no_trace(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_a_refused_vm_leaves_no_trace(batch: Callable[..., Batch]) -> None:
     """a VM above the limit gets ENOMEM, and no figure changes"""
-    limit(64 * MIB)
-    before = vmm.memory
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("large", 65 * MIB)
-    assert vmm.memory == before
-    assert vmm.names() == []
+    with batch() as ask:
+        ask.limit(64 * MIB)
+        before = ask.memory()
+        refused = ask.refused("large", 65 * MIB)
+        after, names = ask.memory(), ask.names()
+    assert NO_MEMORY in refused.value
+    assert after.value == before.value
+    assert names.value == []
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_device_memory_needs_room_as_well(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_device_memory_needs_room_as_well(batch: Callable[..., Batch]) -> None:
     """the limit is for system and device memory together: naming a segment does not evade it"""
-    limit(64 * MIB)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("named", 0, 65 * MIB)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("rom", 49 * MIB, 16 * MIB)
-    assert vmm.memory == Memory(64 * MIB, 0, 64 * MIB, 0)
-    vm("rom", 48 * MIB, 16 * MIB)
-    assert vmm.memory == Memory(64 * MIB, 48 * MIB, 0, 16 * MIB)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("page", PAGE_BYTES)
+    with batch() as ask:
+        ask.limit(64 * MIB)
+        named = ask.refused("named", 0, 65 * MIB)
+        rom = ask.refused("rom", 49 * MIB, 16 * MIB)
+        unused = ask.memory()
+        ask.create("rom", 48 * MIB, 16 * MIB)
+        full, page = ask.memory(), ask.refused("page", PAGE_BYTES)
+    for refused in (named, rom, page):
+        assert NO_MEMORY in refused.value
+    assert unused.value == Memory(64 * MIB, 0, 64 * MIB, 0)
+    assert full.value == Memory(64 * MIB, 48 * MIB, 0, 16 * MIB)
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_memory_of_a_vm_that_is_gone_is_no_room(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_memory_of_a_vm_that_is_gone_is_no_room(vmm: Vmm, batch: Callable[..., Batch]) -> None:
     """a VM that was destroyed while a process has its memory leaves no room for another"""
-    limit(64 * MIB)
-    process = vmm.lingering("lingers", 48 * MIB)
-    try:
-        with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-            vm("late", 32 * MIB)
-        vm("small", 16 * MIB)
-    finally:
-        vmm.end(process)
-    vm("late", 32 * MIB)
-    assert vmm.memory == Memory(64 * MIB, 48 * MIB, 16 * MIB)
+    with batch(stay=True) as ask:
+        ask.limit(64 * MIB)
+        process = ask.lingering("lingers", 48 * MIB)
+        late = ask.try_create("late", 32 * MIB)
+        small = ask.try_create("small", 16 * MIB)
+    vmm.end(process.value)
+    assert NO_MEMORY in late.value.stderr, late.value.describe()
+    assert small.value.ok, small.value.describe()
+    with batch() as ask:
+        ask.create("late", 32 * MIB)
+        after = ask.memory()
+    assert after.value == Memory(64 * MIB, 48 * MIB, 16 * MIB)
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
 @pytest.mark.freebsd("15.0")  # before, a VM's memory has no NUMA domains
-def test_a_refused_domain_leaves_none_behind(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_a_refused_domain_leaves_none_behind(batch: Callable[..., Batch]) -> None:
     """if the last of three NUMA domains is refused, nothing stays mapped; the VM may try again"""
-    before = vmm.memory
-    limit(64 * MIB)
-    vm("numa")
-    for _ in range(2):
-        refused = vmm.domains("numa", 3, 24 * MIB)
-        assert "Cannot allocate memory" in refused.stderr, refused.describe()
-        assert vmm.memory == Memory(64 * MIB, 0, 64 * MIB)
-        assert [listed.memory_bytes for listed in vmm.listing().vms] == [0]
-    limit(72 * MIB)
-    given = vmm.domains("numa", 3, 24 * MIB)
-    assert given.ok, given.describe()
-    assert vmm.memory == Memory(72 * MIB, 72 * MIB, 0)
-    limit(0)
-    vmm.destroy("numa")
-    assert vmm.memory == before
+    with batch() as ask:
+        before = ask.memory()
+        ask.limit(64 * MIB)
+        ask.create("numa")
+        tried = [(ask.domains("numa", 3, 24 * MIB), ask.memory(), ask.listing()) for _ in range(2)]
+        ask.limit(72 * MIB)
+        given, full = ask.domains("numa", 3, 24 * MIB), ask.memory()
+        ask.limit(0)
+        ask.destroy("numa")
+        after = ask.memory()
+    for refused, memory, listing in tried:
+        assert NO_MEMORY in refused.value.stderr, refused.value.describe()
+        assert memory.value == Memory(64 * MIB, 0, 64 * MIB)
+        assert [listed.memory_bytes for listed in listing.value.vms] == [0]
+    assert given.value.ok, given.value.describe()
+    assert full.value == Memory(72 * MIB, 72 * MIB, 0)
+    assert after.value == before.value
 
 
 @pytest.mark.vtx
@@ -222,8 +222,7 @@ def test_memory_of_a_guest_that_ended_stays_with_its_vm(
     for _ in range(2):
         inner = l2("off", 32)
         inner.start()
-        inner.send("p")
-        assert inner.wait_exit() == Exit.POWER_OFF
+        assert inner.wait_exit("p") == Exit.POWER_OFF
         assert vmm.memory == Memory(48 * MIB, 32 * MIB, 0, 16 * MIB)
     inner.end()
     assert vmm.memory == Memory(48 * MIB, 0, 48 * MIB)
@@ -231,14 +230,15 @@ def test_memory_of_a_guest_that_ended_stays_with_its_vm(
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_a_refusal_is_told_on_the_console(
-    guest: Guest, vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_a_refusal_is_told_on_the_console(batch: Callable[..., Batch]) -> None:
     """the kernel reports that the limit was the reason, because ENOMEM may have others"""
-    limit(32 * MIB)
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("large", 33 * MIB)
-    assert any(f"{LIMIT} leaves no {33 * MIB} bytes" in line for line in guest.dmesg())
+    with batch() as ask:
+        ask.limit(32 * MIB)
+        refused = ask.refused("large", 33 * MIB)
+        dmesg = ask.must(["dmesg"])
+    assert NO_MEMORY in refused.value
+    said = dmesg.value.splitlines()
+    assert any(f"{LIMIT} leaves no {33 * MIB} bytes" in line for line in said)
 
 
 # Wrong requests and their answers.
@@ -259,37 +259,40 @@ MISUSE = {
 @pytest.mark.vtx
 @pytest.mark.tools
 @pytest.mark.parametrize("limit_mib", [0, 64])
-def test_wrong_requests_change_nothing(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None], limit_mib: int
-) -> None:
+def test_wrong_requests_change_nothing(batch: Callable[..., Batch], limit_mib: int) -> None:
     """each wrong request to allocate or free memory gets its error, and the figures stay exact"""
-    limit(limit_mib * MIB)
-    before = vmm.memory
-    vm("wrong", 16 * MIB)
-    assert vmm.misuse("wrong") == MISUSE
-    memory = vmm.memory
+    with batch() as ask:
+        ask.limit(limit_mib * MIB)
+        first = ask.memory()
+        ask.create("wrong", 16 * MIB)
+        answers, during = ask.misuse("wrong"), ask.memory()
+        ask.destroy("wrong")
+        after = ask.memory()
+    before, memory = first.value, during.value
+    assert answers.value == MISUSE
     assert memory.allocated_bytes == before.allocated_bytes + 16 * MIB
     assert memory.device_bytes == before.device_bytes + 1 * MIB
     assert memory.free_bytes == before.free_bytes - 17 * MIB
-    vmm.destroy("wrong")
-    assert vmm.memory == before
+    assert after.value == before
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_a_lower_limit_evicts_nobody(
-    vmm: Vmm, vm: Callable[..., None], limit: Callable[[int], None]
-) -> None:
+def test_a_lower_limit_evicts_nobody(batch: Callable[..., Batch]) -> None:
     """a limit below the memory in use leaves the VMs alone, frees nothing and grants no more"""
-    vm("stays", 96 * MIB)
-    limit(32 * MIB)
+    with batch() as ask:
+        ask.create("stays", 96 * MIB)
+        ask.limit(32 * MIB)
+        memory, library, listing = ask.memory(), ask.library_memory(), ask.listing()
+        names = ask.names()
+        late = ask.refused("late", 1 * MIB)
+        ask.destroy("stays")
+        after = ask.memory()
     lowered = Memory(32 * MIB, 96 * MIB, 0)
-    assert vmm.memory == vmm.library_memory() == vmm.listing().memory == lowered
-    assert vmm.names() == ["stays"]
-    with pytest.raises(CommandFailed, match="Cannot allocate memory"):
-        vm("late", 1 * MIB)
-    vmm.destroy("stays")
-    assert vmm.mem_free_bytes == 32 * MIB
+    assert memory.value == library.value == listing.value.memory == lowered
+    assert names.value == ["stays"]
+    assert NO_MEMORY in late.value
+    assert after.value.free_bytes == 32 * MIB
 
 
 def test_a_reloaded_module_starts_from_nothing(

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.bhyve.batch import Answer, Batch
 from harness.bhyve.vmm import LIMIT, MIB, SYSCTLS, USER_LIMIT, Vmm
 from harness.guest.freebsd import Guest
 
 pytestmark = [pytest.mark.patch]
+
+RESERVED = "vm.swap_reserved"
 
 
 def test_sysctls_are_unsigned_64_bit(guest: Guest) -> None:
@@ -23,10 +26,12 @@ def test_sysctls_are_described_and_read_only(guest: Guest) -> None:
     descriptions = guest.must(["sysctl", "-d", *SYSCTLS]).splitlines()
     for name, line in zip(SYSCTLS, descriptions, strict=True):
         assert line.removeprefix(f"{name}:").strip()
-    before = guest.must(["sysctl", *SYSCTLS])
-    for name in SYSCTLS:
-        assert not guest.run(["sysctl", f"{name}=0"]).ok
-    assert guest.must(["sysctl", *SYSCTLS]) == before
+    script = """
+sysctl "$@" && for name; do sysctl "$name=0" >/dev/null 2>&1 && echo "$name was written"; done
+sysctl "$@"
+"""
+    said = guest.script(script, *SYSCTLS).stdout.splitlines()
+    assert said[: len(SYSCTLS)] == said[len(SYSCTLS) :]
 
 
 def test_only_the_limit_can_be_written_or_tuned(guest: Guest) -> None:
@@ -61,103 +66,122 @@ def test_without_a_vm_nothing_is_allocated(vmm: Vmm) -> None:
 @pytest.mark.vtx
 @pytest.mark.tools
 @pytest.mark.parametrize("mib", [1, 64, 513])
-def test_a_vm_costs_exactly_its_memory(vmm: Vmm, vm: Callable[..., None], mib: int) -> None:
+def test_a_vm_costs_exactly_its_memory(batch: Callable[..., Batch], mib: int) -> None:
     """a VM of N MiB changes free and allocated by exactly N MiB, and gives it back"""
-    before = vmm.memory
-    vm("one", mib * MIB)
-    during = vmm.memory
+    with batch() as ask:
+        first = ask.memory()
+        ask.create("one", mib * MIB)
+        middle = ask.memory()
+        ask.destroy("one")
+        after = ask.memory()
+    before, during = first.value, middle.value
     assert during.allocated_bytes == before.allocated_bytes + mib * MIB
     assert during.free_bytes == before.free_bytes - mib * MIB
     assert during.total_bytes == before.total_bytes
-    vmm.destroy("one")
-    assert vmm.memory == before
+    assert after.value == before
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_two_vms_add_up(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_two_vms_add_up(batch: Callable[..., Batch]) -> None:
     """two VMs cost the sum of both; destroying one gives back only its part"""
-    before = vmm.memory
-    vm("first", 96 * MIB)
-    vm("second", 160 * MIB)
-    assert vmm.mem_free_bytes == before.free_bytes - 256 * MIB
-    vmm.destroy("first")
-    assert vmm.mem_allocated_bytes == before.allocated_bytes + 160 * MIB
-    vmm.destroy("second")
-    assert vmm.memory == before
+    with batch() as ask:
+        before = ask.memory()
+        ask.create("first", 96 * MIB)
+        ask.create("second", 160 * MIB)
+        both = ask.memory()
+        ask.destroy("first")
+        one = ask.memory()
+        ask.destroy("second")
+        after = ask.memory()
+    assert both.value.free_bytes == before.value.free_bytes - 256 * MIB
+    assert one.value.allocated_bytes == before.value.allocated_bytes + 160 * MIB
+    assert after.value == before.value
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_a_vm_without_memory_costs_nothing(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_a_vm_without_memory_costs_nothing(batch: Callable[..., Batch]) -> None:
     """a VM without memory costs nothing"""
-    before = vmm.memory
-    vm("empty")
-    assert vmm.names() == ["empty"]
-    assert vmm.memory == before
+    with batch() as ask:
+        before = ask.memory()
+        ask.create("empty")
+        names, during = ask.names(), ask.memory()
+    assert names.value == ["empty"]
+    assert during.value == before.value
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
 @pytest.mark.parametrize("devices", [(16 * MIB,), (16 * MIB, 32 * MIB)], ids=["rom", "rom-fb"])
 def test_device_memory_has_a_figure_of_its_own(
-    vmm: Vmm, vm: Callable[..., None], devices: tuple[int, ...]
+    batch: Callable[..., Batch], devices: tuple[int, ...]
 ) -> None:
     """the memory of a boot ROM and a frame buffer is counted, but not as system memory"""
-    before = vmm.memory
-    vm("devices", 32 * MIB, *devices)
-    during = vmm.memory
+    with batch() as ask:
+        first = ask.memory()
+        ask.create("devices", 32 * MIB, *devices)
+        middle = ask.memory()
+        ask.destroy("devices")
+        after = ask.memory()
+    before, during = first.value, middle.value
     assert during.allocated_bytes == before.allocated_bytes + 32 * MIB
     assert during.device_bytes == before.device_bytes + sum(devices)
     assert during.free_bytes == before.free_bytes - 32 * MIB - sum(devices)
-    vmm.destroy("devices")
-    assert vmm.memory == before
+    assert after.value == before
 
 
 @pytest.fixture
-def lingering(vmm: Vmm) -> Iterator[Callable[[str, int], str]]:
-    """A VM that is destroyed while a process has its memory; the process ends with the test."""
-    processes: list[str] = []
-
-    def make(name: str, memory_bytes: int) -> str:
-        processes.append(vmm.lingering(name, memory_bytes))
-        return processes[-1]
-
-    yield make
+def lingering(vmm: Vmm) -> Iterator[Callable[[Answer[str]], None]]:
+    """Ends processes that have a destroyed VM's memory, if the test has started them."""
+    processes: list[Answer[str]] = []
+    yield processes.append
     for process in processes:
-        vmm.end(process)
+        if process.known:
+            vmm.end(process.value)
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_memory_counts_until_nobody_has_it(vmm: Vmm, lingering: Callable[[str, int], str]) -> None:
+def test_memory_counts_until_nobody_has_it(
+    vmm: Vmm, batch: Callable[..., Batch], lingering: Callable[[Answer[str]], None]
+) -> None:
     """after a VM is destroyed its memory still counts while a process has it mapped"""
-    before = vmm.memory
-    first = lingering("lingers", 96 * MIB)
-    second = lingering("lingers", 32 * MIB)
-    assert vmm.names() == []
-    assert vmm.mem_allocated_bytes == before.allocated_bytes + 128 * MIB
-    assert vmm.listing().memory == vmm.memory
-    vmm.end(first)
-    assert vmm.mem_allocated_bytes == before.allocated_bytes + 32 * MIB
-    vmm.end(second)
-    assert vmm.memory == before
+    with batch() as ask:
+        before = ask.memory()
+        first, second = ask.lingering("lingers", 96 * MIB), ask.lingering("lingers", 32 * MIB)
+        lingering(first)
+        lingering(second)
+        names, both, listing = ask.names(), ask.memory(), ask.listing()
+    vmm.end(first.value)
+    one = vmm.memory
+    vmm.end(second.value)
+    assert names.value == []
+    assert both.value.allocated_bytes == before.value.allocated_bytes + 128 * MIB
+    assert listing.value.memory == both.value
+    assert one.allocated_bytes == before.value.allocated_bytes + 32 * MIB
+    assert vmm.memory == before.value
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_the_module_stays_while_memory_lives(
-    guest: Guest, vmm: Vmm, lingering: Callable[[str, int], str], reloaded: None
+    vmm: Vmm,
+    batch: Callable[..., Batch],
+    lingering: Callable[[Answer[str]], None],
+    reloaded: None,
 ) -> None:
     """the module cannot be unloaded, not even by force, while a process has a VM's memory"""
-    process = lingering("lingers", 16 * MIB)
-    for options in ((), ("-f",)):
-        refused = guest.run(["kldunload", *options, "vmm"])
-        assert not refused.ok
-        assert "Device busy" in refused.stderr
-    vmm.create("works", 16 * MIB)
-    vmm.destroy("works")
-    vmm.end(process)
+    with batch() as ask:
+        process = ask.lingering("lingers", 16 * MIB)
+        lingering(process)
+        unloads = [ask.run(["kldunload", *options, "vmm"]) for options in ((), ("-f",))]
+        ask.create("works", 16 * MIB)
+        ask.destroy("works")
+    for refused in unloads:
+        assert not refused.value.ok
+        assert "Device busy" in refused.value.stderr
+    vmm.end(process.value)
     vmm.reload()
     assert vmm.mem_allocated_bytes == 0
 
@@ -165,55 +189,64 @@ def test_the_module_stays_while_memory_lives(
 @pytest.mark.vtx
 @pytest.mark.tools
 def test_memory_is_charged_to_its_user(
-    guest: Guest, vmm: Vmm, vm: Callable[..., None], lingering: Callable[[str, int], str]
+    vmm: Vmm, batch: Callable[..., Batch], lingering: Callable[[Answer[str]], None]
 ) -> None:
     """memory of VMs is part of vm.swap_reserved until its last reference is gone"""
-
-    def reserved() -> int:
-        return int(guest.must(["sysctl", "-n", "vm.swap_reserved"]))
-
-    before = reserved()
-    vm("charged", 1024 * MIB, 16 * MIB)
-    assert 1040 * MIB <= reserved() - before < 1200 * MIB
-    vmm.destroy("charged")
-    assert abs(reserved() - before) < 160 * MIB
-    process = lingering("lingers", 1024 * MIB)
-    assert 1024 * MIB <= reserved() - before < 1200 * MIB
-    vmm.end(process)
-    assert abs(reserved() - before) < 160 * MIB
+    with batch() as ask:
+        before = ask.number(RESERVED)
+        ask.create("charged", 1024 * MIB, 16 * MIB)
+        charged = ask.number(RESERVED)
+        ask.destroy("charged")
+        destroyed = ask.number(RESERVED)
+        process = ask.lingering("lingers", 1024 * MIB)
+        lingering(process)
+        lingers = ask.number(RESERVED)
+    # Other processes reserve and give back some pages meanwhile.
+    assert 1039 * MIB <= charged.value - before.value < 1200 * MIB
+    assert abs(destroyed.value - before.value) < 160 * MIB
+    assert 1023 * MIB <= lingers.value - before.value < 1200 * MIB
+    vmm.end(process.value)
+    assert abs(vmm.guest.number(RESERVED) - before.value) < 160 * MIB
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_overcommit_leaves_nothing_free(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_overcommit_leaves_nothing_free(vmm: Vmm, batch: Callable[..., Batch]) -> None:
     """VMs may be promised more memory than exists; free is then 0 and allocated stays exact"""
     before = vmm.memory
-    vm("huge", before.total_bytes // MIB * MIB + 512 * MIB)
-    during = vmm.memory
+    with batch() as ask:
+        ask.create("huge", before.total_bytes // MIB * MIB + 512 * MIB)
+        middle = ask.memory()
+        ask.destroy("huge")
+        after = ask.memory()
+    during = middle.value
     assert during.free_bytes == 0
     assert during.allocated_bytes > during.total_bytes == before.total_bytes
-    vmm.destroy("huge")
-    assert vmm.memory == before
+    assert after.value == before
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_figures_beyond_32_bits_are_exact(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_figures_beyond_32_bits_are_exact(batch: Callable[..., Batch]) -> None:
     """a VM of 5 GiB plus a page is counted to the byte"""
-    vm("wide", 5 * 1024 * MIB + 4096)
-    assert vmm.mem_allocated_bytes == 5 * 1024 * MIB + 4096
+    with batch() as ask:
+        ask.create("wide", 5 * 1024 * MIB + 4096)
+        memory = ask.memory()
+    assert memory.value.allocated_bytes == 5 * 1024 * MIB + 4096
 
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_the_library_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_the_library_agrees_with_the_sysctls(batch: Callable[..., Batch]) -> None:
     """libvmmapi's functions return the values of the sysctls"""
-    assert vmm.library_memory() == vmm.memory
-    vm("lib", 128 * MIB, 16 * MIB)
-    memory = vmm.library_memory()
-    assert memory == vmm.memory
-    assert memory.allocated_bytes >= 128 * MIB
-    assert memory.device_bytes >= 16 * MIB
+    with batch() as ask:
+        before = ask.library_memory(), ask.memory()
+        ask.create("lib", 128 * MIB, 16 * MIB)
+        library, memory = ask.library_memory(), ask.memory()
+    assert before[0].value == before[1].value
+    assert library.value == memory.value
+    assert memory.value.allocated_bytes >= 128 * MIB
+    assert memory.value.device_bytes >= 16 * MIB
 
 
 @pytest.mark.tools

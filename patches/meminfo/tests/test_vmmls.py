@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
+from harness.bhyve.batch import Batch
 from harness.bhyve.vmm import MIB, Listed, Memory, Vmm
 from harness.guest.freebsd import Guest
-from harness.guest.ssh import CommandFailed
 
 pytestmark = [pytest.mark.patch, pytest.mark.tools]
 
@@ -33,80 +33,91 @@ def row(name: str, memory_bytes: int) -> str:
     return f"{name}\troot\t1\tcreated\t{memory_bytes}\t0\t0\n"
 
 
-def test_without_a_vm_the_list_is_empty(vmm: Vmm) -> None:
+def test_without_a_vm_the_list_is_empty(batch: Callable[..., Batch]) -> None:
     """without a VM, vmmls lists none, prints the totals and succeeds"""
-    listing = vmm.listing()
-    assert listing.vms == ()
-    assert listing.memory == vmm.memory
+    with batch() as ask:
+        listing, memory = ask.listing(), ask.memory()
+    assert listing.value.vms == ()
+    assert listing.value.memory == memory.value
 
 
 @pytest.mark.vtx
-def test_names_and_memory_are_what_was_given(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_names_and_memory_are_what_was_given(batch: Callable[..., Batch]) -> None:
     """vmmls lists the names, sorted, with the memory of each VM"""
-    vm("zeta", 64 * MIB)
-    vm("alpha", 128 * MIB)
-    assert vmm.listing().vms == (created("alpha", 128 * MIB), created("zeta", 64 * MIB))
+    with batch() as ask:
+        ask.create("zeta", 64 * MIB)
+        ask.create("alpha", 128 * MIB)
+        listing = ask.listing()
+    assert listing.value.vms == (created("alpha", 128 * MIB), created("zeta", 64 * MIB))
 
 
 @pytest.mark.vtx
-def test_memory_is_split_at_4_gib(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_memory_is_split_at_4_gib(batch: Callable[..., Batch]) -> None:
     """for a VM of 5 GiB the memory below and above 4 GiB is listed separately"""
-    vm("big", 5 * GIB)
-    (big,) = vmm.listing().vms
+    with batch() as ask:
+        ask.create("big", 5 * GIB)
+        listing = ask.listing()
+    (big,) = listing.value.vms
     assert big.memory_bytes == 5 * GIB
     assert big.lowmem_bytes == 3 * GIB
     assert big.highmem_bytes == 2 * GIB
 
 
 @pytest.mark.vtx
-def test_the_list_agrees_with_the_sysctls(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_the_list_agrees_with_the_sysctls(batch: Callable[..., Batch]) -> None:
     """the sum of the listed memory is mem_allocated, and the totals are those of the sysctls"""
-    for number in range(5):
-        vm(f"sum{number}", (number + 1) * 16 * MIB, 16 * MIB)
-    listing = vmm.listing()
-    assert sum(listed.memory_bytes or 0 for listed in listing.vms) == 240 * MIB
-    assert listing.memory == vmm.memory
+    with batch() as ask:
+        for number in range(5):
+            ask.create(f"sum{number}", (number + 1) * 16 * MIB, 16 * MIB)
+        listed, memory = ask.listing(), ask.memory()
+    listing = listed.value
+    assert sum(vm.memory_bytes or 0 for vm in listing.vms) == 240 * MIB
+    assert listing.memory == memory.value
     assert listing.memory.allocated_bytes == 240 * MIB
     assert listing.memory.device_bytes == 80 * MIB
 
 
 @pytest.mark.vtx
-def test_names_as_arguments_choose(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_names_as_arguments_choose(batch: Callable[..., Batch]) -> None:
     """with names on the command line only these VMs are listed; an unknown name is an error"""
-    vm("wanted", 16 * MIB)
-    vm("other", 16 * MIB)
-    assert [listed.name for listed in vmm.listing("wanted").vms] == ["wanted"]
-    result = vmm.vmmls("-H", "wanted", "nobody")
+    with batch() as ask:
+        ask.create("wanted", 16 * MIB)
+        ask.create("other", 16 * MIB)
+        listing, unknown = ask.listing("wanted"), ask.vmmls("-H", "wanted", "nobody")
+    assert [listed.name for listed in listing.value.vms] == ["wanted"]
+    result = unknown.value
     assert result.exit_code == 1
     assert "nobody" in result.stderr
     assert result.stdout.startswith("wanted")
 
 
 @pytest.mark.vtx
-def test_exact_and_human_sizes(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_exact_and_human_sizes(batch: Callable[..., Batch]) -> None:
     """sizes have units by default and are exact bytes with -p; -H leaves out header and sum"""
-    vm("sizes", 1536 * MIB)
-    human = vmm.vmmls()
-    assert human.ok, human.describe()
-    first, second, *_ = human.stdout.splitlines()
+    with batch() as ask:
+        ask.create("sizes", 1536 * MIB)
+        human, exact, more = ask.vmmls(), ask.vmmls("-Hp"), ask.vmmls("-v")
+    assert human.value.ok, human.value.describe()
+    first, second, *_ = human.value.stdout.splitlines()
     assert first.split() == HEADER
     assert second.split() == ["sizes", "root", "1", "created", "1.5G", "0B", "0B"]
-    exact = vmm.vmmls("-Hp")
-    assert exact.stdout == row("sizes", 1536 * MIB)
-    more = vmm.vmmls("-v").stdout.splitlines()
-    assert more[0].split() == [*HEADER, "LOWMEM", "HIGHMEM"]
-    assert more[1].split()[-2:] == ["1.5G", "0B"]
+    assert exact.value.stdout == row("sizes", 1536 * MIB)
+    lines = more.value.stdout.splitlines()
+    assert lines[0].split() == [*HEADER, "LOWMEM", "HIGHMEM"]
+    assert lines[1].split()[-2:] == ["1.5G", "0B"]
 
 
 @pytest.mark.vtx
-def test_wired_and_resident_memory(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_wired_and_resident_memory(batch: Callable[..., Batch]) -> None:
     """wired memory is also resident; memory that was never used is neither"""
-    vm("calm", 32 * MIB)
-    vmm.create("wired", 24 * MIB, wired=True)
-    calm, wired = vmm.listing().vms
+    with batch() as ask:
+        ask.create("calm", 32 * MIB)
+        ask.create("wired", 24 * MIB, wired=True)
+        listing, text = ask.listing(), ask.vmmls("-Hp", "wired")
+    calm, wired = listing.value.vms
     assert (calm.wired_bytes, calm.resident_bytes) == (0, 0)
     assert wired.memory_bytes == wired.wired_bytes == wired.resident_bytes == 24 * MIB
-    assert vmm.vmmls("-Hp", "wired").stdout.split("\t")[4:] == [
+    assert text.value.stdout.split("\t")[4:] == [
         str(24 * MIB), str(24 * MIB), f"{24 * MIB}\n"
     ]  # fmt: skip
 
@@ -145,18 +156,25 @@ kill $pid; cat "$2"; rm "$2"
 
 
 @pytest.mark.vtx
-def test_a_slash_in_a_name_is_found(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_a_slash_in_a_name_is_found(batch: Callable[..., Batch]) -> None:
     """a VM whose name has a slash is in a directory of its own, and listed"""
-    vm("rack/one", 16 * MIB)
-    assert [listed.name for listed in vmm.listing().vms] == ["rack/one"]
+    with batch() as ask:
+        ask.create("rack/one", 16 * MIB)
+        listing = ask.listing()
+    assert [listed.name for listed in listing.value.vms] == ["rack/one"]
 
 
 @pytest.mark.vtx
-def test_an_escape_sequence_in_a_name_is_harmless(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_an_escape_sequence_in_a_name_is_harmless(batch: Callable[..., Batch]) -> None:
     """a name with an escape sequence reaches no terminal as it is"""
-    vm("evil\x1b[31mred", 16 * MIB)
-    for arguments in ((), ("-H",), ("--libxo", "json"), ("--libxo", "html")):
-        result = vmm.vmmls(*arguments)
+    with batch() as ask:
+        ask.create("evil\x1b[31mred", 16 * MIB)
+        answers = [
+            ask.vmmls(*arguments)
+            for arguments in ((), ("-H",), ("--libxo", "json"), ("--libxo", "html"))
+        ]
+    for answer in answers:
+        result = answer.value
         assert result.ok, result.describe()
         assert "\x1b" not in result.stdout
         assert "evil" in result.stdout
@@ -176,53 +194,59 @@ ODD = {
 
 
 @pytest.mark.vtx
-def test_odd_names_are_escaped_and_found(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_odd_names_are_escaped_and_found(batch: Callable[..., Batch]) -> None:
     """odd bytes in names are shown in octal, in text and JSON, and such names can be arguments"""
-    for name in ODD:
-        vm(name, MIB)
-    text = vmm.vmmls("-Hp", *ODD)
-    assert text.ok, text.describe()
-    assert text.stdout == "".join(row(label, MIB) for label in ODD.values())
-    assert [listed.name for listed in vmm.listing().vms] == list(ODD.values())
-    shown = vmm.vmmls().stdout.splitlines()[1 : 1 + len(ODD)]
+    with batch() as ask:
+        for name in ODD:
+            ask.create(name, MIB)
+        text, listing, table = ask.vmmls("-Hp", *ODD), ask.listing(), ask.vmmls()
+    assert text.value.ok, text.value.describe()
+    assert text.value.stdout == "".join(row(label, MIB) for label in ODD.values())
+    assert [listed.name for listed in listing.value.vms] == list(ODD.values())
+    shown = table.value.stdout.splitlines()[1 : 1 + len(ODD)]
     assert [line.split()[0] for line in shown] == list(ODD.values())
 
 
 @pytest.mark.vtx
-def test_the_longest_name_is_whole(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_the_longest_name_is_whole(batch: Callable[..., Batch]) -> None:
     """names of 229 bytes, with and without a slash, are listed in full; 230 bytes are refused"""
     names = ["d/" + "s" * (NAME_MAX - 2), "n" * NAME_MAX]
-    for name in names:
-        vm(name, 16 * MIB)
-    assert [listed.name for listed in vmm.listing().vms] == names
-    rows = vmm.vmmls().stdout.splitlines()[1:3]
+    with batch() as ask:
+        for name in names:
+            ask.create(name, 16 * MIB)
+        listing, table = ask.listing(), ask.vmmls()
+        longer = ask.refused("n" * (NAME_MAX + 1))
+    assert [listed.name for listed in listing.value.vms] == names
+    rows = table.value.stdout.splitlines()[1:3]
     rest = ["root", "1", "created", "16M", "0B", "0B"]
     assert [line.split() for line in rows] == [[name, *rest] for name in names]
-    with pytest.raises(CommandFailed, match="too long"):
-        vm("n" * (NAME_MAX + 1))
+    assert "too long" in longer.value
 
 
 @pytest.mark.vtx
-def test_every_format_says_the_same(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_every_format_says_the_same(batch: Callable[..., Batch]) -> None:
     """JSON, XML and text contain the same names and figures; JSON and XML are valid"""
-    vm("same/low", 48 * MIB)
-    vm("same/high", 5 * GIB)
-    vm("evil<&>'\x1b", 16 * MIB)
-    vm("none")
-    listing = vmm.listing()
-    text = vmm.vmmls("-Hpv").stdout
+    with batch() as ask:
+        ask.create("same/low", 48 * MIB)
+        ask.create("same/high", 5 * GIB)
+        ask.create("evil<&>'\x1b", 16 * MIB)
+        ask.create("none")
+        listed, memory = ask.listing(), ask.memory()
+        plain, xml = ask.vmmls("-Hpv"), ask.vmmls("--libxo", "xml", "-v")
+        exact = ask.vmmls("-p")
+    listing, text = listed.value, plain.value.stdout
     assert [line.split("\t") for line in text.splitlines()] == [
         list(map(str, dataclasses.astuple(vm))) for vm in listing.vms
     ]
-    top = ET.fromstring(vmm.vmmls("--libxo", "xml", "-v").stdout)  # noqa: S314  (of our own guest)
+    top = ET.fromstring(xml.value.stdout)  # noqa: S314  (of our own guest)
     rows = [
         [vm.findtext(key) for key in ("name", "owner", "vcpus", "state", *SIZES)]
         for vm in top.findall("virtual-machine")
     ]
     assert rows == [line.split("\t") for line in text.splitlines()]
     figures = [int(top.findtext(key) or -1) for key in ("total", "allocated", "free", "device")]
-    assert Memory(*figures) == listing.memory == vmm.memory
-    last = vmm.vmmls("-p").stdout.splitlines()[-1].split()
+    assert Memory(*figures) == listing.memory == memory.value
+    last = exact.value.stdout.splitlines()[-1].split()
     assert last == [
         "Total:", str(figures[0]), "Allocated:", str(figures[1]), "Device:", str(figures[3]),
         "Free:", str(figures[2]),
@@ -230,11 +254,13 @@ def test_every_format_says_the_same(vmm: Vmm, vm: Callable[..., None]) -> None:
 
 
 @pytest.mark.vtx
-def test_a_vm_without_memory_is_listed(vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_a_vm_without_memory_is_listed(batch: Callable[..., Batch]) -> None:
     """a VM without memory, or with only device memory, is listed with no memory"""
-    vm("bare")
-    vm("device", 0, 16 * MIB)
-    assert vmm.listing().vms == (created("bare", 0), created("device", 0))
+    with batch() as ask:
+        ask.create("bare")
+        ask.create("device", 0, 16 * MIB)
+        listing = ask.listing()
+    assert listing.value.vms == (created("bare", 0), created("device", 0))
 
 
 def test_without_the_module_it_says_so(guest: Guest, vmm: Vmm, unloaded: None) -> None:
@@ -259,13 +285,13 @@ def test_listing_disturbs_no_vm(guest: Guest, vmm: Vmm, vm: Callable[..., None])
 
 
 @pytest.mark.vtx
-def test_not_root_sees_names_but_no_sizes(guest: Guest, vmm: Vmm, vm: Callable[..., None]) -> None:
+def test_not_root_sees_names_but_no_sizes(vmm: Vmm, batch: Callable[..., Batch]) -> None:
     """a user without the right to open a VM still sees its name, and the host's figures"""
-    vm("closed", 32 * MIB)
-    command = f"{vmm.vmmls_path} --libxo json"
-    said = guest.run(["su", "-m", "nobody", "-c", command])
-    assert said.ok, said.describe()
-    data = json.loads(said.stdout)["vmm"]
+    with batch() as ask:
+        ask.create("closed", 32 * MIB)
+        said = ask.run(["su", "-m", "nobody", "-c", f"{vmm.vmmls_path} --libxo json"])
+    assert said.value.ok, said.value.describe()
+    data = json.loads(said.value.stdout)["vmm"]
     assert data["virtual-machine"] == [{"name": "closed", "owner": "root"}]
     assert data["allocated"] == 32 * MIB
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,78 +17,141 @@ from fakes import Answer, FakeGuest
 from harness.bhyve import vmm, vmm_module
 from harness.bhyve.vmm import Listed, Listing, Memory, Vmm, parse_listing
 from harness.bhyve.vmm_module import LoadedModule
+from harness.deadline import Deadline
 from harness.errors import CannotError, GuestError, PatchError
-from harness.guest.ssh import CommandFailed
+from harness.guest.ssh import CommandFailed, Result
 
 BUILD_ID = "0123456789abcdef0123456789abcdef"
-REMOTE = f"/var/tmp/vmm-workbench/{BUILD_ID[:16]}/vmm.ko"  # noqa: S108
 KERNEL = " 1 12 0xffffffff80200000 1f3f2d0 kernel (/boot/kernel/kernel)\n"
+# In the place of FreeBSD's programs: what the scripts of a load call.  $STATE/loaded has the lines
+# of kldstat about vmm.ko.
+PROGRAMS = {
+    "kldstat": """
+if [ "$1" = -q ]; then [ -s "$STATE/loaded" ]; exit; fi
+cat "$STATE/kernel" "$STATE/loaded"
+""",
+    "kldunload": """
+if [ -e "$STATE/busy" ]; then
+    echo "kldunload: can't unload file: Device busy" >&2
+    exit 1
+fi
+: >"$STATE/loaded"
+""",
+    "kenv": "",
+    "sysctl": 'cat "$STATE/sysctls"',
+    "sha256": 'sha256sum "$2" | cut -d " " -f 1',
+}
 
 
-def kldstat(*paths: str) -> Answer:
-    lines = "".join(f" 2 1 0xffffffff82a00000 4d5e8 vmm.ko ({path})\n" for path in paths)
-    return (0, f"Id Refs Address Size Name\n{KERNEL}{lines}", "")
+class LocalGuest(FakeGuest):
+    """A guest whose shell scripts run on this host, with PROGRAMS in the path."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.state = folder
+        (folder / "bin").mkdir()
+        for name, text in PROGRAMS.items():
+            program = folder / "bin" / name
+            program.write_text(f'#!/bin/sh\necho {name} "$@" >>"$STATE/said"\n{text}\n')
+            program.chmod(0o755)
+        (folder / "kernel").write_text(KERNEL)
+        (folder / "loaded").write_text("")
 
-NOT_THERE: Answer = (1, "", "sha256: vmm.ko: No such file or directory\n")
+    def run(
+        self, command: Sequence[str], deadline: Deadline | None = None, *, stdin: bytes = b""
+    ) -> Result:
+        if command[0] != "/bin/sh":
+            return super().run(command, deadline, stdin=stdin)
+        self.said.append("a script")
+        path = f"{self.state / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            env={"PATH": path, "STATE": str(self.state)},
+        )
+        return Result(" ".join(command), done.returncode, done.stdout, done.stderr, 0.1)
+
+    def put(self, local: Path, remote: str, mode: int = 0o644) -> None:
+        super().put(local, remote, mode)
+        Path(remote).write_bytes(local.read_bytes())
 
 
 class Loading:
     """A guest before and after kldload."""
 
-    def __init__(self, tmp_path: Path, **answers: Answer) -> None:
-        module = tmp_path / "vmm.ko"
+    def __init__(self, folder: Path) -> None:
+        module = folder / "vmm.ko"
         module.write_bytes(b"the module")
-        self.loaded = False
-        self.header = tmp_path / "include/dev/vmm/vmm_dev.h"
+        self.header = folder / "include/dev/vmm/vmm_dev.h"
         self.header.parent.mkdir(parents=True)
         self.header.write_text("#define VMMCTL_VM_CREATE 1\n")
+        self.remote = str(folder / "home" / BUILD_ID[:16] / "vmm.ko")
         self.build: Any = SimpleNamespace(
             module=module,
             key=BUILD_ID,
             build_id=BUILD_ID,
             osversion=1501000,
-            include=tmp_path / "include",
+            include=folder / "include",
         )
-        digest = hashlib.sha256(b"the module").hexdigest()
-        self.guest = FakeGuest(
-            {
-                "sysctl -n kern.osreldate": (0, "1501000\n", ""),
-                "sha256 -q": lambda: (0, digest + "\n", "") if self.guest.files else NOT_THERE,
-                "kldstat": lambda: kldstat(REMOTE) if self.loaded else kldstat(),
-                "kldload": self.load,
-                **answers,
-            }
-        )
+        self.guest = LocalGuest(folder)
+        self.guest.answers["kldload"] = self.load
+        self.paths = [self.remote]
         self.says = ""
         self.answer: Answer = (0, "", "")
+        self.sysctls("kern.osreldate=1501000", "kern.build_id=abc", "kern.features.invariants=1")
 
-    def unload(self) -> Answer:
-        self.loaded = False
-        return (0, "", "")
+    def sysctls(self, *lines: str) -> None:
+        (self.guest.state / "sysctls").write_text("".join(f"{line}\n" for line in lines))
+
+    def loads(self, *paths: str) -> None:
+        """From now on the kernel has these modules named vmm.ko."""
+        lines = "".join(f" 2 1 0xffffffff82a00000 4d5e8 vmm.ko ({path})\n" for path in paths)
+        (self.guest.state / "loaded").write_text(lines)
 
     def load(self) -> Answer:
         self.guest.machine.console.text += self.says  # type: ignore[attr-defined]
         assert isinstance(self.answer, tuple)
-        self.loaded = self.answer[0] == 0
+        if self.answer[0] == 0:
+            self.loads(*self.paths)
         return self.answer
+
+    def said(self) -> list[str]:
+        """The programs that the scripts called."""
+        return (self.guest.state / "said").read_text().splitlines()
+
+    def tried(self) -> bool:
+        return any(line.startswith("kldload") for line in self.guest.said)
 
     def run(self) -> LoadedModule:
         return vmm_module.load(self.guest, self.build)
 
 
 @pytest.fixture
-def loading(tmp_path: Path) -> Loading:
+def loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loading:
+    monkeypatch.setattr(vmm_module, "HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(vmm_module, "CONTROL", str(tmp_path / "vmmctl"))
+    (tmp_path / "vmmctl").touch()
     return Loading(tmp_path)
 
 
 def test_a_module_is_loaded_by_its_absolute_path(loading: Loading) -> None:
     loaded = loading.run()
     assert loaded == LoadedModule(
-        REMOTE, BUILD_ID, hashlib.sha256(b"the module").hexdigest(), virtualizes=True, refusal=""
+        loading.remote,
+        BUILD_ID,
+        hashlib.sha256(b"the module").hexdigest(),
+        virtualizes=True,
+        refusal="",
+        kernel_build_id="abc",
+        kernel_invariants=True,
     )
-    assert loading.guest.files == {REMOTE: b"the module"}
-    assert f"kldload {REMOTE}" in loading.guest.said
+    assert loading.guest.files == {loading.remote: b"the module"}
+    assert loading.guest.said == ["a script", f"kldload {loading.remote}", "a script"]
+    assert "kenv hw.vmm.maxcpu=4" in loading.said()
+    # It has just been sent, so nobody computes its digest there.
+    assert not any(line.startswith("sha256") for line in loading.said())
 
 
 def test_a_module_that_is_there_already_is_not_sent_again(loading: Loading) -> None:
@@ -95,14 +160,18 @@ def test_a_module_that_is_there_already_is_not_sent_again(loading: Loading) -> N
     assert loading.run().virtualizes
 
 
-def test_a_module_that_is_loaded_already_goes_first(loading: Loading) -> None:
-    loading.loaded = True
-    loading.guest.answers["kldunload"] = loading.unload
+def test_another_file_in_its_place_is_replaced(loading: Loading) -> None:
     loading.run()
-    said = loading.guest.said
-    assert said.index("kldunload vmm") < said.index(f"kldload {REMOTE}")
-    loading.loaded = True
-    loading.guest.answers["kldunload"] = (1, "", "kldunload: can't unload file: Device busy\n")
+    Path(loading.remote).write_bytes(b"not the module")
+    assert loading.run().virtualizes
+    assert Path(loading.remote).read_bytes() == b"the module"
+
+
+def test_a_module_that_is_loaded_already_goes_first(loading: Loading) -> None:
+    loading.loads("/boot/kernel/vmm.ko")
+    loading.run()
+    assert "kldunload vmm" in loading.said()
+    (loading.guest.state / "busy").touch()
     with pytest.raises(CommandFailed, match="Device busy"):
         loading.run()
 
@@ -111,22 +180,25 @@ def test_a_module_that_is_loaded_already_goes_first(loading: Loading) -> None:
 def test_another_kernel_is_refused_before_anything_is_loaded(
     loading: Loading, running: int
 ) -> None:
-    loading.guest.answers["sysctl -n kern.osreldate"] = (0, f"{running}\n", "")
+    loading.sysctls(f"kern.osreldate={running}")
     with pytest.raises(CannotError, match=rf"runs FreeBSD {running}, .* is 1501000.*--src"):
         loading.run()
-    assert not any(line.startswith("kldload") for line in loading.guest.said)
+    assert not loading.tried()
+
+
+@pytest.mark.parametrize("lines", [(), ("kern.osreldate=many",), ("kern.build_id=1",)])
+def test_a_guest_that_does_not_say_what_it_is(loading: Loading, lines: tuple[str, ...]) -> None:
+    loading.sysctls(*lines)
+    with pytest.raises(GuestError, match="does not say which FreeBSD"):
+        loading.run()
+    assert not loading.tried()
 
 
 def test_a_newer_kernel_of_the_same_release_will_do(loading: Loading) -> None:
-    loading.guest.answers["sysctl -n kern.osreldate"] = (0, "1501500\n", "")
-    assert loading.run().virtualizes
-
-
-def test_a_module_that_arrives_otherwise_is_not_loaded(loading: Loading) -> None:
-    loading.guest.answers["sha256 -q"] = (0, "ffff\n", "")
-    with pytest.raises(GuestError, match="arrived as ffff"):
-        loading.run()
-    assert not any(line.startswith("kldload") for line in loading.guest.said)
+    loading.sysctls("kern.osreldate=1501500")
+    loaded = loading.run()
+    assert loaded.virtualizes
+    assert (loaded.kernel_build_id, loaded.kernel_invariants) == ("", False)
 
 
 def test_a_kernel_that_refuses_the_module(loading: Loading) -> None:
@@ -158,9 +230,8 @@ def test_a_processor_that_is_not_up_to_it_is_no_fault_of_the_module(
 
 def test_a_load_that_succeeds_proves_no_virtualization(loading: Loading) -> None:
     """15.1 loads without VT-x; only the missing /dev/vmmctl shows it."""
-    loading.guest.answers["test -e /dev/vmmctl"] = (1, "", "")
-    assert loading.run().refusal == "/dev/vmmctl is missing"
-    loading.loaded = False
+    (loading.guest.state / "vmmctl").unlink()
+    assert loading.run().refusal == f"{loading.guest.state}/vmmctl is missing"
     loading.says = "noise\r\nvmx_modinit: processor does not support desired pinbased controls\r\n"
     loaded = loading.run()
     assert not loaded.virtualizes
@@ -172,21 +243,20 @@ def test_a_release_without_the_control_device_makes_vms_without_it(loading: Load
 
     Its header of ioctls is in another folder, and says nothing of such a device.
     """
-    loading.guest.answers["test -e /dev/vmmctl"] = (1, "", "")
+    (loading.guest.state / "vmmctl").unlink()
     loading.header.unlink()
     older = loading.build.include / "machine/vmm_dev.h"
     older.parent.mkdir()
     older.write_text("#define VM_RUN 1\n")
     assert loading.run().virtualizes
     older.write_text("#define VMMCTL_VM_CREATE 1\n")
-    loading.loaded = False
-    assert loading.run().refusal == "/dev/vmmctl is missing"
+    assert loading.run().refusal == f"{loading.guest.state}/vmmctl is missing"
 
 
-@pytest.mark.parametrize("paths", [("/boot/kernel/vmm.ko",), (), (REMOTE, "/boot/kernel/vmm.ko")])
+@pytest.mark.parametrize("paths", [("/boot/kernel/vmm.ko",), (), ("", "/boot/kernel/vmm.ko")])
 def test_another_module_that_runs_is_found_out(loading: Loading, paths: tuple[str, ...]) -> None:
-    loading.guest.answers["kldstat"] = lambda: kldstat(*paths) if loading.loaded else kldstat()
-    with pytest.raises(GuestError, match=rf"loaded {REMOTE}, but the kernel runs"):
+    loading.paths = [path or loading.remote for path in paths]
+    with pytest.raises(GuestError, match=rf"loaded {loading.remote}, but the kernel runs"):
         loading.run()
 
 
@@ -289,22 +359,18 @@ def test_what_was_made_is_destroyed(tools: Vmm) -> None:
 @pytest.mark.parametrize(
     ("kernel", "module", "words"),
     [
-        ((0, "1\n", ""), True, ""),
-        ((1, "", "sysctl: unknown oid 'kern.features.invariants'\n"), False, ""),
-        ((0, "1\n", ""), False, "the kernel was built with INVARIANTS, the module without"),
-        (
-            (1, "", "sysctl: unknown oid 'kern.features.invariants'\n"),
-            True,
-            "the module was built with INVARIANTS, the kernel without",
-        ),
+        (True, True, ""),
+        (False, False, ""),
+        (True, False, "the kernel was built with INVARIANTS, the module without"),
+        (False, True, "the module was built with INVARIANTS, the kernel without"),
     ],
 )
 def test_kernel_and_module_may_disagree_about_invariants(
-    kernel: Answer, module: bool, words: str
+    kernel: bool, module: bool, words: str
 ) -> None:
-    guest: Any = FakeGuest({"sysctl -n kern.features.invariants": kernel})
+    loaded = LoadedModule("", "", "", virtualizes=True, refusal="", kernel_invariants=kernel)
     build: Any = SimpleNamespace(invariants=module)
-    said = vmm_module.invariants_differ(guest, build)
+    said = vmm_module.invariants_differ(loaded, build)
     assert said.startswith(words)
     assert bool(said) == bool(words)
 

@@ -96,7 +96,9 @@ class Run:
 
     def _load(self, _guest: object, build: Any) -> Any:
         self.did.append("load")
-        return SimpleNamespace(path="/vmm.ko", virtualizes=True, refusal="", build=build)
+        return SimpleNamespace(
+            path="/vmm.ko", virtualizes=True, refusal="", build=build, kernel_build_id=""
+        )
 
     def session(self, **options: Any) -> Session:
         (self.folder / "run").mkdir(exist_ok=True)
