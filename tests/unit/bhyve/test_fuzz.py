@@ -240,7 +240,7 @@ def test_what_an_emulator_does_not_bear_is_left_out() -> None:
     assert fuzz.beyond("bochs", "") == fuzz.beyond("kvm", "amd") == {}
 
 
-def test_the_known_leak_is_told_from_others() -> None:
+def test_the_known_leak_is_left_out() -> None:
     known = fuzz.load_known("15.1")
     names = ("SMR SHARED", "SMR CPU", "malloc-64", "wired pages")
     assert fuzz.unknown_leaks(names, known) == {"malloc-64", "wired pages"}

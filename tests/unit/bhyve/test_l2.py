@@ -155,7 +155,7 @@ def test_a_silent_l2_is_a_time_out_and_can_be_ended(vmm: Any) -> None:
         inner.ask("", re.compile("L2ROM ready"), Deadline.after(0.2))
     inner.kill()
     assert inner.exit_code() == 128 + 9
-    # A second start begins anew.
+    # Another L2 can be started after that.
     assert L2(vmm, "mute2", 32).start() == Found(32, 0)
 
 

@@ -36,7 +36,7 @@ def test_what_has_grown() -> None:
     assert kernel_memory.grown(before, after, 10) == {"a": 10, "new": 10}
 
 
-def test_a_leak_is_told_from_the_pages_of_another_zone() -> None:
+def test_the_pages_of_another_zone_are_no_leak() -> None:
     """What a guest of Bochs said of 20 VMs: only SMR leaks, a known fault."""
     seen = {
         "wired pages": 11, "vm pgcache": 9, "UMA Slabs 0": 10, "SMR SHARED": 20, "SMR CPU": 20,
