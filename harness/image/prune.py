@@ -25,7 +25,7 @@ def release(name: str) -> int:
     if not home.is_dir():
         return 0
     if releases.parse(name).build and not store.has_anything(name):
-        # A build that was never complete is replaced by the next one, and its pins are of no use.
+        # A build that was not prepared is replaced by the next one, and its pins are of no use.
         with store.lock(name):
             return remove(home)
     with store.lock(name):
