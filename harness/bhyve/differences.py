@@ -3,7 +3,8 @@
 The checks say what the newest release does.  `differences.toml` names the cases that fail on stock
 FreeBSD of an older release, with the reason.  Such a case runs there all the same: if it fails, it
 does not apply on that release; if it passes, for instance because a series brings the change, it
-counts as a check like every other.
+counts as a check like every other.  Only a case that would leave the guest unusable is not run
+there (`harms`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,20 @@ from harness.errors import UsageError
 
 LIST = Path(__file__).parent / "differences.toml"
 _KEYS = {"before": str, "cases": list, "reason": str}
+_OPTIONAL = {"harms": bool}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Cases (patterns of names) that fail on every release before `before`, and the reason."""
+    """Cases (patterns of names) that fail on every release before `before`, and the reason.
+
+    `harms` says that the guest cannot be used any more after them.
+    """
 
     before: str
     cases: tuple[str, ...]
     reason: str
+    harms: bool = False
 
     def concerns(self, release: str, case: str) -> bool:
         """Whether the case fails on stock FreeBSD of this release."""
@@ -53,8 +59,10 @@ def read(path: Path = LIST) -> tuple[Difference, ...]:
 def _entry(path: Path, entry: Mapping[str, Any]) -> Difference:
     good = (
         isinstance(entry, dict)
-        and entry.keys() == _KEYS.keys()
-        and all(isinstance(entry[key], kind) for key, kind in _KEYS.items())
+        and _KEYS.keys() <= entry.keys() <= (_KEYS | _OPTIONAL).keys()
+        and all(
+            isinstance(entry[it], kind) for it, kind in (_KEYS | _OPTIONAL).items() if it in entry
+        )
         and all(isinstance(it, str) for it in entry["cases"])
         and releases.read(entry["before"]) is not None
         and entry["reason"]
@@ -64,7 +72,9 @@ def _entry(path: Path, entry: Mapping[str, Any]) -> Difference:
             f"{path}: {entry!r} must have `before` (a release), `cases` (a list of names) and "
             "`reason`"
         )
-    return Difference(entry["before"], tuple(entry["cases"]), entry["reason"])
+    return Difference(
+        entry["before"], tuple(entry["cases"]), entry["reason"], entry.get("harms", False)
+    )
 
 
 def reason(release: str, case: str, known: tuple[Difference, ...] | None = None) -> str:
@@ -73,3 +83,11 @@ def reason(release: str, case: str, known: tuple[Difference, ...] | None = None)
         if difference.concerns(release, case):
             return f"{difference.reason} (before FreeBSD {difference.before})"
     return ""
+
+
+def harmful(
+    release: str, cases: Iterable[str], known: tuple[Difference, ...] | None = None
+) -> tuple[str, ...]:
+    """Those of the cases that must not run on a release."""
+    those = [it for it in (read() if known is None else known) if it.harms]
+    return tuple(case for case in cases if any(it.concerns(release, case) for it in those))

@@ -105,9 +105,13 @@ def compile_vmunit(build: Build, tree: Path, series: Series | None, sysroot: Pat
 
 @dataclass
 class Family:
-    """What is known of a family: how its cases did, and those with which the guest broke."""
+    """What is known of a family: how its cases did, and those with which the guest broke.
+
+    `left_out` are cases that must not run in this guest.
+    """
 
     name: str
+    left_out: tuple[str, ...] = ()
     cases: dict[str, Case] = field(default_factory=dict)
     broke: dict[str, str] = field(default_factory=dict)
 
@@ -119,7 +123,7 @@ class Family:
         """
         console = guest.machine.console
         mark = console.mark
-        without = tuple(self.broke)
+        without = (*self.left_out, *self.broke)
         try:
             self.cases = run(guest, program, f"{self.name}.", emulated=emulated, without=without)
         except GuestError as error:

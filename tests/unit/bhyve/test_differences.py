@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.bhyve import differences, vmunit
+from harness.bhyve import bhyveunit, differences, vmunit
 from harness.errors import UsageError
 from harness.files import PROJECT
 
@@ -33,11 +33,25 @@ def test_a_difference_concerns_older_releases_and_its_cases_only(tmp_path: Path)
         assert differences.reason(release, "emul.test_f6_numbers_16", known) == ""
 
 
+def test_cases_that_harm_the_guest_are_not_run_on_that_release(tmp_path: Path) -> None:
+    path = tmp_path / "d.toml"
+    path.write_text(GOOD + GOOD.replace("emul.test_f6_*", "end.*") + "harms = true\n")
+    known = differences.read(path)
+    cases = ["end.halts", "emul.test_f6_numbers_16", "platform.virtio", "end.empty"]
+    assert differences.harmful("14.4", cases, known) == (
+        "end.halts",
+        "platform.virtio",
+        "end.empty",
+    )
+    assert differences.harmful("15.0", cases, known) == ()
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "x",
         GOOD + "more = 1",
+        GOOD + 'harms = "yes"',
         GOOD.replace("15.0", "soon"),
         GOOD.replace("it is not emulated", ""),
         GOOD.replace('["emul.test_f6_*", "platform.virtio"]', '"emul.*"'),
@@ -55,7 +69,9 @@ def test_the_newest_release_has_none_and_each_name_is_a_check() -> None:
     """A misspelt name would excuse nothing, and one that is too wide would excuse everything."""
     rom = (PROJECT / "tests/guest/test_platform.py").read_text(encoding="utf-8")
     claims = {f"platform.{name}" for name in re.findall(r"\"(\w+)\"", rom)}
-    cases = {*vmunit.read_list(), *claims}
+    parts = "".join(it.read_text(encoding="utf-8") for it in bhyveunit.SOURCES.glob("test_*.c"))
+    units = set(re.findall(r"^\t\{ \"(\w+\.\w+)\",", parts, re.M))
+    cases = {*vmunit.read_list(), *claims, *units}
     for known in differences.read():
         for pattern in known.cases:
             found = fnmatch.filter(cases, pattern)
