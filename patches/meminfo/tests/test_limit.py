@@ -230,7 +230,7 @@ def test_memory_of_a_guest_that_ended_stays_with_its_vm(
 
 @pytest.mark.vtx
 @pytest.mark.tools
-def test_a_refusal_is_told_on_the_console(batch: Callable[..., Batch]) -> None:
+def test_a_refusal_is_reported_on_the_console(batch: Callable[..., Batch]) -> None:
     """the kernel reports that the limit was the reason, because ENOMEM may have others"""
     with batch() as ask:
         ask.limit(32 * MIB)
