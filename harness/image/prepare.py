@@ -33,6 +33,8 @@ SCRIPT = PROJECT / "images" / "prepare.sh"
 
 _BOOT_S = 60.0
 _STEP_S = 20.0
+# A kernel with WITNESS and INVARIANTS, as main's, takes several times as long as a release's.
+_CHANGES_S = 180.0
 _MEMORY_BYTES = 1 << 30
 
 # Each line is sent separately; sshd uses the first value of a setting, so ours precede its file's.
@@ -90,7 +92,8 @@ def prepare(
             if re.search(r"\s/\s+zfs\s", guest.must(["mount", "-p"])):
                 raise CannotError(f"{imported.disk}: {ZFS_REFUSED}")
             live("changing the image")
-            done = guest.script(SCRIPT.read_text(), password, deadline=guest.deadline(60))
+            limit = guest.deadline(_CHANGES_S)
+            done = guest.script(SCRIPT.read_text(), password, deadline=limit)
             uname = guest.must(["uname", "-a"]).strip()
             osversion = guest.number("kern.osreldate")
             kernel = _configuration(guest)
