@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
@@ -91,7 +92,9 @@ def vmm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         guest=Local(), home=str(home), put_once=lambda local: f"{home}/{local.name}"
     )
     for process in left(home):
-        process.kill()
+        # It may end by itself meanwhile.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def left(home: Path | str) -> list[psutil.Process]:
