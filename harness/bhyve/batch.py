@@ -52,7 +52,7 @@ class Answer(Generic[T]):
     def value(self) -> T:
         """What the guest answered; RuntimeError inside the block, since nothing was sent yet."""
         if not self.known:
-            raise RuntimeError(f"{' '.join(self.words)}: not answered yet; leave the block first")
+            raise RuntimeError(f"{' '.join(self.words)}: not answered before the block ends")
         return self._value  # type: ignore[return-value]
 
     def take(self, result: Result) -> None:

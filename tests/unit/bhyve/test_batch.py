@@ -214,7 +214,7 @@ def test_nothing_is_sent_after_an_exception_and_without_requests(vmm: Vmm) -> No
 def test_an_answer_is_not_known_before_it_was_given(vmm: Vmm) -> None:
     with vmm.batch() as ask:
         memory = ask.memory()
-        with pytest.raises(RuntimeError, match="not answered yet"):
+        with pytest.raises(RuntimeError, match="not answered before the block ends"):
             _ = memory.value
 
 
