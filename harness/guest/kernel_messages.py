@@ -40,11 +40,11 @@ _UNLOADING = ("leaked zone", "leaked type")
 # The lines that belong to a complaint: the locks, and one or two backtraces.
 _LOCK = re.compile(
     r" (?P<nth>1st|2nd|3rd) (?:0x[0-9a-f]+ )?(?P<name>.+?)"
-    r"(?: \((?P<type>[^()]+), (?P<class>[^(),]+)\))? @ (?P<file>\S+):\d+$"
+    r"(?: \((?P<type>[^()]+), (?P<class>[^(),]+)\))? @ (?P<file>\S+):(?P<line>\d+)$"
 )
 _HELD = re.compile(
     r"(?:exclusive|shared) (?P<name>.+?)(?: \((?P<type>[^()]+)\))? r = \d+ \(0x[0-9a-f]+\) "
-    r"locked @ (?P<file>\S+):\d+$"
+    r"locked @ (?P<file>\S+):(?P<line>\d+)$"
 )
 _WHILE = re.compile(r"while (?:exclusively|share) locked from \S+:\d+$")
 _TRACE = re.compile(
@@ -53,7 +53,7 @@ _TRACE = re.compile(
 _FRAME = re.compile(r"#\d+ 0x[0-9a-f]+ at |[\w.$]+\(.*\) at [\w.$]+\+|--- ")
 _PROMPT = re.compile(r"^.*\blogin: ")
 _NUMBER = re.compile(r"0x[0-9a-f]+|\b\d+\b")
-_PLACE = re.compile(r"\S*/([^/\s]+):\d+")
+_PLACE = re.compile(r"\S*/([^/\s]+):(\d+)")
 # Functions that take a lock or look at one, so they are not the place that is wrong.
 _WITNESS = re.compile(
     r"witness_\w+|(?:__?)?(?:mtx|sx|rm|rw|lockmgr)_\w+|_sleep|msleep\w*|kdb_backtrace|db_trace_\w+"
@@ -84,14 +84,29 @@ class Complaint:
     @property
     def summary(self) -> str:
         """One line: the message, the locks with their places, and the function."""
-        locks = [line.strip() for line in self.lines[1:] if _LOCK.match(line) or _HELD.match(line)]
-        text = " ".join([self.lines[0].strip(), "; ".join(locks)]).strip()
-        return text + (f"; in {self.culprit}" if self.culprit else "")
+        locks = [_short(found) for line in self.lines[1:] if (found := _lock(line))]
+        text = " ".join([_PLACE.sub(r"\1:\2", self.lines[0].strip()), "; ".join(locks)]).strip()
+        if (culprit := self.culprit) is None:
+            return text
+        # The last of several sources is the function itself; the others were inlined.
+        source = culprit.sources[-1].rpartition("/")[2] if culprit.sources else ""
+        return f"{text}; in {culprit.function}" + (f" ({source})" if source else "")
 
     @property
     def culprit(self) -> Frame | None:
         """The innermost place in the backtrace that is not part of the kernel's own checks."""
         return next((it for it in self.frames if not _WITNESS.fullmatch(it.function)), None)
+
+
+def _lock(line: str) -> re.Match[str] | None:
+    """The lock that a line of a complaint names."""
+    return _LOCK.match(line) or _HELD.match(line)
+
+
+def _short(found: re.Match[str]) -> str:
+    """A lock without its address: its name, and where it was taken."""
+    nth = f"{found.groupdict()['nth']} " if "nth" in found.groupdict() else ""
+    return f"{nth}{found['name']} @ {found['file'].rpartition('/')[2]}:{found['line']}"
 
 
 def read(lines: Iterable[str]) -> tuple[Complaint, ...]:
@@ -138,7 +153,7 @@ def _belongs(line: str) -> bool:
 def _complaint(kind: str, block: Sequence[str]) -> Complaint:
     parts = [_NUMBER.sub("N", _PLACE.sub(r"\1", block[0]))]
     for line in block[1:]:
-        if found := _LOCK.match(line) or _HELD.match(line):
+        if found := _lock(line):
             what = found["type"] or found["name"]
             how = found.groupdict().get("class") or ""
             parts.append(f"{_NUMBER.sub('N', what)} {how} {found['file'].rpartition('/')[2]}")

@@ -159,9 +159,9 @@ class Complaints:
 
 
 def message(found: Sequence[Complaint]) -> str:
-    """One line about complaints: the first, and the number of the others."""
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"the kernel complained: {found[0].summary}{more}"
+    """One line about complaints: their number, and the first."""
+    times = f" {len(found)} times" if len(found) > 1 else ""
+    return f"the kernel complained{times}: {found[0].summary}"
 
 
 def text(complaint: Complaint) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from kernel_texts import (
     AFTER_FREE,
@@ -19,6 +21,7 @@ from kernel_texts import (
 )
 
 from harness.guest import kernel_messages
+from harness.guest.panic_report import Frame
 
 ALL = {
     "lock order": (REVERSAL, THREE),
@@ -61,11 +64,16 @@ def test_a_summary_names_locks_places_and_the_function() -> None:
     (found,) = read(REVERSAL)
     assert found.summary == (
         "lock order reversal: (sleepable after non-sleepable) "
-        "1st 0xfffff80003b0d068 vm foo (vm lock, sleep mutex) @ "
-        "/usr/src/sys/dev/vmm/vmm_mem.c:123; "
-        "2nd 0xffffffff82a1b2c0 segs (vm mem_segs, sx) @ /usr/src/sys/dev/vmm/vmm_dev.c:88; "
-        "in vm_alloc_memseg+0x44"
+        "1st vm foo @ vmm_mem.c:123; 2nd segs @ vmm_dev.c:88; in vm_alloc_memseg"
     )
+    assert read(HELD)[0].summary == (
+        'Sleeping on "vmwait" with the following non-sleepable locks held: '
+        "sleep mutex vmmdev @ x.c:99; rw vm stats @ vmm_stat.c:5; in vmmdev_ioctl"
+    )
+    assert read(UPGRADE)[0].summary == "exclusive lock of (sx) vm mem_segs @ vmm_mem.c:31"
+    frame = Frame("vm_open", 3, sources=("sys/dev/vmm/a.h:5", "sys/dev/vmm/vmm_dev.c:9"))
+    located = replace(found, frames=(frame,))
+    assert located.summary.endswith("; in vm_open (vmm_dev.c:9)")
     assert str(read(HELD)[0].culprit) == "vmmdev_ioctl+0x44"
     assert str(read(ASSERTION)[0].culprit) == "vm_free_memseg+0x91"
     assert read(TYPE)[0].culprit is None

@@ -141,8 +141,7 @@ def test_what_is_said_while_the_module_is_loaded_is_a_result_of_its_own() -> Non
     kernel.heard.outside += kernel_messages.read((REVERSAL + TYPE).splitlines())
     (check,) = kernel.heard.checks()
     assert (check.outcome, check.name) == ("failed", complaints.CHECK)
-    assert check.message.startswith("the kernel complained: lock order reversal: (sleepable")
-    assert check.message.endswith("(and 1 more)")
+    assert check.message.startswith("the kernel complained 2 times: lock order reversal: (sleep")
     assert TYPE.strip() in check.detail
     assert [it.kind for it in kernel.heard.take()] == ["lock order", "leaked type"]
     assert kernel.heard.checks() == ()
