@@ -56,7 +56,7 @@ class Interrupted(Session):
             spec = Spec(self.run_dir / "guest", Drive(Path(disk)), memory_bytes=384 << 20)
             guest = Guest(machines.make("tcg", spec), Access(Path(key), host_key))
             self._up = Booted(imaged, guest)
-            guest.machine.start(Deadline.after(30))
+            guest.machine.start(Deadline.after(120))
             guest.wait_ready(Deadline.after(200))
             return self._up
 

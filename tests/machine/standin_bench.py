@@ -15,7 +15,7 @@ class StandinBench:
     """Boots the stand-in under TCG; `boot_s` is how long it may take."""
 
     def __init__(
-        self, run_dir: Path, disk: Path, key: Path, host_key: str, boot_s: float = 60
+        self, run_dir: Path, disk: Path, key: Path, host_key: str, boot_s: float = 240
     ) -> None:
         self.run_dir = run_dir
         self.properties: dict[str, str] = {"standin": "yes"}
@@ -29,7 +29,7 @@ class StandinBench:
         with progress.stage("boot", self.stages) as step:
             machine = machines.make("tcg", self._spec)
             self.guest = Guest(machine, self._access)
-            machine.start(Deadline.after(30))
+            machine.start(Deadline.after(120))
             with progress.following(step, machine.console.last_line):
                 self.guest.wait_ready(Deadline.after(self.boot_s))
 

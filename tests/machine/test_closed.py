@@ -142,7 +142,7 @@ from harness.machine.forward import unavailable
 sys.executable = "/usr/bin/python3"
 spec = machine.Spec(Path(sys.argv[2]), machine.Drive(Path(sys.argv[3])), 32 << 20)
 with machine.make(sys.argv[1], spec) as virtual:
-    virtual.start(Deadline.after(30))
+    virtual.start(Deadline.after(120))
     virtual.console.talk(0).expect_any(["sector"], "greeting", Deadline.after(60))
     virtual.forward.connect(10).close()
     print("greeted", virtual.spec.run_dir.stat().st_uid, unavailable() or virtual.private)
@@ -185,8 +185,8 @@ def up(standin: Any, folder: Path) -> Iterator[Guest]:
         backends.make(QEMU, spec) as machine,
         Guest(machine, Access(standin.private_key, standin.host_key)) as made,
     ):
-        machine.start(Deadline.after(30))
-        made.wait_ready(Deadline.after(90))
+        machine.start(Deadline.after(120))
+        made.wait_ready(Deadline.after(240))
         yield made
 
 

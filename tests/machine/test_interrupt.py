@@ -118,7 +118,7 @@ def test_killed_and_started_again_and_two_at_once(start: Start, tmp_path: Path) 
     assert len(below) >= 2
     killed.kill()
     ended.terminate()
-    assert ended.wait(60) == 130
+    assert ended.wait(120) == 130
     assert still_running(below) == []
     together = [start(SLOW), start(SLOW)]
     for process in together:

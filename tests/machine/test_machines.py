@@ -81,14 +81,14 @@ def make(sector: Path, tmp_path: Path) -> Iterator[Made]:
 
 
 def boot(machine: Machine) -> None:
-    machine.start(Deadline.after(20))
-    machine.console.talk(0).expect_any([PROMPT], "greeting", Deadline.after(30))
+    machine.start(Deadline.after(120))
+    machine.console.talk(0).expect_any([PROMPT], "greeting", Deadline.after(120))
 
 
 def ask(machine: Machine, text: str, answer: str) -> None:
     talk = machine.console.talk()
     machine.console.send(text)
-    talk.expect_any([answer], f"the answer to {text}", Deadline.after(20))
+    talk.expect_any([answer], f"the answer to {text}", Deadline.after(120))
 
 
 def test_a_machine_lives_and_switches_itself_off(backend: str, make: Made) -> None:
@@ -103,7 +103,7 @@ def test_a_machine_lives_and_switches_itself_off(backend: str, make: Made) -> No
     ask(machine, "echo", "echo")
     assert machine.wait_ended(Deadline.after(0.1)) is None
     machine.console.send("q")
-    assert machine.wait_ended(Deadline.after(10)) is not None
+    assert machine.wait_ended(Deadline.after(120)) is not None
     assert machine.powered_off()
     assert machine.console.wait_closed(Deadline.after(2))
     machine.stop(Deadline.after(5))
@@ -121,7 +121,7 @@ def test_the_brought_disk_is_never_written_to(
         boot(machine)
         ask(machine, "w", "W")
         machine.console.send("q")
-        machine.wait_ended(Deadline.after(10))
+        machine.wait_ended(Deadline.after(120))
     assert (hashlib.sha256(disk.read_bytes()).digest(), disk.stat().st_mtime_ns) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.img", "run"]
 
@@ -182,7 +182,7 @@ from harness.deadline import Deadline
 drive = machine.Drive(Path(sys.argv[3]))
 spec = machine.Spec(Path(sys.argv[2]), drive, 32 << 20, ssh=sys.argv[4] == "ssh")
 virtual = machine.make(machine.Backend(sys.argv[1], sys.argv[5]), spec)
-virtual.start(Deadline.after(20))
+virtual.start(Deadline.after(120))
 print(virtual.pid, flush=True)
 time.sleep(60)
 """
@@ -236,7 +236,7 @@ def test_gdb_s_stub_reads_the_guest_and_lets_it_go_on(
     """Without gdb: this test sends the requests that gdb would send."""
     machine = make(QEMU)
     boot(machine)
-    path = machine.open_debugger(Deadline.after(10))
+    path = machine.open_debugger(Deadline.after(120))
     # A socket's path may have 108 bytes.
     monkeypatch.chdir(path.parent)
     with socket.socket(socket.AF_UNIX) as stub:
@@ -248,7 +248,7 @@ def test_gdb_s_stub_reads_the_guest_and_lets_it_go_on(
         # The guest's memory has the written value.
         assert ask_stub(stub, "M7000,2:abcd") == "OK"
         assert ask_stub(stub, "m7000,2") == "abcd"
-    machine.close_debugger(Deadline.after(10))
+    machine.close_debugger(Deadline.after(120))
     ask(machine, "echo", "echo")
 
 
@@ -256,12 +256,12 @@ def test_three_machines_side_by_side(make: Made) -> None:
     """Each has its own guest, and ending one does not end the others."""
     machines_here = [make(QEMU, run=f"run{number}") for number in range(3)]
     for machine in machines_here:
-        machine.start(Deadline.after(20))
+        machine.start(Deadline.after(120))
     for machine in machines_here:
-        machine.console.talk(0).expect_any([PROMPT], "greeting", Deadline.after(30))
+        machine.console.talk(0).expect_any([PROMPT], "greeting", Deadline.after(120))
     first, *others = machines_here
     first.console.send("q")
-    assert first.wait_ended(Deadline.after(10)) is not None
+    assert first.wait_ended(Deadline.after(120)) is not None
     for machine in others:
         ask(machine, "echo", "echo")
 
@@ -270,7 +270,7 @@ def test_a_model_that_does_not_exist_is_named_by_the_emulator(make: Made, backen
     words = {QEMU: "unable to find CPU model 'nonsense'", "bochs": "cpu directive malformed"}
     machine = make(backend, cpu="nonsense")
     with pytest.raises(MachineDied, match=r"did not start: exited with 1") as raised:
-        machine.start(Deadline.after(30))
+        machine.start(Deadline.after(120))
     assert words[backend] in raised.value.detail
     machine.stop(Deadline.after(1))
 
@@ -293,7 +293,7 @@ def test_a_taken_port_is_not_the_end(
             boot(machine)
             assert machine.ssh_port != other.getsockname()[1]
             assert str(machine.forward) == f"127.0.0.1:{machine.ssh_port}"
-            with socket.create_connection(("127.0.0.1", machine.ssh_port or 0), timeout=5):
+            with socket.create_connection(("127.0.0.1", machine.ssh_port or 0), timeout=60):
                 pass
 
 
@@ -319,7 +319,7 @@ def test_an_emulator_that_is_not_installed_is_named(
 
 def test_a_disk_that_is_not_there_is_named(backend: str, make: Made, tmp_path: Path) -> None:
     with pytest.raises(CannotError, match=r"absent\.img: there is no such disk"):
-        make(backend, tmp_path / "absent.img").start(Deadline.after(20))
+        make(backend, tmp_path / "absent.img").start(Deadline.after(120))
 
 
 def test_a_disk_of_another_format_is_reported(make: Made, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_disk_of_another_format_is_reported(make: Made, tmp_path: Path) -> Non
     disk.write_bytes(b"not qcow2")
     spec = Spec(run_dir=tmp_path / "run", drive=Drive(disk, "qcow2"))
     with pytest.raises(CannotError, match=r"disk\.qcow2: .*not in qcow2 format"):
-        backends.make(QEMU, spec).start(Deadline.after(10))
+        backends.make(QEMU, spec).start(Deadline.after(120))
     with pytest.raises(CannotError, match=r"Bochs boots only raw disks, .*qcow2"):
         machines.make("bochs", spec)
 
@@ -341,9 +341,9 @@ def test_machines_leave_nothing_behind(backend: str, make: Made, tmp_path: Path)
     before = held()
     for number in range(5):
         with make(backend, run=f"run{number}", ssh=bool(number % 2)) as machine:
-            machine.start(Deadline.after(20))
+            machine.start(Deadline.after(120))
         with pytest.raises(MachineDied):
-            make(backend, run=f"bad{number}", cpu="nonsense").start(Deadline.after(20))
+            make(backend, run=f"bad{number}", cpu="nonsense").start(Deadline.after(120))
     assert held() == before
     known = {"emulator.log", "console.log", "overlay.qcow2", "bochs.log", "bochsrc.txt"}
     known |= {"debugger.txt", "slirp.txt", "disk.img", "console.tty", "bios.rom", "vgabios.rom"}
@@ -355,7 +355,7 @@ def test_a_run_folder_can_be_used_again(backend: str, make: Made) -> None:
     with make(backend) as machine:
         boot(machine)
     with make(backend, cpu="nonsense") as machine, pytest.raises(MachineDied):
-        machine.start(Deadline.after(20))
+        machine.start(Deadline.after(120))
     with make(backend) as machine:
         boot(machine)
 
@@ -375,7 +375,7 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
     with make("bochs", run=EVIL, ssh=True, savable=True) as saved:
         boot(saved)
         ask(saved, "w", "W")
-        saved.save(state, Deadline.after(20))
+        saved.save(state, Deadline.after(120))
         if saved.pid is not None:
             ask(saved, "on", "on")
         order = devices_in_order(saved)
@@ -383,7 +383,7 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
     before = {path.name: path.read_bytes() for path in state.iterdir()}
     resumed = [make("bochs", run=f"resumed {n}", ssh=True, resume_from=state) for n in (1, 2)]
     for machine in resumed:
-        machine.start(Deadline.after(20))
+        machine.start(Deadline.after(120))
     for machine in resumed:
         assert machine.forward is not None
         with machine.forward.connect(5):
@@ -395,7 +395,7 @@ def test_bochs_takes_up_a_saved_machine(make: Made, sector: Path, tmp_path: Path
         assert devices_in_order(machine) == order
         assert machine.depends_on() == needs
         machine.console.send("q")
-        machine.wait_ended(Deadline.after(10))
+        machine.wait_ended(Deadline.after(120))
         assert machine.powered_off()
     assert {path.name: path.read_bytes() for path in state.iterdir()} == before
     assert make("bochs", run="less", memory_bytes=16 << 20, ssh=True).depends_on() != needs
@@ -438,7 +438,7 @@ def test_one_that_ends_at_once_has_run(
         return process
 
     monkeypatch.setattr(machine, "_spawn", to_its_end)
-    machine.start(Deadline.after(20))
+    machine.start(Deadline.after(120))
     assert machine.powered_off()
     with pytest.raises(MachineDied, match=r"the guest powered itself off \(bochs exited with"):
         machine.check()

@@ -29,7 +29,7 @@ from harness.run.session import BeforeBoot
 from harness.run.stages import Imaged
 from harness.run.workbench import Workbench
 
-ENDS_S = 20.0
+ENDS_S = 120.0
 CLI = [sys.executable, "-m", "harness.cli.program"]
 
 

@@ -84,9 +84,9 @@ def test_another_host_key_than_the_pinned_is_refused(
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPaoAoH6ABZrDDkZ8BtUwgkj2vXtMrFTFwT1cOCFgWJk"
     machine = make(replace(spec, run_dir=tmp_path, resume_from=saved.state))
     with machine:
-        machine.start(Deadline.after(20))
+        machine.start(Deadline.after(120))
         with pytest.raises(GuestError, match="shows the host key"):
-            Guest(machine, replace(access, host_key=other)).wake(Deadline.after(30))
+            Guest(machine, replace(access, host_key=other)).wake(Deadline.after(120))
 
 
 def test_a_full_disk_stops_the_saving_and_not_the_guest(
@@ -94,7 +94,7 @@ def test_a_full_disk_stops_the_saving_and_not_the_guest(
 ) -> None:
     monkeypatch.setattr(qemu_state, "DEVICES", "/dev/full")
     with pytest.raises(GuestError, match="could not save the guest's state"):
-        booted.machine.save(tmp_path, Deadline.after(20))
+        booted.machine.save(tmp_path, Deadline.after(120))
     assert ask(booted, "echo still here") == "still here"
     monkeypatch.undo()
 
@@ -103,7 +103,7 @@ def test_a_full_disk_stops_the_saving_and_not_the_guest(
 
     monkeypatch.setattr(qemu_state, "copy_sparse", full)
     with pytest.raises(OSError, match="No space"):
-        booted.machine.save(tmp_path, Deadline.after(20))
+        booted.machine.save(tmp_path, Deadline.after(120))
     assert ask(booted, "echo still here") == "still here"
 
 
@@ -126,4 +126,4 @@ def test_what_is_cut_off_is_refused_at_once(
         return
     machine = make(replace(spec, run_dir=tmp_path / "run", resume_from=copy / "state"))
     with machine, pytest.raises(MachineDied, match="did not start"):
-        machine.start(Deadline.after(20))
+        machine.start(Deadline.after(120))

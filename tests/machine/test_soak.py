@@ -80,7 +80,10 @@ def test_boots_in_a_row(standin: Any, tmp_path: Path, boots: int) -> None:
 
 @pytest.mark.parametrize(
     ("rounds", "side_by_side"),
-    [(1, 2), pytest.param(25, 4, marks=[pytest.mark.soak, pytest.mark.timeout(4 * 3600)])],
+    [
+        pytest.param(1, 2, marks=pytest.mark.soak),
+        pytest.param(25, 4, marks=[pytest.mark.soak, pytest.mark.timeout(4 * 3600)]),
+    ],
 )
 def test_boots_side_by_side(standin: Any, tmp_path: Path, rounds: int, side_by_side: int) -> None:
     before = None

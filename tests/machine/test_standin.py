@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import socket
 import subprocess
@@ -22,16 +23,23 @@ from harness.errors import GuestPanic
 from harness.machine import Drive, Machine, Spec
 from harness.machine.console import Conversation
 
-BOOT_S = 60.0
+BOOT_S = 240.0
 PROMPT = "root@standin:~ # "
 
 
-@pytest.fixture
-def guest(standin: Any, tmp_path: Path) -> Iterator[Machine]:
-    """A booted stand-in under TCG, at its login prompt."""
-    spec = Spec(run_dir=tmp_path / "run", drive=Drive(standin.disk), memory_bytes=384 << 20)
+@pytest.fixture(scope="module")
+def guest(standin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """One stand-in for the tests that do not end it; the test that panics it comes last."""
+    with booting(standin, tmp_path_factory.mktemp("standin") / "run") as machine:
+        yield machine
+
+
+@contextlib.contextmanager
+def booting(standin: Any, folder: Path) -> Iterator[Machine]:
+    """A stand-in under TCG that has just started."""
+    spec = Spec(run_dir=folder, drive=Drive(standin.disk), memory_bytes=384 << 20)
     with backends.make(QEMU, spec) as machine:
-        machine.start(Deadline.after(10))
+        machine.start(Deadline.after(120))
         yield machine
 
 
@@ -77,14 +85,6 @@ def trust(client: paramiko.SSHClient, machine: Machine, standin: Any) -> None:
     kind, blob = standin.host_key.split()[:2]
     key = paramiko.PKey.from_type_string(kind, base64.b64decode(blob))
     client.get_host_keys().add(f"[127.0.0.1]:{machine.ssh_port}", kind, key)
-
-
-def test_console_login_and_power_off(guest: Machine) -> None:
-    talk = log_in(guest)
-    talk.sendline("echo answer=$((6*7))")
-    talk.expect_any(["answer=42"], "the command's output", Deadline.after(10))
-    talk.sendline("poweroff")
-    assert guest.wait_ended(Deadline.after(20)) == 0
 
 
 def test_ssh_takes_the_key_and_files_and_no_password(guest: Machine, standin: Any) -> None:
@@ -135,7 +135,16 @@ def test_a_panic_on_demand_is_seen(guest: Machine) -> None:
     talk = log_in(guest)
     talk.sendline("echo c >/proc/sysrq-trigger")
     with pytest.raises(GuestPanic, match="sysrq triggered crash"):
-        talk.expect_any(["never printed"], "the panic", Deadline.after(20))
+        talk.expect_any(["never printed"], "the panic", Deadline.after(120))
+
+
+def test_console_login_and_power_off(standin: Any, tmp_path: Path) -> None:
+    with booting(standin, tmp_path / "run") as machine:
+        talk = log_in(machine)
+        talk.sendline("echo answer=$((6*7))")
+        talk.expect_any(["answer=42"], "the command's output", Deadline.after(120))
+        talk.sendline("poweroff")
+        assert machine.wait_ended(Deadline.after(120)) == 0
 
 
 def test_the_power_button_is_heard(standin: Any, tmp_path: Path) -> None:
@@ -180,10 +189,10 @@ def test_a_second_disk_is_read_as_it_is_and_not_written(standin: Any, tmp_path: 
         memory_bytes=384 << 20,
     )
     with backends.make(QEMU, spec) as machine:
-        machine.start(Deadline.after(10))
+        machine.start(Deadline.after(120))
         talk = log_in(machine)
         talk.sendline("tar -xOf /dev/vdb src/content; echo no >/dev/vdb")
-        talk.expect_any([r"brought in\r\n"], "the file in the tar", Deadline.after(30))
+        talk.expect_any([r"brought in\r\n"], "the file in the tar", Deadline.after(120))
         talk.sendline("echo its size $(cat /sys/block/vdb/size)")
-        talk.expect_any([r"its size 2048\r\n"], "the disk's sectors", Deadline.after(30))
+        talk.expect_any([r"its size 2048\r\n"], "the disk's sectors", Deadline.after(120))
     assert disk.read_bytes() == before

@@ -38,7 +38,7 @@ def started(tmp_path: Path, backend: str, request: pytest.FixtureRequest) -> Ite
     disk = disk_of(tmp_path, request.param)
     spec = Spec(tmp_path / "run", Drive(disk), memory_bytes=32 << 20, ssh=False, screen=True)
     with machines.make(backend, spec) as machine:
-        machine.start(Deadline.after(30))
+        machine.start(Deadline.after(120))
         yield machine
 
 
@@ -83,7 +83,7 @@ def test_a_disk_that_does_not_boot(tmp_path: Path, backend: str) -> None:
     disk.write_bytes(bytes(1 << 20))
     spec = Spec(tmp_path / "run", Drive(disk), memory_bytes=32 << 20, ssh=False, screen=True)
     with machines.make(backend, spec) as machine:
-        machine.start(Deadline.after(30))
+        machine.start(Deadline.after(120))
         error = waits_for_a_login(machine)
     assert error.exit_code == 4
     assert "bootable" in f"{error.message} {error.detail}".lower()
