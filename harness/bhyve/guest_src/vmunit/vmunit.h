@@ -16,6 +16,9 @@
 #if __has_include(<dev/vmm/vmm_dev.h>)
 #include <dev/vmm/vmm_dev.h>
 #endif
+#if __has_include(<dev/vmm/vmm_mem.h>)
+#include <dev/vmm/vmm_mem.h>
+#endif
 
 #include <stdbool.h>
 #include <stdint.h>
