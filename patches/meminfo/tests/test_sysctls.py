@@ -227,6 +227,7 @@ def test_overcommit_leaves_nothing_free(vmm: Vmm, batch: Callable[..., Batch]) -
 
 @pytest.mark.vtx
 @pytest.mark.tools
+@pytest.mark.freebsd("15.0")  # before, memory above 3 GiB has 1 GiB more: the hole up to 4 GiB
 def test_figures_beyond_32_bits_are_exact(batch: Callable[..., Batch]) -> None:
     """a VM of 5 GiB plus a page is counted to the byte"""
     with batch() as ask:
