@@ -245,14 +245,15 @@ rendezvous(const void *arg)
 	pthread_t thread;
 	double began;
 
-	if (vm_create_devmem(vm->ctx, 8, "unit", 4096) == (void *)-1)
+	if (vm_create_devmem(vm->ctx, SEG_DEVICE, "unit", 4096) == (void *)-1)
 		fail("no device memory: %s", strerror(errno));
 	thread = start_second(vm, &second, bytes, 4);
 	wait_ms(20);
 	began = uptime();
 	for (unsigned i = 0; i < 20; i++) {
 		route(vm, 9, LEVEL | MASKED | (0x91 + i % 2));
-		check(vm_mmap_memseg(vm->ctx, 16ul << 20, 8, 0, 4096, 1) == 0,
+		check(vm_mmap_memseg(vm->ctx, 16ul << 20, SEG_DEVICE, 0, 4096,
+		    1) == 0,
 		    "a mapping is refused: %s", strerror(errno));
 		check(vm_munmap_memseg(vm->ctx, 16ul << 20, 4096) == 0,
 		    "a mapping stays: %s", strerror(errno));

@@ -170,7 +170,7 @@ mapped(const void *arg __unused)
 	pthread_t threads[2];
 	double began;
 
-	if (vm_create_devmem(vm->ctx, 8, "unit", 4096) == (void *)-1)
+	if (vm_create_devmem(vm->ctx, SEG_DEVICE, "unit", 4096) == (void *)-1)
 		fail("no device memory: %s", strerror(errno));
 	atomic_store(&enough, false);
 	code(vm, spin, sizeof(spin));
@@ -187,7 +187,8 @@ mapped(const void *arg __unused)
 	began = uptime();
 	for (int i = 0; i < ROUNDS; i++) {
 		wait_ms(2);
-		check(vm_mmap_memseg(vm->ctx, 16ul << 20, 8, 0, 4096, 1) == 0,
+		check(vm_mmap_memseg(vm->ctx, 16ul << 20, SEG_DEVICE, 0, 4096,
+		    1) == 0,
 		    "a mapping is refused: %s", strerror(errno));
 		check(vm_munmap_memseg(vm->ctx, 16ul << 20, 4096) == 0,
 		    "a mapping stays: %s", strerror(errno));

@@ -127,6 +127,13 @@ struct fault {
 	uint64_t	rflags;
 };
 
+/* A segment of memory that is free for a device; FreeBSD 14 has four in all. */
+#ifdef VM_MAXSYSMEM
+#define	SEG_DEVICE	VM_MAXSYSMEM
+#else
+#define	SEG_DEVICE	3
+#endif
+
 #define	MAX_VCPUS	4
 struct vm {
 	char		name[32];
