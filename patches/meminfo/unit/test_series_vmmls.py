@@ -280,7 +280,7 @@ def test_who_is_being_changed_is_shown_without_sizes(host: Host) -> None:
     ]
 
 
-@pytest.mark.parametrize("error", [ENOENT, ENXIO, ENOTDIR, EBADF, EIO])
+@pytest.mark.parametrize("error", [ENOENT, ENXIO, ENOTDIR, EBADF, EINVAL, EIO])
 def test_gone_at_open_is_left_out(host: Host, error: int) -> None:
     host.add("gone", [f"open {error}"])
     host.add("here", plain_vm(MIB))
