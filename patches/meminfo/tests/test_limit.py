@@ -235,6 +235,8 @@ def test_a_refusal_is_reported_on_the_console(batch: Callable[..., Batch]) -> No
     """the kernel reports that the limit was the reason, because ENOMEM may have others"""
     with batch() as ask:
         ask.limit(32 * MIB)
+        # The kernel reports at most one refusal a second, and another check may just have made one.
+        ask.must(["sleep", "1.5"])
         refused = ask.refused("large", 33 * MIB)
         dmesg = ask.must(["dmesg"])
     assert NO_MEMORY in refused.value
