@@ -17,7 +17,7 @@ from pathlib import Path
 import paramiko
 
 from harness.deadline import Deadline
-from harness.errors import GuestError, WaitTimeout
+from harness.errors import GuestError
 from harness.guest.ssh_exec import OutOfTime, Outputs, Watch, attended
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -223,10 +223,7 @@ class RunnerExchange(Outputs):
                     watched_s = time.monotonic()
                     self._runner.pause(deadline)
         except OutOfTime:
-            raise WaitTimeout(
-                f"`{self.command}` in the guest did not end within {deadline.limit_s:.0f} s",
-                detail=self.said(),
-            ) from None
+            raise self.did_not_end(deadline) from None
         finally:
             if not ended:
                 # What it still says would be taken for the next command's answer.

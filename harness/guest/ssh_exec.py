@@ -113,6 +113,13 @@ class Outputs:
         text = ends.decode("utf-8", "replace")
         return "\n".join(text.splitlines()[-lines:])
 
+    def did_not_end(self, deadline: Deadline) -> WaitTimeout:
+        """The error of a command that still ran at its deadline, with its last lines."""
+        return WaitTimeout(
+            f"`{self.command}` in the guest did not end within {deadline.limit_s:.0f} s",
+            detail=self.said(),
+        )
+
 
 class Exchange(Outputs):
     """A running command: sends its input and reads both outputs at the same time."""
@@ -147,10 +154,7 @@ class Exchange(Outputs):
             feeder.start()
             self._drain(channel, deadline)
         except OutOfTime:
-            raise WaitTimeout(
-                f"`{self.command}` in the guest did not end within {deadline.limit_s:.0f} s",
-                detail=self.said(),
-            ) from None
+            raise self.did_not_end(deadline) from None
         finally:
             self._leave()
         return int(channel.exit_status)

@@ -244,9 +244,8 @@ def test_each(guest, workbench, number):
 """
 
 
-def test_stock_and_series_are_tried_at_the_same_time(bench: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "ran"
-    folder.mkdir()
+def try_both(bench: Any, tmp_path: Path, folder: Path) -> list[str]:
+    """Run SIDE_BY_SIDE in two guests, with both modules; the notes of the guests."""
     bench.stock_build = bench.built.stock = "stock"
     bench.loaded.path = "series"
     bench.use = lambda build: setattr(bench.loaded, "path", build)
@@ -256,9 +255,15 @@ def test_stock_and_series_are_tried_at_the_same_time(bench: Any, tmp_path: Path)
     stock: list[Check] = []
     with shards.Pool(bench, tests, 2) as pool:
         verify._in_all_guests(bench, tests, checks, stock, pool)
-    assert pool.notes == []
     assert [check.outcome for check in checks] == ["passed"] * 8
     assert [check.outcome for check in stock] == ["failed"] * 8
+    return pool.notes
+
+
+def test_stock_and_series_are_tried_at_the_same_time(bench: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "ran"
+    folder.mkdir()
+    assert try_both(bench, tmp_path, folder) == []
     ran = [path.name.split() for path in folder.iterdir()]
     assert sorted(module for module, _, _ in ran) == ["series"] * 8 + ["stock"] * 8
     begun_by = {module: pid for module, _, pid in ran}
@@ -291,18 +296,7 @@ def test_where_one_guest_does_not_come_up_the_other_tries_both(bench: Any, tmp_p
     folder.mkdir()
     (folder / "nobody 0 0").touch()
     bench.built.imaged.record = "no-guest"
-    bench.stock_build = bench.built.stock = "stock"
-    bench.loaded.path = "series"
-    bench.use = lambda build: setattr(bench.loaded, "path", build)
-    tests = tmp_path / f"test_{uuid.uuid4().hex}.py"
-    tests.write_text(SIDE_BY_SIDE.format(folder=str(folder)))
-    checks: list[Check] = []
-    stock: list[Check] = []
-    with shards.Pool(bench, tests, 2) as pool:
-        verify._in_all_guests(bench, tests, checks, stock, pool)
-    assert [check.outcome for check in checks] == ["passed"] * 8
-    assert [check.outcome for check in stock] == ["failed"] * 8
-    assert len(pool.notes) == 1
+    assert len(try_both(bench, tmp_path, folder)) == 1
 
 
 @pytest.mark.parametrize(
